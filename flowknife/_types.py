@@ -1,0 +1,59 @@
+"""Types that every module shares: arrays, random keys, and numbers that training leaves alone."""
+
+import secrets
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+from flowknife.errors import InputError
+
+Key = int | Array | None
+"""A source of randomness: an int (a seed), a JAX key, or None (fresh entropy)."""
+
+Shape = tuple[int, ...]
+"""The shape of one event, without its batch axes."""
+
+
+def as_key(key: Key) -> Array:
+    """Turn an int, a JAX key or None into a JAX key.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if key is None:
+        return jax.random.key(secrets.randbits(32))
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    if isinstance(key, jax.Array):
+        if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return key
+        if key.dtype == np.uint32 and key.shape == (2,):
+            return jax.random.wrap_key_data(key)
+    raise InputError(f"got key={key!r}; expected an int, a JAX key or None; try key=0")
+
+
+def as_shape(shape: int | Shape) -> Shape:
+    """Write an event shape as a tuple: `3` means a vector of length 3."""
+    return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
+
+
+class Constant(eqx.Module):
+    """An array of the model that is saved with it and used by it, but never trained.
+
+    Standardisation, fixed rotations and the initialised flag of ActNorm are constants.
+    """
+
+    value: ArrayLike
+
+
+def split_trainable(tree: Any) -> tuple[Any, Any]:
+    """Split a model into (what is trained, the rest); `equinox.combine` joins them again."""
+    mask = jax.tree.map(
+        lambda leaf: not isinstance(leaf, Constant) and eqx.is_inexact_array(leaf),
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, Constant),
+    )
+    return eqx.partition(tree, mask)

@@ -1,0 +1,200 @@
+"""Couplings: one part of the event steers an elementwise map of the other.
+
+`Coupling(split, scalar, net)` composes three independent choices: which elements pass unchanged (a split), which map
+of single numbers moves the others (a `Scalar`), and which network computes that map's parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowknife._types import Key, Shape, as_key, as_shape
+from flowknife.bijections._base import Bijection, sum_event
+from flowknife.bijections._elementwise import Scalar
+from flowknife.errors import InputError
+
+MakeNet = Callable[..., Any]
+"""`make(in_shape, out_shape, cond_shape, key=key)` returns a module called as `net(x, cond)`; see `flowknife.nets`."""
+
+
+class Channels(eqx.Module):
+    """Split of the last axis: the first `kept` channels pass, the others move; `swap` exchanges the roles.
+
+    Args:
+        shape: event shape.
+        kept: how many channels pass; default half, rounded down.
+        swap: the *last* `kept` channels pass instead.
+    """
+
+    shape: Shape = eqx.field(static=True)
+    kept: int = eqx.field(static=True)
+    swap: bool = eqx.field(static=True)
+
+    def __init__(self, shape: int | Shape, kept: int | None = None, *, swap: bool = False):
+        self.shape = as_shape(shape)
+        self.kept = self.shape[-1] // 2 if kept is None else kept
+        self.swap = swap
+        if not 0 <= self.kept < self.shape[-1]:
+            raise InputError(f"got kept={self.kept} of {self.shape[-1]} channels; expected 0 to {self.shape[-1] - 1}")
+
+    @property
+    def kept_shape(self) -> Shape:
+        return (*self.shape[:-1], self.kept)
+
+    @property
+    def moved_shape(self) -> Shape:
+        return (*self.shape[:-1], self.shape[-1] - self.kept)
+
+    def split(self, x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """(kept, moved) parts of `x`."""
+        if self.swap:
+            moved, kept = jnp.split(x, [self.shape[-1] - self.kept], axis=-1)
+        else:
+            kept, moved = jnp.split(x, [self.kept], axis=-1)
+        return kept, moved
+
+    def merge(self, kept: Float[Array, "..."], moved: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The inverse of `split`."""
+        return jnp.concatenate([moved, kept] if self.swap else [kept, moved], axis=-1)
+
+    def put(self, x: Float[Array, "..."], moved: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`x` with its moved part replaced."""
+        return self.merge(self.split(x)[0], moved)
+
+
+class Group(eqx.Module):
+    """Split of the last axis in three: channels before `start` are kept and seen, `start` to `stop` move, the rest waits unseen.
+
+    Couplings over consecutive groups, the last group first, are an autoregression: each sees the groups before it as they were.
+
+    Args:
+        shape: event shape.
+        start: first channel that moves.
+        stop: first channel after those that move.
+    """
+
+    shape: Shape = eqx.field(static=True)
+    start: int = eqx.field(static=True)
+    stop: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        if not 0 <= self.start < self.stop <= self.shape[-1]:
+            raise InputError(f"got channels {self.start} to {self.stop} of {self.shape[-1]}; expected an interval in them")
+
+    @property
+    def kept_shape(self) -> Shape:
+        return (*self.shape[:-1], self.start)
+
+    @property
+    def moved_shape(self) -> Shape:
+        return (*self.shape[:-1], self.stop - self.start)
+
+    def split(self, x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """(kept, moved) parts of `x`."""
+        return x[..., : self.start], x[..., self.start : self.stop]
+
+    def put(self, x: Float[Array, "..."], moved: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`x` with its moved part replaced."""
+        return jnp.concatenate([x[..., : self.start], moved, x[..., self.stop :]], axis=-1)
+
+
+class Checkerboard(eqx.Module):
+    """Split of an image like a chessboard: the pixels of one colour pass, the others move.
+
+    Dinh et al. 2017, arXiv 1605.08803, fig. 3. Each part is a half-size image with twice the channels, so that
+    networks keep their sense of place.
+
+    Args:
+        shape: event shape (height, width, channels), height and width even.
+        swap: exchange the colours.
+    """
+
+    shape: Shape = eqx.field(static=True)
+    swap: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        if len(self.shape) != 3 or self.shape[0] % 2 or self.shape[1] % 2:
+            raise InputError(f"got shape {self.shape}; expected (height, width, channels), height and width even")
+
+    @property
+    def kept_shape(self) -> Shape:
+        return (self.shape[0] // 2, self.shape[1] // 2, 2 * self.shape[2])
+
+    @property
+    def moved_shape(self) -> Shape:
+        return self.kept_shape
+
+    def split(self, x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """(kept, moved) parts of `x`."""
+        black = jnp.concatenate([x[..., ::2, ::2, :], x[..., 1::2, 1::2, :]], axis=-1)
+        white = jnp.concatenate([x[..., ::2, 1::2, :], x[..., 1::2, ::2, :]], axis=-1)
+        return (white, black) if self.swap else (black, white)
+
+    def merge(self, kept: Float[Array, "..."], moved: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The inverse of `split`."""
+        black, white = (moved, kept) if self.swap else (kept, moved)
+        even_even, odd_odd = jnp.split(black, 2, axis=-1)
+        even_odd, odd_even = jnp.split(white, 2, axis=-1)
+        rows = jnp.stack(
+            [jnp.stack([even_even, even_odd], axis=-2), jnp.stack([odd_even, odd_odd], axis=-2)], axis=-4
+        )  # (..., H/2, 2, W/2, 2, C)
+        return rows.reshape(*rows.shape[:-5], *self.shape)
+
+    def put(self, x: Float[Array, "..."], moved: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`x` with its moved part replaced."""
+        return self.merge(self.split(x)[0], moved)
+
+
+class Coupling(Bijection):
+    """y_kept = x_kept, y_moved = f(x_moved; net(x_kept, cond)), f a scalar map applied to every moved element.
+
+    Dinh et al. 2014, arXiv 1410.8516, sec. 3.2. log_det is the sum of f's log slopes.
+
+    Args:
+        split: which elements pass and which move (`Channels`, `Checkerboard`, `Group`).
+        scalar: the elementwise map f (`Shift`, `ShiftScale`, `Spline`, or any `Scalar`).
+        net: `net(in_shape, out_shape, cond_shape, key=key)` builds the network of f's raw parameters; see
+            `flowknife.nets`. Its output starts at zero, so the coupling starts as the identity.
+        cond_shape: event shape of the condition, if there is one.
+        key: source of the network's initial weights.
+    """
+
+    split: Channels | Checkerboard | Group
+    scalar: Scalar
+    net: eqx.Module
+
+    def __init__(
+        self,
+        split: Channels | Checkerboard | Group,
+        scalar: Scalar,
+        net: MakeNet,
+        *,
+        cond_shape: Shape | None = None,
+        key: Key = None,
+    ):
+        self.split, self.scalar = split, scalar
+        *space, channels = split.moved_shape
+        out_shape = (*space, channels * scalar.num_params)
+        self.net = net(split.kept_shape, out_shape, cond_shape, key=as_key(key))
+
+    @property
+    def shape(self) -> Shape:
+        return self.split.shape
+
+    def _raw(self, kept, moved, cond):
+        # parameter-major order: each parameter is one contiguous block of channels
+        raw = self.net(kept, cond).reshape(*moved.shape[:-1], self.scalar.num_params, moved.shape[-1])
+        return jnp.moveaxis(raw, -2, -1)
+
+    def encode(self, x, cond=None):
+        kept, moved = self.split.split(x)
+        y, log_det = self.scalar.encode(moved, self._raw(kept, moved, cond))
+        return self.split.put(x, y), sum_event(log_det, self.shape)
+
+    def decode(self, y, cond=None):
+        kept, moved = self.split.split(y)
+        x, log_det = self.scalar.decode(moved, self._raw(kept, moved, cond))
+        return self.split.put(y, x), sum_event(log_det, self.shape)

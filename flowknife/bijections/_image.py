@@ -1,0 +1,203 @@
+"""Maps of images, shape (height, width, channels): to coarser grids, between channels, and out of the way."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from flowknife._types import Key, Shape, as_shape
+from flowknife.bijections._base import Bijection, batch_of
+from flowknife.bijections._coupling import Channels, Checkerboard
+from flowknife.bijections._linear import LU, Matrix
+from flowknife.errors import InputError
+
+# Rows: coarse, horizontal, vertical and diagonal detail of the pixels (0,0), (0,1), (1,0), (1,1) of a 2x2 block.
+_HAAR = 0.5 * np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+
+
+def _space_to_depth(x, shape):
+    """(..., H, W, C) -> (..., H/2, W/2, 4, C), the 4 pixels of each 2x2 block in row-major order."""
+    height, width, channels = shape
+    batch = x.shape[:-3]
+    x = x.reshape(*batch, height // 2, 2, width // 2, 2, channels)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, height // 2, width // 2, 4, channels)
+
+
+def _depth_to_space(x, shape):
+    """The inverse of `_space_to_depth`; `shape` is the shape (H, W, C) of the result."""
+    height, width, channels = shape
+    batch = x.shape[:-4]
+    x = x.reshape(*batch, height // 2, width // 2, 2, 2, channels)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, height, width, channels)
+
+
+class Squeeze(Bijection):
+    """(H, W, C) -> (H/2, W/2, 4C): each 2x2 block of pixels becomes channels; log_det = 0.
+
+    Dinh et al. 2017, arXiv 1605.08803, fig. 3.
+
+    Args:
+        shape: event shape (height, width, channels), height and width even.
+    """
+
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, shape: Shape):
+        self.shape = as_shape(shape)
+        if len(self.shape) != 3 or self.shape[0] % 2 or self.shape[1] % 2:
+            raise InputError(f"got shape {self.shape}; expected (height, width, channels), height and width even")
+
+    @property
+    def out_shape(self) -> Shape:
+        height, width, channels = self.shape
+        return (height // 2, width // 2, 4 * channels)
+
+    def encode(self, x, cond=None):
+        y = _space_to_depth(x, self.shape)
+        return y.reshape(*y.shape[:-2], -1), jnp.zeros(batch_of(x, self.shape), x.dtype)
+
+    def decode(self, y, cond=None):
+        blocks = y.reshape(*y.shape[:-1], 4, self.shape[2])
+        return _depth_to_space(blocks, self.shape), jnp.zeros(batch_of(y, self.out_shape), y.dtype)
+
+
+class Haar(Bijection):
+    """Orthonormal Haar transform of each 2x2 block: (H, W, C) -> (H/2, W/2, 4C); log_det = 0.
+
+    The first C channels are the coarse image (twice the block's mean), the other 3C its horizontal, vertical and
+    diagonal details.
+
+    Args:
+        shape: event shape (height, width, channels), height and width even.
+    """
+
+    squeeze: Squeeze
+
+    def __init__(self, shape: Shape):
+        self.squeeze = Squeeze(shape)
+
+    @property
+    def shape(self) -> Shape:
+        return self.squeeze.shape
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.squeeze.out_shape
+
+    def _mix(self, x):
+        # the matrix is symmetric and orthogonal: its own inverse
+        blocks = x.reshape(*x.shape[:-1], 4, self.shape[2])
+        return jnp.einsum("ij,...jc->...ic", jnp.asarray(_HAAR, x.dtype), blocks).reshape(x.shape)
+
+    def encode(self, x, cond=None):
+        y, log_det = self.squeeze.encode(x)
+        return self._mix(y), log_det
+
+    def decode(self, y, cond=None):
+        return self.squeeze.decode(self._mix(y))
+
+
+class InvertibleConv1x1(Bijection):
+    """y = W x at every pixel, the invertible 1x1 convolution (Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 3.2).
+
+    Args:
+        shape: event shape (height, width, channels).
+        form: "plu" (triangular factors, `LU`) or "plain" (`Matrix`).
+        key: source of the starting rotation.
+    """
+
+    linear: LU | Matrix
+
+    def __init__(self, shape: Shape, form: str = "plu", *, key: Key = None):
+        if form not in ("plu", "plain"):
+            raise InputError(f'got form={form!r}; expected "plu" or "plain"')
+        self.linear = LU(shape, key=key) if form == "plu" else Matrix(shape, key=key)
+
+    @property
+    def shape(self) -> Shape:
+        return self.linear.shape
+
+    def encode(self, x, cond=None):
+        return self.linear.encode(x)
+
+    def decode(self, y, cond=None):
+        return self.linear.decode(y)
+
+
+class Split(Bijection):
+    """Factor out: the moved part leaves for the latent end now, the kept part goes on through `inner`.
+
+        kept, moved = split(x)
+        y = [inner(kept), factored(moved; cond = context(kept))]      as one flat vector
+
+    With `factored=None` it is the factor-out of RealNVP (arXiv 1605.08803, sec. 3.6). With a conditional affine coupling
+    in `factored` it is Glow's learned prior. With a Haar transform before it, so that kept is the coarse image and moved
+    its details, nested Splits are a wavelet flow (Yu et al. 2020, arXiv 2010.13821).
+
+    Args:
+        split: which part is kept.
+        inner: bijection of the kept part.
+        factored: bijection of the moved part, with the (embedded) kept part as its condition; default: identity.
+        context: network of one argument that turns the kept part into that condition; default: as it is.
+    """
+
+    split: Channels | Checkerboard
+    inner: Bijection
+    factored: Bijection | None
+    context: eqx.Module | None
+
+    def __init__(
+        self,
+        split: Channels | Checkerboard,
+        inner: Bijection,
+        factored: Bijection | None = None,
+        context: eqx.Module | None = None,
+    ):
+        self.split, self.inner, self.factored, self.context = split, inner, factored, context
+        if inner.shape != split.kept_shape or (factored is not None and factored.shape != split.moved_shape):
+            raise InputError(
+                f"got inner of shape {inner.shape} and factored of shape {factored and factored.shape}; expected the "
+                f"shapes of the kept and moved parts, {split.kept_shape} and {split.moved_shape}"
+            )
+
+    @property
+    def shape(self) -> Shape:
+        return self.split.shape
+
+    @property
+    def out_shape(self) -> Shape:
+        return (int(np.prod(self.shape)),)
+
+    def condition(self, kept):
+        """The condition of the moved part, from the kept part of shape `(*batch, *kept_shape)`."""
+        return kept if self.context is None else self.context(kept)
+
+    def _flat(self, part, batch):
+        return part.reshape(*batch, -1)
+
+    def encode(self, x, cond=None):
+        batch = batch_of(x, self.shape)
+        kept, moved = self.split.split(x)
+        y, log_det = self.inner.encode(kept, cond)
+        if self.factored is not None:
+            moved, term = self.factored.encode(moved, self.condition(kept))
+            log_det = log_det + term
+        return jnp.concatenate([self._flat(y, batch), self._flat(moved, batch)], axis=-1), log_det
+
+    def decode(self, y, cond=None):
+        batch = batch_of(y, self.out_shape)
+        first, moved = jnp.split(y, [int(np.prod(self.inner.out_shape))], axis=-1)
+        kept, log_det = self.inner.decode(first.reshape(*batch, *self.inner.out_shape), cond)
+        moved = moved.reshape(*batch, *(self.split.moved_shape if self.factored is None else self.factored.out_shape))
+        if self.factored is not None:
+            moved, term = self.factored.decode(moved, self.condition(kept))
+            log_det = log_det + term
+        return self.split.merge(kept, moved), log_det
+
+    def initialise(self, x, cond=None):
+        kept, moved = self.split.split(x)
+        inner, _ = self.inner.initialise(kept, cond)
+        factored = self.factored
+        if factored is not None:
+            factored, _ = factored.initialise(moved, self.condition(kept))
+        fitted = Split(self.split, inner, factored, self.context)
+        return fitted, fitted.encode(x, cond)[0]

@@ -1,0 +1,247 @@
+"""Linear maps of the last axis: permutations, rotations, triangular factors, and the principal rotation.
+
+Each acts on the last axis of an event of any rank; the other event axes (pixels, say) share the map, and log_det
+counts each of them. On an image of shape (height, width, channels) such a map is an invertible 1x1 convolution.
+"""
+
+import math
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from flowknife._types import Constant, Key, Shape, as_key, as_shape
+from flowknife.bijections._base import Bijection, batch_of
+from flowknife.errors import InputError
+
+
+def _per_position(log_det: Float[Array, ""], x: Float[Array, "..."], shape: Shape) -> Float[Array, "..."]:
+    """log_det of one position, counted for each position of an event, with the batch shape of `x`."""
+    return jnp.broadcast_to(log_det * math.prod(shape[:-1]), batch_of(x, shape))
+
+
+class Permute(Bijection):
+    """y_i = x_{p(i)} along the last axis; log_det = 0.
+
+    Args:
+        indices: the permutation p of 0 ... n-1.
+        shape: event shape; default `(n,)`.
+    """
+
+    indices: Constant
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, indices: Sequence[int] | ArrayLike, shape: int | Shape | None = None):
+        self.shape = np.shape(indices) if shape is None else as_shape(shape)
+        if not isinstance(indices, jax.core.Tracer) and sorted(np.asarray(indices)) != list(range(self.shape[-1])):
+            raise InputError(f"got indices {indices!r}; expected each of 0 to {self.shape[-1] - 1} once")
+        self.indices = Constant(jnp.asarray(indices))
+
+    @classmethod
+    def random(cls, shape: int | Shape, *, key: Key = None) -> "Permute":
+        """A permutation drawn uniformly."""
+        shape = as_shape(shape)
+        return cls(jax.random.permutation(as_key(key), shape[-1]), shape)
+
+    def encode(self, x, cond=None):
+        return jnp.take(x, self.indices.value, axis=-1), jnp.zeros(batch_of(x, self.shape), x.dtype)
+
+    def decode(self, y, cond=None):
+        return jnp.take(y, jnp.argsort(self.indices.value), axis=-1), jnp.zeros(batch_of(y, self.shape), y.dtype)
+
+
+class Orthogonal(Bijection):
+    """y = Q x with a fixed random rotation Q (Haar measure); log_det = 0.
+
+    Args:
+        shape: event shape.
+        key: source of Q.
+    """
+
+    matrix: Constant
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, shape: int | Shape, *, key: Key = None):
+        self.shape = as_shape(shape)
+        self.matrix = Constant(jax.random.orthogonal(as_key(key), self.shape[-1]))
+
+    def encode(self, x, cond=None):
+        return x @ self.matrix.value.T, jnp.zeros(batch_of(x, self.shape), x.dtype)
+
+    def decode(self, y, cond=None):
+        return y @ self.matrix.value, jnp.zeros(batch_of(y, self.shape), y.dtype)
+
+
+class Householder(Bijection):
+    """y = H_k ... H_1 x, a trainable orthogonal map, H_i = I - 2 v_i v_i^T / |v_i|^2; log_det = 0.
+
+    Tomczak & Welling 2016, arXiv 1611.09630, sec. 3.
+
+    Args:
+        shape: event shape.
+        reflections: k; default: the length of the last axis, which reaches every rotation.
+        key: source of the starting vectors.
+    """
+
+    vectors: Float[Array, "k n"]
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, shape: int | Shape, reflections: int | None = None, *, key: Key = None):
+        self.shape = as_shape(shape)
+        count = self.shape[-1] if reflections is None else reflections
+        self.vectors = jax.random.normal(as_key(key), (count, self.shape[-1]))
+
+    def _reflect(self, x, reverse):
+        def step(x, v):
+            return x - 2 * (x @ v)[..., None] * v / jnp.sum(v**2), None
+
+        return jax.lax.scan(step, x, self.vectors, reverse=reverse)[0], jnp.zeros(batch_of(x, self.shape), x.dtype)
+
+    def encode(self, x, cond=None):
+        return self._reflect(x, reverse=False)
+
+    def decode(self, y, cond=None):
+        return self._reflect(y, reverse=True)
+
+
+class LU(Bijection):
+    """y = P L (U + diag(s)) x, with L unit lower, U strictly upper triangular, P fixed and |s| trained as log|s|.
+
+    log_det = sum log|s| per position. Kingma & Dhariwal 2018, arXiv 1807.03039, eq. 10. Starts at a random rotation,
+    or at the identity.
+
+    Args:
+        shape: event shape.
+        identity: start at the identity instead of a random rotation.
+        key: source of the starting rotation.
+    """
+
+    permutation: Constant
+    sign: Constant
+    lower: Float[Array, "n n"]
+    upper: Float[Array, "n n"]
+    log_diagonal: Float[Array, " n"]
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, shape: int | Shape, *, identity: bool = False, key: Key = None):
+        self.shape = as_shape(shape)
+        n = self.shape[-1]
+        start = jnp.eye(n) if identity else jax.random.orthogonal(as_key(key), n)
+        permutation, lower, upper = jax.scipy.linalg.lu(start)
+        self.permutation, self.sign = Constant(permutation), Constant(jnp.sign(jnp.diag(upper)))
+        self.lower, self.upper = jnp.tril(lower, -1), jnp.triu(upper, 1)
+        self.log_diagonal = jnp.log(jnp.abs(jnp.diag(upper)))
+
+    def _factors(self):
+        lower = jnp.tril(self.lower, -1) + jnp.eye(self.shape[-1])
+        return lower, jnp.triu(self.upper, 1) + jnp.diag(self.sign.value * jnp.exp(self.log_diagonal))
+
+    def _log_det(self, x):
+        return _per_position(jnp.sum(self.log_diagonal), x, self.shape)
+
+    def encode(self, x, cond=None):
+        lower, upper = self._factors()
+        return x @ (self.permutation.value @ lower @ upper).T, self._log_det(x)
+
+    def decode(self, y, cond=None):
+        lower, upper = self._factors()
+        rows = (y @ self.permutation.value).reshape(-1, self.shape[-1]).T
+        rows = jax.scipy.linalg.solve_triangular(lower, rows, lower=True, unit_diagonal=True)
+        rows = jax.scipy.linalg.solve_triangular(upper, rows, lower=False)
+        return rows.T.reshape(y.shape), self._log_det(y)
+
+
+class Matrix(Bijection):
+    """y = W x with a plain trainable matrix; log_det = log|det W| per position, at O(n^3).
+
+    Args:
+        shape: event shape.
+        key: source of the starting rotation.
+    """
+
+    weight: Float[Array, "n n"]
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, shape: int | Shape, *, key: Key = None):
+        self.shape = as_shape(shape)
+        self.weight = jax.random.orthogonal(as_key(key), self.shape[-1])
+
+    def _log_det(self, x):
+        return _per_position(jnp.linalg.slogdet(self.weight)[1], x, self.shape)
+
+    def encode(self, x, cond=None):
+        return x @ self.weight.T, self._log_det(x)
+
+    def decode(self, y, cond=None):
+        return jnp.linalg.solve(self.weight, y.reshape(-1, self.shape[-1]).T).T.reshape(y.shape), self._log_det(y)
+
+
+class PrincipalRotation(Bijection):
+    """y = diag(v)^(-1/2) R (x - m): rotation to principal axes and whitening, fitted in closed form.
+
+    m and R come from the mean and the covariance of the data; v are its eigenvalues, shrunk towards their mean by the
+    Ledoit-Wolf weight (2004, J. Multivariate Anal. 88, 365), so that it also holds with fewer rows than columns. A
+    Gaussian with the shrunk covariance becomes exactly N(0, I). Nothing in it is trained.
+
+    Args:
+        shape: event shape; the last axis is rotated.
+        whiten: divide by the standard deviations; otherwise a pure rotation (log_det = 0).
+    """
+
+    mean: Constant
+    rotation: Constant
+    log_scale: Constant
+    shape: Shape = eqx.field(static=True)
+    whiten: bool = eqx.field(static=True)
+
+    def __init__(self, shape: int | Shape, *, whiten: bool = True):
+        self.shape, self.whiten = as_shape(shape), whiten
+        n = self.shape[-1]
+        self.mean, self.log_scale = Constant(jnp.zeros(n)), Constant(jnp.zeros(n))
+        self.rotation = Constant(jnp.eye(n))
+
+    @property
+    def variances(self) -> Float[Array, " n"]:
+        """The (shrunk) variance along each principal axis, largest first."""
+        return jnp.exp(2 * self.log_scale.value)
+
+    def _log_det(self, x):
+        return _per_position(-jnp.sum(self.log_scale.value), x, self.shape)
+
+    def encode(self, x, cond=None):
+        y = (x - self.mean.value) @ self.rotation.value.T
+        return y * jnp.exp(-self.log_scale.value), self._log_det(x)
+
+    def decode(self, y, cond=None):
+        x = (y * jnp.exp(self.log_scale.value)) @ self.rotation.value
+        return x + self.mean.value, self._log_det(y)
+
+    def fit(self, x: ArrayLike) -> "PrincipalRotation":
+        """Fit mean, rotation and variances to rows `x` of shape `(rows, ..., n)`."""
+        rows = jnp.reshape(jnp.asarray(x), (-1, self.shape[-1]))
+        count, n = rows.shape
+        mean = jnp.mean(rows, axis=0)
+        rows = rows - mean
+        covariance = rows.T @ rows / count
+        level = jnp.trace(covariance) / n
+        # Ledoit & Wolf 2004, Lemma 3.2-3.4: how much of the spread of the eigenvalues is sampling noise
+        spread = jnp.sum(covariance**2) - n * level**2
+        noise = (jnp.mean(jnp.sum(rows**2, axis=1) ** 2) - jnp.sum(covariance**2)) / count
+        weight = jnp.clip(noise / jnp.maximum(spread, jnp.finfo(rows.dtype).tiny), 0.0, 1.0)
+        variances, axes = jnp.linalg.eigh(covariance)
+        # the floor keeps constant columns: they are left in their own units
+        variances = weight * level + (1 - weight) * jnp.maximum(variances, 0.0)
+        floor = 1e-6 * jnp.maximum(level, jnp.finfo(rows.dtype).tiny)
+        log_scale = 0.5 * jnp.log(jnp.maximum(variances, floor))[::-1] * self.whiten
+        return eqx.tree_at(
+            lambda layer: (layer.mean.value, layer.rotation.value, layer.log_scale.value),
+            self,
+            (mean, axes.T[::-1], log_scale),
+        )
+
+    def initialise(self, x, cond=None):
+        fitted = self.fit(x)
+        return fitted, fitted.encode(x)[0]

@@ -1,0 +1,26 @@
+"""The errors a user can cause, in one tree.
+
+    FlowknifeError
+    ├── InputError (also ValueError)   an argument, a shape, a table or a picture that cannot be used
+    ├── StorageError (also OSError)    a run directory or model file that is missing, damaged or foreign
+    └── TrainingError (also RuntimeError)   training stopped at a non-finite number
+
+Every message is one line that says what was got, what was expected and what to try. The command line catches
+`FlowknifeError`, prints that line and exits with status 1; anything else is a defect of ours and keeps its traceback.
+"""
+
+
+class FlowknifeError(Exception):
+    """Root of every error that a user can cause and mend."""
+
+
+class InputError(FlowknifeError, ValueError):
+    """An argument, array, table or picture that cannot be used as given."""
+
+
+class StorageError(FlowknifeError, OSError):
+    """A run directory or model file that is missing, damaged, or written by something else."""
+
+
+class TrainingError(FlowknifeError, RuntimeError):
+    """Training met a non-finite number; the message says where, the best weights were kept."""

@@ -1,0 +1,334 @@
+"""READ FIRST: the one model behind every job.
+
+An invertible network maps its *left end* (what you have) to its *right end* (what you want to reason about) and back.
+Each end is a list of named blocks, a `Partition` of the numbers that the network carries:
+
+    left:   where each block's values come from    Data, Pixels, Noise, Pad
+    right:  the law of each block                  Normal, Given, ClassMixture, Padding
+    cond:   what every coupling may look at        (conditions pass no Jacobian)
+
+A job is a choice of these lists and nothing else:
+
+    density                 x            <->  z
+    images                  pixels       <->  z_0 ... z_L
+    classification          x (+ pad)    <->  y (label), z
+    inverse problem         x            <->  y (data), z
+    ... with noisy data     x, noise     <->  y (data + the same noise), z
+
+and so is everything one does with it:
+
+    log_prob(x, y=...)  =  sum of the laws' log densities at encode(x) + log_det
+    sample(key, n, y=y) =  draw each block from its law, the known ones around their value, decode
+    encode(x)["y"]      =  the forward prediction
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from flowknife._types import Key, Shape, as_key, as_shape
+from flowknife.bijections import Bijection
+from flowknife.errors import InputError
+from flowknife.laws import Data, Law, Noise, Normal, Source, tempered
+
+Blocks = dict[str, Array]
+
+
+class Block(eqx.Module):
+    """A named group of numbers at one end.
+
+    Args:
+        name: how the block is called in arguments and results.
+        shape: event shape; an int n means a vector of length n.
+        law: on the right a law (default `Normal()`), on the left a source (default `Data()`), none for a condition.
+    """
+
+    name: str = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
+    law: Law | Source | None
+
+    def __init__(self, name: str, shape: int | Shape, law: Law | Source | None = None):
+        self.name, self.shape, self.law = name, as_shape(shape), law
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape))
+
+    @property
+    def given_shape(self) -> Shape:
+        """Event shape of the value that the caller may give: that of the block, unless it is a label."""
+        return self.law.given_shape(self.shape) if isinstance(self.law, Law) else self.shape
+
+
+def _with_default(blocks, kind, default):
+    filled = tuple(block if block.law is not None else Block(block.name, block.shape, default) for block in blocks)
+    for block in filled:
+        if not isinstance(block.law, kind):
+            raise InputError(
+                f"got {type(block.law).__name__} as the law of block {block.name!r}; expected a {kind.__name__}; try "
+                f"{default!r}"
+            )
+    return filled
+
+
+class Partition(eqx.Module):
+    """What stands at the two ends of a network, and what conditions it.
+
+    Args:
+        left: blocks of data (`Data`, `Pixels`) and blocks drawn by the model (`Noise`, `Pad`).
+        right: blocks with their laws.
+        cond: blocks that condition the couplings (*conditional* form).
+
+    Raises:
+        InputError: for ends of different size, repeated names, or a law at the wrong end.
+    """
+
+    left: tuple[Block, ...]
+    right: tuple[Block, ...]
+    cond: tuple[Block, ...]
+
+    def __init__(self, left: Sequence[Block], right: Sequence[Block], cond: Sequence[Block] = ()):
+        self.left = _with_default(left, Source, Data())
+        self.right = _with_default(right, Law, Normal())
+        self.cond = tuple(cond)
+        for end in (self.left, (*self.right, *self.cond)):
+            names = [block.name for block in end]
+            if len(set(names)) != len(names):
+                raise InputError(f"got block names {names}; expected each name once at an end")
+        sizes = [sum(block.size for block in end) for end in (self.left, self.right)]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"got {sizes[0]} numbers on the left and {sizes[1]} on the right; expected as many at both ends; try "
+                'a Block("pad", n, Pad()) at the shorter end on the left, or a larger latent on the right'
+            )
+
+    @property
+    def data(self) -> tuple[Block, ...]:
+        """The left-hand blocks that the caller gives."""
+        return tuple(block for block in self.left if not block.law.drawn)
+
+    @property
+    def known(self) -> tuple[Block, ...]:
+        """What the caller may give by name: right-hand blocks known at training time, and conditions."""
+        return (*(block for block in self.right if block.law.known), *self.cond)
+
+
+def _pack(blocks: Sequence[Block], values: Mapping[str, Array], batch: Shape, shape: Shape) -> Array:
+    """The blocks as one array `(*batch, *shape)`."""
+    flat = [values[block.name].reshape(*batch, -1) for block in blocks]
+    return jnp.concatenate(flat, axis=-1).reshape(*batch, *shape)
+
+
+def _unpack(blocks: Sequence[Block], array: Array, batch: Shape) -> Blocks:
+    """The inverse of `_pack`."""
+    ends = np.cumsum([block.size for block in blocks])[:-1]
+    parts = jnp.split(array.reshape(*batch, -1), ends, axis=-1)
+    return {block.name: part.reshape(*batch, *block.shape) for block, part in zip(blocks, parts, strict=True)}
+
+
+class INN(eqx.Module):
+    """An invertible network between two partitioned ends.
+
+    Args:
+        left: blocks of the left end, see `Partition`.
+        right: blocks of the right end.
+        bijection: maps the left end to the right end; blocks are concatenated in their order and take its shapes.
+        cond: blocks that condition the couplings, concatenated to one vector (a single block keeps its shape).
+
+    Raises:
+        InputError: if the bijection's size is not that of the ends.
+
+    Example:
+        >>> import flowknife as fk
+        >>> flow = fk.architectures.coupling_flow(2, layers=2, key=0)
+        >>> inn = fk.INN(left=[fk.Block("x", 2)], right=[fk.Block("z", 2)], bijection=flow)
+        >>> inn.sample(0, 5).shape
+        (5, 2)
+    """
+
+    partition: Partition
+    bijection: Bijection
+
+    def __init__(
+        self,
+        left: Sequence[Block],
+        right: Sequence[Block],
+        bijection: Bijection,
+        cond: Sequence[Block] = (),
+    ):
+        self.partition, self.bijection = Partition(left, right, cond), bijection
+        size = sum(block.size for block in self.partition.left)
+        if int(np.prod(bijection.shape)) != size:
+            raise InputError(
+                f"got a bijection of shape {bijection.shape} between ends of {size} numbers; expected as many elements"
+            )
+
+    def encode(self, x: Any, *, key: Key = None, **given: Any) -> Blocks:
+        """Left to right: the right-hand blocks of data `x`.
+
+        Args:
+            x: the data block, an array `(*batch, *shape)`, or a dict of left-hand blocks by name.
+            key: source of what the model draws itself (noise, padding, dequantisation).
+            **given: conditions by name; other known values are accepted and not needed.
+
+        Returns:
+            the right-hand blocks by name.
+        """
+        left, known, batch = self._prepare(key, x, given)
+        return self._encode(left, known, batch)[0]
+
+    def decode(self, z: Any, **given: Any) -> Blocks:
+        """Right to left: the left-hand blocks of right-hand blocks `z`.
+
+        Args:
+            z: the only right-hand block, or a dict of all of them by name.
+            **given: conditions by name.
+
+        Returns:
+            the left-hand blocks by name, pictures as whole numbers.
+        """
+        left, _ = self._decode(_as_blocks(z, self.partition.right, "right-hand"), given)
+        return {block.name: block.law.restore(left[block.name]) for block in self.partition.left}
+
+    def log_prob(self, x: Any, *, key: Key = None, **given: Any) -> Array:
+        """Normalised conditional log density of the left end given the known values, in nats, of shape `batch`.
+
+        Args:
+            x: as for `encode`. Pictures: the log-probability of the discrete picture (a lower bound, with noise from
+                `key`). Noise blocks: the joint density of data and noise.
+            key: as for `encode`.
+            **given: known right-hand blocks and conditions by name. A `ClassMixture` without its label is summed over
+                the classes.
+        """
+        left, known, batch = self._prepare(key, x, given)
+        right, log_det = self._encode(left, known, batch)
+        return log_det + sum(
+            block.law.log_prob(right[block.name], block.shape, known.get(block.name))
+            for block in self.partition.right
+        )
+
+    def sample(
+        self, key: Key, n: int | Shape = (), *, temperature: float | Mapping[str, float] = 1.0, **given: Any
+    ) -> Any:
+        """Draw from the model given the known values: `sample(key, 1000, y=y_observed)` is a posterior.
+
+        Args:
+            key: int, JAX key or None.
+            n: number of draws, or their shape; () for one.
+            temperature: scale of the draws around the mode of each law, one number or one per right-hand block by name.
+            **given: known right-hand blocks and conditions; each may carry batch axes of its own, which follow `n`.
+
+        Returns:
+            array `(*n, *batch of the given, *shape)` if there is one data block, otherwise a dict of left-hand blocks.
+        """
+        blocks = self.sample_left(key, n, temperature=temperature, **given)
+        data = self.partition.data
+        return blocks[data[0].name] if len(data) == 1 else {block.name: blocks[block.name] for block in data}
+
+    def sample_left(
+        self, key: Key, n: int | Shape = (), *, temperature: float | Mapping[str, float] = 1.0, **given: Any
+    ) -> Blocks:
+        """As `sample`, with all left-hand blocks by name, noise and padding too."""
+        given = self._check_given(given)
+        batches = [np.shape(value)[: np.ndim(value) - len(block.given_shape)] for block, value in self._pairs(given)]
+        batch = (*as_shape(n), *np.broadcast_shapes(*batches))
+        keys = jax.random.split(as_key(key), len(self.partition.right))
+        right = {}
+        for block, block_key in zip(self.partition.right, keys, strict=True):
+            t = temperature.get(block.name, 1.0) if isinstance(temperature, Mapping) else temperature
+            right[block.name] = tempered(block.law, block_key, t, batch, block.shape, given.get(block.name))
+        given = {
+            block.name: jnp.broadcast_to(value, (*batch, *block.given_shape))
+            for block, value in self._pairs(given)
+        }
+        left, _ = self._decode(right, given)
+        return {block.name: block.law.restore(left[block.name]) for block in self.partition.left}
+
+    def initialise(self, x: Any, *, key: Key = None, **given: Any) -> "INN":
+        """Fit what has a closed form (actnorm, principal rotations) to one batch of data."""
+        left, known, batch = self._prepare(key, x, given)
+        array = _pack(self.partition.left, left, batch, self.bijection.shape)
+        fitted, _ = self.bijection.initialise(array, self._condition(known))
+        return eqx.tree_at(lambda inn: inn.bijection, self, fitted)
+
+    # -- the same in terms of continuous blocks ------------------------------------------------------------------
+
+    def _encode(self, left, known, batch):
+        array = _pack(self.partition.left, left, batch, self.bijection.shape)
+        right, log_det = self.bijection.encode(array, self._condition(known))
+        return _unpack(self.partition.right, right, batch), log_det
+
+    def _decode(self, right, known):
+        first = self.partition.right[0]
+        batch = right[first.name].shape[: right[first.name].ndim - len(first.shape)]
+        array = _pack(self.partition.right, right, batch, self.bijection.out_shape)
+        left, log_det = self.bijection.decode(array, self._condition(known))
+        return _unpack(self.partition.left, left, batch), log_det
+
+    def _condition(self, known):
+        parts = [(block, known[block.name]) for block in self.partition.cond if block.name in known]
+        if len(parts) < len(self.partition.cond):
+            missing = [block.name for block in self.partition.cond if block.name not in known]
+            raise InputError(f"got no value of {missing}; expected every condition; try {missing[0]}=...")
+        if not parts:
+            return None
+        if len(parts) == 1:
+            return parts[0][1]
+        return jnp.concatenate([v.reshape(*v.shape[: v.ndim - len(b.shape)], -1) for b, v in parts], axis=-1)
+
+    def _prepare(self, key, x, given):
+        """Left-hand blocks and known values, ready for the network: noise drawn, pictures dequantised."""
+        known = self._check_given(given)
+        values = _as_blocks(x, self.partition.data, "data", extra=[block.name for block in self.partition.left])
+        first = self.partition.data[0]
+        batch = np.shape(values[first.name])[: np.ndim(values[first.name]) - len(first.shape)]
+        for block in self.partition.data:
+            if np.shape(values[block.name]) != (*batch, *block.shape):
+                raise InputError(
+                    f"got {block.name!r} of shape {np.shape(values[block.name])}; expected (batch, "
+                    f"{', '.join(map(str, block.shape))})"
+                )
+        left = {}
+        drawn = any(block.law.drawn or type(block.law) is not Data for block in self.partition.left)
+        keys = jax.random.split(as_key(key), len(self.partition.left)) if drawn else [None] * len(self.partition.left)
+        for block, block_key in zip(self.partition.left, keys, strict=True):
+            left[block.name] = block.law.prepare(block_key, values.get(block.name), batch, block.shape)
+            target = block.law.added_to if isinstance(block.law, Noise) else None
+            if target in known and block.name not in values:
+                known[target] = known[target] + left[block.name]
+        return left, known, batch
+
+    def _pairs(self, given):
+        return [(block, given[block.name]) for block in self.partition.known if block.name in given]
+
+    def _check_given(self, given):
+        names = [block.name for block in self.partition.known]
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise InputError(f"got a value of {unknown[0]!r}; expected one of {names or 'no known blocks'}")
+        given = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
+        for block, value in self._pairs(given):
+            expected = block.given_shape
+            if value.shape[value.ndim - len(expected) :] != expected:
+                raise InputError(f"got {block.name!r} of shape {value.shape}; expected (..., *{expected})")
+        return given
+
+
+def _as_blocks(values, blocks, what, extra=()):
+    if not isinstance(values, Mapping):
+        if len(blocks) != 1:
+            names = [block.name for block in blocks]
+            raise InputError(f"got one array for the {what} blocks {names}; expected a dict of arrays by name")
+        values = {blocks[0].name: values}
+    allowed = {*extra, *(block.name for block in blocks)}
+    missing = [block.name for block in blocks if block.name not in values]
+    unknown = [name for name in values if name not in allowed]
+    if missing or unknown:
+        raise InputError(f"got {what} blocks {sorted(values)}; expected {sorted(block.name for block in blocks)}")
+    return {name: jnp.asarray(value) for name, value in values.items()}

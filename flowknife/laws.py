@@ -1,0 +1,260 @@
+"""Laws of blocks: what is known about the numbers at an end of the network.
+
+A law on the right is a normalised density of its block. A law on the left says how the block's values come about: data as
+they are, pictures that are dequantised, noise or padding drawn fresh for every batch.
+
+Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log densities have shape `batch`, in nats.
+"""
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowknife._types import Key, Shape, as_key
+from flowknife.errors import InputError
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def normal_log_prob(x: Float[Array, "..."], shape: Shape, scale: float = 1.0) -> Float[Array, "..."]:
+    """log N(x; 0, scale^2 I), summed over the event axes."""
+    terms = -0.5 * (x / scale) ** 2 - 0.5 * _LOG_2PI - math.log(scale)
+    return jnp.sum(terms, axis=tuple(range(x.ndim - len(shape), x.ndim)))
+
+
+class Law(eqx.Module):
+    """The density of a right-hand block."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the block is conditioned on a value that the caller gives."""
+        return False
+
+    def given_shape(self, shape: Shape) -> Shape:
+        """Event shape of that value; a block's own shape, unless the value is a label."""
+        return shape
+
+    @abc.abstractmethod
+    def log_prob(self, block: Array, shape: Shape, given: Array | None = None) -> Array:
+        """Log density of the block, of shape `batch`; `given` is the known value, where there is one."""
+
+    @abc.abstractmethod
+    def sample(self, key: Array, batch: Shape, shape: Shape, given: Array | None = None) -> Array:
+        """Draw a block of shape `(*batch, *shape)` at temperature 1."""
+
+    def centre(self, batch: Shape, shape: Shape, given: Array | None = None) -> Array:
+        """What a draw shrinks to as its temperature falls to zero: the mode of the law."""
+        return jnp.zeros((*batch, *shape))
+
+
+class Normal(Law):
+    """N(0, I), the law of a latent."""
+
+    def log_prob(self, block, shape, given=None):
+        return normal_log_prob(block, shape)
+
+    def sample(self, key, batch, shape, given=None):
+        return jax.random.normal(key, (*batch, *shape))
+
+
+class Given(Law):
+    """N(value, scale^2 I) around a value known at training time: data, or a one-hot label.
+
+    Args:
+        scale: standard deviation, in units of the block.
+    """
+
+    scale: float = eqx.field(static=True, default=0.1)
+
+    @property
+    def known(self) -> bool:
+        return True
+
+    def log_prob(self, block, shape, given=None):
+        return normal_log_prob(block - self._value(given, shape), shape, self.scale)
+
+    def sample(self, key, batch, shape, given=None):
+        return self.centre(batch, shape, given) + self.scale * jax.random.normal(key, (*batch, *shape))
+
+    def centre(self, batch, shape, given=None):
+        return jnp.broadcast_to(self._value(given, shape), (*batch, *shape))
+
+    @staticmethod
+    def _value(given, shape):
+        if given is None:
+            raise InputError(f"got no value of a known block; expected an array of shape (..., {shape}); try y=...")
+        return jnp.asarray(given, float)
+
+
+class Padding(Law):
+    """N(0, scale^2 I), for dimensions that carry nothing.
+
+    Args:
+        scale: standard deviation.
+    """
+
+    scale: float = eqx.field(static=True, default=0.05)
+
+    def log_prob(self, block, shape, given=None):
+        return normal_log_prob(block, shape, self.scale)
+
+    def sample(self, key, batch, shape, given=None):
+        return self.scale * jax.random.normal(key, (*batch, *shape))
+
+
+class ClassMixture(Law):
+    """Gaussian mixture with one trainable mean per class and unit covariance: sum_k w_k N(z; mu_k, I).
+
+    With a known label k the class's own joint term, w_k N(z; mu_k, I); the label -1 means unknown. Means start at
+    5 / sqrt(2 floor(D/K)) times a tiled identity (Ardizzone et al. 2020, arXiv 2001.06448, app. C).
+
+    Args:
+        classes: number K of classes.
+        dim: number D of elements of the block.
+    """
+
+    means: Float[Array, "k d"]
+    log_weights: Float[Array, " k"]
+
+    def __init__(self, classes: int, dim: int):
+        if classes < 2 or dim < 1:
+            raise InputError(f"got {classes} classes in {dim} dimensions; expected at least 2 classes and 1 dimension")
+        repeats = max(dim // classes, 1)
+        tiled = np.tile(np.eye(classes), (1, repeats + 1))[:, :dim]
+        self.means = jnp.asarray(5.0 / math.sqrt(2 * repeats) * tiled)
+        self.log_weights = jnp.zeros(classes)
+
+    @property
+    def known(self) -> bool:
+        return True
+
+    def given_shape(self, shape):
+        return ()
+
+    def class_log_probs(self, block: Array, shape: Shape) -> Array:
+        """log w_k + log N(z; mu_k, I) for every class, of shape `(*batch, K)`."""
+        flat = block.reshape(*block.shape[: block.ndim - len(shape)], -1)
+        distance = jnp.sum((flat[..., None, :] - self.means) ** 2, axis=-1)
+        return jax.nn.log_softmax(self.log_weights) - 0.5 * distance - 0.5 * flat.shape[-1] * _LOG_2PI
+
+    def log_prob(self, block, shape, given=None):
+        terms = self.class_log_probs(block, shape)
+        mixture = jax.nn.logsumexp(terms, axis=-1)
+        if given is None:
+            return mixture
+        given = jnp.broadcast_to(given, mixture.shape)
+        own = jnp.take_along_axis(terms, jnp.maximum(given, 0)[..., None], axis=-1)[..., 0]
+        return jnp.where(given < 0, mixture, own)
+
+    def sample(self, key, batch, shape, given=None):
+        label_key, key = jax.random.split(key)
+        if given is None:
+            given = jax.random.categorical(label_key, self.log_weights, shape=batch)
+        return self.centre(batch, shape, given) + jax.random.normal(key, (*batch, *shape))
+
+    def centre(self, batch, shape, given=None):
+        if given is None:
+            raise InputError("got a temperature for a ClassMixture without a label; expected a label to shrink to")
+        return jnp.broadcast_to(self.means[given].reshape(*jnp.shape(given), *shape), (*batch, *shape))
+
+
+class Source(eqx.Module):
+    """How the values of a left-hand block come about."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the block is drawn by the model itself, not given by the caller."""
+        return False
+
+    def prepare(self, key: Array, value: Array | None, batch: Shape, shape: Shape) -> Array:
+        """The block's continuous values for one batch."""
+        return value
+
+    def restore(self, value: Array) -> Array:
+        """From the network's continuous values back to data."""
+        return value
+
+
+class Data(Source):
+    """Data, as given."""
+
+
+class Pixels(Source):
+    """Pictures of whole numbers 0 ... 255, reduced to `bits` and dequantised by uniform noise.
+
+        v = floor(x / 2^(8 - bits)) + u,   u ~ U[0, 1)
+
+    One bin has volume one, so E_u log p(v) is a lower bound of the log-probability of the discrete picture (Theis et al.
+    2016, arXiv 1511.01844, sec. 3.1), and bits/dim = -log p / (D log 2) compares with papers.
+
+    Args:
+        bits: 1 to 8.
+    """
+
+    bits: int = eqx.field(static=True, default=8)
+
+    def __check_init__(self):
+        if not 1 <= self.bits <= 8:
+            raise InputError(f"got bits={self.bits}; expected 1 to 8")
+
+    def prepare(self, key, value, batch, shape):
+        level = jnp.floor(jnp.asarray(value, float) / 2 ** (8 - self.bits))
+        return level + jax.random.uniform(key, level.shape)
+
+    def restore(self, value):
+        level = jnp.clip(jnp.floor(value), 0, 2**self.bits - 1)
+        # the middle of the bin, so that a picture of few bits is not darker than the original
+        return (level * 2 ** (8 - self.bits) + (2 ** (8 - self.bits) - 1) / 2).astype(jnp.uint8)
+
+
+class Noise(Source):
+    """N(0, scale^2 I), drawn fresh for every batch; the same draw is added to the known block `added_to`.
+
+    With `added_to="y"` the pair (x, eps) <-> (y + eps, z) is a Bayesian inverse problem with noise in its data
+    (Zhang & Curtis 2021, doi 10.1029/2021JB022320).
+
+    Args:
+        scale: standard deviation, in units of the block.
+        added_to: name of the known right-hand block that receives the same draw, or None.
+    """
+
+    scale: float = eqx.field(static=True, default=1.0)
+    added_to: str | None = eqx.field(static=True, default=None)
+
+    @property
+    def drawn(self) -> bool:
+        return True
+
+    def prepare(self, key, value, batch, shape):
+        return self.scale * jax.random.normal(key, (*batch, *shape)) if value is None else value
+
+
+class Pad(Source):
+    """Extra dimensions filled with N(0, scale^2), so that the left end is as long as the right.
+
+    Args:
+        scale: standard deviation.
+    """
+
+    scale: float = eqx.field(static=True, default=0.05)
+
+    @property
+    def drawn(self) -> bool:
+        return True
+
+    def prepare(self, key, value, batch, shape):
+        return self.scale * jax.random.normal(key, (*batch, *shape)) if value is None else value
+
+
+def tempered(law: Law, key: Key, temperature: float, batch: Shape, shape: Shape, given: Array | None = None) -> Array:
+    """Draw a block and shrink it towards the law's mode: centre + temperature (draw - centre)."""
+    draw = law.sample(as_key(key), batch, shape, given)
+    if isinstance(temperature, (int, float)) and temperature == 1:
+        return draw
+    centre = law.centre(batch, shape, given)
+    return centre + temperature * (draw - centre)

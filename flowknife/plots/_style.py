@@ -1,0 +1,180 @@
+"""The one look of all pictures: colours, type, axes, and the few rules for arrays that every picture needs.
+
+Style is set on each figure, never in matplotlib's global settings, which threads share.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from flowknife.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+Values = ArrayLike | Sequence[Any] | float | int
+"""Numbers in any form: an array of NumPy or JAX, (nested) lists, one number."""
+
+PAPER = "#ffffff"
+INK = "#1f2530"
+QUIET = "#6b7483"
+RULE = "#d5dae1"
+MESH = "#aab2bf"
+
+# These three stay apart for every common kind of colour blindness: CIELAB distance of at least 25 in each
+# pair under the simulation of Machado et al. 2009 (deuteranopia, protanopia, tritanopia).
+REAL = "#2a6ea6"
+MODEL = "#e07b28"
+OTHER = "#8a2f5d"
+
+# Paul Tol's "muted" qualitative scheme, ordered so that neighbours differ in lightness.
+CATEGORIES = ("#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#cc6677", "#999933", "#aa4499")
+
+DPI = 144
+LEVEL = 0.05  # the false-alarm rate at which pictures say what is flagged
+FAMILIES = ("Inter", "Source Sans 3", "Helvetica Neue", "Arial", "Liberation Sans")
+
+
+@lru_cache(maxsize=1)
+def family() -> list[str]:
+    """The first good sans-serif typeface of this machine, then the one that comes with matplotlib."""
+    from matplotlib import font_manager
+
+    known = set(font_manager.get_font_names())
+    return [*[name for name in FAMILIES if name in known][:1], "DejaVu Sans"]
+
+
+def blank(width: float, height: float) -> "Figure":
+    """An empty figure of this size in inches that lays out its own panels."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.08, wspace=0.03, hspace=0.03)
+    return Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)
+
+
+def headline(figure: "Figure", sentence: str) -> None:
+    """Set the sentence that says what is seen, at the left above the panels."""
+    width = int(figure.get_figwidth() * 12.2)
+    figure.suptitle(
+        textwrap.fill(sentence, width), x=0.012, ha="left", fontsize=12, color=INK, family=family(), linespacing=1.3
+    )
+
+
+def panel(axes: "Axes", title: str = "", xlabel: str = "", ylabel: str = "") -> "Axes":
+    """Give axes the common look: two thin spines, quiet ticks, a small title at the left."""
+    axes.set_facecolor(PAPER)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(RULE)
+    axes.tick_params(color=RULE, labelcolor=QUIET, labelsize=8.5, length=3, labelfontfamily=family())
+    axes.set_axisbelow(True)
+    if title:
+        axes.set_title(title, loc="left", fontsize=10, color=INK, family=family(), pad=7)
+    axes.set_xlabel(xlabel, fontsize=9.5, color=QUIET, family=family(), parse_math=False)
+    axes.set_ylabel(ylabel, fontsize=9.5, color=QUIET, family=family(), parse_math=False)
+    return axes
+
+
+def legend(axes: "Axes", **where: Any) -> None:
+    """Name the series of these axes, without a frame."""
+    names = axes.legend(frameon=False, labelcolor=INK, prop={"family": family(), "size": 9}, handlelength=1.3, **where)
+    for handle in names.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
+
+
+def continuous() -> "Colormap":
+    """Colours for a number per point: viridis without its palest end, which vanishes on white."""
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("flowknife", matplotlib.colormaps["viridis"](np.linspace(0, 0.92, 256)))
+
+
+def intensity() -> "Colormap":
+    """Colours for a density: paper at zero, then one hue towards ink."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("flowknife density", [PAPER, "#d3e3f0", "#7fb0d6", REAL, "#133a63", INK])
+
+
+def point_colours(colour: Values | None, count: int) -> np.ndarray:
+    """One RGBA row per point: categories for a few whole numbers, a continuous scale for anything else.
+
+    Raises:
+        InputError: if there is not one value for every point.
+    """
+    from matplotlib.colors import to_rgba, to_rgba_array
+
+    if colour is None:
+        return np.tile(to_rgba(REAL), (count, 1))
+    value = np.asarray(colour)
+    if value.shape != (count,):
+        raise InputError(f"got colour of shape {value.shape}; expected ({count},), one value per point")
+    labels, index = np.unique(value, return_inverse=True)
+    if len(labels) <= len(CATEGORIES) and (value.dtype.kind in "iubOUS" or np.array_equal(labels, np.round(labels))):
+        return to_rgba_array((REAL, MODEL, OTHER) if len(labels) <= 3 else CATEGORIES)[index]
+    low, high = span(value)
+    return continuous()(np.clip((value.astype(float) - low) / (high - low), 0, 1))
+
+
+def points(x: Values, name: str, dimension: int | None = None) -> np.ndarray:
+    """Read a table of points as float64 of shape (n, d); a vector is one column.
+
+    Raises:
+        InputError: if it is empty, not a table, or not of this dimension.
+    """
+    table = np.asarray(x, dtype=np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    if table.ndim != 2 or table.size == 0 or (dimension is not None and table.shape[1] != dimension):
+        expected = "(n, d)" if dimension is None else f"(n, {dimension})"
+        raise InputError(f"got {name} of shape {np.shape(x)}; expected a table of shape {expected} with n >= 1")
+    return table
+
+
+def finite(values: Values, name: str) -> np.ndarray:
+    """All finite values as one vector.
+
+    Raises:
+        InputError: if there is none.
+    """
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    kept = flat[np.isfinite(flat)]
+    if kept.size == 0:
+        raise InputError(f"got {name} without one finite value (of {flat.size}); expected numbers to draw")
+    return kept
+
+
+def thin(count: int, limit: int) -> np.ndarray:
+    """At most `limit` indices, evenly spread over `range(count)`: a lighter picture, the same one every time."""
+    return np.arange(count) if count <= limit else np.linspace(0, count - 1, limit).astype(int)
+
+
+def span(*series: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
+    """Limits that hold every series but its wild values (beyond six interquartile ranges), widened by `margin`."""
+    ends = []
+    for values in series:
+        kept = np.asarray(values, dtype=np.float64)
+        kept = kept[np.isfinite(kept)]
+        if kept.size:
+            lower, upper = np.quantile(kept, [0.25, 0.75])
+            fence = 6 * (upper - lower) or np.inf
+            kept = kept[(kept >= lower - fence) & (kept <= upper + fence)]
+            ends.append((kept.min(), kept.max()))
+    low, high = (min(e[0] for e in ends), max(e[1] for e in ends)) if ends else (0.0, 1.0)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
+        low, high = low - 0.5, high + 0.5
+    room = margin * (high - low)
+    return float(low - room), float(high + room)
+
+
+def marker_size(count: int) -> float:
+    """Area of a scatter marker in square points, so that few points are seen and many do not merge."""
+    return float(np.clip(9000 / max(count, 1), 3.0, 22.0))

@@ -1,0 +1,238 @@
+"""The run directory and the safe model file.
+
+`model.safetensors` holds a tree: its header lists registered classes with plain values, its body the arrays by their path in that
+tree. Nothing in the file can run code: only classes defined in flowknife's own modules are built, field by field, from
+numbers, strings and arrays.
+
+A run directory holds `run.json` (application, configuration, versions, seed, data fingerprint, metrics), `model.safetensors`,
+`history.csv`, `figures/`, `report.html` and `skipped.csv`. Every file is written beside its place and moved there, so that a
+reader never meets half of one.
+"""
+
+import dataclasses
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowknife import bijections, inn, laws, nets
+from flowknife._types import Constant
+from flowknife.errors import StorageError
+
+FORMAT = 1
+_HEADER = "flowknife"
+
+
+def _classes() -> dict[str, type[eqx.Module]]:
+    """Every module class that a file may name."""
+    known: dict[str, type[eqx.Module]] = {"Constant": Constant}
+    for room in (bijections, nets, laws, inn):
+        for name, member in vars(room).items():
+            if inspect.isclass(member) and issubclass(member, eqx.Module) and not inspect.isabstract(member):
+                known[name] = member
+    return known
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block succeeds."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise StorageError(f"got {path}, where nothing can be written ({error.strerror}); try another --out") from None
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write JSON with an indent; numpy numbers become plain, non-finite ones null."""
+    with replacing(path) as place:
+        place.write_text(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+# -- model files ------------------------------------------------------------------------------------------------------
+
+
+def save_tree(path: str | os.PathLike, tree: Any) -> None:
+    """Write a tree of modules, dicts, tuples, arrays and plain values to one safetensors file.
+
+    Raises:
+        StorageError: if the tree holds anything else, or the file cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, np.ndarray] = {}
+    header = {"format": FORMAT, "tree": _describe(tree, "", arrays, _classes())}
+    with replacing(path) as place:
+        save_file(arrays, place, metadata={_HEADER: json.dumps(header)})
+
+
+def _describe(value, path, arrays, classes):
+    if isinstance(value, eqx.Module):
+        name = type(value).__name__
+        if classes.get(name) is not type(value):
+            raise StorageError(
+                f"got a {type(value).__module__}.{name} at {path or 'the root'} of the model; expected flowknife's own "
+                "classes, which a file can name; try equinox.tree_serialise_leaves for your own"
+            )
+        fields = {
+            item.name: _describe(getattr(value, item.name), f"{path}/{item.name}", arrays, classes)
+            for item in dataclasses.fields(value)
+        }
+        return {"class": name, "fields": fields}
+    if isinstance(value, (jax.Array, np.ndarray)):
+        arrays[path] = np.ascontiguousarray(value)
+        return {"array": path}
+    if isinstance(value, Mapping):
+        return {"dict": {key: _describe(item, f"{path}/{key}", arrays, classes) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_describe(item, f"{path}/{i}", arrays, classes) for i, item in enumerate(value)]
+    if isinstance(value, (np.integer, np.floating)):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise StorageError(f"got a {type(value).__name__} at {path} of the model; expected arrays and plain values")
+
+
+def load_tree(path: str | os.PathLike) -> Any:
+    """Read what `save_tree` wrote.
+
+    Raises:
+        StorageError: for a file that is missing, damaged, of a newer format, or written by something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+            if header is None:
+                raise StorageError(f"got {path}, safetensors without a flowknife header; expected a flowknife model")
+            if header["format"] > FORMAT:
+                raise StorageError(
+                    f"got {path} of format {header['format']}; expected at most {FORMAT}; try a newer flowknife"
+                )
+            return _build(header["tree"], file.get_tensor, _classes())
+    except FileNotFoundError:
+        raise StorageError(f"got {path}, which does not exist; expected a model file") from None
+    except StorageError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StorageError(f"got {path}, a damaged model file ({reason}); expected one that flowknife wrote") from None
+
+
+def _build(node, tensor: Callable[[str], np.ndarray], classes):
+    if isinstance(node, list):
+        return tuple(_build(item, tensor, classes) for item in node)
+    if not isinstance(node, dict):
+        return node
+    if "array" in node:
+        return jnp.asarray(tensor(node["array"]))
+    if "dict" in node:
+        return {key: _build(item, tensor, classes) for key, item in node["dict"].items()}
+    if node["class"] not in classes:
+        raise StorageError(f"got a model with a layer {node['class']!r}; expected one of flowknife's; try a newer one")
+    cls, fields = classes[node["class"]], node["fields"]
+    names = {item.name for item in dataclasses.fields(cls)}
+    if names != set(fields):
+        raise StorageError(f"got fields {sorted(fields)} of {node['class']}; expected {sorted(names)}")
+    module = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(module, name, _build(value, tensor, classes))
+    return module
+
+
+# -- run directories --------------------------------------------------------------------------------------------------
+
+
+def write_run(folder: str | os.PathLike, record: Mapping[str, Any], tree: Any, history: Mapping[str, list]) -> Path:
+    """Write `run.json`, `model.safetensors` and `history.csv`.
+
+    Args:
+        folder: the run directory; made if there is none.
+        record: what `run.json` says: "application", "config", "metrics", "data"; versions are added.
+        tree: the model, see `save_tree`.
+        history: equal columns of numbers by name.
+    """
+    folder = Path(folder)
+    save_tree(folder / "model.safetensors", tree)
+    with replacing(folder / "history.csv") as place:
+        rows = zip(*history.values(), strict=True)
+        lines = [",".join(history), *(",".join(f"{value:.8g}" for value in row) for row in rows)]
+        place.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # last, so that a directory with a run.json is complete
+    write_json(folder / "run.json", {"format": FORMAT, **record, "versions": _versions()})
+    return folder
+
+
+def _versions():
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax", "numpy")}
+    try:
+        own = importlib.metadata.version("flowknife")
+    except importlib.metadata.PackageNotFoundError:
+        own = "not installed"
+    return {"flowknife": own, "python": platform.python_version(), **packages}
+
+
+def read_run(folder: str | os.PathLike) -> dict[str, Any]:
+    """The `run.json` of a run directory.
+
+    Raises:
+        StorageError: if there is none, or it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise StorageError(f"got {folder}, which is not a directory; expected a run written by `flowknife fit`")
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StorageError(f"got {folder}, which has no run.json; expected a run written by `flowknife fit`") from None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"got {folder / 'run.json'}, which cannot be read ({error})") from None
+    if not isinstance(record, dict) or "application" not in record:
+        raise StorageError(f"got {folder / 'run.json'} without an application; expected a run written by flowknife")
+    if record.get("format", 0) > FORMAT:
+        raise StorageError(f"got a run of format {record['format']}; expected at most {FORMAT}; try a newer flowknife")
+    return record
+
+
+def read_history(folder: str | os.PathLike) -> dict[str, list[float]]:
+    """The columns of `history.csv`, empty if there is none."""
+    path = Path(folder) / "history.csv"
+    if not path.exists():
+        return {}
+    names, *rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}

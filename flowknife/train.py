@@ -1,0 +1,436 @@
+"""Training: `fit(model, data) -> FitResult`, one loop for arrays in memory and for streams of batches.
+
+Arrays in memory stay on the device and many steps run inside one compiled loop; a stream's batches are fetched ahead in a
+thread. What is kept is an exponential moving average of the weights (Polyak & Juditsky 1992), at the evaluation where the
+held-out objective was best.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pydantic
+from jaxtyping import Array
+
+from flowknife._progress import progress
+from flowknife._types import Key, as_key, split_trainable
+from flowknife.bijections import Bijection, Chain, Repeat
+from flowknife.errors import InputError, TrainingError
+from flowknife.inn import INN
+from flowknife.objectives import Batch, Objective, nll, split_batch
+
+_SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
+_VALIDATION_ROWS = 20_000  # more held-out rows than this do not change any decision
+
+OPTIMISERS = {
+    "adam": partial(optax.scale_by_adam, b2=0.99),
+    "adamax": optax.scale_by_adamax,
+    "nadam": partial(optax.scale_by_adam, nesterov=True),
+    "amsgrad": optax.scale_by_amsgrad,
+}
+
+
+class Training(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """How to train. Whatever of `epochs`, `steps` and `minutes` is given ends training, the first to be reached.
+
+    The learning rate warms up linearly, then follows `schedule` over the whole budget.
+    """
+
+    epochs: float | None = pydantic.Field(None, gt=0, description="passes over the training rows")
+    steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps")
+    minutes: float | None = pydantic.Field(None, gt=0, description="time budget, compilation included")
+    batch_size: int = pydantic.Field(256, ge=1, description="rows per step")
+    learning_rate: float = pydantic.Field(2e-3, gt=0, description="peak learning rate")
+    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = "adam"
+    schedule: Literal["cosine", "exponential", "constant"] = "cosine"
+    decay: float = pydantic.Field(0.01, gt=0, le=1, description="final / peak rate of the exponential schedule")
+    warmup: int = pydantic.Field(100, ge=0, description="steps of linear warm-up")
+    clip: float = pydantic.Field(5.0, gt=0, description="largest global norm of the gradient")
+    weight_decay: float = pydantic.Field(0.0, ge=0, description="L2, decoupled from the gradient's scaling (AdamW)")
+    average: float = pydantic.Field(0.998, ge=0, lt=1, description="decay of the moving average of the weights")
+    validation: float = pydantic.Field(0.1, ge=0, lt=1, description="share of the rows held out")
+    evaluate_every: int | None = pydantic.Field(None, ge=1, description="steps between evaluations")
+    patience: int | None = pydantic.Field(None, ge=1, description="evaluations without improvement before stopping")
+
+    @property
+    def budget(self) -> "Training":
+        """These settings with 100 epochs, if no end is given."""
+        endless = self.epochs is None and self.steps is None and self.minutes is None
+        return self.model_copy(update={"epochs": 100.0}) if endless else self
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training returned.
+
+    Attributes:
+        model: the best averaged weights.
+        loss: held-out objective of `model` (the training objective, without held-out rows).
+        step: the step at which `model` was kept.
+        steps: steps made.
+        seconds: wall-clock time.
+        stopped: why it ended: "budget", "patience", "stream" (no more batches) or "non-finite".
+        message: that reason as a sentence.
+        history: columns step, seconds, train, validation, one row per evaluation.
+    """
+
+    model: INN
+    loss: float
+    step: int
+    steps: int
+    seconds: float
+    stopped: str
+    message: str
+    history: dict[str, list[float]] = field(repr=False)
+
+
+def fit(
+    model: INN,
+    data: Any,
+    training: Training | None = None,
+    *,
+    objective: Objective = nll,
+    where: Callable[[INN], Any] = lambda model: model,
+    validation: Any = None,
+    key: Key = None,
+    label: str = "training",
+    show_progress: bool = True,
+    throw: bool = False,
+    **settings: Any,
+) -> FitResult:
+    """Minimise an objective over data.
+
+    Args:
+        model: the network to start from; closed-form parts are fitted to the first batch.
+        data: an array of rows (the only data block), a dict of arrays with equal rows (left-hand blocks, known values and
+            conditions by name), or an iterable of such batches.
+        training: settings; default `Training()`.
+        objective: `objective(model, batch, key)`, default the negative log-likelihood.
+        where: the part of the model that is trained, `where(model)`; default all of it.
+        validation: held-out data; default the share `training.validation` of the rows.
+        key: int, JAX key or None.
+        label: what the progress bar says.
+        show_progress: whether there is one.
+        throw: raise `TrainingError` when training stopped at a non-finite number.
+        **settings: fields of `Training` that replace those in `training`.
+
+    Returns:
+        the best model and how training went.
+
+    Raises:
+        InputError: for data that do not fit the model.
+        TrainingError: with `throw`, at the first non-finite objective or gradient.
+    """
+    training = Training(**{**(training or Training()).model_dump(exclude_unset=True), **settings}).budget
+    key, split_key, init_key, valid_key = jax.random.split(as_key(key), 4)
+    feed, held_out = _feed(model, data, validation, training, split_key)
+    model = _initialise(model, feed.first, init_key)
+    trainer = _Trainer(model, where, training, objective, held_out, valid_key)
+    with progress(label, show_progress) as report:
+        result = trainer.run(feed, key, report)
+    if throw and result.stopped == "non-finite":
+        raise TrainingError(result.message)
+    return result
+
+
+def _initialise(model, batch, key):
+    left, known = split_batch(model, batch)
+    return eqx.filter_jit(lambda m, x, g: m.initialise(x, key=key, **g))(model, left, known)
+
+
+class _Trainer:
+    """The loop and what it carries."""
+
+    def __init__(self, model, where, training, objective, held_out, valid_key):
+        self.training, self.objective, self.held_out, self.valid_key = training, objective, held_out, valid_key
+        self.model, self.where = model, where
+        self.params, self.rest = split_trainable(where(model))
+        self.optimiser = optax.chain(
+            optax.clip_by_global_norm(training.clip),
+            OPTIMISERS[training.optimiser](),
+            optax.add_decayed_weights(training.weight_decay),
+        )
+
+    def run(self, feed, key, report):
+        t, start = self.training, time.monotonic()
+        state = (self.params, self.params, self.optimiser.init(self.params))
+        best, best_loss, best_step, stale = self.params, np.inf, 0, 0
+        history = {"step": [], "seconds": [], "train": [], "validation": []}
+        step, per_call, stopped, message = 0, 1, "budget", "the budget was used up"
+        total = min(t.steps or np.inf, (t.epochs or np.inf) * feed.steps_per_epoch)
+
+        def done_fraction():
+            elapsed = (time.monotonic() - start) / 60 / t.minutes if t.minutes else 0.0
+            return max(elapsed, step / total)
+
+        for arrays, order in feed.rounds(key):
+            losses, row = [], 0
+            while row < len(order) and done_fraction() < 1:
+                key, call_key = jax.random.split(key)
+                count = int(min(per_call, len(order) - row, max(total - step, 1)))
+                before, fraction = time.monotonic(), done_fraction()
+                rate = 0.0 if not np.isfinite(total) else 1.0 / total
+                # arrays, since a plain number would be compiled into the loop
+                numbers = tuple(map(jnp.asarray, (row, count, step, fraction, rate)))
+                state, loss, made = self.advance(state, (self.model, self.rest), arrays, order, *numbers, call_key)
+                loss, made = float(loss), int(made)
+                seconds = time.monotonic() - before
+                if made < count:
+                    stopped, message = "non-finite", self._describe(state[0], arrays, order[row + made], step + made)
+                    break
+                if step:  # the first call compiles
+                    per_call = max(1, int(count * min(4.0, _SECONDS_PER_CALL / max(seconds, 1e-3))))
+                step, row = step + made, row + made
+                losses.append((loss, made))
+                report(min(done_fraction(), 1.0), f"step {step}, loss {loss:.3f}, best {best_loss:.3f}")
+            if not losses and stopped != "non-finite":
+                break
+            train = sum(mean * steps for mean, steps in losses) / max(sum(steps for _, steps in losses), 1)
+            loss = self.evaluate(state[1]) if self.held_out else train
+            for name, value in zip(history, (step, time.monotonic() - start, train, loss), strict=True):
+                history[name].append(float(value))
+            stale += 1
+            if loss < best_loss:
+                best, best_loss, best_step, stale = jax.tree.map(jnp.copy, state[1]), loss, step, 0
+            report(min(done_fraction(), 1.0), f"step {step}, loss {train:.3f}, best {best_loss:.3f}")
+            if stopped == "non-finite" or done_fraction() >= 1:
+                break
+            if t.patience and stale >= t.patience:
+                stopped, message = "patience", f"no improvement in the last {stale} evaluations"
+                break
+        else:
+            stopped, message = "stream", "the stream of batches ended"
+        model = self._join(best, (self.model, self.rest))
+        return FitResult(
+            model, float(best_loss), best_step, step, time.monotonic() - start, stopped, message, history
+        )
+
+    @eqx.filter_jit
+    def advance(self, state, rest, arrays, order, first, count, step, fraction, rate, key):
+        """`count` steps on the rows `order[first:]`; stops before the first update with a non-finite number."""
+        t = self.training
+
+        def scheduled(i):
+            done = jnp.clip(fraction + rate * i, 0.0, 1.0)
+            shape = {
+                "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
+                "exponential": t.decay**done,
+                "constant": jnp.ones_like(done),
+            }[t.schedule]
+            return t.learning_rate * shape * jnp.minimum(1.0, (step + i + 1) / max(t.warmup, 1))
+
+        def body(carry):
+            i, _, total, (params, averaged, opt_state) = carry
+            batch = {name: array[order[first + i]] for name, array in arrays.items()}
+            loss, grads = jax.value_and_grad(self._loss)(params, rest, batch, jax.random.fold_in(key, i))
+            ok = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+            updates, new_opt_state = self.optimiser.update(grads, opt_state, params)
+            lr = scheduled(i)
+            new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+            # the average forgets its start: its decay grows to `average` over the first steps
+            decay = jnp.minimum(t.average, (step + i) / (step + i + 10.0))
+            new_averaged = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, averaged, new_params)
+            new = (new_params, new_averaged, new_opt_state)
+            state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, (params, averaged, opt_state))
+            return i + ok, ok, total + jnp.where(ok, loss, 0.0), state
+
+        start = (jnp.asarray(0), jnp.asarray(True), jnp.asarray(0.0), state)
+        made, _, total, state = jax.lax.while_loop(lambda c: (c[0] < count) & c[1], body, start)
+        return state, total / jnp.maximum(made, 1), made
+
+    def _loss(self, params, rest, batch, key):
+        return self.objective(self._join(params, rest), batch, key)
+
+    def _join(self, params, rest):
+        """The whole model with the trained part in its place."""
+        model, rest = rest
+        return eqx.tree_at(self.where, model, eqx.combine(params, rest))
+
+    def evaluate(self, params):
+        """The objective on the held-out rows, always with the same noise."""
+        rows = len(next(iter(self.held_out.values())))
+        size = min(rows, max(self.training.batch_size, 1000) if rows > 10_000 else max(self.training.batch_size, 1))
+        sums = 0.0
+        for start in range(0, rows, size):
+            stop = min(start + size, rows)
+            batch = {name: array[start:stop] for name, array in self.held_out.items()}
+            sums += float(self._evaluate(params, (self.model, self.rest), batch, self.valid_key)) * (stop - start)
+        return sums / rows
+
+    @eqx.filter_jit
+    def _evaluate(self, params, rest, batch, key):
+        return self._loss(params, rest, batch, key)
+
+    def _describe(self, params, arrays, rows, step):
+        model = self._join(params, (self.model, self.rest))
+        batch = {name: array[rows] for name, array in arrays.items()}
+        return (
+            f"training stopped at step {step}: {_where(model, batch)}; the best weights before it were kept; "
+            f"try a learning rate below {self.training.learning_rate:g} or a clip below {self.training.clip:g}"
+        )
+
+
+def _where(model: INN, batch: Batch) -> str:
+    """Where the first non-finite number of a batch appears."""
+    for name, value in batch.items():
+        if not np.all(np.isfinite(value)):
+            rows = np.unique(np.argwhere(~np.isfinite(np.asarray(value)))[:, 0])
+            return f"the data block {name!r} has non-finite numbers in {len(rows)} rows of the batch"
+    left, known = split_batch(model, batch)
+    blocks, known, rows = model._prepare(0, left, known)
+    x = jnp.concatenate([blocks[b.name].reshape(*rows, -1) for b in model.partition.left], axis=-1)
+    place = _first_nonfinite(model.bijection, x.reshape(*rows, *model.bijection.shape), model._condition(known))[0]
+    return f"the output of {place} is not finite" if place else "its gradient is not finite, its outputs are"
+
+
+def _first_nonfinite(bijection: Bijection, x: Array, cond: Array | None) -> tuple[str, Array]:
+    """Path of the first layer with a non-finite output ("" if there is none), and the output."""
+    if isinstance(bijection, Chain):
+        layers = list(bijection.bijections)
+    elif isinstance(bijection, Repeat):
+        arrays, structure = eqx.partition(bijection.layer, eqx.is_array)
+        layers = [
+            eqx.combine(jax.tree.map(lambda a, i=i: a[i], arrays), structure) for i in range(bijection.times)
+        ]
+    else:
+        y, log_det = bijection.encode(x, cond)
+        finite = bool(jnp.all(jnp.isfinite(y)) & jnp.all(jnp.isfinite(log_det)))
+        return ("" if finite else type(bijection).__name__), y
+    for i, layer in enumerate(layers):
+        place, x = _first_nonfinite(layer, x, cond)
+        if place:
+            return f"{type(bijection).__name__}[{i}].{place}", x
+    return "", x
+
+
+# -- feeds: where batches come from ----------------------------------------------------------------------------------
+
+
+def _feed(model, data, validation, training, key):
+    if isinstance(data, Mapping) or hasattr(data, "shape"):
+        arrays = _as_batch(model, data)
+        held_out = _as_batch(model, validation) if validation is not None else None
+        if held_out is None and training.validation:
+            arrays, held_out = _hold_out(arrays, training.validation, key)
+        return _InMemory(arrays, training), _limit(held_out)
+    held_out = _as_batch(model, validation) if validation is not None else None
+    return _Stream(model, data, training), _limit(held_out)
+
+
+def _as_batch(model, data) -> dict[str, Array]:
+    if not isinstance(data, Mapping):
+        blocks = model.partition.data
+        if len(blocks) != 1:
+            raise InputError(f"got one array; expected a dict with {[block.name for block in blocks]}")
+        data = {blocks[0].name: data}
+    arrays = {name: jnp.asarray(value) for name, value in data.items() if value is not None}
+    rows = {name: len(array) for name, array in arrays.items()}
+    if len(set(rows.values())) > 1:
+        raise InputError(f"got blocks with different numbers of rows, {rows}; expected as many in each")
+    if not rows or next(iter(rows.values())) < 1:
+        raise InputError("got no rows; expected at least one")
+    return arrays
+
+
+def _hold_out(arrays, share, key):
+    rows = len(next(iter(arrays.values())))
+    held = min(max(int(round(share * rows)), 1), rows - 1)
+    if held < 1:
+        return arrays, None
+    order = jax.random.permutation(key, rows)
+    return (
+        {name: array[order[held:]] for name, array in arrays.items()},
+        {name: array[order[:held]] for name, array in arrays.items()},
+    )
+
+
+def _limit(held_out):
+    return held_out and {name: array[:_VALIDATION_ROWS] for name, array in held_out.items()}
+
+
+class _InMemory:
+    """Whole arrays on the device; a round is a few shuffled passes, cut into batches."""
+
+    def __init__(self, arrays, training):
+        self.arrays = arrays
+        self.rows = len(next(iter(arrays.values())))
+        self.batch = min(training.batch_size, self.rows)
+        self.steps_per_epoch = max(self.rows // self.batch, 1)
+        self.round = training.evaluate_every or max(self.steps_per_epoch, 100)
+        self.first = {name: array[: max(self.batch, 1024)] for name, array in arrays.items()}
+
+    def rounds(self, key):
+        while True:
+            key, round_key = jax.random.split(key)
+            passes = -(-self.round // self.steps_per_epoch)
+            orders = [
+                jax.random.permutation(k, self.rows)[: self.steps_per_epoch * self.batch]
+                for k in jax.random.split(round_key, passes)
+            ]
+            yield self.arrays, jnp.concatenate(orders).reshape(-1, self.batch)[: self.round]
+
+
+class _Stream:
+    """Batches from an iterable, fetched ahead in a thread; a round is one batch, evaluated every `evaluate_every`."""
+
+    def __init__(self, model, batches: Iterable, training):
+        self.model, self.batches = model, batches
+        self.steps_per_epoch = len(batches) if hasattr(batches, "__len__") else np.inf
+        self.endless = iter(batches) is not batches  # a list or loader starts again, an iterator ends
+        self.ahead = _prefetch(self._batches())
+        try:
+            self.first = next(self.ahead)
+        except StopIteration:
+            raise InputError("got a stream without batches; expected at least one") from None
+        self.round = training.evaluate_every or 100
+
+    def _batches(self):
+        while True:
+            for batch in self.batches:
+                yield _as_batch(self.model, batch)
+            if not self.endless:
+                return
+
+    def rounds(self, key):
+        pending = [self.first]
+        while pending:
+            # batches of one round are joined, so that one compiled loop serves both feeds
+            while len(pending) < self.round:
+                batch = next(self.ahead, None)
+                if batch is None:
+                    break
+                pending.append(batch)
+            rows = len(next(iter(pending[0].values())))
+            same = [batch for batch in pending if len(next(iter(batch.values()))) == rows]
+            arrays = {name: jnp.concatenate([batch[name] for batch in same]) for name in same[0]}
+            yield arrays, jnp.arange(rows * len(same)).reshape(len(same), rows)
+            pending = [batch for batch in [next(self.ahead, None)] if batch is not None]
+
+
+def _prefetch(items: Iterator, size: int = 4) -> Iterator:
+    """Iterate in a thread, up to `size` items ahead; an error in the thread is raised here."""
+    ready: queue.Queue = queue.Queue(maxsize=size)
+    end = object()
+
+    def work():
+        try:
+            for item in items:
+                ready.put(item)
+            ready.put(end)
+        except BaseException as error:
+            ready.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (item := ready.get()) is not end:
+        if isinstance(item, BaseException):
+            raise item
+        yield item

@@ -1,0 +1,253 @@
+"""Every bijection, one row each: what `test_bijections.py` and `test_storage.py` hold to the laws.
+
+A new bijection needs a row here; a test fails for an exported class without one. Sizes are tiny, since the laws are
+those of small things too. Networks start at zero, so rows are tested with `perturbed` parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from flowknife import nets
+from flowknife._types import Shape, split_trainable
+from flowknife.architectures import coupling_flow, glow, realnvp, wavelet
+from flowknife.bijections import (
+    LU,
+    ActNorm,
+    Affine,
+    Bijection,
+    Chain,
+    Channels,
+    Checkerboard,
+    Composed,
+    Coupling,
+    Elementwise,
+    Exp,
+    Group,
+    Haar,
+    Householder,
+    Inverse,
+    InvertibleConv1x1,
+    Logit,
+    MaskedAutoregressive,
+    Matrix,
+    Orthogonal,
+    Permute,
+    PrincipalRotation,
+    Repeat,
+    Reshape,
+    Shift,
+    ShiftScale,
+    Sigmoid,
+    Softplus,
+    Spline,
+    Split,
+    Squeeze,
+    Tanh,
+)
+
+DRAW = {
+    "real": lambda key, shape: 1.5 * jax.random.normal(key, shape),
+    "positive": lambda key, shape: jnp.exp(jax.random.normal(key, shape)),
+    "unit": lambda key, shape: jax.random.uniform(key, shape, minval=0.02, maxval=0.98),
+    "symmetric": lambda key, shape: jax.random.uniform(key, shape, minval=-0.95, maxval=0.95),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A bijection and what it accepts: `left` and `right` name the numbers of its ends, see `DRAW`."""
+
+    name: str
+    make: Callable[[jax.Array], Bijection]
+    cond_shape: Shape | None = None
+    left: str = "real"
+    right: str = "real"
+
+    def draw(self, key: jax.Array, end: str, shape: Shape) -> jax.Array:
+        return DRAW[getattr(self, end)](key, shape)
+
+    def draw_cond(self, key: jax.Array, batch: Shape) -> jax.Array | None:
+        return None if self.cond_shape is None else jax.random.normal(key, (*batch, *self.cond_shape))
+
+
+def perturbed(module: eqx.Module, key: jax.Array, size: float = 0.5) -> eqx.Module:
+    """The module with noise added to all that is trained, in proportion to what a network's layer can bear."""
+    trained, rest = split_trainable(module)
+    leaves, structure = jax.tree.flatten(trained)
+    moved = []
+    for leaf, leaf_key in zip(leaves, jax.random.split(key, len(leaves) or 1), strict=False):
+        inputs = leaf.shape[-2] if leaf.ndim > 1 else 1
+        moved.append(leaf + size / max(inputs, 1) ** 0.5 * jax.random.normal(leaf_key, leaf.shape, leaf.dtype))
+    return eqx.combine(jax.tree.unflatten(structure, moved), rest)
+
+
+MLP = partial(nets.MLP, width=8, depth=1)
+RESIDUAL = partial(nets.ResidualMLP, width=8, depth=1)
+CONV = partial(nets.ConvNet, width=6)
+PATCH = partial(nets.PatchMLP, width=6)
+SPLINE = Spline(bins=4, tail=2.0)
+AFFINE_SPLINE = Composed([ShiftScale(), SPLINE])
+IMAGE = (4, 4, 2)
+
+
+def _couple(split, scalar, net, cond_shape=None):
+    return lambda key: Coupling(split, scalar, net, cond_shape=cond_shape, key=key)
+
+
+def _fitted_rotation(key, shape, whiten=True):
+    mix, draw = jax.random.split(key)
+    rows = jax.random.normal(draw, (40, *shape)) @ jax.random.normal(mix, (shape[-1], shape[-1]))
+    return PrincipalRotation(shape, whiten=whiten).fit(rows + 2.0)
+
+
+def _fitted_actnorm(key, shape):
+    return ActNorm(shape).initialise(3.0 * jax.random.normal(key, (40, *shape)) + 2.0)[0]
+
+
+def _layer(key):
+    mix, couple = jax.random.split(key)
+    return Chain([ActNorm(3), LU(3, key=mix), Coupling(Channels(3), SPLINE, MLP, cond_shape=(2,), key=couple)])
+
+
+def _factor_out(key, split, *, prior=False, context=False):
+    inner, factored, look = jax.random.split(key, 3)
+    features = (*split.kept_shape[:-1], 3)
+    seen = features if context else split.kept_shape
+    everything = Channels(split.moved_shape, kept=0)
+    return Split(
+        split,
+        Chain([LU(split.kept_shape, key=inner), Reshape(split.kept_shape, jax.numpy.zeros(split.kept_shape).size)]),
+        Coupling(everything, ShiftScale(), PATCH, cond_shape=seen, key=factored) if prior else None,
+        nets.ConvResNet(split.kept_shape, 3, depth=1, key=look) if context else None,
+    )
+
+
+_SCALARS = [
+    Row("Shift", lambda key: Shift(), (1,)),
+    Row("ShiftScale", lambda key: ShiftScale(), (2,)),
+    Row("ShiftScale, bound 0.5", lambda key: ShiftScale(bound=0.5), (2,)),
+    Row("Spline", lambda key: SPLINE, (11,)),
+    Row("Spline, default", lambda key: Spline(), (23,)),
+    Row("Spline, one bin", lambda key: Spline(bins=1), (2,)),
+    Row("Composed", lambda key: AFFINE_SPLINE, (13,)),
+    Row("Composed, nested", lambda key: Composed([AFFINE_SPLINE, Tanh(), Shift()]), (14,), right="symmetric"),
+    Row("Sigmoid", lambda key: Sigmoid(), right="unit"),
+    Row("Logit", lambda key: Logit(), left="unit"),
+    Row("Softplus", lambda key: Softplus(), right="positive"),
+    Row("Exp", lambda key: Exp(), right="positive"),
+    Row("Tanh", lambda key: Tanh(), right="symmetric"),
+]
+
+_ELEMENTWISE = [
+    Row("Elementwise(Spline)", lambda key: Elementwise(SPLINE, 3)),
+    Row("Elementwise(ShiftScale), image", lambda key: Elementwise(ShiftScale(), (2, 2, 2))),
+    Row("Elementwise(Softplus)", lambda key: Elementwise(Softplus(), 3), right="positive"),
+    Row("Affine", lambda key: Affine([1.0, -2.0, 0.0], [0.5, -3.0, 1.0])),
+    Row("Affine, image", lambda key: Affine(127.5, 127.5, (2, 2, 3))),
+    Row("ActNorm", lambda key: ActNorm(3)),
+    Row("ActNorm, fitted", lambda key: _fitted_actnorm(key, (3,))),
+    Row("ActNorm, fitted, image", lambda key: _fitted_actnorm(key, (2, 2, 3))),
+]
+
+_LINEAR = [
+    Row("Permute", lambda key: Permute([2, 0, 1])),
+    Row("Permute, image", lambda key: Permute.random(IMAGE, key=key)),
+    Row("Orthogonal", lambda key: Orthogonal(3, key=key)),
+    Row("Householder", lambda key: Householder(3, key=key)),
+    Row("Householder, two", lambda key: Householder((2, 2, 3), 2, key=key)),
+    Row("LU", lambda key: LU(3, key=key)),
+    Row("LU, identity", lambda key: LU(3, identity=True)),
+    Row("Matrix", lambda key: Matrix(3, key=key)),
+    Row("PrincipalRotation", lambda key: PrincipalRotation(3)),
+    Row("PrincipalRotation, fitted", lambda key: _fitted_rotation(key, (3,))),
+    Row("PrincipalRotation, fitted, image", lambda key: _fitted_rotation(key, (2, 2, 3))),
+    Row("PrincipalRotation, fitted, pure", lambda key: _fitted_rotation(key, (3,), whiten=False)),
+    Row("InvertibleConv1x1", lambda key: InvertibleConv1x1((2, 2, 3), key=key)),
+    Row("InvertibleConv1x1, plain", lambda key: InvertibleConv1x1((2, 2, 3), "plain", key=key)),
+]
+
+_COUPLINGS = [
+    Row("Coupling(Shift)", _couple(Channels(3), Shift(), MLP)),
+    Row("Coupling(ShiftScale), swapped", _couple(Channels(5, swap=True), ShiftScale(), RESIDUAL)),
+    Row("Coupling(Spline), conditional", _couple(Channels(3), SPLINE, MLP, (2,)), (2,)),
+    Row("Coupling(Composed)", _couple(Channels(4, kept=3), AFFINE_SPLINE, MLP)),
+    Row("Coupling, all moved by the condition", _couple(Channels(2, kept=0), AFFINE_SPLINE, MLP, (2,)), (2,)),
+    Row("Coupling(Group)", _couple(Group((5,), 1, 3), SPLINE, MLP)),
+    Row("Coupling(Group), first", _couple(Group((2, 2, 3), 0, 2), ShiftScale(), PATCH, (2, 2, 2)), (2, 2, 2)),
+    Row("Coupling, image, channels", _couple(Channels(IMAGE), ShiftScale(), CONV)),
+    Row("Coupling, image, checkerboard", _couple(Checkerboard(IMAGE), ShiftScale(), CONV)),
+    Row("Coupling, image, spline", _couple(Checkerboard(IMAGE, swap=True), SPLINE, PATCH)),
+    Row("Coupling, image, MLP", _couple(Checkerboard((2, 2, 2)), Shift(), MLP)),
+    Row("Coupling, image given a vector", _couple(Channels(IMAGE), AFFINE_SPLINE, CONV, (3,)), (3,)),
+    Row("Coupling, image given an image", _couple(Channels(IMAGE), ShiftScale(), CONV, (4, 4, 2)), (4, 4, 2)),
+    Row("Coupling, patches given a vector", _couple(Channels(IMAGE), ShiftScale(), PATCH, (3,)), (3,)),
+    Row("Coupling, patches given an image", _couple(Channels(IMAGE), SPLINE, PATCH, (4, 4, 2)), (4, 4, 2)),
+]
+
+_AUTOREGRESSIVE = [
+    Row("MaskedAutoregressive", lambda key: MaskedAutoregressive(3, AFFINE_SPLINE, width=9, key=key)),
+    Row("MaskedAutoregressive, one", lambda key: MaskedAutoregressive(1, ShiftScale(), width=4, key=key)),
+    Row(
+        "MaskedAutoregressive, conditional",
+        lambda key: MaskedAutoregressive(4, ShiftScale(), width=9, depth=1, cond_dim=2, key=key),
+        (2,),
+    ),
+    Row("Inverse autoregressive", lambda key: Inverse(MaskedAutoregressive(3, SPLINE, width=9, key=key))),
+]
+
+_COMPOSED = [
+    Row("Chain", lambda key: Chain([Elementwise(SPLINE, 4), Reshape(4, (2, 2)), Householder((2, 2), key=key)])),
+    Row("Repeat(Chain)", lambda key: Repeat(_layer, 3, key=key), (2,)),
+    Row("Repeat, once", lambda key: Repeat(_layer, 1, key=key), (2,)),
+    Row("Inverse", lambda key: Inverse(_layer(key)), (2,)),
+    Row("Inverse(Exp)", lambda key: Inverse(Elementwise(Exp(), 2)), left="positive"),
+    Row("Inverse(Squeeze)", lambda key: Inverse(Squeeze((2, 2, 2)))),
+    Row("Reshape", lambda key: Reshape((2, 3), (3, 2, 1))),
+    Row("Squeeze", lambda key: Squeeze((4, 2, 2))),
+    Row("Haar", lambda key: Haar((2, 4, 2))),
+    Row("Split, vector", lambda key: Split(Channels(5), LU(2, key=key))),
+    Row("Split, checkerboard", lambda key: _factor_out(key, Checkerboard(IMAGE))),
+    Row("Split, learned prior", lambda key: _factor_out(key, Channels(IMAGE), prior=True)),
+    Row("Split, context", lambda key: _factor_out(key, Channels((4, 4, 3)), prior=True, context=True)),
+    Row(
+        "Split, conditional",
+        lambda key: Split(Channels(5, swap=True), Coupling(Channels(2), SPLINE, MLP, cond_shape=(2,), key=key)),
+        (2,),
+    ),
+]
+
+_SMALL = {"layers": 2, "width": 8, "depth": 1}
+_ARCHITECTURES = [
+    Row("coupling_flow, 1", lambda key: coupling_flow(1, **_SMALL, key=key)),
+    Row("coupling_flow, 1, conditional", lambda key: coupling_flow(1, cond_dim=2, **_SMALL, key=key), (2,)),
+    Row("coupling_flow, 2, spline", lambda key: coupling_flow(2, **_SMALL, key=key)),
+    Row("coupling_flow, 2, affine", lambda key: coupling_flow(2, **_SMALL, scalar="affine", mixing="permute", key=key)),
+    Row(
+        "coupling_flow, 5, additive, conditional",
+        lambda key: coupling_flow(5, cond_dim=3, **_SMALL, scalar="additive", mixing="orthogonal", key=key),
+        (3,),
+    ),
+    Row("realnvp, 1", lambda key: realnvp(1, layers=2, width=8, key=key)),
+    Row("realnvp, 5, conditional", lambda key: realnvp(5, layers=4, width=8, cond_dim=2, key=key), (2,)),
+    Row("realnvp, 2x2 pixels", lambda key: realnvp((2, 2, 1), width=4, key=key)),
+    Row("realnvp, 4x8 pixels", lambda key: realnvp((4, 8, 1), width=4, key=key)),
+    Row("glow, one level", lambda key: glow((4, 4, 1), levels=1, steps=2, width=4, scalar="spline", key=key)),
+    Row("glow, two levels", lambda key: glow((8, 8, 1), levels=2, steps=2, width=4, cond_dim=2, key=key), (2,)),
+    Row("wavelet, 8x8x1", lambda key: wavelet((8, 8, 1), width=6, features=6, key=key)),
+    Row("wavelet, 16x16x3", lambda key: wavelet((16, 16, 3), width=6, features=6, key=key)),
+]
+
+ROWS = (
+    *_SCALARS,
+    *_ELEMENTWISE,
+    *_LINEAR,
+    *_COUPLINGS,
+    *_AUTOREGRESSIVE,
+    *_COMPOSED,
+    *_ARCHITECTURES,
+)
