@@ -19,7 +19,6 @@ from flowknife.bijections import (
     Composed,
     Coupling,
     Elementwise,
-    Group,
     Haar,
     InvertibleConv1x1,
     Orthogonal,
@@ -251,7 +250,8 @@ def wavelet(
     features: int = 128,
     depth: int = 2,
     bins: int = 8,
-    coarse_layers: int = 4,
+    groups: int = 6,
+    coarse_width: int = 128,
     key: Key = None,
 ) -> Bijection:
     """Wavelet flow: a global map of the coarsest image, local conditional flows for the details.
@@ -269,7 +269,8 @@ def wavelet(
         features: channels of the context network of each level.
         depth: residual blocks of the context network.
         bins: bins of the splines.
-        coarse_layers: dense couplings of the coarsest image.
+        groups: groups of coefficients per level, each one coupling.
+        coarse_width: hidden channels of the couplings of the coarsest image.
         key: source of initial weights.
 
     Returns:
@@ -281,7 +282,7 @@ def wavelet(
         while min(shape[:2]) // 2**levels > 16 and shape[0] % 2 ** (levels + 1) == 0 == shape[1] % 2 ** (levels + 1):
             levels += 1
     _check_image(shape, levels)
-    sizes = {"width": width, "features": features, "depth": depth, "bins": bins, "coarse_layers": coarse_layers}
+    sizes = {"width": width, "features": features, "depth": depth, "bins": bins, "groups": groups, "coarse_width": coarse_width}
     rest = _pyramid(shape, levels, 1.0, sizes, as_key(key))
     return Chain([PrincipalRotation(shape, whiten=False), rest])
 
@@ -303,38 +304,41 @@ def _pyramid(shape, levels, scale, sizes, key):
 
 
 def _details(shape, halve, sizes, key):
-    """Autoregression over groups of detail coefficients, given features of the coarse image."""
-    whiten = PrincipalRotation(shape)
-    parts = [whiten]
-    strong = max(shape[2] // 3, 1)
-    groups = [strong, shape[2] - strong]
+    """Whitened channels, then the autoregression over groups, given features of the coarse image."""
+    return Chain([PrincipalRotation(shape), *_local(shape, halve, sizes, sizes["features"], key)])
+
+
+def _local(shape, halve, sizes, cond_channels, key):
+    """Couplings over groups of coefficients of four interleaved grids, one after another, scanned.
+
+    Each coupling moves the last group, steered by all others, and the channels roll on. The groups behind it in the row are
+    latents by then, so this is an autoregression over groups: each given the ones before it as they are in the data.
+    """
+    parts, grid, groups = [], shape, 3
     if halve:
         squeeze = Squeeze(shape)
-        channels = shape[2]
+        grid, groups = squeeze.out_shape, sizes["groups"]
         # grids in the order (0,0), (1,1), (0,1), (1,0): the later ones lie between the earlier ones
-        order = [grid * channels + i for grid in (0, 3, 1, 2) for i in range(channels)]
-        parts += [squeeze, Permute(order, squeeze.out_shape)]
-        groups = groups * 4
-    grid = parts[-1].out_shape
+        order = [place * shape[2] + i for place in (0, 3, 1, 2) for i in range(shape[2])]
+        parts = [squeeze, Permute(order, grid)]
+    groups = max(g for g in range(1, groups + 1) if grid[2] % g == 0)
+    size = grid[2] // groups
     net = partial(nets.PatchMLP, width=sizes["width"])
     scalar = Composed([ShiftScale(bound=3.0), Spline(bins=sizes["bins"], tail=4.0)])
-    # the last group moves first, while all it depends on is still as it was
-    stop = grid[2]
-    for size, group_key in zip(reversed(groups), jax.random.split(key, len(groups)), strict=True):
-        group = Group(grid, stop - size, stop)
-        parts.append(Coupling(group, scalar, net, cond_shape=(*grid[:2], sizes["features"]), key=group_key))
-        stop -= size
-    return Chain(parts)
+    cond_shape = (*grid[:2], cond_channels) if cond_channels else None
+    roll = [(i - size) % grid[2] for i in range(grid[2])]
+
+    def step(key):
+        split = Channels(grid, kept=grid[2] - size)
+        return Chain([Coupling(split, scalar, net, cond_shape=cond_shape, key=key), Permute(roll, grid)])
+
+    return [*parts, Repeat(step, groups, key=key)]
 
 
 def _coarsest(shape, sizes, key):
-    """Principal rotation and whitening in closed form, then dense couplings that start as the identity."""
+    """Whitening of the whole image in closed form, then local couplings of what it leaves."""
     dim = shape[0] * shape[1] * shape[2]
-    net = partial(nets.MLP, width=sizes["width"], depth=1)
-
-    def layer(key):
-        mix, couple = jax.random.split(key)
-        return Chain([Orthogonal((dim,), key=mix), Coupling(Channels(dim), ShiftScale(), net, key=couple)])
-
-    couplings = [Repeat(layer, sizes["coarse_layers"], key=key)] if sizes["coarse_layers"] else []
-    return Chain([Reshape(shape, (dim,)), PrincipalRotation((dim,)), *couplings])
+    halve = shape[0] % 2 == 0 and shape[1] % 2 == 0
+    local = _local(shape, halve, {**sizes, "width": sizes["coarse_width"]}, 0, key)
+    whiten = [Reshape(shape, (dim,)), PrincipalRotation((dim,), back=True), Reshape((dim,), shape)]
+    return Chain([*whiten, *local, Reshape(local[-1].out_shape, (dim,))])

@@ -34,7 +34,7 @@ from jaxtyping import Array
 from flowknife._types import Key, Shape, as_key, as_shape
 from flowknife.bijections import Bijection
 from flowknife.errors import InputError
-from flowknife.laws import Data, Law, Noise, Normal, Source, tempered
+from flowknife.laws import Data, Law, Noise, Normal, Source, Temperature
 
 Blocks = dict[str, Array]
 
@@ -214,7 +214,7 @@ class INN(eqx.Module):
         )
 
     def sample(
-        self, key: Key, n: int | Shape = (), *, temperature: float | Mapping[str, float] = 1.0, **given: Any
+        self, key: Key, n: int | Shape = (), *, temperature: Temperature | Mapping[str, Temperature] = 1.0, **given: Any
     ) -> Any:
         """Draw from the model given the known values: `sample(key, 1000, y=y_observed)` is a posterior.
 
@@ -232,7 +232,7 @@ class INN(eqx.Module):
         return blocks[data[0].name] if len(data) == 1 else {block.name: blocks[block.name] for block in data}
 
     def sample_left(
-        self, key: Key, n: int | Shape = (), *, temperature: float | Mapping[str, float] = 1.0, **given: Any
+        self, key: Key, n: int | Shape = (), *, temperature: Temperature | Mapping[str, Temperature] = 1.0, **given: Any
     ) -> Blocks:
         """As `sample`, with all left-hand blocks by name, noise and padding too."""
         given = self._check_given(given)
@@ -242,7 +242,7 @@ class INN(eqx.Module):
         right = {}
         for block, block_key in zip(self.partition.right, keys, strict=True):
             t = temperature.get(block.name, 1.0) if isinstance(temperature, Mapping) else temperature
-            right[block.name] = tempered(block.law, block_key, t, batch, block.shape, given.get(block.name))
+            right[block.name] = block.law.sample(block_key, batch, block.shape, given.get(block.name), t)
         given = {
             block.name: jnp.broadcast_to(value, (*batch, *block.given_shape))
             for block, value in self._pairs(given)

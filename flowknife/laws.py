@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowknife._types import Key, Shape, as_key
+from flowknife._types import Shape
 from flowknife.errors import InputError
+
+Temperature = float | Float[Array, ""]
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -44,12 +46,10 @@ class Law(eqx.Module):
         """Log density of the block, of shape `batch`; `given` is the known value, where there is one."""
 
     @abc.abstractmethod
-    def sample(self, key: Array, batch: Shape, shape: Shape, given: Array | None = None) -> Array:
-        """Draw a block of shape `(*batch, *shape)` at temperature 1."""
-
-    def centre(self, batch: Shape, shape: Shape, given: Array | None = None) -> Array:
-        """What a draw shrinks to as its temperature falls to zero: the mode of the law."""
-        return jnp.zeros((*batch, *shape))
+    def sample(
+        self, key: Array, batch: Shape, shape: Shape, given: Array | None = None, temperature: Temperature = 1.0
+    ) -> Array:
+        """Draw a block of shape `(*batch, *shape)`: the centre plus `temperature` times the law's noise."""
 
 
 class Normal(Law):
@@ -58,8 +58,8 @@ class Normal(Law):
     def log_prob(self, block, shape, given=None):
         return normal_log_prob(block, shape)
 
-    def sample(self, key, batch, shape, given=None):
-        return jax.random.normal(key, (*batch, *shape))
+    def sample(self, key, batch, shape, given=None, temperature=1.0):
+        return temperature * jax.random.normal(key, (*batch, *shape))
 
 
 class Given(Law):
@@ -78,11 +78,8 @@ class Given(Law):
     def log_prob(self, block, shape, given=None):
         return normal_log_prob(block - self._value(given, shape), shape, self.scale)
 
-    def sample(self, key, batch, shape, given=None):
-        return self.centre(batch, shape, given) + self.scale * jax.random.normal(key, (*batch, *shape))
-
-    def centre(self, batch, shape, given=None):
-        return jnp.broadcast_to(self._value(given, shape), (*batch, *shape))
+    def sample(self, key, batch, shape, given=None, temperature=1.0):
+        return self._value(given, shape) + temperature * self.scale * jax.random.normal(key, (*batch, *shape))
 
     @staticmethod
     def _value(given, shape):
@@ -103,8 +100,8 @@ class Padding(Law):
     def log_prob(self, block, shape, given=None):
         return normal_log_prob(block, shape, self.scale)
 
-    def sample(self, key, batch, shape, given=None):
-        return self.scale * jax.random.normal(key, (*batch, *shape))
+    def sample(self, key, batch, shape, given=None, temperature=1.0):
+        return temperature * self.scale * jax.random.normal(key, (*batch, *shape))
 
 
 class ClassMixture(Law):
@@ -151,16 +148,12 @@ class ClassMixture(Law):
         own = jnp.take_along_axis(terms, jnp.maximum(given, 0)[..., None], axis=-1)[..., 0]
         return jnp.where(given < 0, mixture, own)
 
-    def sample(self, key, batch, shape, given=None):
+    def sample(self, key, batch, shape, given=None, temperature=1.0):
         label_key, key = jax.random.split(key)
         if given is None:
             given = jax.random.categorical(label_key, self.log_weights, shape=batch)
-        return self.centre(batch, shape, given) + jax.random.normal(key, (*batch, *shape))
-
-    def centre(self, batch, shape, given=None):
-        if given is None:
-            raise InputError("got a temperature for a ClassMixture without a label; expected a label to shrink to")
-        return jnp.broadcast_to(self.means[given].reshape(*jnp.shape(given), *shape), (*batch, *shape))
+        centre = self.means[given].reshape(*jnp.shape(given), *shape)
+        return centre + temperature * jax.random.normal(key, (*batch, *shape))
 
 
 class Source(eqx.Module):
@@ -249,12 +242,3 @@ class Pad(Source):
 
     def prepare(self, key, value, batch, shape):
         return self.scale * jax.random.normal(key, (*batch, *shape)) if value is None else value
-
-
-def tempered(law: Law, key: Key, temperature: float, batch: Shape, shape: Shape, given: Array | None = None) -> Array:
-    """Draw a block and shrink it towards the law's mode: centre + temperature (draw - centre)."""
-    draw = law.sample(as_key(key), batch, shape, given)
-    if isinstance(temperature, (int, float)) and temperature == 1:
-        return draw
-    centre = law.centre(batch, shape, given)
-    return centre + temperature * (draw - centre)

@@ -284,13 +284,14 @@ class ConvNet(eqx.Module):
 
 
 class PatchMLP(eqx.Module):
-    """An MLP of every pixel's 3x3 neighbourhood and of the condition at that pixel: 3x3 - a - 1x1 - a - 1x1.
+    """An MLP of every pixel's 3x3 neighbourhood, its place and the condition there: 3x3 - a - 1x1 - a - 1x1.
 
     A fraction of the cost of `ConvNet` where there are many outputs, or a wide condition that has already looked around. Args
     as for `ConvNet`.
     """
 
     look: Conv
+    place: Float[Array, "h w width"]
     listen: Dense | None
     think: Dense
     last: Dense
@@ -310,13 +311,14 @@ class PatchMLP(eqx.Module):
         _check_grid(in_shape, out_shape, activation)
         look, listen, think, last = jax.random.split(as_key(key), 4)
         self.look = Conv(in_shape[-1], width, key=look)
+        self.place = jnp.zeros((*in_shape[:2], width))
         self.listen = None if cond_shape is None else Dense(cond_shape[-1], width, key=listen)
         self.think = Dense(width, width, key=think)
         self.last = Dense(width, out_shape[-1], zero=True, key=last)
 
     def __call__(self, x: Float[Array, "..."], cond: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
         act = _activation(self.activation)
-        hidden = self.look(x)
+        hidden = self.look(x) + self.place
         if self.listen is not None:
             heard = self.listen(cond)
             # a condition without space is the same at every pixel
@@ -331,9 +333,10 @@ def _check_grid(in_shape, out_shape, activation):
 
 
 class ConvResNet(eqx.Module):
-    """Features of an image, on its own grid or on one of half its size: 3x3, then blocks h + 1x1(a(3x3(a(h)))).
+    """Features of an image, on its own grid or on one of half its size: 3x3 + place, then blocks h + 1x1(a(3x3(a(h)))).
 
-    The context network of a wavelet flow: it looks at the coarse image once, for all couplings of a level.
+    The context network of a wavelet flow: it looks at the coarse image once, for all couplings of a level. A trained
+    feature vector for every place of the grid tells it where it looks, which convolutions cannot see.
 
     Args:
         shape: (height, width, channels) of the image.
@@ -346,6 +349,7 @@ class ConvResNet(eqx.Module):
     """
 
     first: Conv
+    place: Float[Array, "k l f"]
     blocks: tuple[tuple[Conv, Dense], ...]
     halve: bool = eqx.field(static=True)
     scale: float = eqx.field(static=True)
@@ -366,6 +370,8 @@ class ConvResNet(eqx.Module):
         _activation(activation)
         first, *inner = jax.random.split(as_key(key), 1 + 2 * depth)
         self.first = Conv(shape[-1] * (4 if halve else 1), features, key=first)
+        grid = (shape[0] // 2, shape[1] // 2) if halve else shape[:2]
+        self.place = jnp.zeros((*grid, features))
         self.blocks = tuple(
             (Conv(features, features, key=inner[2 * i]), Dense(features, features, zero=True, key=inner[2 * i + 1]))
             for i in range(depth)
@@ -375,7 +381,7 @@ class ConvResNet(eqx.Module):
         act = _activation(self.activation)
         if self.halve:
             x = jnp.concatenate([x[..., i::2, j::2, :] for i in (0, 1) for j in (0, 1)], axis=-1)
-        x = self.first(self.scale * x)
+        x = self.first(self.scale * x) + self.place
         for conv, dense in self.blocks:
             x = x + dense(act(conv(act(x))))
         return act(x)

@@ -174,7 +174,7 @@ class _Trainer:
 
         for arrays, order in feed.rounds(key):
             losses, row = [], 0
-            while row < len(order) and done_fraction() < 1:
+            while row < len(order) and (step == 0 or done_fraction() < 1):
                 key, call_key = jax.random.split(key)
                 count = int(min(per_call, len(order) - row, max(total - step, 1)))
                 before, fraction = time.monotonic(), done_fraction()
@@ -192,8 +192,6 @@ class _Trainer:
                 step, row = step + made, row + made
                 losses.append((loss, made))
                 report(min(done_fraction(), 1.0), f"step {step}, loss {loss:.3f}, best {best_loss:.3f}")
-            if not losses and stopped != "non-finite":
-                break
             train = sum(mean * steps for mean, steps in losses) / max(sum(steps for _, steps in losses), 1)
             loss = self.evaluate(state[1]) if self.held_out else train
             for name, value in zip(history, (step, time.monotonic() - start, train, loss), strict=True):

@@ -182,26 +182,32 @@ class Matrix(Bijection):
 class PrincipalRotation(Bijection):
     """y = diag(v)^(-1/2) R (x - m): rotation to principal axes and whitening, fitted in closed form.
 
+    With `back`, y = R^T diag(v)^(-1/2) R (x - m), the whitening that changes x least: each y_i keeps the meaning and the place
+    of x_i (ZCA, Bell & Sejnowski 1997, doi 10.1016/S0042-6989(97)00121-1).
+
     m and R come from the mean and the covariance of the data; v are its eigenvalues, shrunk towards their mean by the
     Ledoit-Wolf weight (2004, J. Multivariate Anal. 88, 365), so that it also holds with fewer rows than columns. A
-    Gaussian with the shrunk covariance becomes exactly N(0, I). Nothing in it is trained.
+    Gaussian with the shrunk covariance becomes exactly N(0, I). Nothing in it is trained, and `initialise` fits it once.
 
     Args:
         shape: event shape; the last axis is rotated.
         whiten: divide by the standard deviations; otherwise a pure rotation (log_det = 0).
+        back: rotate back after whitening.
     """
 
     mean: Constant
     rotation: Constant
     log_scale: Constant
+    initialised: Constant
     shape: Shape = eqx.field(static=True)
     whiten: bool = eqx.field(static=True)
+    back: bool = eqx.field(static=True)
 
-    def __init__(self, shape: int | Shape, *, whiten: bool = True):
-        self.shape, self.whiten = as_shape(shape), whiten
+    def __init__(self, shape: int | Shape, *, whiten: bool = True, back: bool = False):
+        self.shape, self.whiten, self.back = as_shape(shape), whiten, back
         n = self.shape[-1]
         self.mean, self.log_scale = Constant(jnp.zeros(n)), Constant(jnp.zeros(n))
-        self.rotation = Constant(jnp.eye(n))
+        self.rotation, self.initialised = Constant(jnp.eye(n)), Constant(jnp.asarray(False))
 
     @property
     def variances(self) -> Float[Array, " n"]:
@@ -213,9 +219,11 @@ class PrincipalRotation(Bijection):
 
     def encode(self, x, cond=None):
         y = (x - self.mean.value) @ self.rotation.value.T
-        return y * jnp.exp(-self.log_scale.value), self._log_det(x)
+        y = y * jnp.exp(-self.log_scale.value)
+        return y @ self.rotation.value if self.back else y, self._log_det(x)
 
     def decode(self, y, cond=None):
+        y = y @ self.rotation.value.T if self.back else y
         x = (y * jnp.exp(self.log_scale.value)) @ self.rotation.value
         return x + self.mean.value, self._log_det(y)
 
@@ -237,11 +245,12 @@ class PrincipalRotation(Bijection):
         floor = 1e-6 * jnp.maximum(level, jnp.finfo(rows.dtype).tiny)
         log_scale = 0.5 * jnp.log(jnp.maximum(variances, floor))[::-1] * self.whiten
         return eqx.tree_at(
-            lambda layer: (layer.mean.value, layer.rotation.value, layer.log_scale.value),
+            lambda layer: (layer.mean.value, layer.rotation.value, layer.log_scale.value, layer.initialised.value),
             self,
-            (mean, axes.T[::-1], log_scale),
+            (mean, axes.T[::-1], log_scale, jnp.asarray(True)),
         )
 
     def initialise(self, x, cond=None):
-        fitted = self.fit(x)
+        done = self.initialised.value
+        fitted = jax.tree.map(lambda old, new: jnp.where(done, old, new.astype(old.dtype)), self, self.fit(x))
         return fitted, fitted.encode(x)[0]

@@ -1,0 +1,22 @@
+"""Run benchmarks by name: `python -m benchmarks [density] [images]`; without a name, all of them."""
+
+import sys
+
+from benchmarks import density, images
+
+BENCHMARKS = {"density": density.run, "images": images.run}
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        print(f"error: got {unknown[0]!r}; expected one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    for name in names:
+        BENCHMARKS[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

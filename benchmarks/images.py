@@ -1,0 +1,49 @@
+"""`fk.images` on a folder of pictures: bits/dim of new pictures, and how well other things are told from them.
+
+    IMAGES=folder MINUTES=15 python -m benchmarks images
+
+`folder` holds `train/`, `val/` and, for the anomalies, `other/`; without one, the digits of scikit-learn are used.
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import flowknife as fk
+
+
+def run() -> None:
+    """Print bits/dim, the false-alarm rate and the AUROC, and write the report beside the pictures."""
+    minutes = float(os.environ.get("MINUTES", "2"))
+    folder = Path(os.environ["IMAGES"]) if "IMAGES" in os.environ else _digits(Path(tempfile.mkdtemp()))
+    start = time.perf_counter()
+    model = fk.images(folder / "train", train={"minutes": minutes}, key=0)
+    normal = model.score(folder / "val")
+    print(f"pictures of {folder / 'train'}, {minutes:g} minutes asked, {time.perf_counter() - start:.0f} s taken")
+    print(f"bits/dim of {len(normal['score'])} new pictures at {model.config.bits} bits: {normal['bits_per_dim'].mean():.4f}")
+    print(f"of these flagged at p < 0.05: {np.mean(normal['p_value'] < 0.05):.3f}")
+    others = folder / "other"
+    if others.is_dir():
+        other = model.score(others)
+        print(f"{'AUROC of':<16}{'score':>8}{'bits/dim':>10}{'radius':>8}{'flagged':>9}")
+        kinds = np.array([name.split("/")[0].rsplit("_", 1)[0] for name in other["path"]])
+        for kind in ["all", *np.unique(kinds)]:
+            rows = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
+            areas = [
+                fk.diagnostics.auroc(normal[name], other[name][rows]) for name in ("score", "bits_per_dim", "radius")
+            ]
+            print(f"{kind:<16}{areas[0]:>8.3f}{areas[1]:>10.3f}{areas[2]:>8.3f}{other['flag'][rows].mean():>9.2f}")
+    print(model.report(folder / "run", others if others.is_dir() else None))
+
+
+def _digits(folder: Path) -> Path:
+    """Digits as pictures, blank and noisy ones as other things."""
+    pixels, _ = fk.data.digits()
+    noise = np.random.default_rng(0).integers(0, 256, (20, *pixels.shape[1:]), dtype=np.uint8)
+    fk.data.write_folder(pixels[:1500], folder / "train")
+    fk.data.write_folder(pixels[1500:], folder / "val")
+    fk.data.write_folder(np.concatenate([noise, 255 - pixels[:20]]), folder / "other")
+    return folder

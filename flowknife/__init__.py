@@ -1,0 +1,13 @@
+"""One invertible model, seven jobs; a job is only a choice of what stands at the two ends.
+
+>>> import flowknife as fk
+>>> flow = fk.density(x)  # doctest: +SKIP
+>>> flow.sample(1000)  # doctest: +SKIP
+
+The names are told in `__init__.pyi`, for type checkers too. Each is imported when it is first used, so that importing
+flowknife itself costs nothing.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,27 @@
+"""Applications: each is a configuration, a function that trains, and a result that samples, scores, saves and loads."""
+
+from pathlib import Path
+
+from flowknife.apps.density import Density, DensityConfig, density
+from flowknife.apps.images import Images, ImagesConfig, images
+from flowknife.errors import StorageError
+from flowknife.storage import read_run
+
+APPLICATIONS = {result.application: result for result in (Density, Images)}
+
+
+def load(folder: str | Path) -> Density | Images:
+    """Read a run directory, of whichever application.
+
+    Raises:
+        StorageError: if there is none, it is damaged, or of an application that this version does not know.
+    """
+    application = read_run(folder)["application"]
+    if application not in APPLICATIONS:
+        raise StorageError(
+            f"got a run of application {application!r}; expected one of {', '.join(APPLICATIONS)}; try a newer flowknife"
+        )
+    return APPLICATIONS[application].load(folder)
+
+
+__all__ = ["APPLICATIONS", "Density", "DensityConfig", "Images", "ImagesConfig", "density", "images", "load"]

@@ -1,0 +1,11 @@
+"""The command line: `flowknife VERB`, one verb for each thing that one does with data and runs.
+
+Results go to standard output, progress and errors to standard error. The exit status is 0, 2 for wrong usage, 1 with
+one line for what a user can cause, 130 after Ctrl-C. JAX and all that needs it is imported inside the verbs, so that
+help comes at once.
+"""
+
+from flowknife.cli import _demo, _fit, _runs  # noqa: F401, each registers its verbs
+from flowknife.cli._app import app
+
+__all__ = ["app"]

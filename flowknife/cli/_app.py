@@ -1,0 +1,116 @@
+"""The application that the verbs register with: how they end, what their help shows, and how results are printed."""
+
+import errno
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from flowknife.errors import FlowknifeError
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
+DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out rows with missing or infinite values.")]
+
+# What the machine refuses is not a defect of ours, wherever it shows.
+_REFUSALS = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
+
+
+class _Verbs(TyperGroup):
+    """Ends with one line and an exit status where a user can mend the cause; anything else keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            end(130, "interrupted")
+        except FlowknifeError as error:
+            end(1, f"error: {error}")
+        except MemoryError:
+            end(1, "error: got more than fits in memory; try fewer rows or smaller pictures")
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            end(1, f"error: {error.strerror}: {error.filename or 'the output'}; try another place")
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs in the order in which one needs them."""
+        first = ["demo", "fit"]
+        return [*first, *(name for name in super().list_commands(ctx) if name not in first)]
+
+
+def end(status: int, line: str) -> NoReturn:
+    """Print one line to standard error and exit."""
+    typer.echo(" ".join(line.splitlines()), err=True)
+    raise typer.Exit(status)
+
+
+def with_examples(text: str, *examples: str) -> str:
+    """A help text with examples below, which keep their lines."""
+    return "\n".join([inspect.cleandoc(text), "", "\b", "Examples:", *(f"  {example}" for example in examples)])
+
+
+def verb(group: typer.Typer, name: str, *examples: str) -> Callable[[Callable], Callable]:
+    """Register a function as a verb; its docstring and the examples are its help."""
+
+    def register(function: Callable) -> Callable:
+        group.command(name, help=with_examples(function.__doc__ or "", *examples))(function)
+        return function
+
+    return register
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help comes twice as fast
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"flowknife {version('flowknife')}")
+        except PackageNotFoundError:
+            typer.echo("flowknife, not installed")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback(
+    help=with_examples(
+        "One invertible model, seven jobs; a job is only a choice of what stands at the two ends.",
+        "flowknife demo --out runs/demo",
+        "flowknife fit density points.csv --out runs/points",
+        "flowknife sample runs/points -n 1000 --out new.csv",
+    )
+)
+def _flowknife(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def show(title: str, rows: Mapping[str, object]) -> None:
+    """Print a heading and aligned rows; nothing where there are none."""
+    if rows:
+        typer.secho(title, bold=True)
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            typer.echo(f"  {name:<{width}}  {value}")
+
+
+def with_units(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Metrics as words, with the units that reports give them."""
+    from flowknife.report import UNITS
+
+    return {name: f"{value:.4g} {UNITS.get(name, ('', ''))[1]}".rstrip() for name, value in metrics.items()}

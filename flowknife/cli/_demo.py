@@ -1,0 +1,36 @@
+"""`flowknife demo`: each application on data that come along."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowknife import demos
+from flowknife.cli._app import app, verb
+from flowknife.cli._fit import claim
+
+
+@verb(
+    app,
+    "demo",
+    "flowknife demo",
+    "flowknife demo moons --out runs/moons",
+    "flowknife demo images --out runs/digits --full",
+)
+def _demo(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help=f"{', '.join(demos.DEMOS)}; all of them if left out.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick/--full", help="A short training, or the usual one.")] = True,
+) -> None:
+    """Train on data that come along, and show the results in a report.
+
+    With a NAME the run and its report are written to DIR; without, each run to DIR/NAME, and DIR/report.html shows all.
+    """
+    if name is not None and name not in demos.DEMOS:
+        raise typer.BadParameter(f"got {name!r}; expected one of {', '.join(demos.DEMOS)}", param_hint="NAME")
+    for folder in [out] if name else [out / each for each in demos.DEMOS]:
+        claim(folder, overwrite=True)
+    page = demos.run(name, out, quick) if name else demos.run_all(out, quick)
+    typer.echo(f"report: {page}")

@@ -1,0 +1,103 @@
+"""Configurations from YAML files and `KEY=VALUE` settings; whatever is wrong with them is told in one line."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+from pydantic.fields import FieldInfo
+
+from flowknife.errors import InputError
+
+Config = TypeVar("Config", bound=pydantic.BaseModel)
+
+
+def configured(kind: type[Config], file: Path | None, settings: Iterable[str]) -> Config:
+    """The configuration that a YAML file and, over it, single settings ask for.
+
+    Args:
+        kind: the class of the configuration.
+        file: a YAML file of settings, nested or with dotted keys, or None.
+        settings: texts KEY=VALUE with a dotted key, such as train.minutes=5; the value is read as YAML.
+
+    Raises:
+        InputError: for a file that cannot be read, an unknown key or a value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    for key, value in _read(file).items() if file else ():
+        _place(values, str(key), value)
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        try:
+            _place(values, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise InputError(f"got the setting {setting!r}; expected a plain value; try quotes around a text") from None
+    try:
+        return kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise InputError(_explained(error, kind)) from None
+
+
+def _read(file: Path) -> Mapping[Any, Any]:
+    example = "expected lines such as seed: 1"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"got the settings {file}, which cannot be read ({error.strerror}); {example}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"got the settings {file}, which are no YAML ({reason}); {example}") from None
+    if not isinstance(content, Mapping | None):
+        raise InputError(f"got the settings {file}, which hold a {type(content).__name__}; {example}")
+    return content or {}
+
+
+def _place(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a dotted key; a mapping is merged with what is there."""
+    first, dot, rest = key.partition(".")
+    inside = {rest: value} if dot else value
+    if not isinstance(inside, Mapping):
+        values[first] = inside
+        return
+    if not isinstance(values.get(first), dict):
+        values[first] = {}
+    for name, item in inside.items():
+        _place(values[first], str(name), item)
+
+
+def _explained(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> str:
+    """One line for the first thing that is wrong."""
+    known = _fields(kind)
+    first, *others = error.errors()
+    more = f" ({len(others)} more to mend)" if others else ""
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, known, n=3)
+        expected = f"a known one; try {' or '.join(close)}" if close else f"one of {', '.join(known)}"
+        return f"got the unknown setting {key!r}; expected {expected}{more}"
+    # a union of types adds their names to the path
+    key = next((start for end in range(len(path), 0, -1) if (start := ".".join(path[:end])) in known), key)
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
+    if below := [name for name in known if name.startswith(f"{key}.")]:
+        expected = f"a setting below it, such as {below[0]}"
+    elif expected.startswith(("greater", "less")):
+        expected = f"a value {expected}"
+    field = known.get(key)
+    meaning = f" ({field.description})" if field and field.description else ""
+    advice = f"{key}={field.default}" if field and field.default is not None else f"leaving {key} out"
+    return f"got {key}={first['input']!r}; expected {expected}{meaning}; try {advice}{more}"
+
+
+def _fields(kind: type[pydantic.BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every setting of a configuration by its dotted key."""
+    fields = {}
+    for name, field in kind.model_fields.items():
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, pydantic.BaseModel):
+            fields |= _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = field
+    return fields

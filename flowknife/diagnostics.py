@@ -1,0 +1,141 @@
+"""Numbers that say whether a flow can be trusted: arrays in, numbers out."""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowknife.bijections import Bijection
+from flowknife.errors import InputError
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number with the limit it has to keep.
+
+    Attributes:
+        name: what was measured, in a few words.
+        value: the number.
+        limit: the largest value that passes.
+    """
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value keeps its limit; NaN does not."""
+        return bool(self.value <= self.limit)
+
+
+def round_trip_error(bijection: Bijection, x: Float[Array, "..."], cond: Array | None = None) -> float:
+    """Largest |decode(encode(x)) - x|, in units of the spread of x.
+
+    Args:
+        bijection: the map.
+        x: points `(*batch, *shape)`.
+        cond: condition, where the map has one.
+    """
+
+    @eqx.filter_jit
+    def there_and_back(bijection, x):
+        return bijection.decode(bijection.encode(x, cond)[0], cond)[0]
+
+    x = jnp.asarray(x)
+    return float(jnp.max(jnp.abs(there_and_back(bijection, x) - x)) / jnp.maximum(jnp.std(x), 1e-12))
+
+
+def conformal_p_values(scores: Float[np.ndarray, " n"], held_out: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
+    """Split-conformal p-values: the share of held-out normal scores at least as extreme.
+
+        p = (1 + #{held-out >= score}) / (1 + m)
+
+    If a new item comes from the same distribution as the held-out ones, P(p <= a) <= a for every a, whatever the score
+    (Vovk et al. 2005; Bates et al. 2023, arXiv 2104.08279).
+
+    Args:
+        scores: larger is stranger; NaN counts as strangest.
+        held_out: scores of normal items that were not trained on.
+    """
+    ordered = np.sort(np.asarray(held_out, float))
+    scores = np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf)
+    at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    return (1 + at_least) / (1 + len(ordered))
+
+
+def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> float:
+    """Area under the ROC curve: the probability that an `other` score exceeds a `normal` one, ties counted half."""
+    normal, other = np.asarray(normal, float), np.asarray(other, float)
+    ordered = np.sort(normal)
+    below = np.searchsorted(ordered, other, side="left") + np.searchsorted(ordered, other, side="right")
+    return float(np.mean(below) / (2 * len(ordered)))
+
+
+class Typicality(eqx.Module):
+    """How far a feature vector is from those of held-out normal items, in both directions.
+
+        score = sqrt((f - m)^T S^-1 (f - m))
+
+    with the mean m and covariance S of the held-out features. Fed with the latent radius and the log-likelihood of every
+    level of a flow, it is a two-sided typical-set test per level: a blurred or a blank picture, of *higher* likelihood than the
+    training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
+
+    Attributes:
+        features: held-out features `(m, k)`.
+    """
+
+    features: Float[np.ndarray, "m k"]
+
+    def __check_init__(self):
+        if self.features.ndim != 2 or len(self.features) < 3:
+            raise InputError(f"got held-out features of shape {self.features.shape}; expected at least 3 rows")
+
+    def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+        """Scores of new items; larger is stranger."""
+        return _distance(np.asarray(self.features, float), np.asarray(features, float))
+
+    def held_out_scores(self) -> Float[np.ndarray, " m"]:
+        """Each held-out item scored against the others, so that it is treated like a new one."""
+        features = np.asarray(self.features, float)
+        rows = np.arange(len(features))
+        return np.concatenate([_distance(features[rows != i], features[i : i + 1]) for i in rows])
+
+    def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+        """Split-conformal p-values of new items."""
+        return conformal_p_values(self.score(features), self.held_out_scores())
+
+
+def _distance(reference, features):
+    """Mahalanobis distance, with a covariance that a handful of rows cannot make singular."""
+    centred = reference - reference.mean(axis=0)
+    scale = np.maximum(centred.std(axis=0), 1e-9)
+    covariance = np.cov(centred / scale, rowvar=False).reshape(len(scale), len(scale))
+    shrink = min(1.0, len(scale) / len(reference))
+    covariance = (1 - shrink) * covariance + shrink * np.eye(len(scale))
+    difference = (features - reference.mean(axis=0)) / scale
+    return np.sqrt(np.einsum("ni,ij,nj->n", difference, np.linalg.inv(covariance), difference))
+
+
+def principal_plane(x: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"]) -> list[Float[np.ndarray, "n 2"]]:
+    """The rows of `x`, and of each of `others`, on the plane of the two leading principal axes of `x`.
+
+    Works on the n x n Gram matrix, so d may be large.
+    """
+    x = np.asarray(x, np.float64)
+    mean = x.mean(axis=0)
+    centred = x - mean
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    axes = (centred.T @ vectors[:, ::-1][:, :2]) / np.sqrt(np.maximum(values[::-1][:2], 1e-300))
+    return [(np.asarray(rows, np.float64) - mean) @ axes for rows in (x, *others)]
+
+
+def ks_normal(z: Float[np.ndarray, "..."]) -> float:
+    """Kolmogorov-Smirnov distance between all the numbers in `z` and N(0, 1)."""
+    z = np.sort(np.ravel(z))
+    normal = np.asarray(jax.scipy.stats.norm.cdf(z))
+    steps = np.arange(len(z) + 1) / len(z)
+    return float(max(np.max(normal - steps[:-1]), np.max(steps[1:] - normal)))

@@ -1,0 +1,16 @@
+"""Reports: one self-contained page per run, with its pictures."""
+
+from flowknife.report._density import report_density
+from flowknife.report._images import report_images
+from flowknife.report._page import UNITS, Frame, Picture, Section, ends_svg, write_report
+
+__all__ = [
+    "UNITS",
+    "Frame",
+    "Picture",
+    "Section",
+    "ends_svg",
+    "report_density",
+    "report_images",
+    "write_report",
+]

@@ -1,0 +1,97 @@
+"""The report of a density: data and samples, the density, the mapping and its animation."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from flowknife import plots
+from flowknife.report._figures import ends, keep
+from flowknife.report._page import Picture, Section, write_report
+
+if TYPE_CHECKING:
+    from flowknife.apps import Density
+
+_POINTS = 2000
+_COLUMNS = 6  # of a wide table, this many are drawn
+
+
+def report_density(flow: "Density", folder: str | Path) -> Path:
+    """Write figures and `report.html` of a fitted density into `folder`; return the page's path."""
+    data = flow.reference[:_POINTS] + flow.origin
+    generated = flow.sample(min(len(data), _POINTS), key=0)
+    wide = f" The first {_COLUMNS} of {data.shape[1]} columns are drawn." if data.shape[1] > _COLUMNS else ""
+    shown = slice(0, _COLUMNS)
+    names = list(flow.names)[shown]
+    sections = [
+        Section(
+            "Data and samples",
+            "The model never sees a rule, only rows; what it draws should be indistinguishable from them." + wide,
+            [keep(plots.samples(data[:, shown], generated[:, shown], names), folder, "samples")],
+        )
+    ]
+    if data.shape[1] == 2:
+        sections += [_density_section(flow, data, folder), _mapping_section(flow, data, folder)]
+    z = flow.encode(flow.held_out[:5000] + flow.origin)
+    sections += [
+        Section(
+            "Latents",
+            "Held-out rows, mapped to the latent end, should be standard normal in every direction.",
+            [keep(plots.latents(z), folder, "latents")],
+        )
+    ]
+    if flow.history:
+        curve = plots.history(flow.history["train"], flow.history["validation"], flow.history["step"])
+        sections.append(Section("Training", str(flow.facts.get("stopped because", "")), [keep(curve, folder, "history")]))
+    return write_report(folder, "Density", sections, flow.metrics, flow.facts, ends(flow.model))
+
+
+def _density_section(flow, data, folder):
+    low, high = data.min(axis=0), data.max(axis=0)
+    margin = 0.15 * (high - low)
+    figure = plots.density(flow.log_prob, low - margin, high + margin, data[:500])
+    return Section("Density", "The exact, normalised density at every point.", [keep(figure, folder, "density")])
+
+
+def _mapping_section(flow, data, folder):
+    z = flow.encode(data)
+    angle = np.arctan2(*(data - data.mean(axis=0)).T[::-1])
+    lines = _grid()
+    bent = np.split(flow.decode(np.concatenate(lines)), len(lines))
+    still = keep(plots.mapping(data, z, bent, lines, angle), folder, "mapping")
+    stages = [data[:800], *_stages(flow, data[:800])]
+    path = Path(folder) / "figures" / "mapping.gif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.mapping_animation(path, np.stack(stages), angle[:800])
+    return Section(
+        "Mapping",
+        "One map, both ways: every point of the data space has its place in the latent space. Colours follow the points.",
+        [still, Picture(path, "From the data through the layers of the network to the latent space, and back.")],
+    )
+
+
+def _grid():
+    """Straight lines of the latent plane."""
+    t = np.linspace(-3, 3, 200)
+    ticks = np.linspace(-3, 3, 13)
+    return [np.stack([t, np.full_like(t, c)], 1) for c in ticks] + [np.stack([np.full_like(t, c), t], 1) for c in ticks]
+
+
+def _stages(flow, x):
+    """The points after the standardisation and after every second coupling."""
+    standardise, repeat = flow.model.bijection.bijections
+    arrays, structure = eqx.partition(repeat.layer, eqx.is_array)
+
+    @jax.jit
+    def through(x):
+        def layer(x, own):
+            return (y := eqx.combine(own, structure).encode(x)[0]), y
+
+        return jax.lax.scan(layer, x, arrays)[1]
+
+    x, _ = standardise.encode((x - flow.origin).astype(np.float32))
+    layers = np.asarray(through(x))
+    # from the last one backwards, so that the end of the animation is the latent space itself
+    return [np.asarray(x), *layers[::-1][::2][::-1]]

@@ -1,0 +1,130 @@
+"""The report of an image model: real, regenerated and simulated pictures, the latent cloud, the outliers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowknife import plots
+from flowknife.data import load_images
+from flowknife.diagnostics import auroc, principal_plane
+from flowknife.report._figures import ends, keep
+from flowknife.report._page import Section, write_report
+
+if TYPE_CHECKING:
+    from flowknife.apps import Images
+
+_MARKED = 10
+_CLOUD = 400
+_TEMPERATURES = (0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def report_images(model: "Images", folder: str | Path, others: Any = None) -> Path:
+    """Write figures and `report.html` of an image model into `folder`; return the page's path.
+
+    Args:
+        model: the trained model.
+        folder: where to write.
+        others: pictures of other things (a folder, an array, or an `ImageSet`), shown beside the held-out ones.
+    """
+    real = model.held_out
+    simulated = model.sample(32, key=0)
+    z_real, z_simulated = model.encode(real), model.encode(simulated)
+    other = None if others is None else _other(model, others)
+    sections = [
+        _pictures(model, real, simulated, z_real, folder),
+        _anomalies(model, real, other, folder),
+        _latents(model, real, simulated, other, z_real, z_simulated, folder),
+    ]
+    if model.history:
+        sections.append(_training(model, folder))
+    metrics = dict(model.metrics)
+    if other is not None:
+        metrics["auroc"] = auroc(model.detector.held_out_scores(), model.score(other)["score"])
+    return write_report(folder, "Images", sections, metrics, model.facts, ends(model.model))
+
+
+def _other(model, others):
+    height, width, channels = model.shape
+    return load_images(others, (height, width), channels=channels) if not hasattr(others, "pixels") else others
+
+
+def _pictures(model, real, simulated, z_real, folder):
+    regenerated = model.decode(z_real[:16])
+    shown = real[:16]
+    first = plots.real_regenerated_simulated(shown, regenerated, simulated[:16])
+    rows = [(t, model.sample(10, key=1, temperature=t)) for t in _TEMPERATURES]
+    return Section(
+        "Pictures",
+        "Real pictures; the same after the way to the latent end and back; new ones, drawn from the latent law at "
+        "temperature 0.7. A low temperature keeps to what is common, a high one shows all of the variation.",
+        [
+            keep(first, folder, "pictures", f"{model.config.bits} bits per channel."),
+            keep(plots.temperatures(rows), folder, "temperatures", "The same latents at several temperatures."),
+        ],
+    )
+
+
+def _anomalies(model, real, other, folder):
+    held = model.detector.p_values(np.asarray(model.detector.features))
+    if other is None:
+        scores = model.score(real)
+        figures = [
+            keep(plots.anomaly_scores(held), folder, "p_values"),
+            keep(plots.outliers(real, scores["p_value"]), folder, "outliers", "The strangest held-out pictures first."),
+        ]
+    else:
+        scores = model.score(other)
+        figures = [
+            keep(plots.anomaly_scores(held, scores["p_value"]), folder, "p_values"),
+            keep(plots.outliers(other.pixels, scores["p_value"], list(other.names)), folder, "outliers"),
+        ]
+    return Section(
+        "Anomalies",
+        "The score compares the latent radius and the likelihood of every level with those of held-out pictures, in "
+        "both directions. Its p-value is calibrated on them: of new pictures of the same kind a share "
+        f"{model.config.alpha:g} is flagged.",
+        figures,
+    )
+
+
+def _latents(model, real, simulated, other, z_real, z_simulated, folder):
+    z_other = None if other is None else model.encode(other)
+    rest = () if z_other is None else (z_other[:_CLOUD],)
+    planes = principal_plane(z_real[:_CLOUD], z_simulated, *rest)
+    cloud = plots.latent_cloud(
+        planes[0],
+        planes[1],
+        planes[2] if rest else None,
+        simulated[:_MARKED],
+        None if other is None else other.pixels[:_MARKED],
+    )
+    radii = np.linalg.norm(z_real, axis=1)
+    order = np.argsort(radii)
+    near, far = order[:10], order[::-1][:10]
+    ends_of_cloud = plots.closest_farthest(real[near], radii[near], real[far], radii[far])
+    other_radii = None if z_other is None else np.linalg.norm(z_other, axis=1)
+    return Section(
+        "Latent cloud",
+        "Where the pictures lie at the latent end. A perfect model puts them at random on a shell whose radius is that of "
+        "the chi distribution.",
+        [
+            keep(cloud, folder, "cloud", "The two leading principal axes of the held-out latents."),
+            keep(ends_of_cloud, folder, "closest_farthest"),
+            keep(plots.radius_histogram(radii, z_real.shape[1], other_radii), folder, "radii"),
+            keep(plots.latent_histogram(z_real, z_other), folder, "latents"),
+        ],
+    )
+
+
+def _training(model, folder):
+    level = np.asarray(model.history["level"])
+    figures = []
+    for number in np.unique(level):
+        chosen = level == number
+        train, validation, step = (np.asarray(model.history[name])[chosen] for name in ("train", "validation", "step"))
+        name = "history" if number < 0 else f"history_level_{number:.0f}"
+        figure = plots.history(train, validation, step, "negative log-likelihood (nats per latent)")
+        caption = "" if number < 0 else f"Level {number:.0f}" + (", the coarsest." if number == 0 else ".")
+        figures.append(keep(figure, folder, name, caption))
+    return Section("Training", "Each level keeps its best held-out weights.", figures)

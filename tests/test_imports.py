@@ -1,0 +1,90 @@
+"""What importing costs, and that every public name is what it says."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowknife as fk
+
+STUB = Path(fk.__file__).with_suffix(".pyi")
+HEAVY = {"jax", "jaxlib", "numpy", "scipy", "equinox", "optax", "matplotlib", "sklearn", "pandas", "PIL", "fsspec"}
+
+
+def fresh(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_flowknife_imports_nothing_else():
+    code = (
+        "import sys; before = set(sys.modules); import flowknife; "
+        "new = {m for m in set(sys.modules) - before if m.split('.')[0] not in sys.stdlib_module_names}; "
+        "print(*sorted(new))"
+    )
+    assert fresh(code).split() == ["flowknife", "lazy_loader"]
+
+
+def test_importtime_of_flowknife_has_no_heavy_module():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import flowknife"], capture_output=True, text=True, check=True
+    )
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "flowknife" in imported and not imported & {*HEAVY, "typer", "pydantic", "yaml", "rich"}
+
+
+def test_no_help_imports_a_heavy_module_and_each_shows_examples():
+    code = """
+import contextlib, io, sys
+import typer
+from flowknife.cli import app
+
+def walk(command, path):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        app([*path, "--help"], prog_name="flowknife")
+    assert "Examples:" in out.getvalue() and "  flowknife " in out.getvalue(), path
+    print(" ".join(path) or "-")
+    for name, inner in getattr(command, "commands", {}).items():
+        walk(inner, [*path, name])
+
+walk(typer.main.get_command(app), [])
+print("heavy:", *{m.split(".")[0] for m in sys.modules} & HEAVY)
+""".replace("HEAVY", repr(HEAVY))
+    *verbs, heavy = fresh(code).splitlines()
+    assert heavy == "heavy:"
+    expected = {"-", "demo", "fit", "fit density", "fit images", "sample", "score", "report", "info", "check"}
+    assert expected <= set(verbs)
+
+
+def test_python_m_flowknife_runs_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "flowknife", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("Usage: flowknife ") and done.stderr == ""
+
+
+@pytest.mark.parametrize("name", dir(fk))
+def test_every_public_name_is_there(name):
+    assert getattr(fk, name).__name__.split(".")[-1] == name
+
+
+def test_the_stub_exports_what_is_public():
+    imported = [node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ImportFrom)]
+    names = [(alias.name, alias.asname) for node in imported for alias in node.names]
+    assert sorted(name for name, _ in names) == sorted(dir(fk)) == sorted(fk.__all__)
+    assert all(name == exported for name, exported in names)  # without it type checkers take the name for private
+
+
+def test_functions_win_over_modules_of_their_name():
+    for name in ("density", "images"):
+        importlib.import_module(f"flowknife.apps.{name}")
+    assert callable(fk.density) and callable(fk.images) and not callable(fk.data)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        fk.no_such_name  # noqa: B018
