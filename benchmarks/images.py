@@ -23,7 +23,8 @@ def run() -> None:
     model = fk.images(folder / "train", train={"minutes": minutes}, key=0)
     normal = model.score(folder / "val")
     print(f"pictures of {folder / 'train'}, {minutes:g} minutes asked, {time.perf_counter() - start:.0f} s taken")
-    print(f"bits/dim of {len(normal['score'])} new pictures at {model.config.bits} bits: {normal['bits_per_dim'].mean():.4f}")
+    bits = normal["bits_per_dim"]
+    print(f"bits/dim of {len(bits)} new pictures at {model.config.bits} bits: {bits.mean():.4f}")
     print(f"of these flagged at p < 0.05: {np.mean(normal['p_value'] < 0.05):.3f}")
     others = folder / "other"
     if others.is_dir():

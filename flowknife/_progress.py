@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -16,7 +16,7 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress(label: str, show: bool = True) -> Iterator[Report]:
+def progress(label: str, show: bool = True) -> Generator[Report, None, None]:
     """Show the progress of the work inside the block on standard error.
 
     Args:
@@ -62,7 +62,8 @@ def _lines(label):
     def line():
         fraction, text = latest
         parts = [f"{label}: {100 * fraction:.0f} %", f"{time.monotonic() - start:.0f} s", text]
-        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        sys.stderr.write(", ".join(part for part in parts if part) + "\n")
+        sys.stderr.flush()
 
     def report(fraction, text=""):
         nonlocal last, latest

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 from flowknife.errors import InputError
 
@@ -46,7 +46,7 @@ class Constant(eqx.Module):
     Standardisation, fixed rotations and the initialised flag of ActNorm are constants.
     """
 
-    value: ArrayLike
+    value: Array
 
 
 def split_trainable(tree: Any) -> tuple[Any, Any]:

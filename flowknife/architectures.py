@@ -18,7 +18,6 @@ from flowknife.bijections import (
     Checkerboard,
     Composed,
     Coupling,
-    Elementwise,
     Haar,
     InvertibleConv1x1,
     Orthogonal,
@@ -105,9 +104,9 @@ def coupling_flow(
 def realnvp(shape: int | Shape, *, layers: int = 8, width: int = 128, cond_dim: int = 0, key: Key = None) -> Bijection:
     """Affine couplings with fixed alternating halves (Dinh et al. 2017, arXiv 1605.08803).
 
-    A vector: `layers` couplings whose kept half alternates, each after an actnorm. An image: three checkerboard couplings,
-    squeeze, three channel couplings, factor out half of the channels, and again while the grid is even and at least 4
-    pixels; the right end is then one flat vector.
+    A vector: `layers` couplings whose kept half alternates, each after an actnorm. An image: three checkerboard
+    couplings, squeeze, three channel couplings, factor out half of the channels, and again while the grid is even and
+    at least 4 pixels; the right end is then one flat vector.
 
     Args:
         shape: event shape, (dim,) or (height, width, channels).
@@ -153,7 +152,9 @@ def _realnvp_image(shape, width, key):
     small = squeeze.out_shape
     channels = [Coupling(Channels(small, swap=bool(i % 2)), ShiftScale(), net, key=keys[3 + i]) for i in range(3)]
     split = Channels(small)
-    return Chain([ActNorm(shape), *board, squeeze, ActNorm(small), *channels, Split(split, _deeper(split, width, below))])
+    return Chain(
+        [ActNorm(shape), *board, squeeze, ActNorm(small), *channels, Split(split, _deeper(split, width, below))]
+    )
 
 
 def _deeper(split, width, key):
@@ -192,8 +193,8 @@ def glow(
 ) -> Bijection:
     """Glow (Kingma & Dhariwal 2018, arXiv 1807.03039): per level squeeze, steps, factor out half of the channels.
 
-    A step is actnorm, invertible 1x1 convolution (PLU), channel coupling; the steps of a level are scanned. Each factor-out
-    has a learned prior: an affine coupling given the kept half.
+    A step is actnorm, invertible 1x1 convolution (PLU), channel coupling; the steps of a level are scanned. Each
+    factor-out has a learned prior: an affine coupling given the kept half.
 
     Args:
         shape: (height, width, channels).
@@ -236,7 +237,7 @@ def glow(
 
 
 def _learned_prior(split, width, key):
-    """z' = (z - mean(kept)) / sd(kept): a coupling that moves all channels, steered by its condition alone."""
+    """Affine map of all channels of the moved part, (z - t(kept)) exp(-s(kept)), as a coupling that keeps nothing."""
     everything = Channels(split.moved_shape, kept=0)
     net = partial(nets.ConvNet, width=width)
     return Coupling(everything, ShiftScale(), net, cond_shape=split.kept_shape, key=key)
@@ -256,11 +257,11 @@ def wavelet(
 ) -> Bijection:
     """Wavelet flow: a global map of the coarsest image, local conditional flows for the details.
 
-    An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours. The coarsest image
-    goes through a principal rotation and whitening, fitted in closed form, and dense couplings. The details of each
-    level go through an autoregression over groups of coefficients (four interleaved grids, in each the strong and
-    the weak channels): every group's spline is steered by the groups before it and by features of the coarser image. One
-    bijection, one latent per level, and levels can be trained one by one, since no level's parameters appear in another's term.
+    An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours. The coarsest
+    image is whitened as a whole in closed form, which knows what eyes and ears have to do with each other, and goes
+    through local couplings, which know their non-Gaussian detail. The Haar details of each level go through the same
+    kind of couplings, given features of the coarser image. One bijection, one latent per level; levels can be trained
+    one by one, since no level's parameters appear in another's term.
 
     Args:
         shape: (height, width, channels).
@@ -282,7 +283,14 @@ def wavelet(
         while min(shape[:2]) // 2**levels > 16 and shape[0] % 2 ** (levels + 1) == 0 == shape[1] % 2 ** (levels + 1):
             levels += 1
     _check_image(shape, levels)
-    sizes = {"width": width, "features": features, "depth": depth, "bins": bins, "groups": groups, "coarse_width": coarse_width}
+    sizes = {
+        "width": width,
+        "features": features,
+        "depth": depth,
+        "bins": bins,
+        "groups": groups,
+        "coarse_width": coarse_width,
+    }
     rest = _pyramid(shape, levels, 1.0, sizes, as_key(key))
     return Chain([PrincipalRotation(shape, whiten=False), rest])
 
@@ -311,8 +319,8 @@ def _details(shape, halve, sizes, key):
 def _local(shape, halve, sizes, cond_channels, key):
     """Couplings over groups of coefficients of four interleaved grids, one after another, scanned.
 
-    Each coupling moves the last group, steered by all others, and the channels roll on. The groups behind it in the row are
-    latents by then, so this is an autoregression over groups: each given the ones before it as they are in the data.
+    Each coupling moves the last group, steered by all others, and the channels roll on. What lies behind a group in the
+    row is latent by then, so this is an autoregression: each group given the ones before it as they are in the data.
     """
     parts, grid, groups = [], shape, 3
     if halve:

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from flowknife.bijections import Bijection
 from flowknife.errors import InputError
@@ -32,7 +32,7 @@ class Check:
         return bool(self.value <= self.limit)
 
 
-def round_trip_error(bijection: Bijection, x: Float[Array, "..."], cond: Array | None = None) -> float:
+def round_trip_error(bijection: Bijection, x: ArrayLike, cond: Array | None = None) -> float:
     """Largest |decode(encode(x)) - x|, in units of the spread of x.
 
     Args:
@@ -80,9 +80,10 @@ class Typicality(eqx.Module):
 
         score = sqrt((f - m)^T S^-1 (f - m))
 
-    with the mean m and covariance S of the held-out features. Fed with the latent radius and the log-likelihood of every
-    level of a flow, it is a two-sided typical-set test per level: a blurred or a blank picture, of *higher* likelihood than the
-    training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
+    with the mean m and covariance S of the held-out features. Fed with the latent radius and the log-likelihood of
+    every level of a flow, it is a two-sided typical-set test per level: a blurred or a blank picture, of *higher*
+    likelihood than the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019,
+    arXiv 1810.09136).
 
     Attributes:
         features: held-out features `(m, k)`.

@@ -50,7 +50,7 @@ class Block(eqx.Module):
 
     name: str = eqx.field(static=True)
     shape: Shape = eqx.field(static=True)
-    law: Law | Source | None
+    law: Any
 
     def __init__(self, name: str, shape: int | Shape, law: Law | Source | None = None):
         self.name, self.shape, self.law = name, as_shape(shape), law
@@ -209,8 +209,7 @@ class INN(eqx.Module):
         left, known, batch = self._prepare(key, x, given)
         right, log_det = self._encode(left, known, batch)
         return log_det + sum(
-            block.law.log_prob(right[block.name], block.shape, known.get(block.name))
-            for block in self.partition.right
+            block.law.log_prob(right[block.name], block.shape, known.get(block.name)) for block in self.partition.right
         )
 
     def sample(
@@ -244,8 +243,7 @@ class INN(eqx.Module):
             t = temperature.get(block.name, 1.0) if isinstance(temperature, Mapping) else temperature
             right[block.name] = block.law.sample(block_key, batch, block.shape, given.get(block.name), t)
         given = {
-            block.name: jnp.broadcast_to(value, (*batch, *block.given_shape))
-            for block, value in self._pairs(given)
+            block.name: jnp.broadcast_to(value, (*batch, *block.given_shape)) for block, value in self._pairs(given)
         }
         left, _ = self._decode(right, given)
         return {block.name: block.law.restore(left[block.name]) for block in self.partition.left}

@@ -1,13 +1,14 @@
 """Laws of blocks: what is known about the numbers at an end of the network.
 
-A law on the right is a normalised density of its block. A law on the left says how the block's values come about: data as
-they are, pictures that are dequantised, noise or padding drawn fresh for every batch.
+A law on the right is a normalised density of its block. A law on the left says how the block's values come about: data
+as they are, pictures that are dequantised, noise or padding drawn fresh for every batch.
 
 Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log densities have shape `batch`, in nats.
 """
 
 import abc
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,7 +25,7 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 def normal_log_prob(x: Float[Array, "..."], shape: Shape, scale: float = 1.0) -> Float[Array, "..."]:
-    """log N(x; 0, scale^2 I), summed over the event axes."""
+    """Log N(x; 0, scale^2 I), summed over the event axes."""
     terms = -0.5 * (x / scale) ** 2 - 0.5 * _LOG_2PI - math.log(scale)
     return jnp.sum(terms, axis=tuple(range(x.ndim - len(shape), x.ndim)))
 
@@ -134,7 +135,7 @@ class ClassMixture(Law):
         return ()
 
     def class_log_probs(self, block: Array, shape: Shape) -> Array:
-        """log w_k + log N(z; mu_k, I) for every class, of shape `(*batch, K)`."""
+        """Log w_k + log N(z; mu_k, I) for every class, of shape `(*batch, K)`."""
         flat = block.reshape(*block.shape[: block.ndim - len(shape)], -1)
         distance = jnp.sum((flat[..., None, :] - self.means) ** 2, axis=-1)
         return jax.nn.log_softmax(self.log_weights) - 0.5 * distance - 0.5 * flat.shape[-1] * _LOG_2PI
@@ -164,7 +165,7 @@ class Source(eqx.Module):
         """Whether the block is drawn by the model itself, not given by the caller."""
         return False
 
-    def prepare(self, key: Array, value: Array | None, batch: Shape, shape: Shape) -> Array:
+    def prepare(self, key: Array, value: Any, batch: Shape, shape: Shape) -> Array:
         """The block's continuous values for one batch."""
         return value
 
@@ -182,8 +183,8 @@ class Pixels(Source):
 
         v = floor(x / 2^(8 - bits)) + u,   u ~ U[0, 1)
 
-    One bin has volume one, so E_u log p(v) is a lower bound of the log-probability of the discrete picture (Theis et al.
-    2016, arXiv 1511.01844, sec. 3.1), and bits/dim = -log p / (D log 2) compares with papers.
+    One bin has volume one, so E_u log p(v) is a lower bound of the log-probability of the discrete picture (Theis et
+    al. 2016, arXiv 1511.01844, sec. 3.1), and bits/dim = -log p / (D log 2) compares with papers.
 
     Args:
         bits: 1 to 8.

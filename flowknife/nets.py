@@ -1,16 +1,16 @@
 """Networks that stand inside couplings. They know nothing of flows.
 
 Every network is called as `net(x, cond)` on batch-first arrays, and is built by
-`Net(in_shape, out_shape, cond_shape=None, *, key, ...)`; set its sizes with `functools.partial(MLP, width=128)`. The last
-layer starts at zero, so that a coupling starts as the identity.
+`Net(in_shape, out_shape, cond_shape=None, *, key, ...)`; set its sizes with `functools.partial(MLP, width=128)`. The
+last layer starts at zero, so that a coupling starts as the identity.
 
 Vectors have shape (n,), images (height, width, channels). A 3x3 convolution is written as patches times a matrix: in a
-compiled training loop on a CPU, XLA's own convolution and its gradients run 20 to 50 times slower (measured for 32 images
-of 16x16 to 64x64 with 12 to 128 channels); outside of loops, and on accelerators, the two are alike.
+compiled training loop on a CPU, XLA's own convolution and its gradients run 20 to 50 times slower (measured for 32
+images of 16x16 to 64x64 with 12 to 128 channels); outside of loops, and on accelerators, the two are alike.
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,9 @@ from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key
 from flowknife.errors import InputError
+
+Cond = Any
+"""A condition, `(*batch, *cond_shape)`, or None."""
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu, "tanh": jnp.tanh, "elu": jax.nn.elu}
 
@@ -85,7 +88,7 @@ def _flatten(x, shape):
 
 
 def _join_vectors(x, in_shape, cond, cond_shape):
-    """x and cond as one flat vector."""
+    """X and cond as one flat vector."""
     x = _flatten(x, in_shape)
     if cond_shape is None:
         return x
@@ -94,7 +97,7 @@ def _join_vectors(x, in_shape, cond, cond_shape):
 
 
 def _join_images(x, cond, cond_shape):
-    """x and cond as one image; a condition without space is the same at every pixel."""
+    """X and cond as one image; a condition without space is the same at every pixel."""
     if cond_shape is None:
         return x
     if len(cond_shape) == 1:
@@ -143,7 +146,7 @@ class MLP(eqx.Module):
             Dense(sizes[i], sizes[i + 1], zero=zero and i == depth, key=keys[i]) for i in range(depth + 1)
         )
 
-    def __call__(self, x: Float[Array, "..."], cond: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         x = _join_vectors(x, self.in_shape, cond, self.cond_shape)
         for layer in self.layers[:-1]:
             x = _activation(self.activation)(layer(x))
@@ -188,7 +191,7 @@ class ResidualMLP(eqx.Module):
             for i in range(depth)
         )
 
-    def __call__(self, x: Float[Array, "..."], cond: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         act = _activation(self.activation)
         x = self.first(_join_vectors(x, self.in_shape, cond, self.cond_shape))
         for one, two in self.blocks:
@@ -235,7 +238,7 @@ class MaskedMLP(eqx.Module):
         orders = [inputs, *[hidden] * (len(self.layers) - 1), outputs]
         return [orders[i][:, None] <= orders[i + 1][None, :] for i in range(len(self.layers))]
 
-    def __call__(self, x: Float[Array, "..."], cond: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         if self.cond_dim:
             x = jnp.concatenate([jnp.broadcast_to(cond, (*x.shape[:-1], self.cond_dim)), x], axis=-1)
         for i, (layer, mask) in enumerate(zip(self.layers, self._masks(), strict=True)):
@@ -248,8 +251,8 @@ class MaskedMLP(eqx.Module):
 class ConvNet(eqx.Module):
     """Glow's network: 3x3 - a - 1x1 - a - 3x3, the last from zero (Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 4).
 
-    Args as for `MLP`, with in_shape (height, width, channels) and out_shape on the same grid; a cond_shape of length 1 is
-    the same at every pixel.
+    Args as for `MLP`, with in_shape (height, width, channels) and out_shape on the same grid; a cond_shape of length 1
+    is the same at every pixel.
     """
 
     layers: tuple[Conv, ...]
@@ -276,7 +279,7 @@ class ConvNet(eqx.Module):
             Conv(width, out_shape[-1], zero=True, key=keys[2]),
         )
 
-    def __call__(self, x: Float[Array, "..."], cond: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         x = _join_images(x, cond, self.cond_shape)
         for layer in self.layers[:-1]:
             x = _activation(self.activation)(layer(x))
@@ -286,8 +289,8 @@ class ConvNet(eqx.Module):
 class PatchMLP(eqx.Module):
     """An MLP of every pixel's 3x3 neighbourhood, its place and the condition there: 3x3 - a - 1x1 - a - 1x1.
 
-    A fraction of the cost of `ConvNet` where there are many outputs, or a wide condition that has already looked around. Args
-    as for `ConvNet`.
+    A fraction of the cost of `ConvNet` where there are many outputs, or a wide condition that has already looked
+    around. Args as for `ConvNet`.
     """
 
     look: Conv
@@ -316,7 +319,7 @@ class PatchMLP(eqx.Module):
         self.think = Dense(width, width, key=think)
         self.last = Dense(width, out_shape[-1], zero=True, key=last)
 
-    def __call__(self, x: Float[Array, "..."], cond: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         act = _activation(self.activation)
         hidden = self.look(x) + self.place
         if self.listen is not None:

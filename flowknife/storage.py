@@ -1,12 +1,12 @@
 """The run directory and the safe model file.
 
-`model.safetensors` holds a tree: its header lists registered classes with plain values, its body the arrays by their path in that
-tree. Nothing in the file can run code: only classes defined in flowknife's own modules are built, field by field, from
-numbers, strings and arrays.
+`model.safetensors` holds a tree: its header lists registered classes with plain values, its body the arrays by their
+path in that tree. Nothing in the file can run code: only classes defined in flowknife's own modules are built, field
+by field, from numbers, strings and arrays.
 
-A run directory holds `run.json` (application, configuration, versions, seed, data fingerprint, metrics), `model.safetensors`,
-`history.csv`, `figures/`, `report.html` and `skipped.csv`. Every file is written beside its place and moved there, so that a
-reader never meets half of one.
+A run directory holds `run.json` (application, configuration, versions, seed, data fingerprint, metrics),
+`model.safetensors`, `history.csv`, `figures/`, `report.html` and `skipped.csv`. Every file is written beside its place
+and moved there, so that a reader never meets half of one.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,16 @@ _HEADER = "flowknife"
 
 def _classes() -> dict[str, type[eqx.Module]]:
     """Every module class that a file may name."""
-    known: dict[str, type[eqx.Module]] = {"Constant": Constant}
-    for room in (bijections, nets, laws, inn):
-        for name, member in vars(room).items():
-            if inspect.isclass(member) and issubclass(member, eqx.Module) and not inspect.isabstract(member):
-                known[name] = member
-    return known
+    members = [member for room in (bijections, nets, laws, inn) for member in vars(room).values()]
+    modules = [member for member in members if inspect.isclass(member) and issubclass(member, eqx.Module)]
+    return {module.__name__: module for module in (Constant, *modules) if not inspect.isabstract(module)}
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
     """A temporary path beside `path` that takes its place when the block succeeds."""
     path = Path(path)
     try:
@@ -59,8 +56,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -1,14 +1,12 @@
 """Training: `fit(model, data) -> FitResult`, one loop for arrays in memory and for streams of batches.
 
-Arrays in memory stay on the device and many steps run inside one compiled loop; a stream's batches are fetched ahead in a
-thread. What is kept is an exponential moving average of the weights (Polyak & Juditsky 1992), at the evaluation where the
-held-out objective was best.
+Arrays in memory stay on the device and many steps run inside one compiled loop; a stream's batches are fetched ahead in
+a thread. What is kept is an exponential moving average of the weights (Polyak & Juditsky 1992), at the evaluation where
+the held-out objective was best.
 """
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -21,15 +19,15 @@ import optax
 import pydantic
 from jaxtyping import Array
 
+from flowknife._feeds import make_feed
 from flowknife._progress import progress
 from flowknife._types import Key, as_key, split_trainable
 from flowknife.bijections import Bijection, Chain, Repeat
-from flowknife.errors import InputError, TrainingError
+from flowknife.errors import TrainingError
 from flowknife.inn import INN
 from flowknife.objectives import Batch, Objective, nll, split_batch
 
 _SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
-_VALIDATION_ROWS = 20_000  # more held-out rows than this do not change any decision
 
 OPTIMISERS = {
     "adam": partial(optax.scale_by_adam, b2=0.99),
@@ -61,11 +59,12 @@ class Training(pydantic.BaseModel, frozen=True, extra="forbid"):
     evaluate_every: int | None = pydantic.Field(None, ge=1, description="steps between evaluations")
     patience: int | None = pydantic.Field(None, ge=1, description="evaluations without improvement before stopping")
 
-    @property
-    def budget(self) -> "Training":
-        """These settings with 100 epochs, if no end is given."""
-        endless = self.epochs is None and self.steps is None and self.minutes is None
-        return self.model_copy(update={"epochs": 100.0}) if endless else self
+    def or_else(self, **defaults: Any) -> "Training":
+        """These settings, with `defaults` where a field was left open; an end of training only if none was given."""
+        ends = {"epochs", "steps", "minutes"}
+        taken = self.model_fields_set | (ends if self.model_fields_set & ends else set())
+        chosen = {name: value for name, value in defaults.items() if name not in taken}
+        return Training.model_validate({**self.model_dump(exclude_unset=True), **chosen})
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ def fit(
 
     Args:
         model: the network to start from; closed-form parts are fitted to the first batch.
-        data: an array of rows (the only data block), a dict of arrays with equal rows (left-hand blocks, known values and
-            conditions by name), or an iterable of such batches.
+        data: an array of rows (the only data block), a dict of arrays with equal rows (left-hand blocks, known values
+            and conditions by name), or an iterable of such batches.
         training: settings; default `Training()`.
         objective: `objective(model, batch, key)`, default the negative log-likelihood.
         where: the part of the model that is trained, `where(model)`; default all of it.
@@ -130,9 +129,11 @@ def fit(
         InputError: for data that do not fit the model.
         TrainingError: with `throw`, at the first non-finite objective or gradient.
     """
-    training = Training(**{**(training or Training()).model_dump(exclude_unset=True), **settings}).budget
+    training = (
+        Training(**settings).or_else(**(training or Training()).model_dump(exclude_unset=True)).or_else(epochs=100)
+    )
     key, split_key, init_key, valid_key = jax.random.split(as_key(key), 4)
-    feed, held_out = _feed(model, data, validation, training, split_key)
+    feed, held_out = make_feed(model, data, validation, training, split_key)
     model = _initialise(model, feed.first, init_key)
     trainer = _Trainer(model, where, training, objective, held_out, valid_key)
     with progress(label, show_progress) as report:
@@ -208,9 +209,7 @@ class _Trainer:
         else:
             stopped, message = "stream", "the stream of batches ended"
         model = self._join(best, (self.model, self.rest))
-        return FitResult(
-            model, float(best_loss), best_step, step, time.monotonic() - start, stopped, message, history
-        )
+        return FitResult(model, float(best_loss), best_step, step, time.monotonic() - start, stopped, message, history)
 
     @eqx.filter_jit
     def advance(self, state, rest, arrays, order, first, count, step, fraction, rate, key):
@@ -296,9 +295,7 @@ def _first_nonfinite(bijection: Bijection, x: Array, cond: Array | None) -> tupl
         layers = list(bijection.bijections)
     elif isinstance(bijection, Repeat):
         arrays, structure = eqx.partition(bijection.layer, eqx.is_array)
-        layers = [
-            eqx.combine(jax.tree.map(lambda a, i=i: a[i], arrays), structure) for i in range(bijection.times)
-        ]
+        layers = [eqx.combine(jax.tree.map(lambda a, i=i: a[i], arrays), structure) for i in range(bijection.times)]
     else:
         y, log_det = bijection.encode(x, cond)
         finite = bool(jnp.all(jnp.isfinite(y)) & jnp.all(jnp.isfinite(log_det)))
@@ -308,127 +305,3 @@ def _first_nonfinite(bijection: Bijection, x: Array, cond: Array | None) -> tupl
         if place:
             return f"{type(bijection).__name__}[{i}].{place}", x
     return "", x
-
-
-# -- feeds: where batches come from ----------------------------------------------------------------------------------
-
-
-def _feed(model, data, validation, training, key):
-    if isinstance(data, Mapping) or hasattr(data, "shape"):
-        arrays = _as_batch(model, data)
-        held_out = _as_batch(model, validation) if validation is not None else None
-        if held_out is None and training.validation:
-            arrays, held_out = _hold_out(arrays, training.validation, key)
-        return _InMemory(arrays, training), _limit(held_out)
-    held_out = _as_batch(model, validation) if validation is not None else None
-    return _Stream(model, data, training), _limit(held_out)
-
-
-def _as_batch(model, data) -> dict[str, Array]:
-    if not isinstance(data, Mapping):
-        blocks = model.partition.data
-        if len(blocks) != 1:
-            raise InputError(f"got one array; expected a dict with {[block.name for block in blocks]}")
-        data = {blocks[0].name: data}
-    arrays = {name: jnp.asarray(value) for name, value in data.items() if value is not None}
-    rows = {name: len(array) for name, array in arrays.items()}
-    if len(set(rows.values())) > 1:
-        raise InputError(f"got blocks with different numbers of rows, {rows}; expected as many in each")
-    if not rows or next(iter(rows.values())) < 1:
-        raise InputError("got no rows; expected at least one")
-    return arrays
-
-
-def _hold_out(arrays, share, key):
-    rows = len(next(iter(arrays.values())))
-    held = min(max(int(round(share * rows)), 1), rows - 1)
-    if held < 1:
-        return arrays, None
-    order = jax.random.permutation(key, rows)
-    return (
-        {name: array[order[held:]] for name, array in arrays.items()},
-        {name: array[order[:held]] for name, array in arrays.items()},
-    )
-
-
-def _limit(held_out):
-    return held_out and {name: array[:_VALIDATION_ROWS] for name, array in held_out.items()}
-
-
-class _InMemory:
-    """Whole arrays on the device; a round is a few shuffled passes, cut into batches."""
-
-    def __init__(self, arrays, training):
-        self.arrays = arrays
-        self.rows = len(next(iter(arrays.values())))
-        self.batch = min(training.batch_size, self.rows)
-        self.steps_per_epoch = max(self.rows // self.batch, 1)
-        self.round = training.evaluate_every or max(self.steps_per_epoch, 100)
-        self.first = {name: array[: max(self.batch, 1024)] for name, array in arrays.items()}
-
-    def rounds(self, key):
-        while True:
-            key, round_key = jax.random.split(key)
-            passes = -(-self.round // self.steps_per_epoch)
-            orders = [
-                jax.random.permutation(k, self.rows)[: self.steps_per_epoch * self.batch]
-                for k in jax.random.split(round_key, passes)
-            ]
-            yield self.arrays, jnp.concatenate(orders).reshape(-1, self.batch)[: self.round]
-
-
-class _Stream:
-    """Batches from an iterable, fetched ahead in a thread; a round is one batch, evaluated every `evaluate_every`."""
-
-    def __init__(self, model, batches: Iterable, training):
-        self.model, self.batches = model, batches
-        self.steps_per_epoch = len(batches) if hasattr(batches, "__len__") else np.inf
-        self.endless = iter(batches) is not batches  # a list or loader starts again, an iterator ends
-        self.ahead = _prefetch(self._batches())
-        try:
-            self.first = next(self.ahead)
-        except StopIteration:
-            raise InputError("got a stream without batches; expected at least one") from None
-        self.round = training.evaluate_every or 100
-
-    def _batches(self):
-        while True:
-            for batch in self.batches:
-                yield _as_batch(self.model, batch)
-            if not self.endless:
-                return
-
-    def rounds(self, key):
-        pending = [self.first]
-        while pending:
-            # batches of one round are joined, so that one compiled loop serves both feeds
-            while len(pending) < self.round:
-                batch = next(self.ahead, None)
-                if batch is None:
-                    break
-                pending.append(batch)
-            rows = len(next(iter(pending[0].values())))
-            same = [batch for batch in pending if len(next(iter(batch.values()))) == rows]
-            arrays = {name: jnp.concatenate([batch[name] for batch in same]) for name in same[0]}
-            yield arrays, jnp.arange(rows * len(same)).reshape(len(same), rows)
-            pending = [batch for batch in [next(self.ahead, None)] if batch is not None]
-
-
-def _prefetch(items: Iterator, size: int = 4) -> Iterator:
-    """Iterate in a thread, up to `size` items ahead; an error in the thread is raised here."""
-    ready: queue.Queue = queue.Queue(maxsize=size)
-    end = object()
-
-    def work():
-        try:
-            for item in items:
-                ready.put(item)
-            ready.put(end)
-        except BaseException as error:
-            ready.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while (item := ready.get()) is not end:
-        if isinstance(item, BaseException):
-            raise item
-        yield item

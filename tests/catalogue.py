@@ -69,18 +69,21 @@ class Row:
     cond_shape: Shape | None = None
     left: str = "real"
     right: str = "real"
+    idle: tuple[str, ...] = ()  # parameters that have no effect at this size
+    batch: Shape = (2, 3)
 
-    def draw(self, seed: int, batch: Shape) -> tuple[Bijection, jax.Array, jax.Array, jax.Array | None]:
+    def draw(self, seed: int) -> tuple[Bijection, jax.Array, jax.Array, jax.Array | None]:
         """The bijection away from its initial values, with points at its left and right end and conditions."""
         # this kind of key compiles fastest
-        bijection, rng = self.make(jax.random.key(seed, impl="unsafe_rbg")), np.random.default_rng(seed)
+        batch, rng = self.batch, np.random.default_rng(seed)
+        bijection = self.make(jax.random.key(seed, impl="unsafe_rbg"))
         x = jnp.asarray(DRAW[self.left](rng, (*batch, *bijection.shape)))
         y = jnp.asarray(DRAW[self.right](rng, (*batch, *bijection.out_shape)))
         cond = None if self.cond_shape is None else jnp.asarray(rng.normal(size=(*batch, *self.cond_shape)))
         return perturbed(bijection, rng), x, y, cond
 
 
-def perturbed(module: eqx.Module, rng: np.random.Generator, size: float = 0.5) -> eqx.Module:
+def perturbed(module: eqx.Module, rng: np.random.Generator, size: float = 0.25) -> eqx.Module:
     """The module with noise added to all that is trained; matrices get less of it the more inputs they sum."""
 
     def moved(leaf):
@@ -120,13 +123,13 @@ def _layer(key):
 
 
 def _factor_out(key, split, *, prior=False, context=False):
-    inner, factored, look = jax.random.split(key, 3)
+    factored, look = jax.random.split(key)
     features = (*split.kept_shape[:-1], 3)
     seen = features if context else split.kept_shape
     everything = Channels(split.moved_shape, kept=0)
     return Split(
         split,
-        Chain([LU(split.kept_shape, key=inner), Reshape(split.kept_shape, math.prod(split.kept_shape))]),
+        Chain([Elementwise(ShiftScale(), split.kept_shape), Reshape(split.kept_shape, math.prod(split.kept_shape))]),
         Coupling(everything, ShiftScale(), PATCH, cond_shape=seen, key=factored) if prior else None,
         nets.ConvResNet(split.kept_shape, 3, depth=1, key=look) if context else None,
     )
@@ -138,7 +141,7 @@ _SCALARS = [
     Row("ShiftScale, bound 0.5", lambda key: ShiftScale(bound=0.5), (2,)),
     Row("Spline", lambda key: SPLINE, (11,)),
     Row("Spline, default", lambda key: Spline(), (23,)),
-    Row("Spline, one bin", lambda key: Spline(bins=1), (2,)),
+    Row("Spline, two bins", lambda key: Spline(bins=2, tail=1.0), (5,)),
     Row("Composed", lambda key: AFFINE_SPLINE, (13,)),
     Row("Composed, nested", lambda key: Composed([AFFINE_SPLINE, Shift()]), (14,)),
     Row("Sigmoid", lambda key: Sigmoid(), right="unit"),
@@ -197,7 +200,11 @@ _COUPLINGS = [
 
 _AUTOREGRESSIVE = [
     Row("MaskedAutoregressive", lambda key: MaskedAutoregressive(3, AFFINE_SPLINE, width=9, key=key)),
-    Row("MaskedAutoregressive, one", lambda key: MaskedAutoregressive(1, ShiftScale(), width=4, key=key)),
+    Row(
+        "MaskedAutoregressive, one",
+        lambda key: MaskedAutoregressive(1, ShiftScale(), width=4, key=key),
+        idle=("weight",),
+    ),
     Row(
         "MaskedAutoregressive, conditional",
         lambda key: MaskedAutoregressive(4, ShiftScale(), width=9, depth=1, cond_dim=2, key=key),
@@ -230,8 +237,13 @@ _COMPOSED = [
 _SMALL = {"layers": 2, "width": 8, "depth": 1}
 _TINY = {"width": 6, "features": 6, "depth": 1}
 _ARCHITECTURES = [
-    Row("coupling_flow, 1", lambda key: coupling_flow(1, **_SMALL, key=key)),
-    Row("coupling_flow, 1, conditional", lambda key: coupling_flow(1, cond_dim=2, **_SMALL, key=key), (2,)),
+    Row("coupling_flow, 1", lambda key: coupling_flow(1, **_SMALL, key=key), idle=("lower", "upper")),
+    Row(
+        "coupling_flow, 1, conditional",
+        lambda key: coupling_flow(1, cond_dim=2, **_SMALL, key=key),
+        (2,),
+        idle=("lower", "upper"),
+    ),
     Row("coupling_flow, 2, spline", lambda key: coupling_flow(2, **_SMALL, key=key)),
     Row("coupling_flow, 2, affine", lambda key: coupling_flow(2, **_SMALL, scalar="affine", mixing="permute", key=key)),
     Row(
@@ -246,7 +258,7 @@ _ARCHITECTURES = [
     Row("glow, one level", lambda key: glow((4, 4, 1), levels=1, steps=2, width=4, scalar="spline", key=key)),
     Row("glow, two levels", lambda key: glow((8, 8, 1), levels=2, steps=2, width=4, cond_dim=2, key=key), (2,)),
     Row("wavelet, 8x8x1", lambda key: wavelet((8, 8, 1), **_TINY, key=key)),
-    Row("wavelet, 16x16x3", lambda key: wavelet((16, 16, 3), **_TINY, key=key)),
+    Row("wavelet, 16x16x3", lambda key: wavelet((16, 16, 3), **_TINY, key=key), batch=(1, 2)),
 ]
 
 ROWS = (

@@ -19,7 +19,8 @@ def load(folder: str | Path) -> Density | Images:
     application = read_run(folder)["application"]
     if application not in APPLICATIONS:
         raise StorageError(
-            f"got a run of application {application!r}; expected one of {', '.join(APPLICATIONS)}; try a newer flowknife"
+            f"got a run of application {application!r}; expected one of {', '.join(APPLICATIONS)}; try a newer "
+            "flowknife"
         )
     return APPLICATIONS[application].load(folder)
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -20,7 +19,7 @@ from jaxtyping import Array
 from flowknife._types import split_trainable
 from flowknife.bijections import Bijection, Chain, Split
 from flowknife.inn import INN, Block
-from flowknife.laws import Normal, Pixels, normal_log_prob
+from flowknife.laws import Pixels, normal_log_prob
 from flowknife.objectives import Batch, nll
 
 Term = tuple[Array, Array]

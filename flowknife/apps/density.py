@@ -36,7 +36,9 @@ class DensityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     scalar: Literal["spline", "affine", "additive"] = "spline"
     mixing: Literal["lu", "orthogonal", "permute"] = "lu"
     smoothing: float | None = pydantic.Field(
-        None, ge=0, description="noise on the training rows, in standard deviations; default 3.6/sqrt(rows), at most 0.1"
+        None,
+        ge=0,
+        description="noise on the training rows, in standard deviations; default 3.6/sqrt(rows), at most 0.1",
     )
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="rows with a p-value below are flagged")
     train: Training = Training()
@@ -53,8 +55,8 @@ def density(
 ) -> "Density":
     """Fit a density to a table.
 
-    The rows are standardised inside the model and mapped to N(0, I) by rational-quadratic spline couplings. Training rows get a
-    little Gaussian noise, which keeps a flexible density from following single rows (Rothfuss et al. 2019,
+    The rows are standardised inside the model and mapped to N(0, I) by rational-quadratic spline couplings. Training
+    rows get a little Gaussian noise, which keeps a flexible density from following single rows (Rothfuss et al. 2019,
     arXiv 1907.08982).
 
     Args:
@@ -99,11 +101,12 @@ def density(
         key=model_key,
     )
     model = INN([Block("x", rows.shape[1])], [Block("z", rows.shape[1])], Chain([standardise, flow]))
+    steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5) if config.smoothing is None else config.smoothing
     result = fit(
         model,
         train_rows,
-        _defaults(config.train, len(train_rows)),
+        config.train.or_else(steps=steps, batch_size=512, learning_rate=4e-3, patience=15),
         objective=_smoothed(smoothing * jnp.abs(standardise.scale.value)),
         validation=held_out,
         key=fit_key,
@@ -111,7 +114,7 @@ def density(
         show_progress=show_progress,
         throw=True,
     )
-    fitted = Density(
+    return Density(
         model=result.model,
         names=table.names,
         origin=origin,
@@ -127,27 +130,13 @@ def density(
             "stopped because": result.message,
         },
     )
-    return fitted
 
 
 def _hold_out(rows, share, key):
     """(training rows, held-out rows or None), shuffled."""
-    held = min(int(round(share * len(rows))), len(rows) - 1)
+    held = min(round(share * len(rows)), len(rows) - 1)
     order = np.asarray(jax.random.permutation(key, len(rows)))
     return rows[order[held:]], rows[order[:held]] if held else None
-
-
-def _defaults(training: Training, rows: int) -> Training:
-    """What is left open: steps that grow with the square root of the rows, and patience."""
-    endless = training.epochs is None and training.steps is None and training.minutes is None
-    chosen = {
-        "steps": int(np.clip(20 * rows**0.5, 1000, 6000)) if endless else training.steps,
-        "batch_size": 512,
-        "learning_rate": 4e-3,
-        "patience": 15,
-    }
-    open_fields = {name: value for name, value in chosen.items() if name not in training.model_fields_set}
-    return Training.model_validate({**training.model_dump(exclude_unset=True), **open_fields})
 
 
 def _smoothed(scale):
@@ -304,7 +293,8 @@ class Density:
         values = np.asarray(load_table(x).values if not _is_rows(x) else x)
         if values.ndim != 2 or values.shape[1] != len(self.names):
             raise InputError(
-                f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns {', '.join(self.names)}"
+                f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns "
+                f"{', '.join(self.names)}"
             )
         return (values - self.origin).astype(np.float32)
 

@@ -16,15 +16,8 @@ import pydantic
 
 from flowknife._progress import progress
 from flowknife._types import Key, as_key
-from flowknife.apps._levels import (
-    image_model,
-    independent_levels,
-    joint_nll,
-    latent_sizes,
-    level_nll,
-    level_part,
-    level_terms,
-)
+from flowknife.apps._image_training import train_images
+from flowknife.apps._levels import image_model, level_terms
 from flowknife.architectures import glow, levels_for, realnvp, wavelet
 from flowknife.bijections import Bijection
 from flowknife.data import ImageSet, Skipped, fingerprint, load_images, write_skipped
@@ -32,12 +25,11 @@ from flowknife.diagnostics import Check, Typicality, ks_normal, round_trip_error
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import Training, fit
+from flowknife.train import Training
 
 _KEPT_IMAGES = 400  # held-out pictures kept with the run
 _NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
 _DRAWN_AT_ONCE = 16  # pictures
-_NUMBERS_FOR_START = 60_000_000  # closed-form parts are fitted to at most so many numbers
 
 
 class Augmentation(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -52,7 +44,9 @@ class ImagesConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     """Settings of `images`."""
 
     seed: int = 0
-    image_size: int | None = pydantic.Field(None, ge=4, description="side in pixels; default: the pictures', at most 64")
+    image_size: int | None = pydantic.Field(
+        None, ge=4, description="side in pixels; default: the pictures', at most 64"
+    )
     bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel; 8 compares with papers, 5 learns faster")
     architecture: Literal["wavelet", "glow", "realnvp"] = "wavelet"
     levels: int | None = pydantic.Field(None, ge=1, description="scales; default: by image size")
@@ -93,35 +87,20 @@ def images(
     data = _read(folder, size, show_progress)
     if len(data) < 8:
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
-    model_key, split_key, start_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 4)
+    model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
     share = config.train.validation or 0.1
     order = np.asarray(jax.random.permutation(split_key, len(data)))
-    held = max(int(round(share * len(data))), 4)
+    held = max(round(share * len(data)), 4)
     train, held_out = data.pixels[order[held:]], data.pixels[order[:held]]
     flip = config.augment.flip if config.augment.flip is not None else _symmetric(train)
 
     shape = data.pixels.shape[1:]
     # compiled as a whole: the many small draws of initial weights would take longer one by one
     model = eqx.filter_jit(lambda k: image_model(shape, config.bits, _bijection(shape, config, k)))(model_key)
-    model = _start(model, train, flip, start_key)
-    training = _defaults(config.train, int(np.prod(shape)))
-    if independent_levels(model.bijection):
-        model, history, seconds = _fit_levels(model, train, held_out, training, flip, fit_key, show_progress)
-    else:
-        result = fit(
-            model,
-            train,
-            training,
-            objective=_mirrored(joint_nll, flip),
-            validation=held_out,
-            key=fit_key,
-            label="images",
-            show_progress=show_progress,
-            throw=True,
-        )
-        model, seconds = result.model, result.seconds
-        history = {"level": [-1.0] * len(result.history["step"]), **result.history}
+    model, history, seconds = train_images(
+        model, train, held_out, config.train, flip=flip, key=fit_key, show_progress=show_progress
+    )
     features, _ = _features(model, held_out)
     return Images(
         model=model,
@@ -183,75 +162,6 @@ def _bijection(shape, config, key) -> Bijection:
         levels = config.levels or levels_for(shape)
         return glow(shape, levels=levels, steps=config.steps_per_level, width=config.width, key=key)
     return realnvp(shape, width=config.width, key=key)
-
-
-def _start(model, train, flip, key):
-    """Fit what has a closed form (colours, principal rotations, actnorm) to as many training pictures as fit in memory."""
-    # actnorm needs the output of every layer before it, a wavelet flow's rotations need none
-    most = _NUMBERS_FOR_START if independent_levels(model.bijection) else _NUMBERS_FOR_START // 20
-    count = max(most // train[0].size // (2 if flip else 1), 16)
-    rows = jnp.asarray(train[:count])
-    rows = jnp.concatenate([rows, rows[:, :, ::-1]]) if flip else rows
-    return eqx.filter_jit(lambda m, x: m.initialise(x, key=key))(model, rows)
-
-
-def _defaults(training: Training, size: int) -> Training:
-    """What is left open: 15 minutes, batches of some 400,000 numbers, patience."""
-    endless = training.epochs is None and training.steps is None and training.minutes is None
-    chosen = {
-        "minutes": 15.0 if endless else training.minutes,
-        "batch_size": int(np.clip(2 ** round(np.log2(400_000 / size)), 16, 256)),
-        "learning_rate": 1e-3,
-        "average": 0.995,
-        "evaluate_every": 60,
-        "patience": 8,
-    }
-    open_fields = {name: value for name, value in chosen.items() if name not in training.model_fields_set}
-    return Training.model_validate({**training.model_dump(exclude_unset=True), **open_fields})
-
-
-def _mirrored(objective, flip):
-    """The objective on pictures of which half are mirrored."""
-    if not flip:
-        return objective
-
-    def mirrored(model, batch, key):
-        flip_key, key = jax.random.split(key)
-        x = batch["image"]
-        chosen = jax.random.bernoulli(flip_key, 0.5, (x.shape[0], 1, 1, 1))
-        return objective(model, {"image": jnp.where(chosen, x[:, :, ::-1], x)}, key)
-
-    return mirrored
-
-
-def _fit_levels(model, train, held_out, training, flip, key, show_progress):
-    """Train level after level, the coarsest first; each has its share of what is left of the time."""
-    sizes = np.sqrt(latent_sizes(model.bijection))
-    history: dict[str, list[float]] = {}
-    spent = 0.0
-    for level in range(len(sizes)):
-        settings = {}
-        if training.minutes:
-            share = sizes[level] / sizes[level:].sum()
-            settings["minutes"] = max((training.minutes - spent / 60) * share, 0.01)
-        result = fit(
-            model,
-            train,
-            training,
-            objective=_mirrored(level_nll(level), flip),
-            where=level_part(level),
-            validation=held_out,
-            key=jax.random.fold_in(key, level),
-            label=f"level {level + 1} of {len(sizes)}",
-            show_progress=show_progress,
-            throw=True,
-            **settings,
-        )
-        model = result.model
-        spent += result.seconds
-        rows = {"level": [float(level)] * len(result.history["step"]), **result.history}
-        history = {name: history.get(name, []) + column for name, column in rows.items()}
-    return model, history, spent
 
 
 def _batches(rows):
@@ -335,7 +245,9 @@ class Images:
 
     def decode(self, z: Any) -> np.ndarray:
         """Pictures, uint8 (n, H, W, C), of latents (n, H W C)."""
-        return np.concatenate([np.asarray(_decode(self.model, part))[:count] for count, part in _batches(np.asarray(z))])
+        return np.concatenate(
+            [np.asarray(_decode(self.model, part))[:count] for count, part in _batches(np.asarray(z))]
+        )
 
     def log_prob(self, pictures: Any) -> np.ndarray:
         """Log-probability of the discrete pictures of `config.bits` bits, in nats, shape (n,)."""
@@ -346,12 +258,12 @@ class Images:
         """How strange each picture is.
 
         Args:
-            pictures: as for `images`; files that cannot be used are left out (read them with `flowknife.data.load_images`
-                to learn why).
+            pictures: as for `images`; files that cannot be used are left out (read them with
+                `flowknife.data.load_images` to learn why).
 
         Returns:
-            columns by name: path; bits_per_dim; radius, |z| / sqrt(dimensions); typicality, the distance of bits/dim from
-            that of held-out pictures in standard deviations; score, the combined two-sided score over all levels;
+            columns by name: path; bits_per_dim; radius, |z| / sqrt(dimensions); typicality, the distance of bits/dim
+            from that of held-out pictures in standard deviations; score, the combined two-sided score over all levels;
             p_value, split-conformal; flag, p_value < alpha.
         """
         data = self._pixels(pictures)

@@ -14,9 +14,9 @@ from flowknife.bijections._elementwise import Scalar
 class MaskedAutoregressive(Bijection):
     """y_i = f(x_i; net(x_1 ... x_{i-1}, cond)_i), with one masked network for all i.
 
-    Papamakarios et al. 2017, arXiv 1705.07057. `encode` is one pass (fast density), `decode` takes one pass per element.
-    `Inverse(MaskedAutoregressive(...))` is the inverse autoregressive flow (Kingma et al. 2016, arXiv 1606.04934):
-    fast sampling, slow density.
+    Papamakarios et al. 2017, arXiv 1705.07057. `encode` is one pass (fast density), `decode` takes one pass per
+    element. `Inverse(MaskedAutoregressive(...))` is the inverse autoregressive flow (Kingma et al. 2016, arXiv
+    1606.04934): fast sampling, slow density.
 
     Args:
         dim: length of the event vector.

@@ -66,9 +66,11 @@ class Channels(eqx.Module):
 
 
 class Group(eqx.Module):
-    """Split of the last axis in three: channels before `start` are kept and seen, `start` to `stop` move, the rest waits unseen.
+    """Split of the last axis in three: channels before `start` are kept and seen, `start` to `stop` move, the rest
+    waits unseen.
 
-    Couplings over consecutive groups, the last group first, are an autoregression: each sees the groups before it as they were.
+    Couplings over consecutive groups, the last group first, are an autoregression: each sees the groups before it as
+    they were.
 
     Args:
         shape: event shape.
@@ -82,7 +84,9 @@ class Group(eqx.Module):
 
     def __check_init__(self):
         if not 0 <= self.start < self.stop <= self.shape[-1]:
-            raise InputError(f"got channels {self.start} to {self.stop} of {self.shape[-1]}; expected an interval in them")
+            raise InputError(
+                f"got channels {self.start} to {self.stop} of {self.shape[-1]}; expected an interval in them"
+            )
 
     @property
     def kept_shape(self) -> Shape:
@@ -164,7 +168,7 @@ class Coupling(Bijection):
 
     split: Channels | Checkerboard | Group
     scalar: Scalar
-    net: eqx.Module
+    net: Callable[..., Array]
 
     def __init__(
         self,

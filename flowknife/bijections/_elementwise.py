@@ -2,17 +2,19 @@
 
 A `Scalar` is a bijection of one number (event shape `()`), so every array axis is a batch axis for it. Its `cond`, of
 shape `(*x.shape, num_params)`, holds its *raw* parameters: any real number is allowed, and zero is always the
-identity. Thus the same `ShiftScale` or `Spline` is the transformer of a coupling, of an autoregressive flow, and (through
-`Elementwise`, which owns trainable raw parameters) a layer on its own.
+identity. Thus the same `ShiftScale` or `Spline` is the transformer of a coupling, of an autoregressive flow, and
+(through `Elementwise`, which owns trainable raw parameters) a layer on its own.
 """
 
+import abc
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._types import Constant, Shape, as_shape
@@ -24,7 +26,11 @@ class Scalar(Bijection):
     """A bijection of single numbers whose raw parameters arrive as `cond`; see the module's docstring."""
 
     shape: ClassVar[Shape] = ()
-    num_params: eqx.AbstractVar[int]
+
+    @property
+    @abc.abstractmethod
+    def num_params(self) -> int:
+        """How many raw parameters each number takes."""
 
 
 class Shift(Scalar):
@@ -32,10 +38,10 @@ class Shift(Scalar):
 
     num_params: ClassVar[int] = 1
 
-    def encode(self, x, cond=None):
+    def encode(self, x, cond: Any = None):
         return x + cond[..., 0], jnp.zeros_like(x)
 
-    def decode(self, y, cond=None):
+    def decode(self, y, cond: Any = None):
         return y - cond[..., 0], jnp.zeros_like(y)
 
 
@@ -55,11 +61,11 @@ class ShiftScale(Scalar):
     def _log_scale(self, cond):
         return self.bound * jnp.tanh(cond[..., 1] / self.bound)
 
-    def encode(self, x, cond=None):
+    def encode(self, x, cond: Any = None):
         s = self._log_scale(cond)
         return x * jnp.exp(s) + cond[..., 0], s
 
-    def decode(self, y, cond=None):
+    def decode(self, y, cond: Any = None):
         s = self._log_scale(cond)
         return (y - cond[..., 0]) * jnp.exp(-s), s
 
@@ -83,14 +89,14 @@ class Composed(Scalar):
         ends = np.cumsum([scalar.num_params for scalar in self.scalars])[:-1]
         return list(zip(self.scalars, jnp.split(cond, ends, axis=-1), strict=True))
 
-    def encode(self, x, cond=None):
+    def encode(self, x, cond: Any = None):
         log_det = jnp.zeros_like(x)
         for scalar, raw in self._shares(cond):
             x, term = scalar.encode(x, raw)
             log_det = log_det + term
         return x, log_det
 
-    def decode(self, y, cond=None):
+    def decode(self, y, cond: Any = None):
         log_det = jnp.zeros_like(y)
         for scalar, raw in reversed(self._shares(cond)):
             y, term = scalar.decode(y, raw)
@@ -208,7 +214,7 @@ class Affine(Bijection):
 
     def __init__(self, loc: ArrayLike, scale: ArrayLike, shape: int | Shape | None = None):
         self.shape = np.broadcast_shapes(np.shape(loc), np.shape(scale)) if shape is None else as_shape(shape)
-        if not isinstance(scale, jax.core.Tracer) and not np.all(np.isfinite(scale) & (np.asarray(scale) != 0)):
+        if not isinstance(scale, Tracer) and not np.all(np.isfinite(scale) & (np.asarray(scale) != 0)):
             raise InputError(f"got scale={scale}; expected finite numbers other than zero")
         self.loc = Constant(jnp.broadcast_to(jnp.asarray(loc, float), self.shape))
         self.scale = Constant(jnp.broadcast_to(jnp.asarray(scale, float), self.shape))

@@ -1,8 +1,11 @@
 """Maps of images, shape (height, width, channels): to coarser grids, between channels, and out of the way."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from flowknife._types import Key, Shape, as_shape
 from flowknife.bijections._base import Bijection, batch_of
@@ -129,9 +132,9 @@ class Split(Bijection):
         kept, moved = split(x)
         y = [inner(kept), factored(moved; cond = context(kept))]      as one flat vector
 
-    With `factored=None` it is the factor-out of RealNVP (arXiv 1605.08803, sec. 3.6). With a conditional affine coupling
-    in `factored` it is Glow's learned prior. With a Haar transform before it, so that kept is the coarse image and moved
-    its details, nested Splits are a wavelet flow (Yu et al. 2020, arXiv 2010.13821).
+    With `factored=None` it is the factor-out of RealNVP (arXiv 1605.08803, sec. 3.6). With a conditional affine
+    coupling in `factored` it is Glow's learned prior. With a Haar transform before it, so that kept is the coarse
+    image and moved its details, nested Splits are a wavelet flow (Yu et al. 2020, arXiv 2010.13821).
 
     Args:
         split: which part is kept.
@@ -143,14 +146,14 @@ class Split(Bijection):
     split: Channels | Checkerboard
     inner: Bijection
     factored: Bijection | None
-    context: eqx.Module | None
+    context: Callable[[Array], Array] | None
 
     def __init__(
         self,
         split: Channels | Checkerboard,
         inner: Bijection,
         factored: Bijection | None = None,
-        context: eqx.Module | None = None,
+        context: Callable[[Array], Array] | None = None,
     ):
         self.split, self.inner, self.factored, self.context = split, inner, factored, context
         if inner.shape != split.kept_shape or (factored is not None and factored.shape != split.moved_shape):

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._types import Constant, Key, Shape, as_key, as_shape
@@ -36,7 +37,7 @@ class Permute(Bijection):
 
     def __init__(self, indices: Sequence[int] | ArrayLike, shape: int | Shape | None = None):
         self.shape = np.shape(indices) if shape is None else as_shape(shape)
-        if not isinstance(indices, jax.core.Tracer) and sorted(np.asarray(indices)) != list(range(self.shape[-1])):
+        if not isinstance(indices, Tracer) and sorted(np.asarray(indices)) != list(range(self.shape[-1])):
             raise InputError(f"got indices {indices!r}; expected each of 0 to {self.shape[-1] - 1} once")
         self.indices = Constant(jnp.asarray(indices))
 
@@ -182,12 +183,13 @@ class Matrix(Bijection):
 class PrincipalRotation(Bijection):
     """y = diag(v)^(-1/2) R (x - m): rotation to principal axes and whitening, fitted in closed form.
 
-    With `back`, y = R^T diag(v)^(-1/2) R (x - m), the whitening that changes x least: each y_i keeps the meaning and the place
-    of x_i (ZCA, Bell & Sejnowski 1997, doi 10.1016/S0042-6989(97)00121-1).
+    With `back`, y = R^T diag(v)^(-1/2) R (x - m), the whitening that changes x least: each y_i keeps the meaning and
+    the place of x_i (ZCA, Bell & Sejnowski 1997, doi 10.1016/S0042-6989(97)00121-1).
 
     m and R come from the mean and the covariance of the data; v are its eigenvalues, shrunk towards their mean by the
     Ledoit-Wolf weight (2004, J. Multivariate Anal. 88, 365), so that it also holds with fewer rows than columns. A
-    Gaussian with the shrunk covariance becomes exactly N(0, I). Nothing in it is trained, and `initialise` fits it once.
+    Gaussian with the shrunk covariance becomes exactly N(0, I). Nothing in it is trained, and `initialise` fits it
+    once.
 
     Args:
         shape: event shape; the last axis is rotated.

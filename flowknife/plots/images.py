@@ -286,7 +286,7 @@ def _scatter_groups(axes: "Axes", train: np.ndarray, groups: Sequence[_Group]) -
     style.panel(axes, xlabel="first principal direction of the latent", ylabel="second principal direction")
     kept = style.thin(len(train), 4000)
     axes.scatter(
-        *train[kept].T, s=style.marker_size(len(kept)), c=style.REAL, alpha=0.4, linewidths=0, label="training"
+        *train[kept].T, s=style.marker_size(len(kept)), c=style.REAL, alpha=0.4, linewidths=0, label="real"
     )
     for group in groups:
         count = len(group.images)

@@ -44,7 +44,9 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
     ]
     if flow.history:
         curve = plots.history(flow.history["train"], flow.history["validation"], flow.history["step"])
-        sections.append(Section("Training", str(flow.facts.get("stopped because", "")), [keep(curve, folder, "history")]))
+        sections.append(
+            Section("Training", str(flow.facts.get("stopped because", "")), [keep(curve, folder, "history")])
+        )
     return write_report(folder, "Density", sections, flow.metrics, flow.facts, ends(flow.model))
 
 
@@ -67,7 +69,8 @@ def _mapping_section(flow, data, folder):
     plots.mapping_animation(path, np.stack(stages), angle[:800])
     return Section(
         "Mapping",
-        "One map, both ways: every point of the data space has its place in the latent space. Colours follow the points.",
+        "One map, both ways: every point of the data space has its place in the latent space. Colours follow the "
+        "points.",
         [still, Picture(path, "From the data through the layers of the network to the latent space, and back.")],
     )
 

@@ -106,8 +106,8 @@ def _latents(model, real, simulated, other, z_real, z_simulated, folder):
     other_radii = None if z_other is None else np.linalg.norm(z_other, axis=1)
     return Section(
         "Latent cloud",
-        "Where the pictures lie at the latent end. A perfect model puts them at random on a shell whose radius is that of "
-        "the chi distribution.",
+        "Where the pictures lie at the latent end. A perfect model puts them at random on a shell whose radius is that "
+        "of the chi distribution.",
         [
             keep(cloud, folder, "cloud", "The two leading principal axes of the held-out latents."),
             keep(ends_of_cloud, folder, "closest_farthest"),
