@@ -37,6 +37,7 @@ def run() -> None:
                 fk.diagnostics.auroc(normal[name], other[name][rows]) for name in ("score", "bits_per_dim", "radius")
             ]
             print(f"{kind:<16}{areas[0]:>8.3f}{areas[1]:>10.3f}{areas[2]:>8.3f}{other['flag'][rows].mean():>9.2f}")
+    model.save(folder / "run")
     print(model.report(folder / "run", others if others.is_dir() else None))
 
 

@@ -3,6 +3,7 @@
 from . import architectures as architectures
 from . import bijections as bijections
 from . import data as data
+from . import diagnostics as diagnostics
 from . import errors as errors
 from . import laws as laws
 from . import nets as nets

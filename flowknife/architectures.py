@@ -349,4 +349,4 @@ def _coarsest(shape, sizes, key):
     halve = shape[0] % 2 == 0 and shape[1] % 2 == 0
     local = _local(shape, halve, {**sizes, "width": sizes["coarse_width"]}, 0, key)
     whiten = [Reshape(shape, (dim,)), PrincipalRotation((dim,), back=True), Reshape((dim,), shape)]
-    return Chain([*whiten, *local, Reshape(local[-1].out_shape, (dim,))])
+    return Chain([*whiten, *local])

@@ -133,8 +133,7 @@ def _digits() -> "np.ndarray":
 
 def _section(title: str, name: str, text: str, folder: Path, model: "INN", captions: dict[str, str]) -> "Section":
     """What the page of all demos shows of one: its two ends, a few figures, and where to read more."""
-    from flowknife.report import Picture, Section, ends_svg
-    from flowknife.report._figures import ends
+    from flowknife.report import Picture, Section, ends, ends_svg
 
     frame = ends(model)
     figures = [

@@ -293,8 +293,7 @@ class INN(eqx.Module):
                     f"{', '.join(map(str, block.shape))})"
                 )
         left = {}
-        drawn = any(block.law.drawn or type(block.law) is not Data for block in self.partition.left)
-        keys = jax.random.split(as_key(key), len(self.partition.left)) if drawn else [None] * len(self.partition.left)
+        keys = jax.random.split(as_key(key), len(self.partition.left))
         for block, block_key in zip(self.partition.left, keys, strict=True):
             left[block.name] = block.law.prepare(block_key, values.get(block.name), batch, block.shape)
             target = block.law.added_to if isinstance(block.law, Noise) else None

@@ -229,7 +229,7 @@ class _Trainer:
             i, _, total, (params, averaged, opt_state) = carry
             batch = {name: array[order[first + i]] for name, array in arrays.items()}
             loss, grads = jax.value_and_grad(self._loss)(params, rest, batch, jax.random.fold_in(key, i))
-            ok = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+            ok = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
             updates, new_opt_state = self.optimiser.update(grads, opt_state, params)
             lr = scheduled(i)
             new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)

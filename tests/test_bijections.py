@@ -22,28 +22,39 @@ from flowknife.bijections import (
     Chain,
     Channels,
     Checkerboard,
+    Composed,
     Coupling,
-    Elementwise,
+    Exp,
     Group,
+    Haar,
+    Householder,
+    Inverse,
     InvertibleConv1x1,
+    Logit,
     MaskedAutoregressive,
+    Matrix,
+    Orthogonal,
     Permute,
     PrincipalRotation,
     Repeat,
     Reshape,
     Scalar,
     Shift,
+    ShiftScale,
+    Sigmoid,
+    Softplus,
     Spline,
     Split,
     Squeeze,
+    Tanh,
 )
 from flowknife.errors import InputError
-from tests.catalogue import DRAW, ROWS, perturbed
+from tests.catalogue import MLP, ROWS, perturbed
 
 # These programs run for milliseconds: compile them fast, not well.
 quick_jit = partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 NAMES = [row.name for row in ROWS]
-SPLINES = [Spline(), Spline(bins=1), Spline(bins=32, tail=5.0), Spline(bins=4, tail=1.0, min_bin=0.05, min_slope=0.1)]
+SPLINES = [Spline(), Spline(bins=2), Spline(bins=32, tail=5.0), Spline(bins=4, tail=1.0, min_bin=0.05, min_slope=0.1)]
 
 
 # -- the catalogue ----------------------------------------------------------------------------------------------------
@@ -101,17 +112,15 @@ def _decode(bijection, y, cond):
     return decoded, pull((jnp.ones_like(decoded[0]), jnp.full_like(decoded[1], 0.5)))
 
 
-def _round_trip_one_by_one(bijection, x, cond):
-    def one(x, cond):
-        y, log_det = bijection.encode(x, cond)
-        return (y, log_det), bijection.decode(y, cond)
-
-    return jax.vmap(jax.vmap(one))(x, cond)
+def _round_trip_in_parts(bijection, x, cond):
+    """Each point encoded by itself, each row of the batch decoded by itself."""
+    encoded = jax.vmap(jax.vmap(bijection.encode))(x, cond)
+    return encoded, jax.vmap(bijection.decode)(encoded[0], cond)
 
 
 @pytest.fixture(scope="module", params=ROWS, ids=NAMES)
 def facts(request):
-    """What compiled programs say about one row: two draws of its parameters and of a batch of points, as numpy arrays."""
+    """What compiled programs say about two draws of a row's parameters and points, as numpy arrays."""
     row, traces = request.param, []
 
     @quick_jit
@@ -146,7 +155,7 @@ def facts(request):
         drawn = [row.draw(seed) for seed in (0, 1)]
         runs = [tell(*one) for one in drawn]
     bijection, x, _, cond = jax.tree.map(_single, drawn[0])
-    single = quick_jit(_round_trip_one_by_one)(bijection, x, cond)
+    single = quick_jit(_round_trip_in_parts)(bijection, x, cond)
     yield SimpleNamespace(row=row, bijection=bijection, runs=runs, single=single, traces=traces)
     if next(_finished) % 16 == 0:  # a process on Linux has room for some 65,000 pieces of compiled code
         jax.clear_caches()
@@ -184,7 +193,7 @@ def test_encode_undoes_decode_and_tells_the_same_log_det(facts):
         _close(run["encoded again"][1], run["decoded"][1])
 
 
-def test_single_precision_and_points_one_by_one_are_nearly_the_same(facts):
+def test_single_precision_and_parts_of_a_batch_give_nearly_the_same(facts):
     run, (encoded, decoded) = facts.runs[0], facts.single
     # every element of an event adds its rounding error to log_det
     loose = 1e-4 * max(1, math.prod(facts.bijection.shape) ** 0.5)
@@ -224,3 +233,324 @@ def test_initialise_returns_what_the_fitted_bijection_encodes(facts):
     for run in facts.runs:
         if "initialised" in run:
             _close(*run["initialised"], 1e-10)
+
+
+# -- maps of single numbers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scalar", [Shift(), ShiftScale(), *SPLINES, Composed([ShiftScale(), Spline(), Shift()])])
+def test_raw_parameters_of_zero_are_the_identity(scalar):
+    x = jnp.concatenate([jnp.linspace(-8.0, 8.0, 1001), jnp.asarray([-1e6, 1e6])])
+    for method in (scalar.encode, scalar.decode):
+        y, log_det = method(x, jnp.zeros((*x.shape, scalar.num_params)))
+        np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(log_det, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spline", SPLINES)
+@pytest.mark.parametrize("size", [1.0, 10.0])
+def test_a_spline_rises_and_joins_the_identity_smoothly(spline, size, float64):
+    tail = spline.tail
+    raw = jnp.asarray(np.random.default_rng(0).normal(0, size, (50, 1, spline.num_params)))
+    x = jnp.broadcast_to(jnp.linspace(-1.2 * tail, 1.2 * tail, 4001), (50, 4001))
+    y, log_slope = spline.encode(x, jnp.broadcast_to(raw, (*x.shape, spline.num_params)))
+    assert np.all(np.diff(y, axis=1) > 0)
+    outside = np.abs(x) >= tail
+    np.testing.assert_array_equal(y[outside], x[outside])
+    assert np.all(log_slope[outside] == 0)
+
+    ends = jnp.broadcast_to(tail * jnp.asarray([-1 + 1e-12, 1 - 1e-12]), (50, 2))
+    y, log_slope = spline.encode(ends, jnp.broadcast_to(raw, (*ends.shape, spline.num_params)))
+    np.testing.assert_allclose(y, ends, atol=1e-6)
+    np.testing.assert_allclose(log_slope, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("spline", SPLINES)
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1000.0])
+def test_a_spline_is_finite_at_every_number(spline, size):
+    tail = np.float32(spline.tail)
+    special = [0, 1e-38, 1e-8, 1e6, 3e38, np.nextafter(tail, np.float32(0)), tail, np.nextafter(tail, np.float32(9))]
+    x = jnp.asarray([*special, *np.negative(special)], jnp.float32)
+    draws = np.random.default_rng(0).normal(0, size, (20, 1, spline.num_params))
+    raw = jnp.broadcast_to(jnp.asarray(draws, jnp.float32), (20, len(x), spline.num_params))
+    for method in (spline.encode, spline.decode):
+        (y, log_slope), pull = jax.vjp(method, jnp.broadcast_to(x, (20, len(x))), raw)
+        by_x, by_raw = pull((jnp.ones_like(y), jnp.ones_like(log_slope)))
+        assert all(np.all(np.isfinite(value)) for value in (y, log_slope, by_x, by_raw))
+        inside = np.abs(x) <= tail
+        assert np.all(np.abs(y[:, inside]) <= tail * (1 + 1e-6))
+        np.testing.assert_array_equal(y[:, ~inside], np.broadcast_to(x[~inside], (20, (~inside).sum())))
+
+
+@pytest.mark.parametrize("spline", SPLINES)
+def test_a_spline_round_trip_in_single_precision(spline):
+    rng = np.random.default_rng(0)
+    raw = jnp.asarray(rng.normal(size=(5000, spline.num_params)), jnp.float32)
+    x = jnp.asarray(rng.uniform(-1.2 * spline.tail, 1.2 * spline.tail, 5000), jnp.float32)
+    y, log_slope = spline.encode(x, raw)
+    back, log_slope_back = spline.decode(y, raw)
+    # where the spline is flat, the rounding of y alone moves x by its inverse slope
+    assert np.all(np.abs(back - x) < 1e-6 * spline.tail * (1 + np.exp(-log_slope)))
+    assert np.all(np.abs(log_slope_back - log_slope) < 1e-4 * (1 + np.exp(-log_slope)))
+
+
+def test_the_scale_of_an_affine_map_is_bounded():
+    raw = jnp.asarray([[1.0, 1e6], [1.0, -1e6]])
+    y, log_slope = ShiftScale(bound=1.5).encode(jnp.asarray([2.0, 2.0]), raw)
+    np.testing.assert_allclose(log_slope, [1.5, -1.5])
+    np.testing.assert_allclose(y, 2.0 * np.exp([1.5, -1.5]) + 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scalar", "encode", "ends"),
+    [
+        (Sigmoid(), lambda x: 1 / (1 + np.exp(-x)), (0.0, 1.0)),
+        (Softplus(), lambda x: np.log1p(np.exp(x)), (0.0, np.inf)),
+        (Exp(), np.exp, (0.0, np.inf)),
+        (Tanh(), np.tanh, (-1.0, 1.0)),
+    ],
+)
+def test_maps_onto_intervals(scalar, encode, ends):
+    x = np.linspace(-6, 6, 101)
+    y, _ = scalar.encode(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(y, encode(x), rtol=1e-5)
+    assert np.all(y > ends[0])
+    assert np.all(y < ends[1])
+    far = scalar.encode(jnp.asarray([-80.0, 80.0]))
+    assert np.all(np.isfinite(far))
+
+
+def test_logit_is_the_inverse_of_sigmoid():
+    x = jnp.linspace(0.01, 0.99, 33)
+    for ours, theirs in zip(Logit().encode(x), Inverse(Sigmoid()).encode(x), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_standardise_centres_columns_and_leaves_constant_ones_alone():
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(1e4, 5.0, 500), np.full(500, 1e7 / 3), np.zeros(500)], axis=1).astype(np.float32)
+    affine = Affine.standardise(x)
+    y, _ = affine.encode(jnp.asarray(x))
+    np.testing.assert_allclose(np.mean(y, axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.std(y, axis=0), [1, 0, 0], atol=1e-3)
+    np.testing.assert_array_equal(affine.scale.value[1:], 1)
+
+
+# -- layers fitted in closed form -------------------------------------------------------------------------------------
+
+
+def test_actnorm_normalises_its_first_batch_and_no_other():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal([3.0, -1.0, 7.0], [2.0, 0.1, 0.0], (200, 2, 2, 3)), jnp.float32)
+    fitted, y = ActNorm((2, 2, 3)).initialise(x)
+    np.testing.assert_allclose(np.mean(y, axis=(0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), [1, 1, 0], atol=2e-2)
+    again, z = fitted.initialise(10 * x + 5)
+    assert eqx.tree_equal(again, fitted)
+    np.testing.assert_array_equal(z, fitted.encode(10 * x + 5)[0])
+
+
+def test_repeat_fits_every_layer_to_the_output_of_the_one_before():
+    def make(key):
+        return Chain([ActNorm(3), LU(3, key=key), Coupling(Channels(3), ShiftScale(), MLP, key=key)])
+
+    x = jnp.asarray(np.random.default_rng(0).normal(5.0, 3.0, (300, 3)), jnp.float32)
+    fitted, y = Repeat(make, 4, key=0).initialise(x)
+    np.testing.assert_allclose(y, fitted.encode(x)[0], atol=1e-5)
+    for layer in _layers(fitted):
+        normalised, _ = layer.bijections[0].encode(x)
+        np.testing.assert_allclose(np.mean(normalised, axis=0), 0, atol=1e-3)
+        np.testing.assert_allclose(np.std(normalised, axis=0), 1, atol=1e-2)
+        x, _ = layer.encode(x)
+    assert eqx.tree_equal(fitted.initialise(x + 1.0)[0], fitted)
+
+
+def _layers(repeat):
+    arrays, structure = eqx.partition(repeat.layer, eqx.is_array)
+    return [eqx.combine(jax.tree.map(lambda a, i=i: a[i], arrays), structure) for i in range(repeat.times)]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_principal_rotation_whitens_and_is_fitted_once(back):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(20_000, 4)) @ rng.normal(size=(4, 4)) + 3.0, jnp.float32)
+    fitted, y = PrincipalRotation(4, back=back).initialise(x)
+    np.testing.assert_allclose(np.mean(y, axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(y.T), np.eye(4), atol=5e-3)
+    np.testing.assert_allclose(fitted.variances, np.sort(np.linalg.eigvalsh(np.cov(x.T)))[::-1], rtol=5e-3)
+    assert eqx.tree_equal(fitted.initialise(2 * x)[0], fitted)
+    if back:
+        matrix = fitted.encode(jnp.eye(4))[0] - fitted.encode(jnp.zeros(4))[0]
+        np.testing.assert_allclose(matrix, matrix.T, atol=1e-5)
+
+
+def test_principal_rotation_holds_with_fewer_rows_than_columns_and_constant_columns():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5_020, 40)) * np.linspace(3, 0.1, 40)
+    x[:, 7] = 2.0
+    few, rest = jnp.asarray(x[:20], jnp.float32), jnp.asarray(x[20:], jnp.float32)
+    fitted = PrincipalRotation(40).fit(few)
+    y, log_det = fitted.encode(rest)
+    assert np.all(np.isfinite(y))
+    assert np.all(np.isfinite(log_det))
+    # without the shrinkage, rows not seen would leave the unit sphere by orders of magnitude
+    assert np.mean(y**2) < 5
+    np.testing.assert_allclose(fitted.decode(y)[0], rest, atol=1e-4)
+
+
+def test_a_pure_principal_rotation_keeps_distances():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(100, 3)) * [1.0, 5.0, 0.2], jnp.float32)
+    y, log_det = PrincipalRotation(3, whiten=False).fit(x).encode(x)
+    np.testing.assert_allclose(np.linalg.norm(y - y[0], axis=1), np.linalg.norm(x - x[0], axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(log_det, 0)
+    assert np.all(np.diff(np.var(y, axis=0)) < 0)
+
+
+# -- what each layer is ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [Orthogonal, Householder, LU, Matrix])
+def test_linear_layers_start_as_rotations(make):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 6)), jnp.float32)
+    y, log_det = make(6, key=0).encode(x)
+    assert not np.allclose(y, x, atol=1e-2)
+    np.testing.assert_allclose(np.linalg.norm(y, axis=1), np.linalg.norm(x, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(log_det, 0, atol=1e-5)
+    assert not np.allclose(y, make(6, key=1).encode(x)[0], atol=1e-2)
+
+
+def test_lu_may_start_as_the_identity():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 6)), jnp.float32)
+    np.testing.assert_array_equal(LU(6, identity=True).encode(x)[0], x)
+
+
+def test_permute_takes_elements_in_the_order_of_its_indices():
+    np.testing.assert_array_equal(Permute([2, 0, 1]).encode(jnp.asarray([10.0, 11.0, 12.0]))[0], [12.0, 10.0, 11.0])
+
+
+def test_haar_gives_block_means_first_and_keeps_the_norm():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 3)), jnp.float32)
+    y, _ = Haar((4, 6, 3)).encode(x)
+    means = np.asarray(x).reshape(2, 2, 3, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(y[..., :3], 2 * means, atol=1e-6)
+    np.testing.assert_allclose(np.sum(y**2), np.sum(x**2), rtol=1e-6)
+    flat, _ = Haar((4, 6, 3)).encode(jnp.ones((4, 6, 3)))
+    np.testing.assert_allclose(flat[..., 3:], 0, atol=1e-6)
+
+
+def test_squeeze_puts_the_pixels_of_a_block_side_by_side():
+    x = jnp.arange(16.0).reshape(4, 4, 1)
+    np.testing.assert_array_equal(Squeeze((4, 4, 1)).encode(x)[0][0], [[0, 1, 4, 5], [2, 3, 6, 7]])
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_checkerboard_splits_by_colour(swap):
+    shape = (4, 6, 2)
+    split = Checkerboard(shape, swap)
+    row, column = np.indices(shape[:2])
+    white = np.broadcast_to(((row + column) % 2 == 1)[..., None], shape)
+    kept, moved = split.split(jnp.asarray(white, jnp.float32))
+    assert kept.shape == split.kept_shape
+    assert moved.shape == split.moved_shape
+    assert np.all(kept == swap)
+    assert np.all(moved != swap)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [Channels(5), Channels(5, 1, swap=True), Checkerboard((4, 2, 3)), Checkerboard((4, 2, 3), True), Group((5,), 1, 3)],
+    ids=["channels", "channels swapped", "checkerboard", "checkerboard swapped", "group"],
+)
+def test_splits_put_back_what_they_take(split):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *split.shape)), jnp.float32)
+    kept, moved = split.split(x)
+    np.testing.assert_array_equal(split.put(x, moved), x)
+    other_kept, other_moved = split.split(split.put(x, moved + 1.0))
+    np.testing.assert_array_equal(other_kept, kept)
+    np.testing.assert_array_equal(other_moved, moved + 1.0)
+    if not isinstance(split, Group):
+        np.testing.assert_array_equal(split.merge(kept, moved), x)
+
+
+@pytest.mark.parametrize("split", [Channels(5, 2), Channels(5, 2, swap=True), Group((5,), 2, 4)])
+def test_a_coupling_moves_its_part_only_and_looks_at_the_kept_part_only(split):
+    coupling = perturbed(Coupling(split, ShiftScale(), MLP, key=0), np.random.default_rng(0))
+    indices = jnp.arange(5.0)
+    kept, moved = (np.asarray(part, int) for part in split.split(indices))
+    jacobian = jax.jacfwd(lambda x: coupling.encode(x)[0])(jnp.ones(5))
+    expected = np.eye(5, dtype=bool)
+    expected[np.ix_(moved, kept)] = True
+    np.testing.assert_array_equal(jacobian != 0, expected)
+    unmoved = np.setdiff1d(np.arange(5), moved)
+    np.testing.assert_array_equal(jacobian[unmoved], np.eye(5)[unmoved])
+
+
+def test_a_coupling_starts_as_the_identity():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 6)), jnp.float32)
+    for scalar in (Shift(), ShiftScale(), Spline()):
+        y, log_det = Coupling(Channels(6), scalar, MLP, key=0).encode(x)
+        np.testing.assert_allclose(y, x, atol=1e-5)
+        np.testing.assert_allclose(log_det, 0, atol=1e-5)
+
+
+def test_an_autoregressive_element_looks_at_those_before_it_only():
+    flow = perturbed(MaskedAutoregressive(5, ShiftScale(), width=20, key=0), np.random.default_rng(0))
+    jacobian = jax.jacfwd(lambda x: flow.encode(x)[0])(jnp.ones(5))
+    np.testing.assert_array_equal(jacobian != 0, np.tri(5, dtype=bool))
+
+
+def test_repeat_is_the_chain_of_its_layers_and_is_traced_once():
+    def make(key):
+        return Chain([LU(3, key=key), Coupling(Channels(3), ShiftScale(), MLP, key=key)])
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 3)), jnp.float32)
+    repeat = perturbed(Repeat(make, 3, key=0), np.random.default_rng(0))
+    for ours, theirs in zip(repeat.encode(x), Chain(_layers(repeat)).encode(x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    def length(times):
+        return len(str(jax.make_jaxpr(lambda x: Repeat(make, times, key=0).encode(x))(x)))
+
+    assert length(50) < 1.1 * length(2)
+
+
+def test_split_puts_the_kept_part_first():
+    x = jnp.asarray([[1.0, 2.0, 3.0, 4.0, 5.0]])
+    y, log_det = Split(Channels(5, kept=2), Affine(np.zeros(2), np.full(2, 0.5))).encode(x)
+    np.testing.assert_array_equal(y, [[2.0, 4.0, 3.0, 4.0, 5.0]])
+    np.testing.assert_allclose(log_det, 2 * np.log(2.0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Chain([]),
+        lambda: Chain([Shift(), LU(3)]),
+        lambda: Chain([Reshape(4, (2, 2)), LU(4)]),
+        lambda: Repeat(lambda key: LU(3, key=key), 0),
+        lambda: Repeat(lambda key: Reshape(4, (2, 2)), 2),
+        lambda: Reshape(4, (2, 3)),
+        lambda: Channels(3, kept=3),
+        lambda: Channels(3, kept=-1),
+        lambda: Group((3,), 2, 2),
+        lambda: Group((3,), 1, 4),
+        lambda: Checkerboard((3, 4, 1)),
+        lambda: Checkerboard((4, 4)),
+        lambda: Squeeze((5, 4, 1)),
+        lambda: Haar((4, 4)),
+        lambda: Split(Channels(5), LU(3)),
+        lambda: Split(Channels(5), LU(2), LU(2)),
+        lambda: Affine(0.0, 0.0, 3),
+        lambda: Affine(0.0, [1.0, np.nan]),
+        lambda: Permute([0, 0, 2]),
+        lambda: Permute([0, 1], 3),
+        lambda: InvertibleConv1x1((2, 2, 3), "qr"),
+        lambda: LU(3, key="seed"),
+    ],
+)
+def test_what_cannot_be_built_says_so_in_one_line(make):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    assert "expected" in str(caught.value)

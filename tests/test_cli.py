@@ -254,6 +254,15 @@ def test_score_lists_skipped_files_beside_the_scores(tmp_path, place, images, fo
     refused("score", images, folder, "--drop-invalid", "--out", tmp_path / "scores.csv", words="--drop-invalid")
 
 
+def test_report_shows_other_pictures_in_the_size_of_training(tmp_path, images, monkeypatch):
+    write_folder(np.zeros((3, 20, 30, 3), np.uint8), tmp_path / "others")
+    given = []
+    monkeypatch.setattr(apps.Images, "report", lambda self, run, others: given.append(others) or run / "report.html")
+    for options in ([], ["--others", tmp_path / "others"]):
+        assert call("report", images, *options).stdout == f"report: {images / 'report.html'}\n"
+    assert given[0] is None and given[1].pixels.shape == (3, 8, 8, 1)
+
+
 def test_score_and_check_refuse_what_is_no_folder_of_pictures(tmp_path, images, table):
     (tmp_path / "none").mkdir()
     for data, words in ((tmp_path / "missing", "no folder"), (tmp_path / "none", "empty folder"), (table, "the file")):
@@ -490,6 +499,7 @@ def test_version_is_shown():
         (InputError("got one\nand two"), 1, "error: got one and two\n"),
         (OSError(errno.ENOSPC, "No space left on device", "model"), 1, "error: No space left on device: model; "),
         (MemoryError(), 1, "error: got more than fits in memory; "),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1, "error: got more than fits in memory; "),
     ],
 )
 def test_what_a_user_can_cause_ends_with_one_line(tmp_path, table, monkeypatch, error, status, line):
@@ -562,4 +572,3 @@ def test_other_pictures_are_no_digits():
 def test_every_demo_runs(tmp_path, name):
     call("demo", name, "--out", tmp_path / name)
     assert {"run.json", "model.safetensors", "report.html"} <= {path.name for path in (tmp_path / name).iterdir()}
-    assert demos.DEMOS.keys() == {"moons", "images"}

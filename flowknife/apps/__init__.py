@@ -22,7 +22,11 @@ def load(folder: str | Path) -> Density | Images:
             f"got a run of application {application!r}; expected one of {', '.join(APPLICATIONS)}; try a newer "
             "flowknife"
         )
-    return APPLICATIONS[application].load(folder)
+    try:
+        return APPLICATIONS[application].load(folder)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StorageError(f"got {folder}, a damaged run ({reason}); expected one that flowknife wrote") from None
 
 
 __all__ = ["APPLICATIONS", "Density", "DensityConfig", "Images", "ImagesConfig", "density", "images", "load"]

@@ -24,7 +24,7 @@ def train_images(
     flip: bool,
     key: jax.Array,
     show_progress: bool,
-) -> tuple[INN, History, float]:
+) -> tuple[INN, History, Training, float]:
     """Train an image model; 15 minutes at most, unless `training` says otherwise.
 
     Args:
@@ -37,7 +37,8 @@ def train_images(
         show_progress: show progress bars.
 
     Returns:
-        the model, the columns of the training curve (with the level, -1 where all are trained together), and seconds.
+        the model, the columns of the training curve (with the level, -1 where all are trained together), the settings
+        with their defaults, and seconds.
     """
     batch = 2 ** round(np.log2(_NUMBERS_PER_STEP / pixels[0].size))
     training = training.or_else(
@@ -73,7 +74,7 @@ def train_images(
         spent += result.seconds
         columns = {"level": [-1.0 if together else float(level)] * len(result.history["step"]), **result.history}
         history = {name: history.get(name, []) + column for name, column in columns.items()}
-    return model, history, spent
+    return model, history, training, spent
 
 
 def _start(model, train, flip, key):

@@ -14,7 +14,7 @@ import pydantic
 from flowknife._types import Key, as_key
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
-from flowknife.data import load_table
+from flowknife.data import Table, load_table
 from flowknife.diagnostics import Check, conformal_p_values, ks_normal, round_trip_error
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
@@ -102,11 +102,12 @@ def density(
     )
     model = INN([Block("x", rows.shape[1])], [Block("z", rows.shape[1])], Chain([standardise, flow]))
     steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
+    training = config.train.or_else(steps=steps, batch_size=512, learning_rate=4e-3, patience=15)
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5) if config.smoothing is None else config.smoothing
     result = fit(
         model,
         train_rows,
-        config.train.or_else(steps=steps, batch_size=512, learning_rate=4e-3, patience=15),
+        training,
         objective=_smoothed(smoothing * jnp.abs(standardise.scale.value)),
         validation=held_out,
         key=fit_key,
@@ -120,7 +121,7 @@ def density(
         origin=origin,
         reference=train_rows[:_KEPT_ROWS],
         held_out=held_out if held_out is not None else train_rows[:_KEPT_ROWS],
-        config=config,
+        config=config.model_copy(update={"train": training}),
         history=result.history,
         facts={
             "rows": len(rows),
@@ -153,6 +154,11 @@ def _smoothed(scale):
 @eqx.filter_jit
 def _log_prob(model, x):
     return model.log_prob(x)
+
+
+@eqx.filter_jit
+def _sample(model, key, n, temperature):
+    return model.sample(key, n, temperature=temperature)
 
 
 @eqx.filter_jit
@@ -199,8 +205,9 @@ class Density:
             key: int, JAX key or None.
             temperature: scale of the latents; below 1 the rows gather where the density is high.
         """
-        rows = eqx.filter_jit(lambda model, k: model.sample(k, n, temperature=temperature))(self.model, as_key(key))
-        return self._from_model(rows)
+        if n < 1:
+            raise InputError(f"got n={n}; expected at least 1 row")
+        return self._from_model(_sample(self.model, as_key(key), n, jnp.asarray(temperature)))
 
     def log_prob(self, x: Any) -> np.ndarray:
         """Log density of each row, in nats, shape (n,). A path or DataFrame is read like the training table."""
@@ -289,8 +296,24 @@ class Density:
 
         return report_density(self, folder)
 
+    def columns_of(self, table: Table) -> np.ndarray:
+        """The columns that the density was fitted to, in their order.
+
+        Columns are matched by name, or by place where one of the two tables has no names.
+
+        Raises:
+            InputError: if the table lacks one of the columns.
+        """
+        ours, theirs = self.names, table.names
+        unnamed = tuple(f"x{i + 1}" for i in range(len(ours)))
+        if set(ours) <= set(theirs):
+            return table.values[:, [theirs.index(name) for name in ours]]
+        if len(ours) == len(theirs) and unnamed in (ours, theirs):
+            return table.values
+        raise InputError(f"got the columns {', '.join(theirs)}; expected {', '.join(ours)}, as in training")
+
     def _to_model(self, x):
-        values = np.asarray(load_table(x).values if not _is_rows(x) else x)
+        values = np.asarray(x) if _is_rows(x) else self.columns_of(load_table(x, min_rows=1))
         if values.ndim != 2 or values.shape[1] != len(self.names):
             raise InputError(
                 f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns "

@@ -98,7 +98,7 @@ def images(
     shape = data.pixels.shape[1:]
     # compiled as a whole: the many small draws of initial weights would take longer one by one
     model = eqx.filter_jit(lambda k: image_model(shape, config.bits, _bijection(shape, config, k)))(model_key)
-    model, history, seconds = train_images(
+    model, history, training, seconds = train_images(
         model, train, held_out, config.train, flip=flip, key=fit_key, show_progress=show_progress
     )
     features, _ = _features(model, held_out)
@@ -106,7 +106,7 @@ def images(
         model=model,
         detector=Typicality(features),
         held_out=held_out[:_KEPT_IMAGES],
-        config=config.model_copy(update={"image_size": size}),
+        config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,
         skipped=data.skipped,
         facts={

@@ -26,19 +26,27 @@ class _Verbs(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             end(130, "interrupted")
-        except FlowknifeError as error:
-            end(1, f"error: {error}")
-        except MemoryError:
-            end(1, "error: got more than fits in memory; try fewer rows or smaller pictures")
-        except OSError as error:
-            if error.errno not in _REFUSALS:
+        except Exception as error:
+            line = _mendable(error)
+            if line is None:
                 raise
-            end(1, f"error: {error.strerror}: {error.filename or 'the output'}; try another place")
+            end(1, f"error: {line}")
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The verbs in the order in which one needs them."""
         first = ["demo", "fit"]
         return [*first, *(name for name in super().list_commands(ctx) if name not in first)]
+
+
+def _mendable(error: Exception) -> str | None:
+    """What to say of an error that the user or the machine caused; None for a defect of ours."""
+    if isinstance(error, FlowknifeError):
+        return str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # JAX's word for it
+        return "got more than fits in memory; try less at once: fewer rows, smaller pictures, smaller batches"
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return f"{error.strerror}: {error.filename or 'the output'}; try another place"
+    return None
 
 
 def end(status: int, line: str) -> NoReturn:

@@ -111,14 +111,8 @@ def read_rows(fitted: "Density", data: str, drop_invalid: bool = False) -> "tupl
     """
     from flowknife.data import load_table
 
-    table = load_table(data, drop_invalid=drop_invalid)
-    ours, theirs = fitted.names, table.names
-    unnamed = tuple(f"x{i + 1}" for i in range(len(ours)))
-    if set(ours) <= set(theirs):
-        return table.values[:, [theirs.index(name) for name in ours]], table
-    if len(ours) == len(theirs) and unnamed in (ours, theirs):
-        return table.values, table
-    raise InputError(f"got {data} with the columns {', '.join(theirs)}; expected {', '.join(ours)}, as in training")
+    table = load_table(data, drop_invalid=drop_invalid, min_rows=1)
+    return fitted.columns_of(table), table
 
 
 def read_pictures(fitted: "Images", data: str) -> "ImageSet":

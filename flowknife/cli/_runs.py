@@ -122,7 +122,7 @@ def _report(
 def _info(run: Run) -> None:
     """Show the two ends, the metrics and the settings of a run."""
     from flowknife.apps import load
-    from flowknife.report._figures import ends
+    from flowknife.report import ends
     from flowknife.storage import read_run
 
     record, fitted = read_run(run), load(run)

@@ -54,7 +54,7 @@ class Table:
     dropped_rows: tuple[int, ...] = ()
 
 
-def load_table(source: Any, *, drop_invalid: bool = False) -> Table:
+def load_table(source: Any, *, drop_invalid: bool = False, min_rows: int = 2) -> Table:
     """Read a table of numbers.
 
     A CSV or TSV file (UTF-8; cells separated by comma, semicolon or tab) has a header unless every cell of its first
@@ -69,10 +69,11 @@ def load_table(source: Any, *, drop_invalid: bool = False) -> Table:
         source: an array or nested list of shape (n, d) or (n,); a pandas or polars DataFrame or Series; or the path of
             a file that ends in one of `TABLE_SUFFIXES` (.npz with a single array; no Python objects in .npy, .npz).
         drop_invalid: leave out and count the rows with missing or infinite values, which are an error otherwise.
+        min_rows: how many usable rows are needed at least.
 
     Raises:
-        InputError: the source is missing, cannot be read, is no table of real numbers, has fewer than two rows, or
-            has rows with missing or infinite values.
+        InputError: the source is missing, cannot be read, is no table of real numbers, has fewer than `min_rows` rows,
+            or has rows with missing or infinite values.
     """
     if isinstance(source, (str, os.PathLike)):
         label = repr(os.fspath(source))
@@ -82,7 +83,7 @@ def load_table(source: Any, *, drop_invalid: bool = False) -> Table:
         values, names = _read_object(source, label)
     if values.shape[1] == 0:
         raise InputError(f"got {label} without columns; expected at least one column of numbers")
-    return _finite_rows(values, names, label, drop_invalid)
+    return _finite_rows(values, names, label, drop_invalid, min_rows)
 
 
 def save_table(path: str | os.PathLike, values: ArrayLike, names: Sequence[str] | None = None) -> None:
@@ -314,7 +315,9 @@ def _distinct_names(labels: Iterable[Any], label: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _finite_rows(values: np.ndarray, names: tuple[str, ...], label: str, drop_invalid: bool) -> Table:
+def _finite_rows(
+    values: np.ndarray, names: tuple[str, ...], label: str, drop_invalid: bool, min_rows: int
+) -> Table:
     """Check for missing values and too few rows; float64 in, the finished table out."""
     finite = np.isfinite(values)
     valid = finite.all(axis=1)
@@ -327,9 +330,9 @@ def _finite_rows(values: np.ndarray, names: tuple[str, ...], label: str, drop_in
             "drop those rows with drop_invalid=True (command line: --drop-invalid), or drop or mend those columns"
         )
     kept = values[valid]
-    if len(kept) < 2:
+    if len(kept) < min_rows:
         dropped = f", {len(invalid_rows)} with missing or infinite values dropped" if invalid_rows else ""
-        raise InputError(f"got {label} with too few usable rows ({len(kept)}{dropped}); expected at least 2")
+        raise InputError(f"got {label} with too few usable rows ({len(kept)}{dropped}); expected at least {min_rows}")
     return Table(_narrowed(kept), names, len(invalid_rows), invalid_rows)
 
 

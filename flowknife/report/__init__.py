@@ -1,6 +1,7 @@
 """Reports: one self-contained page per run, with its pictures."""
 
 from flowknife.report._density import report_density
+from flowknife.report._figures import ends
 from flowknife.report._images import report_images
 from flowknife.report._page import UNITS, Frame, Picture, Section, ends_svg, write_report
 
@@ -9,6 +10,7 @@ __all__ = [
     "Frame",
     "Picture",
     "Section",
+    "ends",
     "ends_svg",
     "report_density",
     "report_images",

@@ -1,0 +1,232 @@
+"""The applications end to end, small: what is saved is what is loaded, and scores keep their promises."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowknife as fk
+from flowknife._types import split_trainable
+from flowknife.apps._levels import image_model, independent_levels, latent_sizes, level_nll, level_part, level_terms
+from flowknife.architectures import glow, realnvp, wavelet
+from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_normal, principal_plane
+from flowknife.errors import InputError, StorageError
+
+QUICK = {"steps": 60, "batch_size": 128}
+
+
+@pytest.fixture(scope="module")
+def flow():
+    """A density of two columns in very different units, one of them far from zero."""
+    x = fk.data.TOYS["moons"].sample(800, key=0).astype(np.float64) * [1.0, 1000.0] + [1e9, 0.0]
+    return x, fk.density(x, layers=4, train={"steps": 300, "batch_size": 256}, key=1, show_progress=False)
+
+
+def test_a_density_is_in_the_units_of_the_table(flow):
+    x, density = flow
+    toy = fk.data.TOYS["moons"]
+    new = toy.sample(2000, key=5).astype(np.float64) * [1.0, 1000.0] + [1e9, 0.0]
+    nll = -density.log_prob(new).mean() - np.log(1000.0)
+    assert toy.entropy - 0.02 < nll < toy.entropy + 0.3
+    drawn = density.sample(1000, key=3)
+    np.testing.assert_allclose(drawn.mean(axis=0), x.mean(axis=0), atol=0.15 * x.std(axis=0).max())
+    back = density.decode(density.encode(x[:50]))
+    np.testing.assert_allclose((back - x[:50]) / x.std(axis=0), 0.0, atol=1e-2)
+
+
+def test_of_new_rows_a_share_alpha_is_flagged(flow):
+    _, density = flow
+    new = fk.data.TOYS["moons"].sample(4000, key=6).astype(np.float64) * [1.0, 1000.0] + [1e9, 0.0]
+    scores = density.score(new)
+    # 80 held-out rows set the threshold: its own standard deviation is 0.024
+    assert abs(scores["flag"].mean() - 0.05) < 0.07
+    far = density.score(new[:10] + np.array([50.0, 0.0]))
+    assert far["flag"].all()
+
+
+def test_a_density_survives_saving(flow, tmp_path):
+    x, density = flow
+    density.save(tmp_path / "run")
+    loaded = fk.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.log_prob(x[:20]), density.log_prob(x[:20]))
+    np.testing.assert_array_equal(loaded.sample(5, key=1), density.sample(5, key=1))
+    assert loaded.config == density.config
+    assert loaded.metrics == pytest.approx(density.metrics)
+    assert all(check.passed for check in loaded.check() if check.name.startswith("round trip"))
+
+
+def test_a_density_refuses_rows_of_another_width(flow):
+    with pytest.raises(InputError, match="columns x1, x2"):
+        flow[1].log_prob(np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_other_widths_and_constant_columns_train(columns):
+    x = np.random.default_rng(0).normal(size=(200, columns))
+    x[:, -1] = 7.0
+    density = fk.density(x, layers=2, train={"steps": 20}, key=0, show_progress=False)
+    assert np.isfinite(density.log_prob(x)).all()
+    assert np.abs(density.sample(50, key=0)[:, -1] - 7.0).max() < 20
+
+
+def _blobs(n, key, size=16):
+    """Pictures of a bright blob whose place, size and brightness vary."""
+    generator = np.random.default_rng(key)
+    grid = np.arange(size)
+    centre = generator.normal(size / 2, size / 10, (2, n, 1, 1))
+    width = generator.uniform(1.5, 3.0, (n, 1, 1))
+    square = (grid[None, :, None] - centre[0]) ** 2 + (grid[None, None, :] - centre[1]) ** 2
+    blob = generator.uniform(120, 200, (n, 1, 1)) * np.exp(-square / (2 * width**2))
+    return np.clip(blob + generator.normal(30, 6, blob.shape), 0, 255).astype(np.uint8)[..., None]
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """A small image model of blobs."""
+    return fk.images(_blobs(300, 0), width=24, train={"steps": 150, "batch_size": 64}, key=0, show_progress=False)
+
+
+def test_pictures_come_back_exactly_but_for_their_lost_bits(blobs):
+    pictures = _blobs(20, 1)
+    back = blobs.decode(blobs.encode(pictures))
+    assert back.dtype == np.uint8
+    # 5 of 8 bits are kept: 8 levels share a bin, whose middle is at most 4 away
+    assert np.abs(back.astype(int) - pictures).max() <= 4
+
+
+def test_what_is_no_blob_is_flagged_and_blobs_are_not(blobs):
+    generator = np.random.default_rng(2)
+    white, grey = np.full((5, 16, 16, 1), 255, np.uint8), np.full((5, 16, 16, 1), 30, np.uint8)
+    noise = generator.integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+    for other in (white, grey, noise):
+        assert blobs.score(other)["flag"].all()
+    scores = blobs.score(_blobs(300, 3))
+    # 30 held-out pictures set the threshold: its own standard deviation is 0.04
+    assert scores["flag"].mean() < 0.2
+    assert auroc(scores["score"], blobs.score(noise)["score"]) > 0.99
+
+
+def test_an_image_model_survives_saving(blobs, tmp_path):
+    blobs.save(tmp_path / "run")
+    loaded = fk.load(tmp_path / "run")
+    pictures = _blobs(4, 4)
+    for name, column in blobs.score(pictures).items():
+        same = np.testing.assert_allclose if column.dtype.kind == "f" else np.testing.assert_array_equal
+        # other programs may be compiled with constants in other places, and round differently
+        same(loaded.score(pictures)[name], column, **({"rtol": 1e-4} if column.dtype.kind == "f" else {}))
+    np.testing.assert_array_equal(loaded.sample(3, key=1), blobs.sample(3, key=1))
+    assert loaded.metrics == pytest.approx(blobs.metrics)
+    assert (tmp_path / "run" / "skipped.csv").read_text().startswith("path,reason")
+
+
+def test_a_low_temperature_varies_less(blobs):
+    cold, warm = (blobs.sample(32, key=0, temperature=t).astype(float).std(axis=0).mean() for t in (0.2, 1.0))
+    assert cold < 0.7 * warm
+    by_level = blobs.sample(32, key=0, temperature={"z_0": 0.2, "z_1": 0.2}).astype(float).std(axis=0).mean()
+    assert by_level == pytest.approx(cold, rel=1e-3)
+
+
+def test_bits_per_dim_is_that_of_the_whole_model(blobs):
+    pictures = _blobs(8, 5)
+    whole = -np.asarray(blobs.model.log_prob(jnp.asarray(pictures), key=0)) / (256 * np.log(2))
+    # other noise within the bins, the same pictures
+    np.testing.assert_allclose(blobs.score(pictures)["bits_per_dim"], whole, atol=0.2)
+
+
+def test_an_unknown_application_is_refused(flow, tmp_path):
+    flow[1].save(tmp_path)
+    record = (tmp_path / "run.json").read_text().replace('"density"', '"dentistry"')
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(StorageError, match="dentistry"):
+        fk.load(tmp_path)
+
+
+def test_too_few_pictures_are_refused():
+    with pytest.raises(InputError, match="at least 8"):
+        fk.images(_blobs(5, 0), show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "independent"),
+    [
+        (lambda key: wavelet((8, 8, 3), width=8, features=8, key=key), True),
+        (lambda key: glow((8, 8, 3), levels=2, steps=1, width=8, key=key), False),
+        (lambda key: realnvp((8, 8, 1), width=8, key=key), False),
+    ],
+    ids=["wavelet", "glow", "realnvp"],
+)
+def test_the_levels_add_up_to_the_likelihood(make, independent, key):
+    bijection = eqx.filter_jit(make)(key)
+    model = image_model(bijection.shape, 5, bijection)
+    x = jax.random.uniform(key, (3, *bijection.shape)) * 32
+    (z, log_det), terms = eqx.filter_jit(lambda b, x: (b.encode(x), level_terms(b, x)))(bijection, x)
+    np.testing.assert_allclose(jnp.concatenate([latent for latent, _ in terms], axis=-1), z, atol=1e-4)
+    normal = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * np.log(2 * np.pi)
+    np.testing.assert_allclose(sum(term for _, term in terms), normal + log_det, rtol=1e-4)
+    assert [block.size for block in model.partition.right] == latent_sizes(bijection)
+    assert independent_levels(bijection) is independent
+
+
+def test_a_level_part_is_all_that_a_level_depends_on(key):
+    model = eqx.filter_jit(lambda key: image_model((8, 8, 1), 5, wavelet((8, 8, 1), width=8, features=8, key=key)))(key)
+    batch = {"image": jnp.asarray(_blobs(4, 0, size=8))}
+    for level in range(len(model.partition.right)):
+        gradient = _gradient(level_nll(level), model, batch, key)
+        whole, own = (_size(tree) for tree in (gradient, level_part(level)(gradient)))
+        assert 0 < whole == pytest.approx(own, rel=1e-4)
+
+
+@eqx.filter_jit
+def _gradient(objective, model, batch, key):
+    trained, rest = split_trainable(model)
+    return eqx.filter_grad(lambda params: objective(eqx.combine(params, rest), batch, key))(trained)
+
+
+def _size(tree):
+    return sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+
+
+def test_conformal_p_values_are_uniform_for_normal_items():
+    generator = np.random.default_rng(0)
+    p = conformal_p_values(generator.normal(size=20_000), generator.normal(size=4_000))
+    for level in (0.01, 0.05, 0.5):
+        assert abs(np.mean(p <= level) - level) < 0.02
+    assert conformal_p_values(np.array([np.nan, np.inf]), np.arange(9.0)).tolist() == [0.1, 0.1]
+
+
+def test_auroc_counts_ties_half():
+    assert auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0])) == pytest.approx(0.875)
+
+
+def test_typicality_is_two_sided_and_calibrated():
+    generator = np.random.default_rng(0)
+    mix = generator.normal(size=(4, 4))
+    detector = Typicality(generator.normal(size=(200, 4)) @ mix)
+    new = detector.p_values(generator.normal(size=(5000, 4)) @ mix)
+    assert abs(np.mean(new < 0.05) - 0.05) < 0.03
+    for sign in (-1, 1):
+        assert detector.p_values(sign * 8.0 * np.ones((1, 4)) @ mix)[0] < 0.01
+
+
+def test_ks_distance_of_a_shifted_normal():
+    z = np.random.default_rng(0).normal(size=20_000)
+    assert ks_normal(z) < 0.015
+    # the distance of N(0.5, 1) from N(0, 1) is 2 Phi(0.25) - 1
+    assert ks_normal(z + 0.5) == pytest.approx(0.1974, abs=0.015)
+
+
+def test_principal_plane_finds_the_plane():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(50, 3)) * [5.0, 2.0, 0.1] @ np.linalg.qr(generator.normal(size=(3, 3)))[0]
+    plane, again = principal_plane(x, x)
+    np.testing.assert_allclose(plane, again)
+    np.testing.assert_allclose(np.var(plane, axis=0).sum(), np.var(x, axis=0).sum(), rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rows", "goal"), [("ring", 8000, 0.03), ("checkerboard", 50_000, 0.10)])
+def test_defaults_come_close_to_the_entropy(name, rows, goal):
+    toy = fk.data.TOYS[name]
+    density = fk.density(toy.sample(rows, key=1), key=0, show_progress=False)
+    assert -density.log_prob(toy.sample(50_000, key=2)).mean() - toy.entropy < goal

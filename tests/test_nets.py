@@ -1,0 +1,203 @@
+"""The networks inside couplings: their start, their shapes, and what each of them may look at."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowknife import nets
+from flowknife.errors import InputError
+from tests.catalogue import perturbed
+
+# name: (constructor, in_shape, out_shape)
+NETS = {
+    "MLP": (partial(nets.MLP, width=6), (3,), (4,)),
+    "MLP of images": (partial(nets.MLP, width=6, depth=1, activation="tanh"), (2, 2, 1), (2, 2, 3)),
+    "ResidualMLP": (partial(nets.ResidualMLP, width=6, activation="silu"), (3,), (2, 2)),
+    "ConvNet": (partial(nets.ConvNet, width=6), (4, 5, 2), (4, 5, 3)),
+    "PatchMLP": (partial(nets.PatchMLP, width=6, activation="elu"), (4, 5, 2), (4, 5, 3)),
+}
+IMAGE_NETS = {name: NETS[name] for name in ("ConvNet", "PatchMLP")}
+
+
+def draw(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def perturb(net, seed=0):
+    return perturbed(net, np.random.default_rng(seed))
+
+
+def cond_shapes(in_shape):
+    return [None, (2,), (*in_shape[:-1], 2)] if len(in_shape) == 3 else [None, (2,)]
+
+
+CASES = [(name, cond_shape) for name in NETS for cond_shape in cond_shapes(NETS[name][1])]
+
+
+@pytest.mark.parametrize(("name", "cond_shape"), CASES)
+def test_networks_start_at_zero(name, cond_shape):
+    make, in_shape, out_shape = NETS[name]
+    net = make(in_shape, out_shape, cond_shape, key=0)
+    y = net(draw(0, 3, *in_shape), None if cond_shape is None else draw(1, 3, *cond_shape))
+    np.testing.assert_array_equal(y, np.zeros((3, *out_shape)))
+
+
+@pytest.mark.parametrize(("name", "cond_shape"), CASES)
+def test_any_batch_axes_are_a_loop_over_events(name, cond_shape):
+    make, in_shape, out_shape = NETS[name]
+    net = perturb(make(in_shape, out_shape, cond_shape, key=0))
+    x, cond = draw(0, 2, 3, *in_shape), None if cond_shape is None else draw(1, 2, 3, *cond_shape)
+    y = net(x, cond)
+    assert y.shape == (2, 3, *out_shape)
+    np.testing.assert_allclose(y, jax.vmap(jax.vmap(net))(x, cond), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(y[0], net(x[0], None if cond is None else cond[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "cond_shape"), [case for case in CASES if case[1] is not None])
+def test_every_output_listens_to_the_condition(name, cond_shape):
+    make, in_shape, out_shape = NETS[name]
+    net = perturb(make(in_shape, out_shape, cond_shape, key=0))
+    x = draw(0, *in_shape)
+    assert np.all(net(x, draw(1, *cond_shape)) != net(x, draw(2, *cond_shape)))
+
+
+@pytest.mark.parametrize(
+    ("name", "cond_shape"),
+    [
+        pytest.param(
+            *case,
+            marks=[
+                pytest.mark.xfail(
+                    reason="PatchMLP tells an image from a vector by the number of axes, not by cond_shape",
+                    raises=ValueError,
+                )
+            ]
+            if case[0] == "PatchMLP" and len(case[1]) == 3
+            else [],
+        )
+        for case in CASES
+        if case[1] is not None
+    ],
+)
+def test_one_condition_serves_a_whole_batch(name, cond_shape):
+    make, in_shape, out_shape = NETS[name]
+    net = perturb(make(in_shape, out_shape, cond_shape, key=0))
+    x, cond = draw(0, 3, *in_shape), draw(1, *cond_shape)
+    np.testing.assert_allclose(net(x, cond), net(x, jnp.broadcast_to(cond, (3, *cond_shape))), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", IMAGE_NETS)
+def test_a_condition_without_space_is_the_same_at_every_pixel(name):
+    make, in_shape, out_shape = NETS[name]
+    vector = perturb(make(in_shape, out_shape, (2,), key=0))
+    image = perturb(make(in_shape, out_shape, (*in_shape[:-1], 2), key=0))
+    x, cond = draw(0, 3, *in_shape), draw(1, 3, 2)
+    everywhere = jnp.broadcast_to(cond[:, None, None, :], (*x.shape[:-1], 2))
+    np.testing.assert_allclose(vector(x, cond), image(x, everywhere), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "reach"), [("ConvNet", 2), ("PatchMLP", 1)])
+def test_a_pixel_looks_at_its_neighbourhood_only(name, reach):
+    make, _, _ = NETS[name]
+    net = perturb(make((7, 7, 1), (7, 7, 1), key=0))
+    influence = jax.jacrev(lambda x: net(x)[3, 3, 0])(draw(0, 7, 7, 1))[..., 0] != 0
+    row, column = np.indices((7, 7))
+    expected = np.maximum(abs(row - 3), abs(column - 3)) <= reach
+    assert not np.any(influence & ~expected)
+    if name == "PatchMLP":  # the rectifiers of ConvNet may close some paths
+        np.testing.assert_array_equal(influence, expected)
+
+
+@pytest.mark.parametrize("name", IMAGE_NETS)
+def test_away_from_the_edge_a_shifted_image_gives_a_shifted_output(name):
+    make, _, _ = NETS[name]
+    net = perturb(make((9, 9, 2), (9, 9, 3), key=0))
+    if name == "PatchMLP":
+        net = eqx.tree_at(lambda net: net.place, net, jnp.zeros_like(net.place))  # which tells places apart
+    x = draw(0, 9, 9, 2)
+    y, shifted = net(x), net(jnp.roll(x, (1, 2), axis=(0, 1)))
+    np.testing.assert_allclose(shifted[4:6, 5:6], y[3:5, 3:4], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_conv_is_the_convolution_of_xla(size):
+    conv = perturb(nets.Conv(3, 4, size=size, key=0))
+    x = draw(0, 2, 6, 5, 3)
+    kernel = conv.dense.weight.reshape(size, size, 3, 4)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(conv(x), expected + conv.dense.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_starts_with_the_variance_of_he_initialisation():
+    weight = nets.Dense(200, 300, key=0).weight
+    np.testing.assert_allclose(np.var(weight), 2 / 200, rtol=0.02)
+    np.testing.assert_allclose(np.mean(weight), 0, atol=2e-3)
+
+
+def test_residual_blocks_start_as_the_identity():
+    net = nets.ResidualMLP((3,), (2,), width=5, depth=3, activation="relu", zero=False, key=0)
+    x = draw(0, 4, 3)
+    np.testing.assert_allclose(net(x), net.last(jax.nn.relu(net.first(x))), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dim", "width", "depth", "cond_dim"), [(5, 16, 2, 0), (4, 7, 1, 3), (3, 12, 3, 1), (1, 4, 1, 2)]
+)
+def test_masked_mlp_looks_at_all_elements_before_and_none_after(dim, width, depth, cond_dim):
+    net = perturb(nets.MaskedMLP(dim, 2, cond_dim, width=width, depth=depth, key=0))
+    x, cond = draw(0, dim), draw(1, cond_dim) if cond_dim else None
+    by_x, by_cond = jax.jacrev(lambda x, cond: net(x, cond), argnums=(0, 1))(x, jnp.zeros(0) if cond is None else cond)
+    assert by_x.shape == (dim, 2, dim)
+    before = np.tri(dim, k=-1, dtype=bool)
+    np.testing.assert_array_equal(by_x != 0, np.broadcast_to(before[:, None, :], by_x.shape))
+    assert np.all(by_cond != 0)
+
+
+def test_masked_mlp_starts_at_zero():
+    y = nets.MaskedMLP(3, 2, width=8, key=0)(draw(0, 2, 4, 3))
+    np.testing.assert_array_equal(y, np.zeros((2, 4, 3, 2)))
+
+
+@pytest.mark.parametrize("halve", [False, True])
+def test_context_networks_look_at_an_image(halve):
+    net = perturb(nets.ConvResNet((4, 6, 2), 5, depth=1, halve=halve, scale=0.5, key=0))
+    x = draw(0, 2, 3, 4, 6, 2)
+    features = net(x)
+    assert features.shape == ((2, 3, 2, 3, 5) if halve else (2, 3, 4, 6, 5))
+    np.testing.assert_allclose(features, jax.vmap(jax.vmap(net))(x), rtol=1e-4, atol=1e-5)
+    influence = jax.jacrev(lambda x: net(x).sum())(x[0, 0])
+    assert np.all(influence != 0)
+
+
+def test_every_activation_is_known_by_its_name():
+    x = draw(0, 3)
+    outputs = []
+    for name in nets.ACTIVATIONS:
+        outputs.append(nets.MLP((3,), (1,), width=8, activation=name, zero=False, key=0)(x))
+    assert np.all(np.isfinite(outputs))
+    assert len(np.unique(np.round(outputs, 6))) == len(nets.ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nets.MLP((2,), (2,), activation="swish", key=0),
+        lambda: nets.ResidualMLP((2,), (2,), activation="", key=0),
+        lambda: nets.ConvNet((4, 4, 1), (4, 4, 1), activation="swish", key=0),
+        lambda: nets.ConvResNet((4, 4, 1), 3, activation="swish", key=0),
+        lambda: nets.ConvNet((4,), (4,), key=0),
+        lambda: nets.ConvNet((4, 4, 1), (2, 2, 1), key=0),
+        lambda: nets.PatchMLP((4, 4), (4, 4), key=0),
+    ],
+)
+def test_what_cannot_be_built_says_so_in_one_line(make):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    assert "expected" in str(caught.value)
