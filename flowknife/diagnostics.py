@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife.bijections import Bijection
+from flowknife.bijections._linear import shrunk_covariance
 from flowknife.errors import InputError
 
 
@@ -76,49 +77,52 @@ def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> fl
 
 
 class Typicality(eqx.Module):
-    """How far a feature vector is from those of held-out normal items, in both directions.
+    """How far a feature vector is from those of normal items, in both directions.
 
         score = sqrt((f - m)^T S^-1 (f - m))
 
-    with the mean m and covariance S of the held-out features. Fed with the latent radius and the log-likelihood of
-    every level of a flow, it is a two-sided typical-set test per level: a blurred or a blank picture, of *higher*
-    likelihood than the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019,
-    arXiv 1810.09136).
+    with the mean m and the (shrunk) covariance S of the features of training items; p-values come from items that were
+    held out. Fed with the spread of the latents and the likelihood of every level of a flow, it is a two-sided
+    typical-set test: a blurred or a blank picture, of *higher* likelihood than the training pictures, is as strange as
+    a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
 
     Attributes:
-        features: held-out features `(m, k)`.
+        mean: m, shape (k,).
+        scale: standard deviation of each feature, shape (k,).
+        precision: inverse covariance of the features in these units, shape (k, k).
+        held_out: sorted scores of the held-out items, shape (m,).
     """
 
-    features: Float[np.ndarray, "m k"]
+    mean: Float[np.ndarray, " k"]
+    scale: Float[np.ndarray, " k"]
+    precision: Float[np.ndarray, "k k"]
+    held_out: Float[np.ndarray, " m"]
 
-    def __check_init__(self):
-        if self.features.ndim != 2 or len(self.features) < 3:
-            raise InputError(f"got held-out features of shape {self.features.shape}; expected at least 3 rows")
+    @classmethod
+    def fit(cls, features: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"]) -> "Typicality":
+        """Fit the mean and the covariance to training features, and calibrate with held-out features.
+
+        Raises:
+            InputError: for fewer than 2 training or held-out rows.
+        """
+        if min(len(features), len(held_out)) < 2:
+            raise InputError(
+                f"got {len(features)} training and {len(held_out)} held-out rows; expected at least 2 each"
+            )
+        mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
+        variances, axes = shrunk_covariance(jnp.asarray((features - mean) / scale))
+        precision = np.asarray((axes / np.maximum(variances, 1e-6)) @ axes.T, float)
+        fitted = cls(mean, scale, precision, np.zeros(0))
+        return cls(mean, scale, precision, np.sort(fitted.score(held_out)))
 
     def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-        """Scores of new items; larger is stranger."""
-        return _distance(np.asarray(self.features, float), np.asarray(features, float))
-
-    def held_out_scores(self) -> Float[np.ndarray, " m"]:
-        """Each held-out item scored against the others, so that it is treated like a new one."""
-        features = np.asarray(self.features, float)
-        rows = np.arange(len(features))
-        return np.concatenate([_distance(features[rows != i], features[i : i + 1]) for i in rows])
+        """Scores of items; larger is stranger."""
+        difference = (np.asarray(features, float) - self.mean) / self.scale
+        return np.sqrt(np.einsum("ni,ij,nj->n", difference, self.precision, difference))
 
     def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Split-conformal p-values of new items."""
-        return conformal_p_values(self.score(features), self.held_out_scores())
-
-
-def _distance(reference, features):
-    """Mahalanobis distance, with a covariance that a handful of rows cannot make singular."""
-    centred = reference - reference.mean(axis=0)
-    scale = np.maximum(centred.std(axis=0), 1e-9)
-    covariance = np.cov(centred / scale, rowvar=False).reshape(len(scale), len(scale))
-    shrink = min(1.0, len(scale) / len(reference))
-    covariance = (1 - shrink) * covariance + shrink * np.eye(len(scale))
-    difference = (features - reference.mean(axis=0)) / scale
-    return np.sqrt(np.einsum("ni,ij,nj->n", difference, np.linalg.inv(covariance), difference))
+        return conformal_p_values(self.score(features), self.held_out)
 
 
 def principal_plane(x: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"]) -> list[Float[np.ndarray, "n 2"]]:

@@ -165,8 +165,8 @@ class Source(eqx.Module):
         """Whether the block is drawn by the model itself, not given by the caller."""
         return False
 
-    def prepare(self, key: Array, value: Any, batch: Shape, shape: Shape) -> Array:
-        """The block's continuous values for one batch."""
+    def prepare(self, key: Array | None, value: Any, batch: Shape, shape: Shape) -> Array:
+        """The block's continuous values for one batch; `key` is for what is drawn."""
         return value
 
     def restore(self, value: Array) -> Array:
@@ -198,7 +198,8 @@ class Pixels(Source):
 
     def prepare(self, key, value, batch, shape):
         level = jnp.floor(jnp.asarray(value, float) / 2 ** (8 - self.bits))
-        return level + jax.random.uniform(key, level.shape)
+        # without a key the middle of each bin, which rounding errors cannot move to another one
+        return level + (0.5 if key is None else jax.random.uniform(key, level.shape))
 
     def restore(self, value):
         level = jnp.clip(jnp.floor(value), 0, 2**self.bits - 1)

@@ -23,7 +23,7 @@ from flowknife.laws import Pixels, normal_log_prob
 from flowknife.objectives import Batch, nll
 
 Term = tuple[Array, Array]
-"""A level's latent `(*batch, size)` and its term of the log-likelihood, in nats, of shape `batch`."""
+"""A level's latent, on its own grid, and its term of the log-likelihood, in nats, of shape `batch`."""
 
 
 def image_model(shape: tuple[int, int, int], bits: int, bijection: Bijection) -> INN:
@@ -57,17 +57,33 @@ def level_terms(bijection: Bijection, x: Array) -> list[Term]:
         x, term = layer.encode(x)
         log_det = log_det + term
     if split is None:
-        return [_term(x, log_det, batch)]
+        return [(x, normal_log_prob(x, x.shape[len(batch) :]) + log_det)]
     kept, moved = split.split.split(x)
     if split.factored is not None:
         moved, term = split.factored.encode(moved, split.condition(kept))
         log_det = log_det + term
-    return [*level_terms(split.inner, kept), _term(moved, log_det, batch)]
+    return [*level_terms(split.inner, kept), (moved, normal_log_prob(moved, moved.shape[len(batch) :]) + log_det)]
 
 
-def _term(z, log_det, batch):
-    z = z.reshape(*batch, -1)
-    return z, normal_log_prob(z, (z.shape[-1],)) + log_det
+def level_features(terms: list[Term]) -> Array:
+    """What an anomaly detector should look at: numbers that are the same for all pictures of a kind, up to chance.
+
+    Per level the log of the latents' root mean square, as a whole and channel by channel, and bits/dim. The channels
+    tell a picture of too little detail of one kind (blurred, say) from one that has merely little of all kinds.
+
+    Args:
+        terms: of one batch axis, as `level_terms` returns them.
+
+    Returns:
+        features `(batch, k)`; the last ones are bits/dim of the levels, coarsest first.
+    """
+    spread, bits = [], []
+    for z, term in terms:
+        batch, channels = z.shape[0], z.shape[-1]
+        square = jnp.mean(z.reshape(batch, -1, channels) ** 2, axis=1)
+        spread += [0.5 * jnp.log(jnp.mean(square, axis=1, keepdims=True) + 1e-6), 0.5 * jnp.log(square + 1e-3)]
+        bits.append(-term / (z[0].size * math.log(2)))
+    return jnp.concatenate([*spread, jnp.stack(bits, axis=1)], axis=1)
 
 
 def independent_levels(bijection: Bijection) -> bool:
@@ -105,7 +121,7 @@ def level_nll(level: int) -> Callable[[INN, Batch, Array], Array]:
         image = model.partition.left[0]
         x = image.law.prepare(key, batch[image.name], (), image.shape)
         z, term = level_terms(model.bijection, x)[level]
-        return -jnp.mean(term) / z.shape[-1]
+        return -jnp.mean(term) / z[0].size
 
     return objective
 

@@ -17,7 +17,7 @@ import pydantic
 from flowknife._progress import progress
 from flowknife._types import Key, as_key
 from flowknife.apps._image_training import train_images
-from flowknife.apps._levels import image_model, level_terms
+from flowknife.apps._levels import image_model, level_features, level_terms
 from flowknife.architectures import glow, levels_for, realnvp, wavelet
 from flowknife.bijections import Bijection
 from flowknife.data import ImageSet, Skipped, fingerprint, load_images, write_skipped
@@ -27,9 +27,11 @@ from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import Training
 
+_LOOKED_AT = 2000  # training pictures that the detector is fitted to
 _KEPT_IMAGES = 400  # held-out pictures kept with the run
 _NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
 _DRAWN_AT_ONCE = 16  # pictures
+_DETECTOR = ("mean", "scale", "precision", "held_out")
 
 
 class Augmentation(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -89,7 +91,7 @@ def images(
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
-    share = config.train.validation or 0.1
+    share = config.train.validation if "validation" in config.train.model_fields_set else 0.15
     order = np.asarray(jax.random.permutation(split_key, len(data)))
     held = max(round(share * len(data)), 4)
     train, held_out = data.pixels[order[held:]], data.pixels[order[:held]]
@@ -102,9 +104,11 @@ def images(
         model, train, held_out, config.train, flip=flip, key=fit_key, show_progress=show_progress
     )
     features, _ = _features(model, held_out)
+    train_features, _ = _features(model, train[:_LOOKED_AT])
     return Images(
         model=model,
-        detector=Typicality(features),
+        detector=Typicality.fit(train_features, features),
+        held_out_bits=_bits(model, features),
         held_out=held_out[:_KEPT_IMAGES],
         config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,
@@ -173,25 +177,23 @@ def _batches(rows):
 
 
 @eqx.filter_jit
-def _terms(model, pixels, key):
+def _look(model, pixels, key):
     image = model.partition.left[0]
-    return level_terms(model.bijection, image.law.prepare(key, pixels, (), image.shape))
+    terms = level_terms(model.bijection, image.law.prepare(key, pixels, (), image.shape))
+    return level_features(terms), jnp.concatenate([z.reshape(len(pixels), -1) for z, _ in terms], axis=1)
+
+
+def _bits(model, features):
+    """Bits/dim of whole pictures, from those of their levels."""
+    sizes = np.array([block.size for block in model.partition.right])
+    return features[:, -len(sizes) :] @ sizes / sizes.sum()
 
 
 def _features(model, pixels):
-    """Per picture and level the log of the latent radius and of the likelihood; and all latents.
-
-    Returns:
-        features `(n, 2 levels)`: log radius / sqrt(size) and bits/dim of each level; latents `(n, sum of sizes)`.
-    """
-    features, latents = [], []
-    for part, padded in _batches(pixels):
-        # the same noise for every picture of a batch: they differ by what they show, not by a draw
-        terms = [(np.asarray(z)[:part], np.asarray(t)[:part]) for z, t in _terms(model, padded, as_key(0))]
-        radius = [0.5 * np.log(np.mean(z**2, axis=1) + 1e-12) for z, _ in terms]
-        bits = [-term / (z.shape[1] * np.log(2)) for z, term in terms]
-        features.append(np.stack([*radius, *bits], axis=1))
-        latents.append(np.concatenate([z for z, _ in terms], axis=1))
+    """Features of every picture, `(n, k)`, see `level_features`; and its latents, `(n, H W C)`, coarsest first."""
+    # the same noise for every batch: pictures differ by what they show, not by a draw
+    looks = [(count, _look(model, part, as_key(0))) for count, part in _batches(pixels)]
+    features, latents = ([np.asarray(look[i])[:count] for count, look in looks] for i in (0, 1))
     return np.concatenate(features).astype(np.float64), np.concatenate(latents)
 
 
@@ -202,6 +204,7 @@ class Images:
     Attributes:
         model: the network, image <-> z_0 ... z_L (z_0 the coarsest).
         detector: the typicality test over levels, calibrated on held-out pictures.
+        held_out_bits: bits/dim of the held-out pictures.
         held_out: held-out pictures, uint8 (n, H, W, C).
         config: settings.
         history: columns of the training curve.
@@ -211,6 +214,7 @@ class Images:
 
     model: INN = field(repr=False)
     detector: Typicality = field(repr=False)
+    held_out_bits: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
     config: ImagesConfig
     history: dict[str, list[float]] = field(repr=False)
@@ -240,7 +244,12 @@ class Images:
         return np.concatenate([np.asarray(_draw(self.model, k, temperature)) for k in keys])[:n]
 
     def encode(self, pictures: Any) -> np.ndarray:
-        """Latents (n, H W C) of pictures, coarsest level first."""
+        """Latents (n, H W C) of pictures, coarsest level first; `decode` gives back every bin of every pixel."""
+        batches = _batches(self._pixels(pictures).pixels)
+        return np.concatenate([np.asarray(_encode(self.model, part))[:count] for count, part in batches])
+
+    def latents(self, pictures: Any) -> np.ndarray:
+        """Latents (n, H W C) that follow N(0, I): `encode` leaves out the noise within the bins, which is drawn here."""
         return _features(self.model, self._pixels(pictures).pixels)[1]
 
     def decode(self, z: Any) -> np.ndarray:
@@ -252,7 +261,7 @@ class Images:
     def log_prob(self, pictures: Any) -> np.ndarray:
         """Log-probability of the discrete pictures of `config.bits` bits, in nats, shape (n,)."""
         features, _ = _features(self.model, self._pixels(pictures).pixels)
-        return -self._bits(features) * np.prod(self.shape) * np.log(2)
+        return -_bits(self.model, features) * np.prod(self.shape) * np.log(2)
 
     def score(self, pictures: Any) -> dict[str, np.ndarray]:
         """How strange each picture is.
@@ -268,13 +277,13 @@ class Images:
         """
         data = self._pixels(pictures)
         features, latents = _features(self.model, data.pixels)
-        bits, held_bits = self._bits(features), self._bits(self.detector.features)
+        bits, held = _bits(self.model, features), self.held_out_bits
         p_value = self.detector.p_values(features)
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
             "radius": np.sqrt(np.mean(latents**2, axis=1)),
-            "typicality": np.abs(bits - held_bits.mean()) / held_bits.std(),
+            "typicality": np.abs(bits - held.mean()) / held.std(),
             "score": self.detector.score(features),
             "p_value": p_value,
             "flag": p_value < self.config.alpha,
@@ -283,7 +292,7 @@ class Images:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Held-out `nll` in nats per picture and `bits_per_dim`."""
-        bits = float(self._bits(self.detector.features).mean())
+        bits = float(self.held_out_bits.mean())
         return {"nll": bits * float(np.prod(self.shape)) * float(np.log(2)), "bits_per_dim": bits}
 
     def check(self, pictures: Any = None) -> list[Check]:
@@ -291,12 +300,15 @@ class Images:
         pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
         features, z = _features(self.model, pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], (), self.shape)
-        scores = self.detector.held_out_scores() if pictures is None else self.detector.score(features)
-        alarms = np.mean(scores > np.quantile(self.detector.held_out_scores(), 1 - self.config.alpha))
+        alarms = np.mean(self.detector.p_values(features) < self.config.alpha)
         return [
             Check("round trip, in standard deviations", round_trip_error(self.model.bijection, levels[:16]), 1e-2),
             Check("distance of the latents from N(0, 1)", ks_normal(z), 0.1),
-            Check("share of pictures flagged", float(alarms), self.config.alpha + 3 * (0.05 / len(scores)) ** 0.5),
+            Check(
+                "share of pictures flagged",
+                float(alarms),
+                self.config.alpha + 4 * (self.config.alpha / len(pixels)) ** 0.5,
+            ),
         ]
 
     def save(self, folder: str | Path) -> Path:
@@ -308,7 +320,13 @@ class Images:
             "data": {"fingerprint": self.facts["fingerprint"]},
             "facts": self.facts,
         }
-        tree = {"model": self.model, "features": np.asarray(self.detector.features), "held_out": self.held_out}
+        detector = {name: np.asarray(getattr(self.detector, name)) for name in _DETECTOR}
+        tree = {
+            "model": self.model,
+            "detector": detector,
+            "held_out_bits": self.held_out_bits,
+            "held_out": self.held_out,
+        }
         run = write_run(folder, record, tree, self.history)
         write_skipped(run / "skipped.csv", self.skipped)
         return run
@@ -319,7 +337,8 @@ class Images:
         record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
         return cls(
             model=tree["model"],
-            detector=Typicality(np.asarray(tree["features"], np.float64)),
+            detector=Typicality(**{name: np.asarray(tree["detector"][name]) for name in _DETECTOR}),
+            held_out_bits=np.asarray(tree["held_out_bits"]),
             held_out=np.asarray(tree["held_out"]),
             config=ImagesConfig.model_validate(record["config"]),
             history=read_history(folder),
@@ -345,10 +364,11 @@ class Images:
             raise InputError(f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
         return data
 
-    def _bits(self, features):
-        """Bits per dimension of whole pictures, from the levels' own."""
-        sizes = np.array([block.size for block in self.model.partition.right])
-        return features[:, len(sizes) :] @ sizes / sizes.sum()
+
+@eqx.filter_jit
+def _encode(model, pixels):
+    image = model.partition.left[0]
+    return model.bijection.encode(image.law.prepare(None, pixels, (), image.shape))[0]
 
 
 @eqx.filter_jit

@@ -66,11 +66,9 @@ class Channels(eqx.Module):
 
 
 class Group(eqx.Module):
-    """Split of the last axis in three: channels before `start` are kept and seen, `start` to `stop` move, the rest
-    waits unseen.
+    """Split of the last axis in three: channels before `start` are kept, `start` to `stop` move, the rest waits unseen.
 
-    Couplings over consecutive groups, the last group first, are an autoregression: each sees the groups before it as
-    they were.
+    Couplings over consecutive groups, the last group first, are an autoregression: each sees the groups before it.
 
     Args:
         shape: event shape.

@@ -180,6 +180,23 @@ class Matrix(Bijection):
         return jnp.linalg.solve(self.weight, y.reshape(-1, self.shape[-1]).T).T.reshape(y.shape), self._log_det(y)
 
 
+def shrunk_covariance(rows: Float[Array, "m n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Eigenvalues (ascending) and eigenvectors (columns) of the covariance of centred rows, after shrinkage.
+
+    S* = w v I + (1 - w) S with v the mean variance and w the share of the eigenvalues' spread that is sampling noise
+    (Ledoit & Wolf 2004, J. Multivariate Anal. 88, 365, lemmas 3.2 to 3.4). It is invertible with fewer rows than
+    columns.
+    """
+    count, n = rows.shape
+    covariance = rows.T @ rows / count
+    level = jnp.trace(covariance) / n
+    spread = jnp.sum(covariance**2) - n * level**2
+    noise = (jnp.mean(jnp.sum(rows**2, axis=1) ** 2) - jnp.sum(covariance**2)) / count
+    weight = jnp.clip(noise / jnp.maximum(spread, jnp.finfo(rows.dtype).tiny), 0.0, 1.0)
+    variances, axes = jnp.linalg.eigh(covariance)
+    return weight * level + (1 - weight) * jnp.maximum(variances, 0.0), axes
+
+
 class PrincipalRotation(Bijection):
     """y = diag(v)^(-1/2) R (x - m): rotation to principal axes and whitening, fitted in closed form.
 
@@ -232,18 +249,10 @@ class PrincipalRotation(Bijection):
     def fit(self, x: ArrayLike) -> "PrincipalRotation":
         """Fit mean, rotation and variances to rows `x` of shape `(rows, ..., n)`."""
         rows = jnp.reshape(jnp.asarray(x), (-1, self.shape[-1]))
-        count, n = rows.shape
         mean = jnp.mean(rows, axis=0)
-        rows = rows - mean
-        covariance = rows.T @ rows / count
-        level = jnp.trace(covariance) / n
-        # Ledoit & Wolf 2004, Lemma 3.2-3.4: how much of the spread of the eigenvalues is sampling noise
-        spread = jnp.sum(covariance**2) - n * level**2
-        noise = (jnp.mean(jnp.sum(rows**2, axis=1) ** 2) - jnp.sum(covariance**2)) / count
-        weight = jnp.clip(noise / jnp.maximum(spread, jnp.finfo(rows.dtype).tiny), 0.0, 1.0)
-        variances, axes = jnp.linalg.eigh(covariance)
+        variances, axes = shrunk_covariance(rows - mean)
+        level = jnp.mean(variances)
         # the floor keeps constant columns: they are left in their own units
-        variances = weight * level + (1 - weight) * jnp.maximum(variances, 0.0)
         floor = 1e-6 * jnp.maximum(level, jnp.finfo(rows.dtype).tiny)
         log_scale = 0.5 * jnp.log(jnp.maximum(variances, floor))[::-1] * self.whiten
         return eqx.tree_at(

@@ -315,9 +315,7 @@ def _distinct_names(labels: Iterable[Any], label: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _finite_rows(
-    values: np.ndarray, names: tuple[str, ...], label: str, drop_invalid: bool, min_rows: int
-) -> Table:
+def _finite_rows(values: np.ndarray, names: tuple[str, ...], label: str, drop_invalid: bool, min_rows: int) -> Table:
     """Check for missing values and too few rows; float64 in, the finished table out."""
     finite = np.isfinite(values)
     valid = finite.all(axis=1)

@@ -285,9 +285,7 @@ def _group(
 def _scatter_groups(axes: "Axes", train: np.ndarray, groups: Sequence[_Group]) -> None:
     style.panel(axes, xlabel="first principal direction of the latent", ylabel="second principal direction")
     kept = style.thin(len(train), 4000)
-    axes.scatter(
-        *train[kept].T, s=style.marker_size(len(kept)), c=style.REAL, alpha=0.4, linewidths=0, label="real"
-    )
+    axes.scatter(*train[kept].T, s=style.marker_size(len(kept)), c=style.REAL, alpha=0.4, linewidths=0, label="real")
     for group in groups:
         count = len(group.images)
         look: dict[str, Any] = {"c": group.colour, "marker": group.marker}

@@ -7,7 +7,7 @@ import numpy as np
 
 from flowknife import plots
 from flowknife.data import load_images
-from flowknife.diagnostics import auroc, principal_plane
+from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
 from flowknife.report._figures import ends, keep
 from flowknife.report._page import Section, write_report
 
@@ -29,10 +29,10 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
     """
     real = model.held_out
     simulated = model.sample(32, key=0)
-    z_real, z_simulated = model.encode(real), model.encode(simulated)
+    z_real, z_simulated = model.latents(real), model.latents(simulated)
     other = None if others is None else _other(model, others)
     sections = [
-        _pictures(model, real, simulated, z_real, folder),
+        _pictures(model, real, simulated, folder),
         _anomalies(model, real, other, folder),
         _latents(model, real, simulated, other, z_real, z_simulated, folder),
     ]
@@ -40,7 +40,7 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         sections.append(_training(model, folder))
     metrics = dict(model.metrics)
     if other is not None:
-        metrics["auroc"] = auroc(model.detector.held_out_scores(), model.score(other)["score"])
+        metrics["auroc"] = auroc(model.detector.held_out, model.score(other)["score"])
     return write_report(folder, "Images", sections, metrics, model.facts, ends(model.model))
 
 
@@ -49,8 +49,8 @@ def _other(model, others):
     return load_images(others, (height, width), channels=channels) if not hasattr(others, "pixels") else others
 
 
-def _pictures(model, real, simulated, z_real, folder):
-    regenerated = model.decode(z_real[:16])
+def _pictures(model, real, simulated, folder):
+    regenerated = model.decode(model.encode(real[:16]))
     shown = real[:16]
     first = plots.real_regenerated_simulated(shown, regenerated, simulated[:16])
     rows = [(t, model.sample(10, key=1, temperature=t)) for t in _TEMPERATURES]
@@ -66,7 +66,7 @@ def _pictures(model, real, simulated, z_real, folder):
 
 
 def _anomalies(model, real, other, folder):
-    held = model.detector.p_values(np.asarray(model.detector.features))
+    held = conformal_p_values(model.detector.held_out, model.detector.held_out)
     if other is None:
         scores = model.score(real)
         figures = [
@@ -89,7 +89,7 @@ def _anomalies(model, real, other, folder):
 
 
 def _latents(model, real, simulated, other, z_real, z_simulated, folder):
-    z_other = None if other is None else model.encode(other)
+    z_other = None if other is None else model.latents(other)
     rest = () if z_other is None else (z_other[:_CLOUD],)
     planes = principal_plane(z_real[:_CLOUD], z_simulated, *rest)
     cloud = plots.latent_cloud(
