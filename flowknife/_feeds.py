@@ -1,5 +1,6 @@
 """Where the batches of training come from: arrays in memory, or a stream fetched ahead in a thread."""
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -18,6 +19,8 @@ _VALIDATION_ROWS = 20_000  # more held-out rows than this do not change any deci
 
 def make_feed(model: INN, data: Any, validation: Any, training: Any, key: Array):
     """The feed of training batches, and the held-out arrays or None."""
+    if isinstance(data, str) or not isinstance(data, Iterable):
+        raise InputError(f"got {type(data).__name__} as data; expected an array, a dict of arrays or batches of them")
     if isinstance(data, Mapping) or hasattr(data, "shape"):
         arrays = _as_batch(model, data)
         held_out = _as_batch(model, validation) if validation is not None else None
@@ -35,6 +38,8 @@ def _as_batch(model, data) -> dict[str, Array]:
             raise InputError(f"got one array; expected a dict with {[block.name for block in blocks]}")
         data = {blocks[0].name: data}
     arrays = {name: jnp.asarray(value) for name, value in data.items() if value is not None}
+    if any(array.ndim == 0 for array in arrays.values()):
+        raise InputError("got a single number as data; expected an array of rows")
     rows = {name: len(array) for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
         raise InputError(f"got blocks with different numbers of rows, {rows}; expected as many in each")
@@ -96,26 +101,20 @@ class _Stream:
         self.round = training.evaluate_every or 100
 
     def _batches(self):
-        while True:
+        seen = True
+        while seen:
+            seen = False
             for batch in self.batches:
+                seen = self.endless
                 yield _as_batch(self.model, batch)
-            if not self.endless:
-                return
 
     def rounds(self, key):
-        pending = [self.first]
-        while pending:
-            # batches of one round are joined, so that one compiled loop serves both feeds
-            while len(pending) < self.round:
-                batch = next(self.ahead, None)
-                if batch is None:
-                    break
-                pending.append(batch)
-            rows = len(next(iter(pending[0].values())))
-            same = [batch for batch in pending if len(next(iter(batch.values()))) == rows]
-            arrays = {name: jnp.concatenate([batch[name] for batch in same]) for name in same[0]}
-            yield arrays, jnp.arange(rows * len(same)).reshape(len(same), rows)
-            pending = [batch for batch in [next(self.ahead, None)] if batch is not None]
+        batches = itertools.chain([self.first], self.ahead)
+        # batches of one round are joined, so that one compiled loop serves both feeds; another size starts a new round
+        for rows, same in itertools.groupby(batches, key=lambda batch: len(next(iter(batch.values())))):
+            while joined := list(itertools.islice(same, self.round)):
+                arrays = {name: jnp.concatenate([batch[name] for batch in joined]) for name in joined[0]}
+                yield arrays, jnp.arange(rows * len(joined)).reshape(len(joined), rows)
 
 
 def _prefetch(items: Iterator, size: int = 4) -> Iterator:

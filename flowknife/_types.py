@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from flowknife.errors import InputError
 
-Key = int | Array | None
+Key = int | np.integer | Array | None
 """A source of randomness: an int (a seed), a JAX key, or None (fresh entropy)."""
 
 Shape = tuple[int, ...]

@@ -118,6 +118,10 @@ def realnvp(shape: int | Shape, *, layers: int = 8, width: int = 128, cond_dim: 
     shape, key = as_shape(shape), as_key(key)
     if len(shape) == 3:
         return _realnvp_image(shape, width, key)
+    if len(shape) != 1 or layers < 1:
+        raise InputError(
+            f"got shape {shape} and {layers} layers; expected (dim,) or (height, width, channels), and at least 1 layer"
+        )
     cond_shape = (cond_dim,) if cond_dim else None
 
     def pair(key):
@@ -166,6 +170,7 @@ def _deeper(split, width, key):
 
 def levels_for(shape: Shape) -> int:
     """Levels of a multi-scale flow for an image size: halve while the grid is even and its half at least 4 pixels."""
+    _check_image(shape, 0)
     height, width, _ = shape
     levels = 0
     while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:

@@ -97,10 +97,17 @@ class Partition(eqx.Module):
         self.left = _with_default(left, Source, Data())
         self.right = _with_default(right, Law, Normal())
         self.cond = tuple(cond)
-        for end in (self.left, (*self.right, *self.cond)):
-            names = [block.name for block in end]
-            if len(set(names)) != len(names):
-                raise InputError(f"got block names {names}; expected each name once at an end")
+        names = [block.name for block in (*self.left, *self.right, *self.cond)]
+        if len(set(names)) != len(names):
+            raise InputError(f"got block names {names}; expected each name once")
+        if not self.data:
+            raise InputError(f"got no data among {[block.name for block in self.left]}; expected a block that is given")
+        for block in self.left:
+            target = block.law.added_to if isinstance(block.law, Noise) else None
+            if target is not None and target not in [k.name for k in self.known if k.shape == block.shape]:
+                raise InputError(
+                    f"got noise added to {target!r}; expected the name of a known block of shape {block.shape}"
+                )
         sizes = [sum(block.size for block in end) for end in (self.left, self.right)]
         if sizes[0] != sizes[1]:
             raise InputError(
@@ -121,14 +128,14 @@ class Partition(eqx.Module):
 
 def _pack(blocks: Sequence[Block], values: Mapping[str, Array], batch: Shape, shape: Shape) -> Array:
     """The blocks as one array `(*batch, *shape)`."""
-    flat = [values[block.name].reshape(*batch, -1) for block in blocks]
+    flat = [values[block.name].reshape(*batch, block.size) for block in blocks]
     return jnp.concatenate(flat, axis=-1).reshape(*batch, *shape)
 
 
 def _unpack(blocks: Sequence[Block], array: Array, batch: Shape) -> Blocks:
     """The inverse of `_pack`."""
     ends = np.cumsum([block.size for block in blocks])[:-1]
-    parts = jnp.split(array.reshape(*batch, -1), ends, axis=-1)
+    parts = jnp.split(array.reshape(*batch, sum(block.size for block in blocks)), ends, axis=-1)
     return {block.name: part.reshape(*batch, *block.shape) for block, part in zip(blocks, parts, strict=True)}
 
 
@@ -193,7 +200,9 @@ class INN(eqx.Module):
         Returns:
             the left-hand blocks by name, pictures as whole numbers.
         """
-        left, _ = self._decode(_as_blocks(z, self.partition.right, "right-hand"), given)
+        right = _as_blocks(z, self.partition.right, "right-hand")
+        _batch_of(right, self.partition.right)
+        left, _ = self._decode(right, self._check_given(given))
         return {block.name: block.law.restore(left[block.name]) for block in self.partition.left}
 
     def log_prob(self, x: Any, *, key: Key = None, **given: Any) -> Array:
@@ -235,6 +244,9 @@ class INN(eqx.Module):
     ) -> Blocks:
         """As `sample`, with all left-hand blocks by name, noise and padding too."""
         given = self._check_given(given)
+        names = [block.name for block in self.partition.right]
+        if isinstance(temperature, Mapping) and not set(temperature) <= set(names):
+            raise InputError(f"got temperatures of {sorted(temperature)}; expected names among {names}")
         batches = [np.shape(value)[: np.ndim(value) - len(block.given_shape)] for block, value in self._pairs(given)]
         batch = (*as_shape(n), *np.broadcast_shapes(*batches))
         keys = jax.random.split(as_key(key), len(self.partition.right))
@@ -284,14 +296,7 @@ class INN(eqx.Module):
         """Left-hand blocks and known values, ready for the network: noise drawn, pictures dequantised."""
         known = self._check_given(given)
         values = _as_blocks(x, self.partition.data, "data", extra=[block.name for block in self.partition.left])
-        first = self.partition.data[0]
-        batch = np.shape(values[first.name])[: np.ndim(values[first.name]) - len(first.shape)]
-        for block in self.partition.data:
-            if np.shape(values[block.name]) != (*batch, *block.shape):
-                raise InputError(
-                    f"got {block.name!r} of shape {np.shape(values[block.name])}; expected (batch, "
-                    f"{', '.join(map(str, block.shape))})"
-                )
+        batch = _batch_of(values, [block for block in self.partition.left if block.name in values])
         left = {}
         keys = jax.random.split(as_key(key), len(self.partition.left))
         for block, block_key in zip(self.partition.left, keys, strict=True):
@@ -329,3 +334,16 @@ def _as_blocks(values, blocks, what, extra=()):
     if missing or unknown:
         raise InputError(f"got {what} blocks {sorted(values)}; expected {sorted(block.name for block in blocks)}")
     return {name: jnp.asarray(value) for name, value in values.items()}
+
+
+def _batch_of(values: Mapping[str, Array], blocks: Sequence[Block]) -> Shape:
+    """The batch shape that all blocks share."""
+    first = blocks[0]
+    batch = values[first.name].shape[: values[first.name].ndim - len(first.shape)]
+    for block in blocks:
+        if values[block.name].shape != (*batch, *block.shape):
+            raise InputError(
+                f"got {block.name!r} of shape {values[block.name].shape}; expected {(*batch, *block.shape)}, or "
+                f"(batch, {', '.join(map(str, block.shape))})"
+            )
+    return batch

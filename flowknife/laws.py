@@ -151,8 +151,8 @@ class ClassMixture(Law):
 
     def sample(self, key, batch, shape, given=None, temperature=1.0):
         label_key, key = jax.random.split(key)
-        if given is None:
-            given = jax.random.categorical(label_key, self.log_weights, shape=batch)
+        drawn = jax.random.categorical(label_key, self.log_weights, shape=batch)
+        given = drawn if given is None else jnp.where(given < 0, drawn, given)
         centre = self.means[given].reshape(*jnp.shape(given), *shape)
         return centre + temperature * jax.random.normal(key, (*batch, *shape))
 
@@ -199,7 +199,8 @@ class Pixels(Source):
     def prepare(self, key, value, batch, shape):
         level = jnp.floor(jnp.asarray(value, float) / 2 ** (8 - self.bits))
         # without a key the middle of each bin, which rounding errors cannot move to another one
-        return level + (0.5 if key is None else jax.random.uniform(key, level.shape))
+        # below 1 by so much that 255 + u does not round up to 256
+        return level + (0.5 if key is None else jax.random.uniform(key, level.shape, maxval=1 - 2**-16))
 
     def restore(self, value):
         level = jnp.clip(jnp.floor(value), 0, 2**self.bits - 1)

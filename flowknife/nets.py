@@ -298,6 +298,7 @@ class PatchMLP(eqx.Module):
     listen: Dense | None
     think: Dense
     last: Dense
+    cond_shape: Shape | None = eqx.field(static=True)
     activation: str = eqx.field(static=True)
 
     def __init__(
@@ -310,7 +311,7 @@ class PatchMLP(eqx.Module):
         activation: str = "gelu",
         key: Key = None,
     ):
-        self.activation = activation
+        self.cond_shape, self.activation = cond_shape, activation
         _check_grid(in_shape, out_shape, activation)
         look, listen, think, last = jax.random.split(as_key(key), 4)
         self.look = Conv(in_shape[-1], width, key=look)
@@ -325,7 +326,7 @@ class PatchMLP(eqx.Module):
         if self.listen is not None:
             heard = self.listen(cond)
             # a condition without space is the same at every pixel
-            hidden = hidden + (heard if heard.ndim == hidden.ndim else heard[..., None, None, :])
+            hidden = hidden + (heard[..., None, None, :] if len(self.cond_shape or ()) == 1 else heard)
         return self.last(act(self.think(act(hidden))))
 
 

@@ -58,6 +58,8 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
         yield Path(name)
         Path(name).chmod(0o644)
         Path(name).replace(path)
+    except OSError as error:
+        raise StorageError(f"got {path}, which cannot be written ({error.strerror or error})") from error
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -111,10 +113,12 @@ def _describe(value, path, arrays, classes):
         }
         return {"class": name, "fields": fields}
     if isinstance(value, (jax.Array, np.ndarray)):
-        arrays[path] = np.ascontiguousarray(value)
+        arrays[path] = np.asarray(value, order="C")
         return {"array": path}
     if isinstance(value, Mapping):
-        return {"dict": {key: _describe(item, f"{path}/{key}", arrays, classes) for key, item in value.items()}}
+        # a slash inside a key would look like a step of the path
+        places = {key: f"{path}/{key.replace('~', '~0').replace('/', '~1')}" for key in value}
+        return {"dict": {key: _describe(item, places[key], arrays, classes) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
         return [_describe(item, f"{path}/{i}", arrays, classes) for i, item in enumerate(value)]
     if isinstance(value, (np.integer, np.floating)):
@@ -146,7 +150,7 @@ def load_tree(path: str | os.PathLike) -> Any:
         raise StorageError(f"got {path}, which does not exist; expected a model file") from None
     except StorageError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StorageError(f"got {path}, a damaged model file ({reason}); expected one that flowknife wrote") from None
 
@@ -221,8 +225,10 @@ def read_run(folder: str | os.PathLike) -> dict[str, Any]:
         raise StorageError(f"got {folder / 'run.json'}, which cannot be read ({error})") from None
     if not isinstance(record, dict) or "application" not in record:
         raise StorageError(f"got {folder / 'run.json'} without an application; expected a run written by flowknife")
-    if record.get("format", 0) > FORMAT:
-        raise StorageError(f"got a run of format {record['format']}; expected at most {FORMAT}; try a newer flowknife")
+    if not isinstance(record.get("format", 0), int) or record.get("format", 0) > FORMAT:
+        raise StorageError(
+            f"got the run {folder} of format {record['format']!r}; expected at most {FORMAT}; try a newer flowknife"
+        )
     return record
 
 
@@ -231,5 +237,5 @@ def read_history(folder: str | os.PathLike) -> dict[str, list[float]]:
     path = Path(folder) / "history.csv"
     if not path.exists():
         return {}
-    names, *rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    names, *rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines() if line] or [[]]
     return {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}

@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from flowknife._feeds import make_feed
 from flowknife._progress import progress
+from flowknife._settings import validated
 from flowknife._types import Key, as_key, split_trainable
 from flowknife.bijections import Bijection, Chain, Repeat
 from flowknife.errors import TrainingError
@@ -99,7 +100,7 @@ def fit(
     *,
     objective: Objective = nll,
     where: Callable[[INN], Any] = lambda model: model,
-    validation: Any = None,
+    held_out: Any = None,
     key: Key = None,
     label: str = "training",
     show_progress: bool = True,
@@ -115,7 +116,7 @@ def fit(
         training: settings; default `Training()`.
         objective: `objective(model, batch, key)`, default the negative log-likelihood.
         where: the part of the model that is trained, `where(model)`; default all of it.
-        validation: held-out data; default the share `training.validation` of the rows.
+        held_out: held-out data; default the share `training.validation` of the rows.
         key: int, JAX key or None.
         label: what the progress bar says.
         show_progress: whether there is one.
@@ -129,11 +130,10 @@ def fit(
         InputError: for data that do not fit the model.
         TrainingError: with `throw`, at the first non-finite objective or gradient.
     """
-    training = (
-        Training(**settings).or_else(**(training or Training()).model_dump(exclude_unset=True)).or_else(epochs=100)
-    )
+    given = {} if training is None else training.model_dump(exclude_unset=True)
+    training = validated(Training, {**given, **settings}).or_else(epochs=100)
     key, split_key, init_key, valid_key = jax.random.split(as_key(key), 4)
-    feed, held_out = make_feed(model, data, validation, training, split_key)
+    feed, held_out = make_feed(model, data, held_out, training, split_key)
     model = _initialise(model, feed.first, init_key)
     trainer = _Trainer(model, where, training, objective, held_out, valid_key)
     with progress(label, show_progress) as report:
@@ -143,7 +143,16 @@ def fit(
     return result
 
 
+def _finite_rows(array):
+    return np.isfinite(array).reshape(len(array), -1).all(axis=1)
+
+
 def _initialise(model, batch, key):
+    # a row that is not finite will be told by the first step; here it would spoil what is fitted to the others
+    finite = np.all([_finite_rows(array) for array in batch.values()], axis=0)
+    if not finite.any():
+        return model
+    batch = batch if finite.all() else {name: array[finite] for name, array in batch.items()}
     left, known = split_batch(model, batch)
     return eqx.filter_jit(lambda m, x, g: m.initialise(x, key=key, **g))(model, left, known)
 
@@ -173,16 +182,16 @@ class _Trainer:
             elapsed = (time.monotonic() - start) / 60 / t.minutes if t.minutes else 0.0
             return max(elapsed, step / total)
 
-        for arrays, order in feed.rounds(key):
+        order_key, step_key = jax.random.split(key)
+        for arrays, order in feed.rounds(order_key):
             losses, row = [], 0
             while row < len(order) and (step == 0 or done_fraction() < 1):
-                key, call_key = jax.random.split(key)
                 count = int(min(per_call, len(order) - row, max(total - step, 1)))
                 before, fraction = time.monotonic(), done_fraction()
                 rate = 0.0 if not np.isfinite(total) else 1.0 / total
                 # arrays, since a plain number would be compiled into the loop
                 numbers = tuple(map(jnp.asarray, (row, count, step, fraction, rate)))
-                state, loss, made = self.advance(state, (self.model, self.rest), arrays, order, *numbers, call_key)
+                state, loss, made = self.advance(state, (self.model, self.rest), arrays, order, *numbers, step_key)
                 loss, made = float(loss), int(made)
                 seconds = time.monotonic() - before
                 if made < count:
@@ -195,6 +204,11 @@ class _Trainer:
                 report(min(done_fraction(), 1.0), f"step {step}, loss {loss:.3f}, best {best_loss:.3f}")
             train = sum(mean * steps for mean, steps in losses) / max(sum(steps for _, steps in losses), 1)
             loss = self.evaluate(state[1]) if self.held_out else train
+            if stopped != "non-finite" and not np.isfinite(loss):
+                stopped = "non-finite"
+                message = "of the held-out rows, " + self._describe(
+                    state[1], self.held_out or arrays, slice(None), step
+                )
             for name, value in zip(history, (step, time.monotonic() - start, train, loss), strict=True):
                 history[name].append(float(value))
             stale += 1
@@ -228,7 +242,7 @@ class _Trainer:
         def body(carry):
             i, _, total, (params, averaged, opt_state) = carry
             batch = {name: array[order[first + i]] for name, array in arrays.items()}
-            loss, grads = jax.value_and_grad(self._loss)(params, rest, batch, jax.random.fold_in(key, i))
+            loss, grads = jax.value_and_grad(self._loss)(params, rest, batch, jax.random.fold_in(key, step + i))
             ok = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
             updates, new_opt_state = self.optimiser.update(grads, opt_state, params)
             lr = scheduled(i)

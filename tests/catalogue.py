@@ -94,6 +94,9 @@ def perturbed(module: eqx.Module, rng: np.random.Generator, size: float = 0.25) 
     return eqx.combine(jax.tree.map(moved, trained), rest)
 
 
+# For programs that run for milliseconds: compiled fast, not well.
+quick_jit = partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+
 MLP = partial(nets.MLP, width=8, depth=1)
 RESIDUAL = partial(nets.ResidualMLP, width=8, depth=1)
 CONV = partial(nets.ConvNet, width=6)

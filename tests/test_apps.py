@@ -14,7 +14,6 @@ from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_norm
 from flowknife.errors import InputError, StorageError
 
 pytestmark = pytest.mark.xdist_group("applications")  # they share trained models
-QUICK = {"steps": 60, "batch_size": 128}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from functools import partial
 from types import SimpleNamespace
 
 import equinox as eqx
@@ -49,10 +48,8 @@ from flowknife.bijections import (
     Tanh,
 )
 from flowknife.errors import InputError
-from tests.catalogue import MLP, ROWS, perturbed
+from tests.catalogue import MLP, ROWS, perturbed, quick_jit
 
-# These programs run for milliseconds: compile them fast, not well.
-quick_jit = partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 NAMES = [row.name for row in ROWS]
 SPLINES = [Spline(), Spline(bins=2), Spline(bins=32, tail=5.0), Spline(bins=4, tail=1.0, min_bin=0.05, min_slope=0.1)]
 

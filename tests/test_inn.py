@@ -5,7 +5,6 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -266,13 +265,11 @@ def test_keys_are_ints_jax_keys_or_fresh():
     assert not np.any(padded.log_prob(x) == padded.log_prob(x))
 
 
-@pytest.mark.xfail(reason="Key does not name numpy's integers, which as_key accepts", raises=jaxtyping.TypeCheckError)
 def test_a_key_may_be_an_integer_of_numpy():
     y = jnp.asarray([0.0])
     np.testing.assert_array_equal(POSTERIOR.sample(np.int64(3), 4, y=y), POSTERIOR.sample(3, 4, y=y))
 
 
-@pytest.mark.xfail(reason="reshape(*batch, -1) cannot tell how long the last axis is", raises=ZeroDivisionError)
 def test_none_at_all_is_a_batch_too():
     y = jnp.asarray([0.0])
     assert POSTERIOR.log_prob(np.zeros((0, 3)), y=y).shape == (0,)
@@ -330,7 +327,7 @@ THREE = [Block("x", 3)]
 
 
 def defect(make, reason, error):
-    return pytest.param(make, marks=pytest.mark.xfail(reason=reason, raises=error))
+    return pytest.param(make)
 
 
 @pytest.mark.parametrize(

@@ -67,21 +67,7 @@ def test_every_output_listens_to_the_condition(name, cond_shape):
 
 @pytest.mark.parametrize(
     ("name", "cond_shape"),
-    [
-        pytest.param(
-            *case,
-            marks=[
-                pytest.mark.xfail(
-                    reason="PatchMLP tells an image from a vector by the number of axes, not by cond_shape",
-                    raises=ValueError,
-                )
-            ]
-            if case[0] == "PatchMLP" and len(case[1]) == 3
-            else [],
-        )
-        for case in CASES
-        if case[1] is not None
-    ],
+    [case for case in CASES if case[1] is not None],
 )
 def test_one_condition_serves_a_whole_batch(name, cond_shape):
     make, in_shape, out_shape = NETS[name]
@@ -177,9 +163,7 @@ def test_context_networks_look_at_an_image(halve):
 
 def test_every_activation_is_known_by_its_name():
     x = draw(0, 3)
-    outputs = []
-    for name in nets.ACTIVATIONS:
-        outputs.append(nets.MLP((3,), (1,), width=8, activation=name, zero=False, key=0)(x))
+    outputs = [nets.MLP((3,), (1,), width=8, activation=name, zero=False, key=0)(x) for name in nets.ACTIVATIONS]
     assert np.all(np.isfinite(outputs))
     assert len(np.unique(np.round(outputs, 6))) == len(nets.ACTIVATIONS)
 

@@ -38,16 +38,12 @@ def filled(make, seed=0):
     return jax.tree.map(fill, eqx.filter_eval_shape(make, jax.random.key(seed)))
 
 
-SCALAR = "np.ascontiguousarray turns an array without axes into one of shape (1,)"
-
 # -- the model file ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_every_bijection_comes_back_as_it_was(row, tmp_path, request):
+def test_every_bijection_comes_back_as_it_was(row, tmp_path):
     bijection = filled(row.make)
-    if any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(eqx.filter(bijection, eqx.is_array))):
-        request.applymarker(pytest.mark.xfail(reason=SCALAR))
     save_tree(tmp_path / "model", bijection)
     loaded = load_tree(tmp_path / "model")
     assert eqx.tree_equal(loaded, bijection, typematch=True)
@@ -115,13 +111,11 @@ def test_plain_values_and_arrays_of_all_kinds_come_back(tmp_path):
     assert eqx.tree_equal(loaded, tree, typematch=True)
 
 
-@pytest.mark.xfail(reason=SCALAR)
 def test_an_array_without_axes_comes_back(tmp_path):
     save_tree(tmp_path / "model", jnp.asarray(2.0))
     assert eqx.tree_equal(load_tree(tmp_path / "model"), jnp.asarray(2.0), typematch=True)
 
 
-@pytest.mark.xfail(reason="the arrays of both are called /a/b in the file")
 def test_names_with_a_slash_stay_apart(tmp_path):
     save_tree(tmp_path / "model", {"a/b": jnp.zeros(2), "a": {"b": jnp.ones(2)}})
     loaded = load_tree(tmp_path / "model")
@@ -210,7 +204,6 @@ def test_a_damaged_header_is_refused(header, tmp_path):
     refused(write_header(tmp_path / "model", header))
 
 
-@pytest.mark.xfail(reason="a deep nest ends in a RecursionError", raises=RecursionError)
 def test_a_deep_nest_is_refused(tmp_path):
     refused(write_header(tmp_path / "model", '{"format": 1, "tree": ' + "[" * 100_000 + "]" * 100_000 + "}"))
 
@@ -270,7 +263,6 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch
     assert list(saved.parent.iterdir()) == [saved]
 
 
-@pytest.mark.xfail(reason="an OSError of the writing itself keeps its traceback", raises=OSError)
 def test_a_full_disk_is_told_in_one_line(saved, monkeypatch):
     def fail(arrays, path, metadata):
         raise OSError(28, "No space left on device")
@@ -348,7 +340,7 @@ def test_a_run_directory_is_read_as_written(tmp_path):
     "history",
     [
         {"step": [], "train": []},
-        pytest.param({}, marks=pytest.mark.xfail(reason="a file without names has no first line", raises=ValueError)),
+        pytest.param({}),
     ],
     ids=["no rows", "no columns"],
 )
@@ -377,14 +369,8 @@ def test_run_json_is_written_last(tmp_path):
         '{"application": "dens',
         "[]",
         "{}",
-        pytest.param(
-            '{"application": "density", "format": 99}',
-            marks=pytest.mark.xfail(reason="the message does not name the run", raises=AssertionError),
-        ),
-        pytest.param(
-            '{"application": "density", "format": "new"}',
-            marks=pytest.mark.xfail(reason="a format that is no number", raises=TypeError),
-        ),
+        pytest.param('{"application": "density", "format": 99}'),
+        pytest.param('{"application": "density", "format": "new"}'),
         b"\xff\xfe\x00",
     ],
 )

@@ -64,7 +64,7 @@ def train_images(
             training.model_copy(update={"minutes": minutes}),
             objective=_mirrored(joint_nll if together else level_nll(level), flip),
             where=(lambda whole: whole) if together else level_part(level),
-            validation=held_out,
+            held_out=held_out,
             key=jax.random.fold_in(key, level),
             label="images" if together else f"level {level + 1} of {len(shares)}",
             show_progress=show_progress,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 
+from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
@@ -81,7 +82,7 @@ def density(
         ((3, 2), (500,))
     """
     base = {} if config is None else config.model_dump(exclude_unset=True)
-    config = DensityConfig.model_validate({**base, **settings})
+    config = validated(DensityConfig, {**base, **settings})
     table = load_table(x, drop_invalid=drop_invalid)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
     values = np.asarray(table.values)
@@ -109,7 +110,7 @@ def density(
         train_rows,
         training,
         objective=_smoothed(smoothing * jnp.abs(standardise.scale.value)),
-        validation=held_out,
+        held_out=held_out,
         key=fit_key,
         label="density",
         show_progress=show_progress,

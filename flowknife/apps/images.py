@@ -15,6 +15,7 @@ import numpy as np
 import pydantic
 
 from flowknife._progress import progress
+from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._image_training import train_images
 from flowknife.apps._levels import image_model, level_features, level_terms
@@ -84,7 +85,7 @@ def images(
         InputError: for a folder without usable pictures. Single files that cannot be used are listed in `.skipped`.
     """
     base = {} if config is None else config.model_dump(exclude_unset=True)
-    config = ImagesConfig.model_validate({**base, **settings})
+    config = validated(ImagesConfig, {**base, **settings})
     size = config.image_size or _default_size(folder)
     data = _read(folder, size, show_progress)
     if len(data) < 8:
@@ -249,7 +250,7 @@ class Images:
         return np.concatenate([np.asarray(_encode(self.model, part))[:count] for count, part in batches])
 
     def latents(self, pictures: Any) -> np.ndarray:
-        """Latents (n, H W C) that follow N(0, I): `encode` leaves out the noise within the bins, which is drawn here."""
+        """Latents (n, H W C) that follow N(0, I): the noise within the bins, left out by `encode`, is drawn."""
         return _features(self.model, self._pixels(pictures).pixels)[1]
 
     def decode(self, z: Any) -> np.ndarray:

@@ -1,15 +1,13 @@
 """Configurations from YAML files and `KEY=VALUE` settings; whatever is wrong with them is told in one line."""
 
-import difflib
-import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 import yaml
-from pydantic.fields import FieldInfo
 
+from flowknife._settings import validated
 from flowknife.errors import InputError
 
 Config = TypeVar("Config", bound=pydantic.BaseModel)
@@ -35,10 +33,7 @@ def configured(kind: type[Config], file: Path | None, settings: Iterable[str]) -
             _place(values, key.strip(), yaml.safe_load(text))
         except yaml.YAMLError:
             raise InputError(f"got the setting {setting!r}; expected a plain value; try quotes around a text") from None
-    try:
-        return kind.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise InputError(_explained(error, kind)) from None
+    return validated(kind, values)
 
 
 def _read(file: Path) -> Mapping[Any, Any]:
@@ -66,38 +61,3 @@ def _place(values: dict[str, Any], key: str, value: Any) -> None:
         values[first] = {}
     for name, item in inside.items():
         _place(values[first], str(name), item)
-
-
-def _explained(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> str:
-    """One line for the first thing that is wrong."""
-    known = _fields(kind)
-    first, *others = error.errors()
-    more = f" ({len(others)} more to mend)" if others else ""
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, known, n=3)
-        expected = f"a known one; try {' or '.join(close)}" if close else f"one of {', '.join(known)}"
-        return f"got the unknown setting {key!r}; expected {expected}{more}"
-    # a union of types adds their names to the path
-    key = next((start for end in range(len(path), 0, -1) if (start := ".".join(path[:end])) in known), key)
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
-    if below := [name for name in known if name.startswith(f"{key}.")]:
-        expected = f"a setting below it, such as {below[0]}"
-    elif expected.startswith(("greater", "less")):
-        expected = f"a value {expected}"
-    field = known.get(key)
-    meaning = f" ({field.description})" if field and field.description else ""
-    advice = f"{key}={field.default}" if field and field.default is not None else f"leaving {key} out"
-    return f"got {key}={first['input']!r}; expected {expected}{meaning}; try {advice}{more}"
-
-
-def _fields(kind: type[pydantic.BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every setting of a configuration by its dotted key."""
-    fields = {}
-    for name, field in kind.model_fields.items():
-        if inspect.isclass(field.annotation) and issubclass(field.annotation, pydantic.BaseModel):
-            fields |= _fields(field.annotation, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = field
-    return fields
