@@ -3,7 +3,7 @@
 from flowknife.bijections._autoregressive import MaskedAutoregressive
 from flowknife.bijections._base import Bijection
 from flowknife.bijections._chain import Chain, Inverse, Repeat, Reshape
-from flowknife.bijections._coupling import Channels, Checkerboard, Coupling, Group
+from flowknife.bijections._coupling import Channels, Checkerboard, Coupling
 from flowknife.bijections._elementwise import (
     ActNorm,
     Affine,
@@ -34,7 +34,6 @@ __all__ = [
     "Coupling",
     "Elementwise",
     "Exp",
-    "Group",
     "Haar",
     "Householder",
     "Inverse",

@@ -60,48 +60,6 @@ class Channels(eqx.Module):
         """The inverse of `split`."""
         return jnp.concatenate([moved, kept] if self.swap else [kept, moved], axis=-1)
 
-    def put(self, x: Float[Array, "..."], moved: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`x` with its moved part replaced."""
-        return self.merge(self.split(x)[0], moved)
-
-
-class Group(eqx.Module):
-    """Split of the last axis in three: channels before `start` are kept, `start` to `stop` move, the rest waits unseen.
-
-    Couplings over consecutive groups, the last group first, are an autoregression: each sees the groups before it.
-
-    Args:
-        shape: event shape.
-        start: first channel that moves.
-        stop: first channel after those that move.
-    """
-
-    shape: Shape = eqx.field(static=True)
-    start: int = eqx.field(static=True)
-    stop: int = eqx.field(static=True)
-
-    def __check_init__(self):
-        if not 0 <= self.start < self.stop <= self.shape[-1]:
-            raise InputError(
-                f"got channels {self.start} to {self.stop} of {self.shape[-1]}; expected an interval in them"
-            )
-
-    @property
-    def kept_shape(self) -> Shape:
-        return (*self.shape[:-1], self.start)
-
-    @property
-    def moved_shape(self) -> Shape:
-        return (*self.shape[:-1], self.stop - self.start)
-
-    def split(self, x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """(kept, moved) parts of `x`."""
-        return x[..., : self.start], x[..., self.start : self.stop]
-
-    def put(self, x: Float[Array, "..."], moved: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`x` with its moved part replaced."""
-        return jnp.concatenate([x[..., : self.start], moved, x[..., self.stop :]], axis=-1)
-
 
 class Checkerboard(eqx.Module):
     """Split of an image like a chessboard: the pixels of one colour pass, the others move.
@@ -145,10 +103,6 @@ class Checkerboard(eqx.Module):
         )  # (..., H/2, 2, W/2, 2, C)
         return rows.reshape(*rows.shape[:-5], *self.shape)
 
-    def put(self, x: Float[Array, "..."], moved: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`x` with its moved part replaced."""
-        return self.merge(self.split(x)[0], moved)
-
 
 class Coupling(Bijection):
     """y_kept = x_kept, y_moved = f(x_moved; net(x_kept, cond)), f a scalar map applied to every moved element.
@@ -156,7 +110,7 @@ class Coupling(Bijection):
     Dinh et al. 2014, arXiv 1410.8516, sec. 3.2. log_det is the sum of f's log slopes.
 
     Args:
-        split: which elements pass and which move (`Channels`, `Checkerboard`, `Group`).
+        split: which elements pass and which move (`Channels`, `Checkerboard`).
         scalar: the elementwise map f (`Shift`, `ShiftScale`, `Spline`, or any `Scalar`).
         net: `net(in_shape, out_shape, cond_shape, key=key)` builds the network of f's raw parameters; see
             `flowknife.nets`. Its output starts at zero, so the coupling starts as the identity.
@@ -164,13 +118,13 @@ class Coupling(Bijection):
         key: source of the network's initial weights.
     """
 
-    split: Channels | Checkerboard | Group
+    split: Channels | Checkerboard
     scalar: Scalar
     net: Callable[..., Array]
 
     def __init__(
         self,
-        split: Channels | Checkerboard | Group,
+        split: Channels | Checkerboard,
         scalar: Scalar,
         net: MakeNet,
         *,
@@ -194,9 +148,9 @@ class Coupling(Bijection):
     def encode(self, x, cond=None):
         kept, moved = self.split.split(x)
         y, log_det = self.scalar.encode(moved, self._raw(kept, moved, cond))
-        return self.split.put(x, y), sum_event(log_det, self.shape)
+        return self.split.merge(kept, y), sum_event(log_det, self.shape)
 
     def decode(self, y, cond=None):
         kept, moved = self.split.split(y)
         x, log_det = self.scalar.decode(moved, self._raw(kept, moved, cond))
-        return self.split.put(y, x), sum_event(log_det, self.shape)
+        return self.split.merge(kept, x), sum_event(log_det, self.shape)
