@@ -133,7 +133,14 @@ def test_residual_blocks_start_as_the_identity():
 
 
 @pytest.mark.parametrize(
-    ("dim", "width", "depth", "cond_dim"), [(5, 16, 2, 0), (4, 7, 1, 3), (3, 12, 3, 1), (1, 4, 1, 2)]
+    ("dim", "width", "depth", "cond_dim"),
+    [
+        (5, 16, 2, 0),
+        (4, 7, 1, 3),
+        (3, 12, 3, 1),
+        (1, 4, 1, 2),
+        pytest.param(6, 4, 2, 0, marks=pytest.mark.xfail(reason="no unit looks at elements beyond the width")),
+    ],
 )
 def test_masked_mlp_looks_at_all_elements_before_and_none_after(dim, width, depth, cond_dim):
     net = perturb(nets.MaskedMLP(dim, 2, cond_dim, width=width, depth=depth, key=0))

@@ -257,21 +257,11 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", fail)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(StorageError) as caught:
         save_tree(saved, {"w": jnp.zeros(3)})
+    assert "No space left" in one_line(caught)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
-
-
-def test_a_full_disk_is_told_in_one_line(saved, monkeypatch):
-    def fail(arrays, path, metadata):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
-    with pytest.raises(OSError) as caught:
-        save_tree(saved, {"w": jnp.zeros(3)})
-    if not isinstance(caught.value, StorageError):
-        raise caught.value
 
 
 def test_a_failing_json_leaves_the_old_file(tmp_path):
@@ -336,14 +326,7 @@ def test_a_run_directory_is_read_as_written(tmp_path):
     np.testing.assert_array_equal(list(history.values()), list(HISTORY.values()))
 
 
-@pytest.mark.parametrize(
-    "history",
-    [
-        {"step": [], "train": []},
-        pytest.param({}),
-    ],
-    ids=["no rows", "no columns"],
-)
+@pytest.mark.parametrize("history", [{"step": [], "train": []}, {}], ids=["no rows", "no columns"])
 def test_a_history_may_be_empty(history, tmp_path):
     folder = write_run(tmp_path / "run", RECORD, {}, history)
     assert read_history(folder) == history
@@ -369,8 +352,8 @@ def test_run_json_is_written_last(tmp_path):
         '{"application": "dens',
         "[]",
         "{}",
-        pytest.param('{"application": "density", "format": 99}'),
-        pytest.param('{"application": "density", "format": "new"}'),
+        '{"application": "density", "format": 99}',
+        '{"application": "density", "format": "new"}',
         b"\xff\xfe\x00",
     ],
 )

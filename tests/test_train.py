@@ -1,6 +1,7 @@
 """Training: what `fit` keeps, when it stops, what it trains on, and what it says when it cannot go on."""
 
 import dataclasses
+import threading
 
 import equinox as eqx
 import jax
@@ -129,7 +130,7 @@ def test_a_key_decides_the_result(make, monkeypatch):
 
 @pytest.mark.parametrize(
     "make",
-    [coupling, pytest.param(padded)],
+    [coupling, padded],
 )
 def test_the_speed_of_the_machine_changes_nothing(make, monkeypatch):
     x, results = rows(100, dim=make().partition.data[0].size), []
@@ -320,6 +321,13 @@ def test_an_error_of_the_stream_is_raised():
         fit(affine(), batches(), steps=10)
 
 
+@pytest.mark.xfail(reason="the thread waits for ever for room in its queue")
+def test_no_thread_stays_behind():
+    before = threading.active_count()
+    fit(affine(), [rows(10, seed=i) for i in range(20)], steps=3, evaluate_every=1)
+    assert threading.active_count() == before
+
+
 class Nothing:
     """A loader without batches."""
 
@@ -349,7 +357,7 @@ def all_finite(model):
     "make",
     [
         lambda: LU(2, key=0),
-        pytest.param(lambda: Chain([ActNorm(2), LU(2, key=0)])),
+        lambda: Chain([ActNorm(2), LU(2, key=0)]),
     ],
     ids=["LU", "ActNorm"],
 )
@@ -415,6 +423,14 @@ def test_a_gradient_that_is_not_finite_stops_training_too():
     assert all_finite(result.model)
 
 
+@pytest.mark.xfail(reason="the mean over no steps counts as zero")
+def test_an_objective_that_was_never_finite_is_not_told_as_zero():
+    result = fit(affine(), np.full((20, 2), np.nan, np.float32), EVERY_ROW, steps=5)
+    assert (result.stopped, result.steps) == ("non-finite", 0)
+    assert not np.isfinite(result.loss)
+    assert not np.any(np.isfinite(result.history["train"]))
+
+
 # -- what a user can get wrong ----------------------------------------------------------------------------------------
 
 
@@ -435,8 +451,8 @@ def conditioned():
         (conditioned, {"x": rows(10), "y": np.zeros(10)}),
         (conditioned, {"x": rows(10), "y": np.zeros((10, 2))}),
         (lambda: INN([Block("a", 1), Block("b", 1)], [Block("z", 2)], LU(2)), rows(10)),
-        pytest.param(affine, np.float32(3)),
-        pytest.param(affine, "train.csv"),
+        (affine, np.float32(3)),
+        (affine, "train.csv"),
     ],
 )
 def test_data_that_do_not_fit_are_told_in_one_line(make, data):
