@@ -10,7 +10,7 @@ import pytest
 
 from flowknife import nets
 from flowknife.errors import InputError
-from tests.catalogue import perturbed, quick_jit
+from tests.catalogue import perturbed
 
 # name: (constructor, in_shape, out_shape)
 NETS = {
@@ -90,7 +90,7 @@ def test_a_condition_without_space_is_the_same_at_every_pixel(name):
 def test_a_pixel_looks_at_its_neighbourhood_only(name, reach):
     make, _, _ = NETS[name]
     net = perturb(make((7, 7, 1), (7, 7, 1), key=0))
-    influence = quick_jit(jax.grad(lambda x: net(x)[3, 3, 0]))(draw(0, 7, 7, 1))[..., 0] != 0
+    influence = jax.jit(jax.grad(lambda x: net(x)[3, 3, 0]))(draw(0, 7, 7, 1))[..., 0] != 0
     row, column = np.indices((7, 7))
     expected = np.maximum(abs(row - 3), abs(column - 3)) <= reach
     assert not np.any(influence & ~expected)
@@ -145,7 +145,8 @@ def test_residual_blocks_start_as_the_identity():
 def test_masked_mlp_looks_at_all_elements_before_and_none_after(dim, width, depth, cond_dim):
     net = perturb(nets.MaskedMLP(dim, 2, cond_dim, width=width, depth=depth, key=0))
     x, cond = draw(0, dim), draw(1, cond_dim) if cond_dim else None
-    by_x, by_cond = quick_jit(jax.jacrev(net, argnums=(0, 1)))(x, jnp.zeros(0) if cond is None else cond)
+    jacobian = jax.jit(jax.jacrev(lambda x, cond: net(x, cond), argnums=(0, 1)))
+    by_x, by_cond = jacobian(x, jnp.zeros(0) if cond is None else cond)
     assert by_x.shape == (dim, 2, dim)
     before = np.tri(dim, k=-1, dtype=bool)
     np.testing.assert_array_equal(by_x != 0, np.broadcast_to(before[:, None, :], by_x.shape))
@@ -163,8 +164,8 @@ def test_context_networks_look_at_an_image(halve):
     x = draw(0, 2, 3, 4, 6, 2)
     features = net(x)
     assert features.shape == ((2, 3, 2, 3, 5) if halve else (2, 3, 4, 6, 5))
-    np.testing.assert_allclose(features, quick_jit(jax.vmap(jax.vmap(net)))(x), rtol=1e-4, atol=1e-5)
-    influence = quick_jit(jax.grad(lambda x: net(x).sum()))(x[0, 0])
+    np.testing.assert_allclose(features, jax.vmap(jax.vmap(net))(x), rtol=1e-4, atol=1e-5)
+    influence = jax.jit(jax.grad(lambda x: net(x).sum()))(x[0, 0])
     assert np.all(influence != 0)
 
 
