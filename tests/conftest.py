@@ -56,3 +56,10 @@ def float64():
     """Runs one test in double precision: `@pytest.mark.usefixtures("float64")` or an argument of that name."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_compiled_code():
+    """Forgets a module's compiled programs: a process on Linux has room for some 65,000 pieces of them."""
+    yield
+    jax.clear_caches()
