@@ -1,9 +1,10 @@
 """Where the batches of training come from: arrays in memory, or a stream fetched ahead in a thread."""
 
+import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import jax
@@ -75,6 +76,9 @@ class _InMemory:
         self.round = training.evaluate_every or max(self.steps_per_epoch, 100)
         self.first = {name: array[: max(self.batch, 1024)] for name, array in arrays.items()}
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def rounds(self, key):
         while True:
             key, round_key = jax.random.split(key)
@@ -100,6 +104,10 @@ class _Stream:
             raise InputError("got a stream without batches; expected at least one") from None
         self.round = training.evaluate_every or 100
 
+    def close(self) -> None:
+        """End the thread that reads ahead."""
+        self.ahead.close()
+
     def _batches(self):
         seen = True
         while seen:
@@ -117,21 +125,34 @@ class _Stream:
                 yield arrays, jnp.arange(rows * len(joined)).reshape(len(joined), rows)
 
 
-def _prefetch(items: Iterator, size: int = 4) -> Iterator:
-    """Iterate in a thread, up to `size` items ahead; an error in the thread is raised here."""
+def _prefetch(items: Iterator, size: int = 4) -> Generator:
+    """Iterate in a thread, up to `size` items ahead; an error in the thread is raised here, closing ends the thread."""
     ready: queue.Queue = queue.Queue(maxsize=size)
-    end = object()
+    end, closed = object(), threading.Event()
+
+    def put(item):
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
 
     def work():
         try:
             for item in items:
-                ready.put(item)
-            ready.put(end)
+                put(item)
+                if closed.is_set():
+                    return
+            put(end)
         except BaseException as error:
-            ready.put(error)
+            put(error)
 
-    threading.Thread(target=work, daemon=True).start()
-    while (item := ready.get()) is not end:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        thread.join(timeout=1.0)  # longer than a put waits; a source that is slower ends by itself

@@ -110,7 +110,7 @@ def realnvp(shape: int | Shape, *, layers: int = 8, width: int = 128, cond_dim: 
 
     Args:
         shape: event shape, (dim,) or (height, width, channels).
-        layers: couplings of a vector flow.
+        layers: couplings of a vector flow; they come in pairs, an odd number is rounded up.
         width: hidden units or channels of each network.
         cond_dim: length of the condition (vectors only).
         key: source of initial weights.
@@ -135,7 +135,7 @@ def realnvp(shape: int | Shape, *, layers: int = 8, width: int = 128, cond_dim: 
             parts += [ActNorm(shape), Coupling(split, ShiftScale(), net, cond_shape=cond_shape, key=coupling_key)]
         return Chain(parts)
 
-    return Repeat(pair, max(layers // 2, 1), key=key)
+    return Repeat(pair, -(-layers // 2), key=key)
 
 
 def _realnvp_image(shape, width, key):
@@ -170,7 +170,7 @@ def _deeper(split, width, key):
 
 def levels_for(shape: Shape) -> int:
     """Levels of a multi-scale flow for an image size: halve while the grid is even and its half at least 4 pixels."""
-    _check_image(shape, 0)
+    _check_image(shape, 0, least=0)
     height, width, _ = shape
     levels = 0
     while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
@@ -178,7 +178,9 @@ def levels_for(shape: Shape) -> int:
     return max(levels, 1)
 
 
-def _check_image(shape, levels):
+def _check_image(shape, levels, least=1):
+    if levels < least:
+        raise InputError(f"got levels={levels}; expected at least {least}")
     if len(shape) != 3 or shape[0] % 2**levels or shape[1] % 2**levels:
         raise InputError(
             f"got an image of shape {shape} for {levels} levels; expected (height, width, channels), height and width "

@@ -225,6 +225,7 @@ class MaskedMLP(eqx.Module):
     def __init__(
         self, dim: int, num_params: int, cond_dim: int = 0, *, width: int = 64, depth: int = 2, key: Key = None
     ):
+        width = max(width, dim)  # every element needs a unit that looks at it
         self.dim, self.num_params, self.cond_dim, self.width = dim, num_params, cond_dim, width
         sizes = [dim + cond_dim, *[width] * depth, dim * num_params]
         keys = jax.random.split(as_key(key), depth + 1)

@@ -5,6 +5,8 @@ a thread. What is kept is an exponential moving average of the weights (Polyak &
 the held-out objective was best.
 """
 
+import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -136,7 +138,7 @@ def fit(
     feed, held_out = make_feed(model, data, held_out, training, split_key)
     model = _initialise(model, feed.first, init_key)
     trainer = _Trainer(model, where, training, objective, held_out, valid_key)
-    with progress(label, show_progress) as report:
+    with progress(label, show_progress) as report, contextlib.closing(feed):
         result = trainer.run(feed, key, report)
     if throw and result.stopped == "non-finite":
         raise TrainingError(result.message)
@@ -202,7 +204,9 @@ class _Trainer:
                 step, row = step + made, row + made
                 losses.append((loss, made))
                 report(min(done_fraction(), 1.0), f"step {step}, loss {loss:.3f}, best {best_loss:.3f}")
-            train = sum(mean * steps for mean, steps in losses) / max(sum(steps for _, steps in losses), 1)
+            train = (
+                sum(mean * steps for mean, steps in losses) / sum(steps for _, steps in losses) if losses else math.nan
+            )
             loss = self.evaluate(state[1]) if self.held_out else train
             if stopped != "non-finite" and not np.isfinite(loss):
                 stopped = "non-finite"

@@ -321,7 +321,6 @@ def test_an_error_of_the_stream_is_raised():
         fit(affine(), batches(), steps=10)
 
 
-@pytest.mark.xfail(reason="the thread waits for ever for room in its queue")
 def test_no_thread_stays_behind():
     before = threading.active_count()
     fit(affine(), [rows(10, seed=i) for i in range(20)], steps=3, evaluate_every=1)
@@ -423,7 +422,6 @@ def test_a_gradient_that_is_not_finite_stops_training_too():
     assert all_finite(result.model)
 
 
-@pytest.mark.xfail(reason="the mean over no steps counts as zero")
 def test_an_objective_that_was_never_finite_is_not_told_as_zero():
     result = fit(affine(), np.full((20, 2), np.nan, np.float32), EVERY_ROW, steps=5)
     assert (result.stopped, result.steps) == ("non-finite", 0)

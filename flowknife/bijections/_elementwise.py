@@ -21,6 +21,8 @@ from flowknife._types import Constant, Shape, as_shape
 from flowknife.bijections._base import Bijection, sum_event
 from flowknife.errors import InputError
 
+Numbers = ArrayLike | Sequence[float]
+
 
 class Scalar(Bijection):
     """A bijection of single numbers whose raw parameters arrive as `cond`; see the module's docstring."""
@@ -212,7 +214,7 @@ class Affine(Bijection):
     scale: Constant
     shape: Shape = eqx.field(static=True)
 
-    def __init__(self, loc: ArrayLike, scale: ArrayLike, shape: int | Shape | None = None):
+    def __init__(self, loc: Numbers, scale: Numbers, shape: int | Shape | None = None):
         self.shape = np.broadcast_shapes(np.shape(loc), np.shape(scale)) if shape is None else as_shape(shape)
         if not isinstance(scale, Tracer) and not np.all(np.isfinite(scale) & (np.asarray(scale) != 0)):
             raise InputError(f"got scale={scale}; expected finite numbers other than zero")

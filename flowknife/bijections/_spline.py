@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife.bijections._elementwise import Scalar
+from flowknife.errors import InputError
 
 # softplus(0 + this) = 1, so that raw parameters of zero give slope one
 _UNIT_SLOPE = float(np.log(np.expm1(1.0)))
@@ -33,6 +34,13 @@ class Spline(Scalar):
     tail: float = eqx.field(static=True, default=3.0)
     min_bin: float = eqx.field(static=True, default=1e-3)
     min_slope: float = eqx.field(static=True, default=1e-3)
+
+    def __check_init__(self):
+        if self.bins < 1 or self.tail <= 0 or not 0 < self.bins * self.min_bin < 1 or not 0 < self.min_slope < 1:
+            raise InputError(
+                f"got a spline of {self.bins} bins, tail {self.tail:g}, min_bin {self.min_bin:g}, min_slope "
+                f"{self.min_slope:g}; expected bins and tail above zero, bins * min_bin and min_slope between 0 and 1"
+            )
 
     @property
     def num_params(self) -> int:
