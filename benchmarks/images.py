@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import flowknife as fk
+from flowknife.apps import Images
 
 
 def run() -> None:
@@ -38,7 +39,30 @@ def run() -> None:
             ]
             print(f"{kind:<16}{areas[0]:>8.3f}{areas[1]:>10.3f}{areas[2]:>8.3f}{other['flag'][rows].mean():>9.2f}")
     model.save(folder / "run")
+    print(_beside_principal_gaussian(model, folder))
     print(model.report(folder / "run", others if others.is_dir() else None))
+
+
+def _beside_principal_gaussian(model: Images, folder: Path, directions: int = 200) -> Path:
+    """Samples beside those of a Gaussian in the leading principal directions, the least that a model has to surpass."""
+    size = model.shape[0]
+    train = fk.data.load_images(folder / "train", size).pixels
+    new = fk.data.load_images(folder / "val", size).pixels
+    rows = train.reshape(len(train), -1).astype(float)
+    mean = rows.mean(axis=0)
+    _, spread, axes = np.linalg.svd(rows - mean, full_matrices=False)
+    spread, axes = spread[:directions] / len(rows) ** 0.5, axes[:directions]
+    draws = mean + 0.7 * np.random.default_rng(0).normal(size=(30, len(spread))) * spread @ axes
+    gaussian = np.clip(np.round(draws), 0, 255).astype(np.uint8).reshape(-1, *model.shape)
+    groups = [
+        ("Flow, T = 0.7", model.sample(30, key=0, temperature=0.7)),
+        (f"Gaussian, {len(spread)} directions, T = 0.7", gaussian),
+        ("New pictures", new[:30]),
+    ]
+    path = folder / "run" / "figures" / "beside_gaussian.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fk.plots.compare(groups, "Samples beside a Gaussian in the leading principal directions.").savefig(path)
+    return path
 
 
 def _digits(folder: Path) -> Path:

@@ -92,17 +92,18 @@ def images(
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
-    share = config.train.validation if "validation" in config.train.model_fields_set else 0.15
+    share = config.train.validation if "validation" in config.train.model_fields_set else 0.2
     order = np.asarray(jax.random.permutation(split_key, len(data)))
     held = max(round(share * len(data)), 4)
-    train, held_out = data.pixels[order[held:]], data.pixels[order[:held]]
+    # what decides when to stop must not calibrate: its pictures have become the model's favourites
+    stopping, held_out, train = np.split(data.pixels[order], [max(held // 4, 1), held])
     flip = config.augment.flip if config.augment.flip is not None else _symmetric(train)
 
     shape = data.pixels.shape[1:]
     # compiled as a whole: the many small draws of initial weights would take longer one by one
     model = eqx.filter_jit(lambda k: image_model(shape, config.bits, _bijection(shape, config, k)))(model_key)
     model, history, training, seconds = train_images(
-        model, train, held_out, config.train, flip=flip, key=fit_key, show_progress=show_progress
+        model, train, stopping, config.train, flip=flip, key=fit_key, show_progress=show_progress
     )
     features, _ = _features(model, held_out)
     train_features, _ = _features(model, train[:_LOOKED_AT])
@@ -116,7 +117,7 @@ def images(
         skipped=data.skipped,
         facts={
             "pictures": len(data),
-            "held out": held,
+            "held out": len(held_out),
             "skipped files": len(data.skipped),
             "mirrored": flip,
             "seconds": round(seconds, 1),

@@ -90,6 +90,22 @@ def real_regenerated_simulated(real: Values, regenerated: Values, simulated: Val
     return sheet(blocks, columns, f"The model gives real images back {differ}, and makes new ones.")
 
 
+def compare(groups: Sequence[tuple[str, Values]], heading: str = "") -> "Figure":
+    """Blocks of images under their names, to be compared by eye.
+
+    Args:
+        groups: pairs (name, uint8 images of shape (n, H, W, C)).
+        heading: a sentence above all.
+
+    Raises:
+        InputError: if there is no group, or something is no uint8 picture.
+    """
+    if not len(groups):
+        raise InputError("got no groups; expected at least one pair (name, images)")
+    blocks = [Block(pictures(images, name), name) for name, images in groups]
+    return sheet(blocks, min(max(len(block.images) for block in blocks), 10), heading)
+
+
 def temperatures(rows: Sequence[tuple[SupportsFloat, Values]]) -> "Figure":
     """Simulated images, one row for each temperature of the latent.
 
