@@ -2,16 +2,20 @@
 
 Tables: `samples`, `density`, `mapping`, `mapping_animation`, `history`.
 Latents: `latents`, `latent_histogram`, `radius_histogram`, `anomaly_scores`.
-Images: `image_grid`, `real_regenerated_simulated`, `temperatures`, `interpolation`, `closest_farthest`, `outliers`,
-`latent_cloud`.
+Images: `image_grid`, `compare`, `real_regenerated_simulated`, `temperatures`, `interpolation`, `closest_farthest`,
+`outliers`, `latent_cloud`.
+Posteriors: `corner`, `calibration`, `coverage`, `predictive`.
+Classes: `confusion`, `reliability`, `latent_classes`, `class_samples`.
 
 A figure belongs to its caller alone: no pyplot, no global settings, so any thread may draw and nothing stays behind.
 Save one with `figure.savefig("name.png")`. matplotlib is imported at the first drawing, not before.
 """
 
 from flowknife.plots.animation import mapping_animation
+from flowknife.plots.classes import class_samples, confusion, latent_classes, reliability
 from flowknife.plots.images import (
     closest_farthest,
+    compare,
     image_grid,
     interpolation,
     latent_cloud,
@@ -20,23 +24,35 @@ from flowknife.plots.images import (
     temperatures,
 )
 from flowknife.plots.normality import anomaly_scores, latent_histogram, latents, radius_histogram
+from flowknife.plots.posterior import calibration, corner, coverage, predictive
+from flowknife.plots.problems import problem
 from flowknife.plots.tables import density, history, mapping, samples
 
 __all__ = [
     "anomaly_scores",
+    "calibration",
+    "class_samples",
     "closest_farthest",
+    "compare",
+    "confusion",
+    "corner",
+    "coverage",
     "density",
     "history",
     "image_grid",
     "interpolation",
+    "latent_classes",
     "latent_cloud",
     "latent_histogram",
     "latents",
     "mapping",
     "mapping_animation",
     "outliers",
+    "problem",
+    "predictive",
     "radius_histogram",
     "real_regenerated_simulated",
+    "reliability",
     "samples",
     "temperatures",
 ]

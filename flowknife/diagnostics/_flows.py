@@ -1,6 +1,4 @@
-"""Numbers that say whether a flow can be trusted: arrays in, numbers out."""
-
-from dataclasses import dataclass
+"""Of flows: the round trip, the law of the latents, and how strange an item is."""
 
 import equinox as eqx
 import jax
@@ -11,26 +9,6 @@ from jaxtyping import Array, ArrayLike, Float
 from flowknife.bijections import Bijection
 from flowknife.bijections._linear import shrunk_covariance
 from flowknife.errors import InputError
-
-
-@dataclass(frozen=True)
-class Check:
-    """One number with the limit it has to keep.
-
-    Attributes:
-        name: what was measured, in a few words.
-        value: the number.
-        limit: the largest value that passes.
-    """
-
-    name: str
-    value: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value keeps its limit; NaN does not."""
-        return bool(self.value <= self.limit)
 
 
 def round_trip_error(bijection: Bijection, x: ArrayLike, cond: Array | None = None) -> float:
@@ -125,7 +103,7 @@ class Typicality(eqx.Module):
         return conformal_p_values(self.score(features), self.held_out)
 
 
-def principal_plane(x: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "m d"]) -> list[Float[np.ndarray, "n 2"]]:
+def principal_plane(x: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "_ d"]) -> list[Float[np.ndarray, "_ 2"]]:
     """The rows of `x`, and of each of `others`, on the plane of the two leading principal axes of `x`.
 
     Works on the n x n Gram matrix, so d may be large.

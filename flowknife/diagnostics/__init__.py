@@ -1,0 +1,52 @@
+"""Numbers that say whether a model can be trusted: arrays in, numbers out.
+
+Of flows: `round_trip_error`, `ks_normal`, `principal_plane`.
+Of strange items: `Typicality`, `conformal_p_values`, `auroc`.
+Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
+Of two sets of samples: `mmd2`, `c2st`.
+Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
+
+A result has a sentence, its `verdict`, and a `check` with the limit that a good model keeps.
+"""
+
+from flowknife.diagnostics._check import Check
+from flowknife.diagnostics._classes import Reliability, accuracy, confusion, expected_calibration_error, reliability
+from flowknife.diagnostics._flows import (
+    Typicality,
+    auroc,
+    conformal_p_values,
+    ks_normal,
+    principal_plane,
+    round_trip_error,
+)
+from flowknife.diagnostics._ranks import Coverage, Ranks, coverage, hpd_coverage, sbc, sbc_ranks, tarp
+from flowknife.diagnostics._samples import c2st, mmd2
+from flowknife.diagnostics._simulations import Misspecification, Resimulation, misspecification, resimulation_error
+
+__all__ = [
+    "Check",
+    "Coverage",
+    "Misspecification",
+    "Ranks",
+    "Reliability",
+    "Resimulation",
+    "Typicality",
+    "accuracy",
+    "auroc",
+    "c2st",
+    "conformal_p_values",
+    "confusion",
+    "coverage",
+    "expected_calibration_error",
+    "hpd_coverage",
+    "ks_normal",
+    "misspecification",
+    "mmd2",
+    "principal_plane",
+    "reliability",
+    "resimulation_error",
+    "round_trip_error",
+    "sbc",
+    "sbc_ranks",
+    "tarp",
+]

@@ -1,0 +1,119 @@
+"""Data against simulations: do draws explain the data, and can the simulator have made the data at all?"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from flowknife._types import Key, as_key
+from flowknife.diagnostics._check import Check, Values, p_text
+from flowknife.diagnostics._flows import Typicality
+from flowknife.errors import InputError
+
+
+@dataclass(frozen=True)
+class Resimulation:
+    """Squared distance between the data and what posterior draws predict.
+
+    Attributes:
+        mean_squared: E|f(x) - y|^2, summed over components, in squared units of y.
+        components: E(f(x) - y)^2 of each component, shape (m,).
+        failed: share of draws whose simulation is not finite; they are left out.
+    """
+
+    mean_squared: float
+    components: Float[np.ndarray, " m"]
+    failed: float
+
+
+def resimulation_error(y_resimulated: Values, y: Values) -> Resimulation:
+    """Error of resimulation E|f(x) - y|^2 over draws x of the posterior of y (Kruse et al. 2021, arXiv 2101.10763).
+
+    Small for every collapsed posterior that explains y: read it beside a test of the spread. With noise of standard
+    deviation s in y, right posteriors have s^2 for each component, not 0: draws and the truth are exchangeable.
+
+    Args:
+        y_resimulated: noise-free simulations of the draws, shape (..., m).
+        y: observed, shape (m,), or with batch axes that broadcast, e.g. (n_obs, 1, m).
+
+    Raises:
+        InputError: for shapes that do not fit, or without one finite simulation.
+    """
+    resimulated, y = np.asarray(y_resimulated, float), np.asarray(y, float)
+    try:
+        squared = (resimulated - y) ** 2
+    except ValueError:
+        squared = np.zeros(())
+    if squared.ndim < 1 or squared.shape != resimulated.shape:
+        raise InputError(
+            f"got simulations of shape {resimulated.shape} and y of shape {y.shape}; expected (..., m) and (m,)"
+        )
+    squared = squared.reshape(-1, resimulated.shape[-1])
+    usable = np.isfinite(squared).all(axis=1)
+    if not usable.any():
+        raise InputError(f"got {len(usable)} simulations, none of them finite; expected numbers")
+    components = squared[usable].mean(axis=0)
+    return Resimulation(float(components.sum()), components, float(1 - usable.mean()))
+
+
+@dataclass(frozen=True)
+class Misspecification:
+    """Whether observations look as if the simulator had made them.
+
+    Attributes:
+        p_values: split-conformal, one for each observation, shape (n,).
+        scores: Mahalanobis distances from the simulations, shape (n,).
+        verdict: a sentence.
+    """
+
+    p_values: Float[np.ndarray, " n"]
+    scores: Float[np.ndarray, " n"]
+    verdict: str
+
+    @property
+    def p_value(self) -> float:
+        """The smallest p-value, after Bonferroni's correction for the number of observations."""
+        return float(min(1.0, len(self.p_values) * self.p_values.min()))
+
+    @property
+    def check(self) -> Check:
+        """The check that the simulator can have made the observations."""
+        return Check.of_p_value("observations against simulations", self.p_value)
+
+
+def misspecification(simulated: Values, observed: Values, key: Key = 0) -> Misspecification:
+    """P-value that an observation comes from the simulator: no posterior can be trusted where it does not.
+
+    Half the simulations give the mean and the shrunk covariance of a Mahalanobis distance, the other half its
+    split-conformal p-values (see `Typicality`). It sees what the features show and nothing else; with latents or
+    learned summaries as features this is the test of Schmitt et al. 2021 (arXiv 2112.08866) for single observations.
+    For a score of your own, such as -log p(y), use `conformal_p_values`. No p-value is below 2 / (n + 2).
+
+    Args:
+        simulated: features of simulations from the prior predictive, shape (n, k).
+        observed: features of observations, shape (m, k), or (k,) for one.
+        key: splits the simulations.
+
+    Raises:
+        InputError: for fewer than 4 simulations or shapes that do not fit.
+    """
+    simulated, observed = np.asarray(simulated, float), np.atleast_2d(np.asarray(observed, float))
+    if simulated.ndim != 2 or len(simulated) < 4 or observed.ndim != 2 or observed.shape[1] != simulated.shape[1]:
+        raise InputError(
+            f"got {simulated.shape} simulated and {observed.shape} observed features; expected (n, k), n >= 4, and "
+            "(m, k) or (k,)"
+        )
+    order = np.asarray(jax.random.permutation(as_key(key), len(simulated)))
+    half = len(simulated) // 2
+    detector = Typicality.fit(simulated[order[:half]], simulated[order[half:]])
+    p_values, scores = detector.p_values(observed), detector.score(observed)
+    strange = int(np.sum(len(p_values) * p_values < 0.05))
+    smallest = p_text(float(p_values.min()))
+    verdict = (
+        f"{strange:,} of {len(p_values):,} observations are unlike the simulations (smallest {smallest}): no posterior "
+        "of theirs can be trusted."
+        if strange
+        else f"The {len(p_values):,} observations look like simulations (smallest {smallest})."
+    )
+    return Misspecification(p_values, scores, verdict)
