@@ -175,7 +175,7 @@ class _Trainer:
     def run(self, feed, key, report):
         t, start = self.training, time.monotonic()
         state = (self.params, self.params, self.optimiser.init(self.params))
-        best, best_loss, best_step, stale = self.params, np.inf, 0, 0
+        best, best_loss, best_step, stale = self.params, self._loss_of_start(), 0, 0
         history = {"step": [], "seconds": [], "train": [], "validation": []}
         step, per_call, stopped, message = 0, 1, "budget", "the budget was used up"
         total = min(t.steps or np.inf, (t.epochs or np.inf) * feed.steps_per_epoch)
@@ -228,6 +228,11 @@ class _Trainer:
             stopped, message = "stream", "the stream of batches ended"
         model = self._join(best, (self.model, self.rest))
         return FitResult(model, float(best_loss), best_step, step, time.monotonic() - start, stopped, message, history)
+
+    def _loss_of_start(self):
+        """A start in closed form may be the best that few rows allow: training has to improve on it."""
+        loss = self.evaluate(self.params) if self.held_out else np.inf
+        return loss if np.isfinite(loss) else np.inf
 
     @eqx.filter_jit
     def advance(self, state, rest, arrays, order, first, count, step, fraction, rate, key):
