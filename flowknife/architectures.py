@@ -32,6 +32,7 @@ from flowknife.bijections import (
     Split,
     Squeeze,
 )
+from flowknife.bijections._coupling import MakeNet
 from flowknife.errors import InputError
 
 SCALARS = {"additive": Shift(), "affine": ShiftScale(), "spline": Composed([ShiftScale(), Spline()])}
@@ -65,7 +66,7 @@ def coupling_flow(
     depth: int = 2,
     scalar: str | Scalar = "spline",
     mixing: str = "lu",
-    net: nets.MLP | None = None,
+    net: MakeNet | None = None,
     key: Key = None,
 ) -> Bijection:
     """Couplings of a vector with a linear mixing before each: the default for tables.

@@ -26,19 +26,24 @@ from flowknife.bijections import (
     Channels,
     Checkerboard,
     Composed,
+    Concatenate,
+    Conditioned,
     Coupling,
     Elementwise,
     Exp,
     Haar,
+    HistogramToNormal,
     Householder,
     Inverse,
     InvertibleConv1x1,
+    Log,
     Logit,
     MaskedAutoregressive,
     Matrix,
     Orthogonal,
     Permute,
     PrincipalRotation,
+    Regression,
     Repeat,
     Reshape,
     Shift,
@@ -49,6 +54,7 @@ from flowknife.bijections import (
     Split,
     Squeeze,
     Tanh,
+    TruncatedToNormal,
 )
 
 DRAW = {
@@ -150,6 +156,7 @@ _SCALARS = [
     Row("Logit", lambda key: Logit(), left="unit"),
     Row("Softplus", lambda key: Softplus(), right="positive"),
     Row("Exp", lambda key: Exp(), right="positive"),
+    Row("Log", lambda key: Log(), left="positive"),
     Row("Tanh", lambda key: Tanh(), right="symmetric"),
 ]
 
@@ -164,7 +171,35 @@ _ELEMENTWISE = [
     Row("ActNorm, fitted, image", lambda key: _fitted_actnorm(key, (2, 2, 3))),
 ]
 
+_PROBITS = [
+    Row("HistogramToNormal, uniform", lambda key: HistogramToNormal([[0.0, 1.0]] * 3, np.ones((3, 1))), left="unit"),
+    Row(
+        "HistogramToNormal",
+        lambda key: HistogramToNormal([[0.0, 0.3, 0.7, 1.0]] * 2, [[1, 5, 2], [3, 2, 4]]),
+        left="unit",
+    ),
+    Row("TruncatedToNormal", lambda key: TruncatedToNormal([-1.0, 0.3, 4.0], 1.0, 0.0, 1.0), left="unit"),
+    Row("TruncatedToNormal, one bound", lambda key: TruncatedToNormal([0.5, -3.0], 5.0, 0.0, np.inf), left="positive"),
+    Row("TruncatedToNormal, no bound", lambda key: TruncatedToNormal([0.5, -3.0], 2.0, -np.inf, np.inf)),
+    Row("Concatenate", lambda key: Concatenate([LU(2, key=key), Elementwise(SPLINE, 1), ActNorm(2)])),
+]
+
+
+def _conditioned(key):
+    flow, embed = jax.random.split(key)
+    embedding = nets.MLP((3,), (2,), width=4, depth=1, zero=False, key=embed)
+    return Conditioned(coupling_flow(2, cond_dim=2, layers=1, width=4, key=flow), embedding)
+
+
+def _fitted_regression(key):
+    """Three numbers, of which two conditions say something linear."""
+    rows = jax.random.normal(key, (50, 5))
+    return Regression(3, 2).initialise(rows[:, 2:] + rows[:, :2] @ jnp.ones((2, 3)), rows[:, :2])[0]
+
+
 _LINEAR = [
+    Row("Regression", _fitted_regression, (2,)),
+    Row("Conditioned", _conditioned, (3,)),
     Row("Permute", lambda key: Permute([2, 0, 1])),
     Row("Permute, image", lambda key: Permute.random(IMAGE, key=key)),
     Row("Orthogonal", lambda key: Orthogonal(3, key=key)),
@@ -264,6 +299,7 @@ _ARCHITECTURES = [
 ROWS = (
     *_SCALARS,
     *_ELEMENTWISE,
+    *_PROBITS,
     *_LINEAR,
     *_COUPLINGS,
     *_AUTOREGRESSIVE,

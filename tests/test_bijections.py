@@ -34,6 +34,7 @@ from flowknife.bijections import (
     Orthogonal,
     Permute,
     PrincipalRotation,
+    Regression,
     Repeat,
     Reshape,
     Scalar,
@@ -553,3 +554,26 @@ def test_what_cannot_be_built_says_so_in_one_line(make):
         make()
     assert "\n" not in str(caught.value)
     assert "expected" in str(caught.value)
+
+
+def test_regression_finds_what_is_linear_and_ignores_what_is_noise():
+    """Against least squares where it is well posed, and with more conditions than rows."""
+    rng = np.random.default_rng(0)
+    cond, slope = rng.normal(size=(500, 3)), rng.normal(size=(3, 2))
+    x = 1.0 + cond @ slope + 0.1 * rng.normal(size=(500, 2))
+    fitted, residual = Regression(2, 3).initialise(jnp.asarray(x), jnp.asarray(cond))
+    np.testing.assert_allclose(fitted.matrix.value, slope, atol=0.03)
+    np.testing.assert_allclose(np.std(residual, axis=0), 0.1, atol=0.02)
+    few = Regression(2, 40).initialise(jnp.asarray(x[:20]), jnp.asarray(rng.normal(size=(20, 40))))[0]
+    assert np.all(np.isfinite(few.matrix.value))
+    assert np.abs(few.matrix.value).max() < 0.5
+
+
+def test_a_linear_gaussian_condition_is_standard_normal_before_training():
+    rng = np.random.default_rng(1)
+    cond = rng.normal(size=(4000, 2))
+    x = cond @ rng.normal(size=(2, 3)) + rng.normal(size=(4000, 3)) @ rng.normal(size=(3, 3))
+    start = Chain([Regression(3, 2), PrincipalRotation(3, back=True)])
+    _, z = start.initialise(jnp.asarray(x), jnp.asarray(cond))
+    np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.05)
+    np.testing.assert_allclose(np.asarray(z).T @ cond / 4000, 0.0, atol=0.01)

@@ -2,7 +2,7 @@
 
 from flowknife.bijections._autoregressive import MaskedAutoregressive
 from flowknife.bijections._base import Bijection
-from flowknife.bijections._chain import Chain, Inverse, Repeat, Reshape
+from flowknife.bijections._chain import Chain, Conditioned, Inverse, Repeat, Reshape
 from flowknife.bijections._coupling import Channels, Checkerboard, Coupling
 from flowknife.bijections._elementwise import (
     ActNorm,
@@ -10,6 +10,7 @@ from flowknife.bijections._elementwise import (
     Composed,
     Elementwise,
     Exp,
+    Log,
     Logit,
     Scalar,
     Shift,
@@ -19,7 +20,8 @@ from flowknife.bijections._elementwise import (
     Tanh,
 )
 from flowknife.bijections._image import Haar, InvertibleConv1x1, Split, Squeeze
-from flowknife.bijections._linear import LU, Householder, Matrix, Orthogonal, Permute, PrincipalRotation
+from flowknife.bijections._linear import LU, Householder, Matrix, Orthogonal, Permute, PrincipalRotation, Regression
+from flowknife.bijections._probit import Concatenate, HistogramToNormal, TruncatedToNormal
 from flowknife.bijections._spline import Spline
 
 __all__ = [
@@ -31,19 +33,24 @@ __all__ = [
     "Channels",
     "Checkerboard",
     "Composed",
+    "Concatenate",
+    "Conditioned",
     "Coupling",
     "Elementwise",
     "Exp",
     "Haar",
+    "HistogramToNormal",
     "Householder",
     "Inverse",
     "InvertibleConv1x1",
+    "Log",
     "Logit",
     "MaskedAutoregressive",
     "Matrix",
     "Orthogonal",
     "Permute",
     "PrincipalRotation",
+    "Regression",
     "Repeat",
     "Reshape",
     "Scalar",
@@ -55,4 +62,5 @@ __all__ = [
     "Split",
     "Squeeze",
     "Tanh",
+    "TruncatedToNormal",
 ]

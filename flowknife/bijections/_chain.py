@@ -150,6 +150,39 @@ class Inverse(Bijection):
         return x, -log_det
 
 
+class Conditioned(Bijection):
+    """The same bijection given features of the condition, y = f(x; e(cond)), computed once for all layers of f.
+
+    Args:
+        bijection: f.
+        embedding: e, a network of one argument.
+    """
+
+    bijection: Bijection
+    embedding: Callable[..., jax.Array]
+
+    def __init__(self, bijection: Bijection, embedding: Callable[..., jax.Array]):
+        self.bijection, self.embedding = bijection, embedding
+
+    @property
+    def shape(self) -> Shape:
+        return self.bijection.shape
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.bijection.out_shape
+
+    def encode(self, x, cond=None):
+        return self.bijection.encode(x, self.embedding(cond))
+
+    def decode(self, y, cond=None):
+        return self.bijection.decode(y, self.embedding(cond))
+
+    def initialise(self, x, cond=None):
+        bijection, y = self.bijection.initialise(x, self.embedding(cond))
+        return Conditioned(bijection, self.embedding), y
+
+
 class Reshape(Bijection):
     """The same numbers in another shape, row-major; log_det = 0.
 

@@ -160,6 +160,20 @@ class Exp(Scalar):
         return x, x
 
 
+class Log(Scalar):
+    """y = log(x), the positive numbers onto the real line; the inverse of `Exp`. Zero is taken for the next number."""
+
+    num_params: ClassVar[int] = 0
+
+    def encode(self, x, cond=None):
+        tiny = jnp.finfo(x.dtype).tiny
+        y = jnp.log(jnp.where(x < tiny, tiny, x))
+        return y, -y
+
+    def decode(self, y, cond=None):
+        return jnp.exp(y), -y
+
+
 class Tanh(Scalar):
     """y = tanh(x), the real line onto (-1, 1)."""
 

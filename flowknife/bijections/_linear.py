@@ -1,4 +1,4 @@
-"""Linear maps of the last axis: permutations, rotations, triangular factors, and the principal rotation.
+"""Linear maps of the last axis: permutations, rotations, triangular factors, principal rotation, regression.
 
 Each acts on the last axis of an event of any rank; the other event axes (pixels, say) share the map, and log_det
 counts each of them. On an image of shape (height, width, channels) such a map is an invertible 1x1 convolution.
@@ -265,3 +265,74 @@ class PrincipalRotation(Bijection):
         done = self.initialised.value
         fitted = jax.tree.map(lambda old, new: jnp.where(done, old, new.astype(old.dtype)), self, self.fit(x))
         return fitted, fitted.encode(x)[0]
+
+
+class Regression(Bijection):
+    """y = x - (b + A c): what the condition c says about x, as far as it is linear; log_det = 0.
+
+    A is the ridge regression of the batch that `initialise` sees, with the ridge that has the smallest leave-one-out
+    error (Allen 1974, doi 10.1080/00401706.1974.10489157). Nothing in it is trained. With a `PrincipalRotation` after
+    it, a linear-Gaussian conditional density has become N(0, I) before training starts.
+
+    Args:
+        dim: length of x.
+        cond_dim: length of c.
+    """
+
+    matrix: Constant
+    offset: Constant
+    initialised: Constant
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, dim: int, cond_dim: int):
+        self.shape = (dim,)
+        self.matrix, self.offset = Constant(jnp.zeros((cond_dim, dim))), Constant(jnp.zeros(dim))
+        self.initialised = Constant(jnp.asarray(False))
+
+    def _predicted(self, cond):
+        return cond @ self.matrix.value + self.offset.value
+
+    def encode(self, x, cond=None):
+        return x - self._predicted(cond), jnp.zeros(batch_of(x, self.shape), x.dtype)
+
+    def decode(self, y, cond=None):
+        return y + self._predicted(cond), jnp.zeros(batch_of(y, self.shape), y.dtype)
+
+    def initialise(self, x, cond=None):
+        if cond is None:
+            raise InputError("got a Regression without a condition; expected cond of shape (..., cond_dim)")
+        done = self.initialised.value
+        matrix, offset = _ridge(cond.reshape(-1, cond.shape[-1]), x.reshape(-1, self.shape[0]))
+        fitted = eqx.tree_at(
+            lambda layer: (layer.matrix.value, layer.offset.value, layer.initialised.value),
+            self,
+            (
+                jnp.where(done, self.matrix.value, matrix.astype(self.matrix.value.dtype)),
+                jnp.where(done, self.offset.value, offset.astype(self.offset.value.dtype)),
+                jnp.asarray(True),
+            ),
+        )
+        return fitted, fitted.encode(x, cond)[0]
+
+
+def _ridge(c: Float[Array, "n k"], x: Float[Array, "n d"]) -> tuple[Float[Array, "k d"], Float[Array, " d"]]:
+    """(A, b) of x = b + A^T c, with the ridge of least leave-one-out error."""
+    rows = len(c)
+    c_mean, x_mean = jnp.mean(c, axis=0), jnp.mean(x, axis=0)
+    centred, target = c - c_mean, x - x_mean
+    values, axes = jnp.linalg.eigh(centred.T @ centred)
+    values = jnp.maximum(values, 0.0)
+    scores = centred @ axes  # (n, k), orthogonal columns
+    projected = scores.T @ target  # (k, d)
+
+    def solve(ridge):
+        shrunk = 1 / (values + ridge)
+        leverage = 1 / rows + jnp.sum(scores**2 * shrunk, axis=1)
+        coefficients = shrunk[:, None] * projected
+        residual = (target - scores @ coefficients) / jnp.maximum(1 - leverage, 1e-3)[:, None]
+        return jnp.sum(residual**2), axes @ coefficients
+
+    level = jnp.maximum(jnp.mean(values), jnp.finfo(x.dtype).tiny)
+    errors, matrices = jax.lax.map(solve, level * jnp.logspace(-6, 2, 9, dtype=x.dtype))
+    best = matrices[jnp.argmin(errors)]
+    return best, x_mean - c_mean @ best

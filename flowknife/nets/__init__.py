@@ -1,0 +1,25 @@
+"""Networks that stand inside couplings. They know nothing of flows.
+
+Every network is called as `net(x, cond)` on batch-first arrays, and is built by
+`Net(in_shape, out_shape, cond_shape=None, *, key, ...)`; set its sizes with `functools.partial(MLP, width=128)`. The
+last layer starts at zero, so that a coupling starts as the identity. Vectors have shape (n,), images (height, width,
+channels). An `Embedding` turns an observation into the features that such networks are given.
+"""
+
+from flowknife.nets._embedding import Embedding
+from flowknife.nets._images import Conv, ConvNet, ConvResNet, PatchMLP, patches
+from flowknife.nets._vectors import ACTIVATIONS, MLP, Dense, MaskedMLP, ResidualMLP
+
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "Conv",
+    "ConvNet",
+    "ConvResNet",
+    "Dense",
+    "Embedding",
+    "MaskedMLP",
+    "PatchMLP",
+    "ResidualMLP",
+    "patches",
+]

@@ -1,0 +1,80 @@
+"""Features of observations."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowknife._types import Constant, Key
+from flowknife.nets._vectors import MLP
+
+
+class Embedding(eqx.Module):
+    """Features of an observation: normal scores, which are fixed, and learned ones.
+
+    Each number y_i goes through a monotone map that makes its training distribution normal: piecewise linear between
+    the quantiles of the training observations, so that neither outliers nor decades of range reach the networks. Of a
+    long observation the leading principal components of the scores are kept, and an MLP learns further features.
+
+    Args:
+        y: training observations, shape (n, m).
+        most: longest observation whose scores are all kept; of a longer one as many principal components.
+        learned: number of learned features, 0 for none.
+        width: hidden units of the network that learns them.
+        key: source of its initial weights.
+    """
+
+    knots: Constant
+    scores: Constant
+    mean: Constant
+    axes: Constant | None
+    net: MLP | None
+
+    def __init__(self, y: np.ndarray, *, most: int = 32, learned: int = 0, width: int = 128, key: Key = None):
+        self.knots, self.scores = (Constant(jnp.asarray(part, jnp.float32)) for part in _normal_scores(y))
+        scores = np.asarray(self._scores(jnp.asarray(y[:20_000], jnp.float32)))
+        self.mean = Constant(jnp.asarray(scores.mean(axis=0)))
+        self.axes = None
+        if y.shape[1] > most:
+            _, spread, axes = np.linalg.svd(scores - scores.mean(axis=0), full_matrices=False)
+            scale = np.maximum(spread[:most] / len(scores) ** 0.5, 1e-3 * spread[0] / len(scores) ** 0.5)
+            self.axes = Constant(jnp.asarray(axes[:most].T / scale))
+        self.net = MLP((y.shape[1],), (learned,), width=width, key=key) if learned else None
+
+    @property
+    def features(self) -> int:
+        """Length of the result."""
+        fixed = len(self.mean.value) if self.axes is None else self.axes.value.shape[1]
+        return fixed + (0 if self.net is None else self.net.out_shape[0])
+
+    def _scores(self, y):
+        interpolate = jax.vmap(_interpolate, in_axes=(-1, 0, 0), out_axes=-1)
+        return interpolate(y, self.knots.value, self.scores.value)
+
+    def __call__(self, y: Float[Array, "... m"]) -> Float[Array, "... k"]:
+        scores = self._scores(y) - self.mean.value
+        fixed = scores if self.axes is None else scores @ self.axes.value
+        return fixed if self.net is None else jnp.concatenate([fixed, self.net(scores)], axis=-1)
+
+
+def _interpolate(y, knots, scores):
+    """The piecewise linear map through the knots, continued as lines, at most 3 beyond the outermost scores."""
+    inside = jnp.interp(y, knots, scores)
+    low, high = (scores[1] - scores[0]) / (knots[1] - knots[0]), (scores[-1] - scores[-2]) / (knots[-1] - knots[-2])
+    beyond = low * jnp.minimum(y - knots[0], 0.0) + high * jnp.maximum(y - knots[-1], 0.0)
+    return inside + jnp.clip(beyond, -3.0, 3.0)
+
+
+def _normal_scores(y: np.ndarray, most: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Knots (m, k), increasing, and the normal scores there, increasing."""
+    from scipy.stats import norm
+
+    count = max(min(most, len(y) // 4), 2)
+    levels = norm.cdf(np.linspace(-1, 1, count) * norm.ppf(1 - 1 / max(len(y) / 4, 4)))
+    knots = np.quantile(np.asarray(y, np.float64), levels, axis=0).T
+    # ties (discrete numbers, a constant) are spread by a hair, so that the map stays increasing
+    spread, size = np.ptp(knots, axis=1), np.abs(knots).max(axis=1)
+    spread = np.where(spread > 1e-5 * size, 1e-3 * spread, np.where(size > 0, 1e-2 * size, 1.0))
+    knots = np.sort(knots, axis=1) + spread[:, None] * np.linspace(-1, 1, count)
+    return knots, np.broadcast_to(norm.ppf(levels), knots.shape)

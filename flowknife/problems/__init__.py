@@ -1,0 +1,43 @@
+"""Inverse problems with priors, forward models and reference posteriors, and a labelled toy for classification.
+
+| problem | application | parameters | data | reference posterior |
+|---|---|---|---|---|
+| `ring` | 4, classification | | points of the plane, labels | (all densities are known) |
+| `kinematics` | 5, ill-conditioned | 4 | 2 | exact |
+| `ballistics` | 5, ill-conditioned | 4 | 1 | exact |
+| `gravity` | 6 and 7, ill-posed | 32 depths | 16 anomalies | NUTS, needs blackjax |
+| `dispersion` | 7, noise in the data | 10 velocities | 14 velocities | weighted proposals, needs disba |
+| `two_moons` | benchmark | 2 | 2 | exact |
+| `gaussian_linear` | benchmark | 10 | 10 | exact |
+
+>>> import flowknife as fk
+>>> problem = fk.problems.kinematics()
+>>> theta = problem.reference_posterior(0, [1.7, 0.1], 100)
+>>> bool(abs(problem.forward(theta) - [1.7, 0.1]).max() < 1e-5)
+True
+"""
+
+from flowknife.problems._ballistics import ballistics
+from flowknife.problems._benchmarks import gaussian_linear, two_moons
+from flowknife.problems._dispersion import dispersion, pairs
+from flowknife.problems._gravity import gravity
+from flowknife.problems._kinematics import kinematics
+from flowknife.problems._problem import Problem
+from flowknife.problems._ring import Ring, ring
+
+PROBLEMS = {make.__name__: make for make in (kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear)}
+"""What makes each inverse problem, by name."""
+
+__all__ = [
+    "PROBLEMS",
+    "Problem",
+    "Ring",
+    "ballistics",
+    "dispersion",
+    "gaussian_linear",
+    "gravity",
+    "kinematics",
+    "pairs",
+    "ring",
+    "two_moons",
+]

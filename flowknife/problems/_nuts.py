@@ -1,0 +1,113 @@
+"""The No-U-Turn sampler for posteriors with a Gaussian likelihood, in coordinates in which they are nearly round.
+
+The prior makes theta = decode(u), u ~ N(0, I). With r(u) = (y - forward(decode(u))) / noise, the log posterior is
+-|u|^2/2 - |r(u)|^2/2. Its mode u* is found by Levenberg and Marquardt's method, and NUTS moves v in
+
+    u = u* + L^-T v,    L L^T = I + J^T J,    J = dr/du at u*,
+
+in which the posterior would be N(0, I) if the forward model were linear; so short trajectories and few steps of warm-up
+do. Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from flowknife.errors import InputError
+from flowknife.priors import Prior
+
+_CHAINS, _WARMUP, _MODE_STEPS = 4, 300, 60
+
+
+def nuts_posterior(
+    prior: Prior, forward: Callable[[Any], Array], noise: float | int | tuple[float, ...]
+) -> Callable[[Array, np.ndarray, int], np.ndarray]:
+    """Draws of theta given one observation: a function of (key, y, n), see `Reference`.
+
+    Args:
+        prior: of theta.
+        forward: theta -> noiseless data, differentiable.
+        noise: standard deviation of the data.
+    """
+
+    def reference(key, y, n):
+        try:
+            import blackjax  # noqa: F401
+        except ImportError:
+            raise InputError(
+                "got no blackjax, which draws this reference posterior; expected it installed; try "
+                "pip install 'flowknife[mcmc]'"
+            ) from None
+        sd = jnp.broadcast_to(jnp.asarray(noise, float), y.shape)
+        theta = sample_chains(key, prior, forward, jnp.asarray(y, float), sd, math.ceil(n / _CHAINS))
+        # chains one after the other would show in a plot of the first rows
+        return np.asarray(theta).swapaxes(0, 1).reshape(-1, prior.dim)[:n]
+
+    return reference
+
+
+@eqx.filter_jit
+def sample_chains(key: Array, prior: Prior, forward: Any, y: Array, noise: Array, draws: int) -> Array:
+    """Draws of theta, shape (4 chains, draws, dim)."""
+    import blackjax
+    from blackjax.adaptation.base import get_filter_adapt_info_fn
+
+    def residual(u):
+        return (y - forward(prior.bijection.decode(u)[0])) / noise
+
+    mode = _mode(residual, prior.dim)
+    jacobian = jax.jacfwd(residual)(mode)
+    factor = jnp.linalg.cholesky(jnp.eye(prior.dim) + jacobian.T @ jacobian)
+
+    def position(v):
+        return mode + jax.scipy.linalg.solve_triangular(factor, v, lower=True, trans="T")
+
+    def log_density(v):
+        u = position(v)
+        return -0.5 * jnp.sum(u**2) - 0.5 * jnp.sum(residual(u) ** 2)
+
+    def chain(key):
+        start_key, warmup_key, key = jax.random.split(key, 3)
+        start = jax.random.normal(start_key, (prior.dim,))
+        warmup = blackjax.window_adaptation(
+            blackjax.nuts, log_density, initial_step_size=0.5, adaptation_info_fn=get_filter_adapt_info_fn()
+        )
+        (state, settings), _ = warmup.run(warmup_key, start, num_steps=_WARMUP)  # ty: ignore[unknown-argument]
+        step = blackjax.nuts(log_density, **settings).step
+
+        def move(state, key):
+            state, _ = step(key, state)
+            return state, prior.bijection.decode(position(state.position))[0]
+
+        return jax.lax.scan(move, state, jax.random.split(key, draws))[1]
+
+    return jax.vmap(chain)(jax.random.split(key, _CHAINS))
+
+
+def _mode(residual: Callable[[Array], Array], dim: int) -> Array:
+    """The u of least |u|^2 + |residual(u)|^2 by Levenberg and Marquardt's method, from u = 0."""
+
+    def objective(u):
+        return jnp.sum(u**2) + jnp.sum(residual(u) ** 2)
+
+    def step(state, _):
+        u, damping, best = state
+        jacobian = jax.jacfwd(residual)(u)
+        curvature = jnp.eye(dim) + jacobian.T @ jacobian
+        gradient = u + jacobian.T @ residual(u)
+        damped = curvature + damping * jnp.diag(jnp.diag(curvature))
+        moved = u - jax.scipy.linalg.solve(damped, gradient, assume_a="pos")
+        value = objective(moved)
+        better = value < best  # False for NaN
+        damping = jnp.clip(jnp.where(better, damping / 5, damping * 4), 1e-8, 1e8)
+        return (jnp.where(better, moved, u), damping, jnp.where(better, value, best)), None
+
+    start = jnp.zeros(dim)
+    (u, _, _), _ = jax.lax.scan(step, (start, jnp.asarray(1e-2), objective(start)), length=_MODE_STEPS)
+    return u

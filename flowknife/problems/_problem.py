@@ -1,0 +1,105 @@
+"""What an inverse problem is: a prior, a forward model, noise, and draws from its posterior to compare with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowknife._types import Key, as_key
+from flowknife.errors import InputError
+from flowknife.priors import Prior
+
+Reference = Callable[[Array, np.ndarray, int], np.ndarray]
+"""(key, y of shape (y_dim,), n) -> draws of the posterior given y, shape (n, dim)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An inverse problem whose posterior is known: theta ~ prior, y = forward(theta) + N(0, noise^2).
+
+    Attributes:
+        name: its key in `PROBLEMS`.
+        prior: of the parameters theta.
+        forward: parameters of shape (*batch, dim) -> noiseless data of shape (*batch, y_dim), written in JAX.
+        reference: draws from the posterior, see `Reference`.
+        y_names: of the data.
+        y_units: of the data.
+        noise: standard deviation of the data, one number or one for each; 0 for a deterministic problem, None where
+            `draw` has randomness of another kind.
+        draw: (key, theta) -> y, if it is not forward + Gaussian noise.
+        geometry: what a picture needs to know, arrays by name.
+        source: where the definition comes from.
+    """
+
+    name: str
+    prior: Prior
+    forward: Callable[[Any], Array] = field(repr=False)
+    reference: Reference = field(repr=False)
+    y_names: tuple[str, ...]
+    y_units: tuple[str, ...]
+    noise: float | int | tuple[float, ...] | None = 0.0
+    draw: Callable[[Array, Array], Array] | None = field(default=None, repr=False)
+    geometry: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    source: str = ""
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters."""
+        return self.prior.dim
+
+    @property
+    def y_dim(self) -> int:
+        """Number of data."""
+        return len(self.y_names)
+
+    def simulate(self, key: Key, theta: Any) -> Float[Array, "..."]:
+        """Draw data y given parameters.
+
+        Args:
+            key: int, JAX key or None.
+            theta: parameters, shape (*batch, dim).
+
+        Returns:
+            data of shape (*batch, y_dim); NaN where a forward model found none.
+
+        Raises:
+            InputError: for parameters of another number.
+        """
+        theta = jnp.asarray(theta, float)
+        if theta.ndim == 0 or theta.shape[-1] != self.dim:
+            names = ", ".join(self.prior.names)
+            raise InputError(f"got parameters of shape {theta.shape}; expected (..., {self.dim}): {names}")
+        if self.draw is not None:
+            return self.draw(as_key(key), theta)
+        y = self.forward(theta)
+        return y + jnp.asarray(self.noise, y.dtype) * jax.random.normal(as_key(key), y.shape, y.dtype)
+
+    def reference_posterior(self, key: Key, y: Any, n: int) -> np.ndarray:
+        """Draw `n` parameters from the posterior given one observation.
+
+        Args:
+            key: int, JAX key or None.
+            y: observed data, shape (y_dim,).
+            n: number of draws.
+
+        Returns:
+            parameters, float64 of shape (n, dim).
+
+        Raises:
+            InputError: for data of another shape, or data that no parameters explain.
+        """
+        y = np.asarray(y, np.float64)
+        if y.shape != (self.y_dim,) or not np.all(np.isfinite(y)):
+            raise InputError(f"got y={y}; expected one observation of {self.y_dim} finite numbers")
+        if n < 1:
+            raise InputError(f"got n={n}; expected at least 1 draw")
+        return np.asarray(self.reference(as_key(key), y, n), np.float64)
+
+
+def generator(key: Array) -> np.random.Generator:
+    """The numpy generator of a JAX key: references are computed in double precision, outside of JAX."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
