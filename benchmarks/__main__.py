@@ -1,10 +1,10 @@
-"""Run benchmarks by name: `python -m benchmarks [density] [images]`; without a name, all of them."""
+"""Run benchmarks by name: `python -m benchmarks [density] [images] [inversion]`; without a name, all of them."""
 
 import sys
 
-from benchmarks import density, images
+from benchmarks import density, images, inversion
 
-BENCHMARKS = {"density": density.run, "images": images.run}
+BENCHMARKS = {"density": density.run, "images": images.run, "inversion": inversion.run}
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowknife import bijections, inn, laws, nets
+from flowknife import bijections, inn, laws, nets, priors
 from flowknife._types import Constant
 from flowknife.errors import StorageError
 
@@ -36,7 +36,7 @@ _HEADER = "flowknife"
 
 def _classes() -> dict[str, type[eqx.Module]]:
     """Every module class that a file may name."""
-    members = [member for room in (bijections, nets, laws, inn) for member in vars(room).values()]
+    members = [member for room in (bijections, nets, laws, inn, priors) for member in vars(room).values()]
     modules = [member for member in members if inspect.isclass(member) and issubclass(member, eqx.Module)]
     return {module.__name__: module for module in (Constant, *modules) if not inspect.isabstract(module)}
 

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+from flowknife.apps._posterior import InvertConfig, Posterior
 from flowknife.apps.density import Density, DensityConfig, density
 from flowknife.apps.images import Images, ImagesConfig, images
+from flowknife.apps.invert import invert
 from flowknife.errors import StorageError
 from flowknife.storage import read_run
 
-APPLICATIONS = {result.application: result for result in (Density, Images)}
+APPLICATIONS = {result.application: result for result in (Density, Images, Posterior)}
 
 
-def load(folder: str | Path) -> Density | Images:
+def load(folder: str | Path) -> Density | Images | Posterior:
     """Read a run directory, of whichever application.
 
     Raises:
@@ -29,4 +31,16 @@ def load(folder: str | Path) -> Density | Images:
         raise StorageError(f"got {folder}, a damaged run ({reason}); expected one that flowknife wrote") from None
 
 
-__all__ = ["APPLICATIONS", "Density", "DensityConfig", "Images", "ImagesConfig", "density", "images", "load"]
+__all__ = [
+    "APPLICATIONS",
+    "Density",
+    "DensityConfig",
+    "Images",
+    "ImagesConfig",
+    "InvertConfig",
+    "Posterior",
+    "density",
+    "images",
+    "invert",
+    "load",
+]

@@ -1,0 +1,386 @@
+"""The posterior of an inverse problem, for every observation: what `flowknife.invert` returns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pydantic
+
+from flowknife._settings import validated
+from flowknife._types import Key, as_key
+from flowknife.diagnostics import (
+    Check,
+    Misspecification,
+    coverage,
+    hpd_coverage,
+    misspecification,
+    resimulation_error,
+    round_trip_error,
+    sbc,
+    tarp,
+)
+from flowknife.errors import InputError
+from flowknife.inn import INN
+from flowknife.priors import Prior
+from flowknife.problems import PROBLEMS
+from flowknife.storage import load_tree, read_history, read_run, write_run
+from flowknife.train import Training
+
+_NUMBERS_AT_ONCE = 2_000_000
+_CHECKED, _DRAWS = 300, 200  # held-out observations that are checked, and draws of each
+
+
+class InvertConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Settings of `invert`."""
+
+    seed: int = 0
+    form: Literal["conditional", "partitioned"] = "conditional"
+    num_simulations: int = pydantic.Field(10_000, ge=8, description="simulations, if there are no pairs yet")
+    noise: float | tuple[float, ...] | None = pydantic.Field(
+        None, description="standard deviation of Gaussian noise to add to simulated data, in their units"
+    )
+    scale: float = pydantic.Field(
+        0.02, gt=0, description="width of the law of data without noise (partitioned), in standard deviations"
+    )
+    layers: int = pydantic.Field(8, ge=1, description="couplings")
+    width: int = pydantic.Field(64, ge=1, description="hidden units of each network")
+    depth: int = pydantic.Field(2, ge=1, description="residual blocks of each network")
+    features: int = pydantic.Field(
+        64, ge=0, description="learned features of an observation, beside its numbers as they are"
+    )
+    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="observations with a p-value below are flagged")
+    train: Training = Training()
+
+
+@eqx.filter_jit
+def _sample(model, key, n, temperature, y):
+    return jnp.moveaxis(model.sample_left(key, n, temperature=temperature, y=y)["x"], 0, -2)
+
+
+@eqx.filter_jit
+def _sample_noise(model, key, n, y):
+    blocks = model.sample_left(key, n, y=y)
+    return tuple(jnp.moveaxis(blocks[name], 0, -2) for name in ("x", "noise"))
+
+
+@eqx.filter_jit
+def log_density(model: INN, x, y):
+    """Log p(x | y) of rows x given rows y; for a model of (x, noise), at the noise that makes x explain y exactly."""
+    names = [block.name for block in model.partition.left]
+    if "noise" not in names:
+        return model.log_prob(x, y=y)
+    noise = y - model.encode({"x": x, "noise": jnp.zeros_like(y)})["y"]
+    law = model.partition.right[0]
+    at_centre = law.law.log_prob(y, law.shape, y)  # what the law of y adds, a constant there
+    return model.log_prob({"x": x, "noise": noise}, y=y) - at_centre
+
+
+@eqx.filter_jit
+def _forward(model, x):
+    left = {"x": x}
+    for block in model.partition.left[1:]:
+        left[block.name] = jnp.zeros((*x.shape[:-1], *block.shape))
+    return model.encode(left)["y"]
+
+
+@eqx.filter_jit
+def _climb(model, prior, x, y, steps, rate):
+    """Gradient ascent of log p(x | y), in coordinates where the prior is standard normal."""
+    u, _ = prior.bijection.encode(x)
+    optimiser = optax.adam(1.0)
+
+    def loss(u):
+        values = log_density(model, prior.bijection.decode(u)[0], y)
+        return -jnp.sum(values), values
+
+    def step(i, carry):
+        u, state, best, best_value = carry
+        (_, values), slope = jax.value_and_grad(loss, has_aux=True)(u)
+        better = (values > best_value)[:, None]
+        best, best_value = jnp.where(better, u, best), jnp.maximum(values, best_value)
+        updates, state = optimiser.update(jnp.nan_to_num(slope), state)
+        return u + rate * (1 - i / steps) * updates, state, best, best_value
+
+    start = (u, optimiser.init(u), u, jnp.full(len(u), -jnp.inf))
+    *_, best, value = jax.lax.fori_loop(0, steps, step, start)
+    return prior.bijection.decode(best)[0], value
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The posterior p(x | y) of the parameters x of an inverse problem, for every observation y.
+
+    An observation is a vector of m numbers. Everywhere, one observation (m,) or many (k, m) may be given; with many,
+    results have a leading axis of length k, and what is at place i of it belongs to observation i alone.
+
+    Attributes:
+        model: the network, x <-> z given y, or x (and noise) <-> [y, z].
+        prior: of the parameters.
+        held_out: pairs {"x", "y"} that were not trained on, with the noise of the data in y.
+        y_names: of the data.
+        noise: standard deviation of the noise that was added to simulated data, one for each number.
+        config: settings.
+        history: columns of the training curve.
+        facts: what is worth knowing about the run.
+        forward: the noise-free simulator of a batch, if it is known.
+    """
+
+    model: INN = field(repr=False)
+    prior: Prior = field(repr=False)
+    held_out: dict[str, np.ndarray] = field(repr=False)
+    y_names: tuple[str, ...] = field(repr=False)
+    noise: tuple[float, ...]
+    config: InvertConfig
+    history: dict[str, list[float]] = field(repr=False)
+    facts: dict[str, Any]
+    forward: Callable[[Any], Any] | None = field(default=None, repr=False)
+
+    application = "invert"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+        return self.prior.names
+
+    def sample(self, n: int, y: Any, key: Key = None, temperature: float = 1.0) -> np.ndarray:
+        """Draw `n` parameters that explain an observation: shape (n, d), or (k, n, d) for k observations.
+
+        Args:
+            n: number of draws for each observation.
+            y: one observation (m,) or several (k, m).
+            key: int, JAX key or None.
+            temperature: scale of the latents; 1 is the posterior.
+
+        Raises:
+            InputError: for an observation of another length, or with a number that is not finite.
+        """
+        rows, single = self._observations(y)
+        if n < 1:
+            raise InputError(f"got n={n}; expected at least 1 draw")
+        parts = self._in_parts(rows, n * self.prior.dim)
+        keys = jax.random.split(as_key(key), len(parts))
+        scale = jnp.asarray(float(temperature))
+        drawn = [np.asarray(_sample(self.model, k, n, scale, part)) for k, part in zip(keys, parts, strict=True)]
+        return _plain(np.concatenate(drawn), single)
+
+    def sample_noise(self, n: int, y: Any, key: Key = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw pairs (parameters, noise of the data) that explain an observation; y - noise is the noise-free data.
+
+        Needs a model of (x, noise) <-> [y, z]: `form="partitioned"` and `noise`.
+        """
+        if "noise" not in [block.name for block in self.model.partition.left]:
+            raise InputError(
+                f"got a {self.config.form} posterior without a block of noise; expected (x, noise) <-> [y, z]; try "
+                'form="partitioned", noise=...'
+            )
+        rows, single = self._observations(y)
+        x, noise = _sample_noise(self.model, as_key(key), n, rows)
+        return _plain(np.asarray(x), single), _plain(np.asarray(noise), single)
+
+    def log_prob(self, x: Any, y: Any) -> np.ndarray:
+        """Log posterior density, in nats per unit of x: one for each row of x.
+
+        Args:
+            x: parameters: (n, d) for one observation, (k, n, d) for n of each of k observations, or (k, d) for one of
+                each.
+            y: one observation (m,), or (k, m).
+        """
+        x = np.asarray(x, np.float32)
+        rows, single = self._observations(y)
+        if x.ndim < 1 or x.shape[-1] != self.prior.dim:
+            raise InputError(
+                f"got parameters of shape {x.shape}; expected (..., {self.prior.dim}): {', '.join(self.names)}"
+            )
+        if single:
+            rows = np.broadcast_to(rows[0], (*x.shape[:-1], rows.shape[-1]))
+        elif x.ndim == 3:
+            rows = np.broadcast_to(rows[:, None], (len(rows), x.shape[1], rows.shape[-1]))
+        if rows.shape[:-1] != x.shape[:-1]:
+            raise InputError(
+                f"got parameters of shape {x.shape} and observations of shape {np.shape(y)}; expected one observation, "
+                "or as many as the leading axis of the parameters"
+            )
+        return np.asarray(log_density(self.model, x, rows))
+
+    def quantiles(self, y: Any, q: Sequence[float] = (0.05, 0.5, 0.95), n: int = 4000, key: Key = None) -> np.ndarray:
+        """Quantiles of each parameter, shape (len(q), d), or (k, len(q), d) for k observations, from `n` draws."""
+        return np.moveaxis(np.quantile(self.sample(n, y, key), q, axis=-2), 0, -2)
+
+    def map(self, y: Any, n: int = 200, key: Key = None) -> np.ndarray:
+        """The parameters of largest posterior density, (d,) or (k, d): from the best of `n` draws, uphill."""
+        rows, single = self._observations(y)
+        drawn = self.sample(n, rows, key)
+        best = np.argmax(self.log_prob(drawn, rows), axis=1)
+        start = np.take_along_axis(drawn, best[:, None, None], axis=1)[:, 0]
+        top, _ = _climb(self.model, self.prior, jnp.asarray(start), rows, jnp.asarray(200), jnp.asarray(0.03))
+        return _plain(np.asarray(top), single)
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Noise-free data of parameters x of shape (..., d): the forward direction of the network, or the simulator.
+
+        Raises:
+            InputError: for a conditional model whose simulator is not known; it has no forward direction.
+        """
+        x = np.asarray(x, np.float32)
+        if self.config.form == "partitioned":
+            return np.asarray(_forward(self.model, x))
+        if self.forward is None:
+            raise InputError(
+                "got a conditional posterior, which has no forward direction, and no simulator; try "
+                'form="partitioned", or the simulator itself'
+            )
+        return np.asarray(self.forward(x.reshape(-1, x.shape[-1])), float).reshape(*x.shape[:-1], -1)
+
+    def misspecification(self, y: Any, key: Key = 0) -> Misspecification:
+        """Whether the simulator can have made the observations: a p-value for each; see `flowknife.diagnostics`."""
+        rows, _ = self._observations(y)
+        return misspecification(self._features(self.held_out["y"]), self._features(rows), key)
+
+    def score(self, y: Any) -> dict[str, np.ndarray]:
+        """How far observations are from what the simulator makes: columns row, score, p_value, flag (p < alpha)."""
+        found = self.misspecification(y)
+        flag = found.p_values < self.config.alpha
+        return {"row": np.arange(len(flag)), "score": found.scores, "p_value": found.p_values, "flag": flag}
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """`nll`: mean -log p(x | y) of held-out pairs, in nats; `prior_nll`: the same before y is known."""
+        x, y = self.held_out["x"], self.held_out["y"]
+        return {
+            "nll": float(-np.mean(log_density(self.model, x, y))),
+            "prior_nll": float(-np.mean(self.prior.log_prob(x))),
+        }
+
+    @cached_property
+    def calibration(self) -> dict[str, Any]:
+        """Ranks, coverage and re-simulation of held-out pairs, by name; each has a `verdict` and a `check`."""
+        x, y = (self.held_out[name][:_CHECKED] for name in ("x", "y"))
+        drawn = self.sample(_DRAWS, y, key=0)
+        found = {
+            "ranks": sbc(drawn, x, self.names),
+            "coverage": coverage(drawn, x, names=self.names),
+            "tarp": tarp(drawn, x),
+            "highest density": hpd_coverage(self.log_prob(drawn, y), self.log_prob(x, y)),
+        }
+        if self.config.form == "partitioned" or self.forward is not None:
+            found["resimulation"] = resimulation_error(self.predict(drawn[:, :20]), y[:, None])
+        return found
+
+    def check(self, pairs: Any = None) -> list[Check]:
+        """Calibration of the posterior over held-out pairs, or over `pairs` (x, y), against what it should be."""
+        if pairs is not None:
+            x, y = (np.asarray(values, np.float32) for values in pairs)
+            return _replaced(self, held_out={"x": x, "y": self._observations(y)[0]}).check()
+        x, y = self.held_out["x"][:1000], self.held_out["y"][:1000]
+        trip = round_trip_error(self.model.bijection, *self._ends(x, y))
+        found = [value.check for value in self.calibration.values() if hasattr(value, "check")]
+        return [Check("round trip, in standard deviations", trip, 1e-2), *found]
+
+    def to_arviz(self, y: Any, n: int = 1000, key: Key = None) -> Any:
+        """`n` draws given one observation as ArviZ `InferenceData`, with the observed data."""
+        try:
+            import arviz  # ty: ignore[unresolved-import]
+        except ImportError:
+            raise InputError('ArviZ is not installed; try pip install "flowknife[arviz]"') from None
+        rows, single = self._observations(y)
+        if not single and len(rows) > 1:
+            raise InputError(f"got {len(rows)} observations; expected one at a time")
+        drawn = self.sample(n, rows[0], key)
+        posterior = {name: drawn[None, :, i] for i, name in enumerate(self.names)}
+        observed = {"y": np.asarray(rows[0])}
+        try:
+            return arviz.from_dict({"posterior": posterior, "observed_data": observed})
+        except TypeError:  # before ArviZ 1.0
+            return arviz.from_dict(posterior=posterior, observed_data=observed)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a run directory; `flowknife.load` reads it."""
+        record = {
+            "application": self.application,
+            "config": self.config.model_dump(exclude_none=True),
+            "metrics": self.metrics,
+            "data": {"names": list(self.names), "y_names": list(self.y_names)},
+            "facts": self.facts,
+        }
+        tree = {"model": self.model, "prior": self.prior, "held_out": self.held_out, "noise": self.noise}
+        return write_run(folder, record, tree, self.history)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Posterior":
+        """Read a run directory that `save` wrote."""
+        record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
+        problem = PROBLEMS.get(record["facts"].get("problem", ""))
+        return cls(
+            model=tree["model"],
+            prior=tree["prior"],
+            held_out={name: np.asarray(rows) for name, rows in tree["held_out"].items()},
+            y_names=tuple(record["data"]["y_names"]),
+            noise=tuple(tree["noise"]),
+            config=validated(InvertConfig, record["config"]),
+            history=read_history(folder),
+            facts=record["facts"],
+            forward=problem().forward if problem else None,
+        )
+
+    def report(self, folder: str | Path) -> Path:
+        """Write the pictures and `report.html` into `folder`; return the page's path."""
+        from flowknife.report import report_invert
+
+        return report_invert(self, folder)
+
+    def _observations(self, y) -> tuple[np.ndarray, bool]:
+        """Observations as rows (k, m), and whether there is only one, given without an axis for it."""
+        try:
+            rows = np.asarray(y, np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"got {type(y).__name__} as an observation; expected numbers") from None
+        length, single = len(self.y_names), rows.ndim <= 1
+        rows = rows.reshape(1, -1) if single else rows
+        if rows.ndim != 2 or rows.shape[1] != length:
+            raise InputError(
+                f"got observations of shape {np.shape(y)}; expected ({length},), or (k, {length}) for k of them: "
+                f"{', '.join(self.y_names[:8])}{' ...' if length > 8 else ''}"
+            )
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            place = int(np.flatnonzero(~np.isfinite(rows[bad[0]]))[0])
+            what = f"{rows[bad[0], place]} as {self.y_names[place]} of observation {bad[0] + 1}"
+            raise InputError(f"got {what}; expected finite numbers")
+        return rows, single
+
+    def _in_parts(self, rows, numbers_each):
+        size = max(_NUMBERS_AT_ONCE // max(numbers_each, 1), 1)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _features(self, y):
+        """Normal scores of observations, in which a distance means something."""
+        from scipy.stats import norm
+
+        ordered = np.sort(self.held_out["y"], axis=0)
+        count = len(ordered)
+        below = np.stack([np.interp(c, o, np.arange(1, count + 1)) for c, o in zip(y.T, ordered.T, strict=True)], 1)
+        spread = np.maximum(ordered.std(axis=0), 1e-12)
+        beyond = np.maximum(y - ordered[-1], 0) / spread - np.maximum(ordered[0] - y, 0) / spread
+        return norm.ppf((below - 0.5) / count) + beyond
+
+    def _ends(self, x, y):
+        """The left end as one array, and the condition, of pairs."""
+        left, known, _ = self.model._prepare(0, x, {"y": y})
+        array = np.concatenate([left[block.name] for block in self.model.partition.left], axis=-1)
+        return array, self.model._condition(known)
+
+
+def _plain(values, single):
+    return values[0] if single else values
+
+
+def _replaced(posterior: Posterior, **changes) -> Posterior:
+    values = {name: getattr(posterior, name) for name in posterior.__dataclass_fields__}
+    return Posterior(**{**values, **changes})
