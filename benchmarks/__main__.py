@@ -1,10 +1,10 @@
-"""Run benchmarks by name: `python -m benchmarks [density] [images] [inversion]`; without a name, all of them."""
+"""Run benchmarks by name, such as `python -m benchmarks density`; without a name, all of them."""
 
 import sys
 
-from benchmarks import density, images, inversion
+from benchmarks import density, images, inversion, posteriors
 
-BENCHMARKS = {"density": density.run, "images": images.run, "inversion": inversion.run}
+BENCHMARKS = {"density": density.run, "images": images.run, "inversion": inversion.run, "posteriors": posteriors.run}
 
 
 def main() -> int:

@@ -44,7 +44,9 @@ class InvertConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     form: Literal["conditional", "partitioned"] = "conditional"
     num_simulations: int = pydantic.Field(10_000, ge=8, description="simulations, if there are no pairs yet")
     noise: float | tuple[float, ...] | None = pydantic.Field(
-        None, description="standard deviation of Gaussian noise to add to simulated data, in their units"
+        None,
+        description="standard deviation of Gaussian noise to add to simulated data, in their units; default: none, or "
+        "a hundredth of the data's own if a simulator is exact (conditional)",
     )
     scale: float = pydantic.Field(
         0.02, gt=0, description="width of the law of data without noise (partitioned), in standard deviations"

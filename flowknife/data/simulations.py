@@ -3,7 +3,7 @@
 import inspect
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,12 +29,14 @@ class Simulations:
         y: observations, shape (n, m).
         failed: pairs left out, since a simulation raised an exception or a number is not finite.
         reason: the first such failure in words, or "".
+        exact: the simulator gives the same observation of the same parameters every time.
     """
 
     theta: np.ndarray
     y: np.ndarray
     failed: int = 0
     reason: str = ""
+    exact: bool = False
 
 
 def given_pairs(theta: Any, y: Any) -> Simulations:
@@ -82,20 +84,24 @@ def simulate(
     """
     theta = np.asarray(theta)
     keys = _keys(simulator, len(theta), key)
-    if executor is not None:
-        made = executor.map(_attempt, itertools.repeat(simulator), theta, keys)
-        return _finite(theta, _watched(made, len(theta), on_progress))
-    batched = _batched(simulator, theta, keys)
+    batched = None if executor else _batched(simulator, theta, keys)
     if batched is None:
-        made = (_attempt(simulator, row, row_key) for row, row_key in zip(theta, keys, strict=True))
-        return _finite(theta, _watched(made, len(theta), on_progress))
-    outcomes: list[Outcome] = []
-    size = max(min(_AT_ONCE, len(theta) // 20), 1)
-    for start in range(0, len(theta), size):
-        outcomes += _halving(batched, theta[start : start + size], keys[start : start + size])
-        if on_progress:
-            on_progress(len(outcomes), len(theta))
-    return _finite(theta, outcomes)
+        run = executor.map if executor else map
+        made = run(_attempt, itertools.repeat(simulator), theta, keys)
+        outcomes = _watched(made, len(theta), on_progress)
+    else:
+        outcomes = []
+        size = max(min(_AT_ONCE, len(theta) // 20), 1)
+        for start in range(0, len(theta), size):
+            outcomes += _halving(batched, theta[start : start + size], keys[start : start + size])
+            if on_progress:
+                on_progress(len(outcomes), len(theta))
+    found = _finite(theta, outcomes)
+    if keys[0] is not None:
+        return found
+    twice = [_attempt(simulator, found.theta[0], None) for _ in range(2)]
+    exact = not isinstance(twice[0], str) and np.array_equal(*twice)
+    return replace(found, exact=exact)
 
 
 def predicted(simulator: Callable[..., Any], theta: np.ndarray) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""`fk.invert` with its defaults against exact and MCMC posteriors: C2ST, and coverage of 90 % intervals.
+
+    PROBLEMS="two_moons gaussian_linear gravity dispersion" DRAWS=10000 python -m benchmarks posteriors
+"""
+
+import os
+import time
+
+import numpy as np
+
+import flowknife as fk
+
+_CASES = {
+    # simulations, form, observations compared with the reference, noise
+    "two_moons": (10_000, "conditional", 10, None),
+    "gaussian_linear": (10_000, "conditional", 10, None),
+    "gravity": (100_000, "conditional", 5, 0.1),
+    "dispersion": (20_000, "partitioned", 5, 0.01),
+}
+
+
+def run() -> None:
+    """Print C2ST (0.5 is perfect) and the share of 1000 truths in their 90 % intervals, of parameters and noise."""
+    draws = int(os.environ.get("DRAWS", "10000"))
+    head = f"{'problem':<16}{'simulations':>12}{'form':>13}{'C2ST':>8}{'worst':>8}{'coverage':>10}{'noise':>8}"
+    print(f"{head}{'fit s':>7}")
+    for name in os.environ.get("PROBLEMS", " ".join(_CASES)).split():
+        count, form, observations, noise = _CASES[name]
+        problem = fk.problems.PROBLEMS[name]() if noise is None else fk.problems.PROBLEMS[name](noise=noise)
+        start = time.perf_counter()
+        settings = {"form": form, "noise": noise, "key": 0, "show_progress": False}
+        if name == "dispersion":  # its simulations are stored
+            posterior = fk.invert(pairs=fk.problems.pairs(), prior=problem.prior, **settings)
+        else:
+            posterior = fk.invert(problem, num_simulations=count, **settings)
+        seconds = time.perf_counter() - start
+        truth = np.asarray(problem.prior.sample(7, 1000))
+        y = np.asarray(problem.simulate(8, truth)) if name != "dispersion" else None
+        if y is None:
+            truth, clean = (rows[-1000:] for rows in fk.problems.pairs())
+            y = clean + noise * np.random.default_rng(0).normal(size=clean.shape)
+        found = [
+            fk.diagnostics.c2st(problem.reference_posterior(20 + i, y[i], draws), posterior.sample(draws, y[i], key=i))
+            for i in range(observations)
+        ]
+        inside, of_noise = _coverage(posterior, problem, truth, y)
+        print(
+            f"{name:<16}{count:>12}{form:>13}{np.mean(found):>8.3f}{np.max(found):>8.3f}{inside:>10.3f}{of_noise:>8}"
+            f"{seconds:>7.0f}",
+            flush=True,
+        )
+
+
+def _coverage(posterior, problem, truth, y):
+    """Share of all components of parameters, and of noise, inside their central 90 % intervals."""
+    if posterior.config.form == "partitioned":
+        drawn, noise = posterior.sample_noise(500, y, key=1)
+        true_noise = y - np.asarray(problem.forward(truth))
+        of_noise = f"{_inside(noise, true_noise):.3f}"
+    else:
+        drawn, of_noise = posterior.sample(500, y, key=1), "-"
+    return _inside(drawn, truth), of_noise
+
+
+def _inside(drawn, truth):
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=1)
+    return float(np.mean((truth >= low) & (truth <= high)))
