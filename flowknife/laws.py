@@ -14,9 +14,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from flowknife._types import Shape
+from flowknife._types import Constant, Shape
+from flowknife.bijections._linear import shrunk_covariance
 from flowknife.errors import InputError
 
 Temperature = float | Float[Array, ""]
@@ -24,9 +26,14 @@ Temperature = float | Float[Array, ""]
 _LOG_2PI = math.log(2 * math.pi)
 
 
-def normal_log_prob(x: Float[Array, "..."], shape: Shape, scale: float = 1.0) -> Float[Array, "..."]:
+Scale = float | tuple[float, ...]
+"""A standard deviation: one for all elements, or one for each along the last axis."""
+
+
+def normal_log_prob(x: Float[Array, "..."], shape: Shape, scale: Scale = 1.0) -> Float[Array, "..."]:
     """Log N(x; 0, scale^2 I), summed over the event axes."""
-    terms = -0.5 * (x / scale) ** 2 - 0.5 * _LOG_2PI - math.log(scale)
+    scale = np.asarray(scale, x.dtype)
+    terms = -0.5 * (x / scale) ** 2 - 0.5 * _LOG_2PI - np.log(scale)
     return jnp.sum(terms, axis=tuple(range(x.ndim - len(shape), x.ndim)))
 
 
@@ -67,10 +74,10 @@ class Given(Law):
     """N(value, scale^2 I) around a value known at training time: data, or a one-hot label.
 
     Args:
-        scale: standard deviation, in units of the block.
+        scale: standard deviation, in units of the block; a tuple has one for each element of the last axis.
     """
 
-    scale: float = eqx.field(static=True, default=0.1)
+    scale: Scale = eqx.field(static=True, default=0.1)
 
     @property
     def known(self) -> bool:
@@ -80,7 +87,8 @@ class Given(Law):
         return normal_log_prob(block - self._value(given, shape), shape, self.scale)
 
     def sample(self, key, batch, shape, given=None, temperature=1.0):
-        return self._value(given, shape) + temperature * self.scale * jax.random.normal(key, (*batch, *shape))
+        noise = jnp.asarray(self.scale, float) * jax.random.normal(key, (*batch, *shape))
+        return self._value(given, shape) + temperature * noise
 
     @staticmethod
     def _value(given, shape):
@@ -106,10 +114,14 @@ class Padding(Law):
 
 
 class ClassMixture(Law):
-    """Gaussian mixture with one trainable mean per class and unit covariance: sum_k w_k N(z; mu_k, I).
+    """Gaussian mixture with one component per class: sum_k w_k N(z; mu_k, (W_k^T W_k)^-1).
 
-    With a known label k the class's own joint term, w_k N(z; mu_k, I); the label -1 means unknown. Means start at
-    5 / sqrt(2 floor(D/K)) times a tiled identity (Ardizzone et al. 2020, arXiv 2001.06448, app. C).
+    With a known label k the class's own joint term, w_k N(z; mu_k, ...); the label -1 means unknown. Means and weights
+    are trained. The whitenings W_k start at the identity (Ardizzone et al. 2020, arXiv 2001.06448) and are never
+    trained; `fit` sets all three in closed form, which makes the law alone a quadratic discriminant analysis.
+
+    With as many dimensions as classes, means start at 5 / sqrt(2 floor(D/K)) times a tiled identity (ibid., app. C);
+    with fewer, at points spread over a ball, the nearest two 5 apart.
 
     Args:
         classes: number K of classes.
@@ -118,14 +130,15 @@ class ClassMixture(Law):
 
     means: Float[Array, "k d"]
     log_weights: Float[Array, " k"]
+    whitening: Constant  # (K, r, r), of the first r elements; the others have unit variance in every class
 
     def __init__(self, classes: int, dim: int):
         if classes < 2 or dim < 1:
             raise InputError(f"got {classes} classes in {dim} dimensions; expected at least 2 classes and 1 dimension")
-        repeats = max(dim // classes, 1)
-        tiled = np.tile(np.eye(classes), (1, repeats + 1))[:, :dim]
-        self.means = jnp.asarray(5.0 / math.sqrt(2 * repeats) * tiled)
+        self.means = jnp.asarray(_spread(classes, dim) if dim < classes else _tiled(classes, dim))
         self.log_weights = jnp.zeros(classes)
+        rank = min(dim, int((_MOST_WHITENING / classes) ** 0.5))
+        self.whitening = Constant(jnp.tile(jnp.eye(rank), (classes, 1, 1)))
 
     @property
     def known(self) -> bool:
@@ -134,27 +147,102 @@ class ClassMixture(Law):
     def given_shape(self, shape):
         return ()
 
+    def fit(self, block: Array, labels: Array) -> "ClassMixture":
+        """Means, shrunk covariances and weights of the rows of each class, in closed form.
+
+        A class with fewer than two rows keeps the covariance it has, one without rows its mean too.
+
+        Args:
+            block: rows `(n, *shape)`.
+            labels: `(n,)`; -1, unknown, is left out.
+        """
+        z, codes = np.asarray(block).reshape(len(block), -1), np.asarray(labels)
+        means, whitening = np.array(self.means), np.array(self.whitening.value)
+        rank = whitening.shape[-1]
+        counts = np.array([np.sum(codes == k) for k in range(len(means))])
+        for k in np.flatnonzero(counts):
+            means[k] = z[codes == k].mean(axis=0)
+            if counts[k] > 1:
+                variances, axes = shrunk_covariance(jnp.asarray((z[codes == k] - means[k])[:, :rank]))
+                axes = np.asarray(axes)
+                whitening[k] = (axes / np.sqrt(np.maximum(variances, 1e-6))) @ axes.T
+        # half a row for a class that was not seen
+        log_weights = np.log(np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum())
+        return eqx.tree_at(
+            lambda law: (law.means, law.whitening.value, law.log_weights),
+            self,
+            tuple(jnp.asarray(a, self.means.dtype) for a in (means, whitening, log_weights)),
+        )
+
+    def residual(self, block: Array, shape: Shape, label: Array) -> Array:
+        """The standard normal draw behind a block of a class, of shape `(*batch, D)`: W_k (z - mu_k)."""
+        difference = self._flat(block, shape) - self.means[label]
+        first, rest = self._split(difference)
+        return jnp.concatenate([jnp.einsum("...ij,...j->...i", self.whitening.value[label], first), rest], axis=-1)
+
     def class_log_probs(self, block: Array, shape: Shape) -> Array:
-        """Log w_k + log N(z; mu_k, I) for every class, of shape `(*batch, K)`."""
-        flat = block.reshape(*block.shape[: block.ndim - len(shape)], -1)
-        distance = jnp.sum((flat[..., None, :] - self.means) ** 2, axis=-1)
-        return jax.nn.log_softmax(self.log_weights) - 0.5 * distance - 0.5 * flat.shape[-1] * _LOG_2PI
+        """Log w_k + log N(z; mu_k, ...) for every class, of shape `(*batch, K)`."""
+        flat = self._flat(block, shape)
+        first, rest = self._split(flat[..., None, :] - self.means)
+        white = jnp.einsum("kij,...kj->...ki", self.whitening.value, first)
+        distance = jnp.sum(white**2, axis=-1) + jnp.sum(rest**2, axis=-1)
+        normaliser = jnp.linalg.slogdet(self.whitening.value)[1] - 0.5 * flat.shape[-1] * _LOG_2PI
+        return jax.nn.log_softmax(self.log_weights) + normaliser - 0.5 * distance
 
     def log_prob(self, block, shape, given=None):
         terms = self.class_log_probs(block, shape)
         mixture = jax.nn.logsumexp(terms, axis=-1)
         if given is None:
             return mixture
-        given = jnp.broadcast_to(given, mixture.shape)
+        given = jnp.broadcast_to(self._label(given), mixture.shape)
         own = jnp.take_along_axis(terms, jnp.maximum(given, 0)[..., None], axis=-1)[..., 0]
         return jnp.where(given < 0, mixture, own)
 
     def sample(self, key, batch, shape, given=None, temperature=1.0):
         label_key, key = jax.random.split(key)
         drawn = jax.random.categorical(label_key, self.log_weights, shape=batch)
-        given = drawn if given is None else jnp.where(given < 0, drawn, given)
-        centre = self.means[given].reshape(*jnp.shape(given), *shape)
-        return centre + temperature * jax.random.normal(key, (*batch, *shape))
+        label = drawn if given is None else jnp.where(self._label(given) < 0, drawn, self._label(given))
+        first, rest = self._split(jax.random.normal(key, (*batch, self.means.shape[-1])))
+        first = jnp.einsum("...ij,...j->...i", jnp.linalg.inv(self.whitening.value)[label], first)
+        noise = jnp.concatenate([first, rest], axis=-1)
+        return (self.means[label] + temperature * noise).reshape(*batch, *shape)
+
+    def _flat(self, block, shape):
+        return block.reshape(*block.shape[: block.ndim - len(shape)], -1)
+
+    def _split(self, difference):
+        return jnp.split(difference, [self.whitening.value.shape[-1]], axis=-1)
+
+    def _label(self, given):
+        given, classes = jnp.asarray(given), len(self.means)
+        expected = f"expected whole numbers 0 to {classes - 1}, or -1 for an unknown label"
+        if not jnp.issubdtype(given.dtype, jnp.integer):
+            raise InputError(f"got labels of type {given.dtype}; {expected}; try labels.astype(int)")
+        if not isinstance(given, Tracer) and given.size and not (given.min() >= -1 and given.max() < classes):
+            raise InputError(f"got labels from {given.min()} to {given.max()}; {expected}")
+        return given
+
+
+_MOST_WHITENING = 4_000_000  # numbers of all class covariances together
+
+
+def _tiled(classes, dim):
+    repeats = dim // classes
+    return 5.0 / math.sqrt(2 * repeats) * np.tile(np.eye(classes), (1, repeats + 1))[:, :dim]
+
+
+def _spread(classes, dim):
+    """Points of a ball, each the farthest from those before it (Gonzalez 1985), the nearest two 5 apart."""
+    rng = np.random.default_rng(0)
+    inside = rng.normal(size=(2000, dim))
+    inside *= rng.random((2000, 1)) ** (1 / dim) / np.linalg.norm(inside, axis=1, keepdims=True)
+    candidates = np.concatenate([np.eye(dim), -np.eye(dim), inside])
+    chosen, nearest = candidates[:1], np.full(len(candidates), np.inf)
+    while len(chosen) < classes:
+        nearest = np.minimum(nearest, np.linalg.norm(candidates - chosen[-1], axis=1))
+        chosen = np.concatenate([chosen, candidates[[nearest.argmax()]]])
+    closest = min(np.linalg.norm(chosen[:k] - chosen[k], axis=1).min() for k in range(1, classes))
+    return 5.0 / closest * chosen
 
 
 class Source(eqx.Module):
@@ -215,11 +303,11 @@ class Noise(Source):
     (Zhang & Curtis 2021, doi 10.1029/2021JB022320).
 
     Args:
-        scale: standard deviation, in units of the block.
+        scale: standard deviation, in units of the block; a tuple has one for each element of the last axis.
         added_to: name of the known right-hand block that receives the same draw, or None.
     """
 
-    scale: float = eqx.field(static=True, default=1.0)
+    scale: Scale = eqx.field(static=True, default=1.0)
     added_to: str | None = eqx.field(static=True, default=None)
 
     @property
@@ -227,7 +315,9 @@ class Noise(Source):
         return True
 
     def prepare(self, key, value, batch, shape):
-        return self.scale * jax.random.normal(key, (*batch, *shape)) if value is None else value
+        if value is not None:
+            return value
+        return jnp.asarray(self.scale, float) * jax.random.normal(key, (*batch, *shape))
 
 
 class Pad(Source):

@@ -1,11 +1,15 @@
 """What training minimises. An objective maps (model, batch, key) to one number; `nll` is the default for every job."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from flowknife.inn import INN
+from flowknife._types import Key
+from flowknife.inn import INN, Block
+from flowknife.laws import ClassMixture, Given, Pad, normal_log_prob
 
 Batch = Mapping[str, Array]
 Objective = Callable[[INN, Batch, Array], Float[Array, ""]]
@@ -24,3 +28,147 @@ def nll(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
     """Mean negative log-likelihood of the left end given the known values, in nats per row: -E log p(x | y)."""
     left, known = split_batch(model, batch)
     return -jnp.mean(model.log_prob(left, key=key, **known))
+
+
+def class_terms(blocks: Sequence[Block], right: Mapping[str, Array]) -> Float[Array, "*batch k"]:
+    """Log density of right-hand blocks given each class, of shape `(*batch, K)`.
+
+    Args:
+        blocks: right-hand blocks; the class is the label of a `ClassMixture`, or a one-hot `Given` vector.
+        right: their values.
+    """
+    terms: Any = 0.0
+    for block in blocks:
+        law, value = block.law, right[block.name]
+        if isinstance(law, ClassMixture):
+            terms = terms + law.class_log_probs(value, block.shape) - jax.nn.log_softmax(law.log_weights)
+        elif isinstance(law, Given):
+            terms = terms + law.log_prob(value[..., None, :], block.shape, jnp.eye(block.size))
+        else:
+            terms = terms + law.log_prob(value, block.shape)[..., None]
+    return terms
+
+
+def class_log_probs(model: INN, x: Any, *, key: Key = None) -> Float[Array, "*batch k"]:
+    """Log p(x | class k) of data for every class, in nats, of shape `(*batch, K)`.
+
+    Padding on the left is drawn and divided by its own density: with many draws the mean of exp(...) is p(x | k).
+
+    Args:
+        model: with a `ClassMixture`, or a one-hot `Given` vector, on the right.
+        x: as for `INN.log_prob`.
+        key: source of what the model draws.
+    """
+    left, known, batch = model._prepare(key, x, {})
+    right, log_det = model._encode(left, known, batch)
+    for block in model.partition.left:
+        if isinstance(block.law, Pad):
+            log_det = log_det - normal_log_prob(left[block.name], block.shape, block.law.scale)
+    return log_det[..., None] + class_terms(model.partition.right, right)
+
+
+def information_bottleneck(
+    log_joint: Float[Array, "*batch k"], labels: Int[Array, "*batch"], beta: float, size: int
+) -> Float[Array, ""]:
+    """The generative and the discriminative half of the likelihood of data and label, weighed by beta.
+
+        2 / (1 + beta) L_x / D - 2 beta / (1 + beta) L_y,   L_x = -log p(x),   L_y = log p(y | x)
+
+    Mean over the batch. beta = 1/D is the plain likelihood of (x, y), up to a factor; larger beta classifies better and
+    models x less well (Ardizzone et al. 2020, arXiv 2001.06448, eqs. 13 to 17). Both halves are least at the truth.
+
+    Args:
+        log_joint: log p(x, y = k) for every class.
+        labels: class of each item; -1, unknown, has no L_y.
+        beta: weight of the labels.
+        size: dimension D of x.
+    """
+    log_x = jax.nn.logsumexp(log_joint, axis=-1)
+    own = jnp.take_along_axis(log_joint, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    log_label = jnp.where(labels < 0, 0.0, own - log_x)
+    return -2 / (1 + beta) * jnp.mean(log_x / size + beta * log_label)
+
+
+def matching_latent(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
+    """MMD^2 between (z, y) of the encoded batch and (N(0, I), y): z is normal and knows nothing of y.
+
+    Ardizzone et al. 2019 (arXiv 1808.04730, eq. 3); y is detached, so that only z is trained. The kernel is
+    sum_a a^2 / (a^2 + d^2), a in {0.05, 0.2, 0.9}, d the distance per root of the dimension, y in standard deviations.
+    """
+    left, known = split_batch(model, batch)
+    encode_key, draw_key = jax.random.split(key)
+    right = model.encode(left, key=encode_key, **known)
+    rows = len(next(iter(right.values())))
+    latent = [block.name for block in model.partition.right if not block.law.known]
+    z = jnp.concatenate([right[name].reshape(rows, -1) for name in latent], axis=-1)
+    others = [jnp.asarray(value).reshape(rows, -1) for value in known.values()]
+    y = jax.lax.stop_gradient(jnp.concatenate([_standardised(other) for other in others], axis=-1))
+    drawn = jax.random.normal(draw_key, z.shape)
+    return _mmd2(jnp.concatenate([z, y], axis=-1), jnp.concatenate([drawn, y], axis=-1))
+
+
+def matching_data(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
+    """MMD^2 between the data and what the model makes of the known values: the backward direction is trained too.
+
+    Ardizzone et al. 2019 (arXiv 1808.04730, sec. 3.3), with y joined to both sides, so that samples belong to their y;
+    the kernel is that of `matching_latent`.
+    """
+    left, known = split_batch(model, batch)
+    made = model.sample_left(key, (), **known)
+    rows = len(next(iter(known.values())))
+    names = [block.name for block in model.partition.data]
+    x = jnp.concatenate([jnp.asarray(left[name]).reshape(rows, -1) for name in names], axis=-1)
+    drawn = jnp.concatenate([made[name].reshape(rows, -1) for name in names], axis=-1)
+    loc, scale = jnp.mean(x, axis=0), jnp.std(x, axis=0) + 1e-6
+    y = jnp.concatenate([_standardised(jnp.asarray(value).reshape(rows, -1)) for value in known.values()], axis=-1)
+    ends = [jnp.concatenate([(side - loc) / scale, y], axis=-1) for side in (x, drawn)]
+    return _mmd2(*ends)
+
+
+def independence(log_prior: Callable[[Array], Array]) -> Objective:
+    """The term that asks z to know nothing of y, for a model x <-> [y, z] of data with a known prior density.
+
+        E[(log q(y, z) - log q(y, z*) - (log N(z) - log N(z*)))^2],   z* ~ N(0, I)
+        log q(y, z) = log p(x(y, z)) + log|dx / d(y, z)|
+
+    It is zero exactly if q(y, z) = q(y) N(z). Differences beyond 30 nats are cut, since z* may be far from the data.
+
+    Args:
+        log_prior: log p of rows x of the only data block, in nats.
+    """
+
+    def objective(model, batch, key):
+        left, known = split_batch(model, batch)
+        right = model.encode(left, key=key, **known)
+        latent = [block for block in model.partition.right if not block.law.known]
+        keys = jax.random.split(key, len(latent))
+        anew = right | {b.name: jax.random.normal(k, right[b.name].shape) for b, k in zip(latent, keys, strict=True)}
+        data = model.partition.data[0].name
+
+        def log_q(values):
+            blocks, log_det = model._decode(values, known)
+            drawn = [block for block in model.partition.left if block.law.drawn]
+            of_drawn = sum(normal_log_prob(blocks[block.name], block.shape, block.law.scale) for block in drawn)
+            return log_prior(blocks[data]) + of_drawn - log_det
+
+        def log_normal(values):
+            return sum(block.law.log_prob(values[block.name], block.shape) for block in latent)
+
+        change = log_q(right) - log_q(anew) - (log_normal(right) - log_normal(anew))
+        return jnp.mean(jnp.clip(change, -30.0, 30.0) ** 2)
+
+    return objective
+
+
+def _standardised(rows):
+    return (rows - jnp.mean(rows, axis=0)) / (jnp.std(rows, axis=0) + 1e-6)
+
+
+def _mmd2(x: Float[Array, "n d"], y: Float[Array, "n d"]) -> Float[Array, ""]:
+    """The biased estimate, which is never negative, with a kernel of heavy tails, whose gradient reaches far."""
+
+    def kernel(a, b):
+        squared = jnp.sum((a[:, None] - b[None]) ** 2, axis=-1) / a.shape[-1]
+        return sum(width**2 / (width**2 + squared) for width in (0.05, 0.2, 0.9))
+
+    return jnp.mean(kernel(x, x)) + jnp.mean(kernel(y, y)) - 2 * jnp.mean(kernel(x, y))

@@ -57,6 +57,12 @@ class InvertConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     features: int = pydantic.Field(
         64, ge=0, description="learned features of an observation, beside its numbers as they are"
     )
+    matching: float = pydantic.Field(
+        0.0, ge=0, description="weight of MMD terms on (y, z) and on x, beside the likelihood"
+    )
+    independence: float = pydantic.Field(
+        0.0, ge=0, description="weight of the independence of z and y, beside the likelihood (partitioned)"
+    )
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="observations with a p-value below are flagged")
     train: Training = Training()
 

@@ -36,7 +36,7 @@ from flowknife.data import Simulations, given_pairs, predicted, simulate
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
-from flowknife.objectives import nll
+from flowknife.objectives import Objective, independence, matching_data, matching_latent, nll
 from flowknife.problems import Problem
 from flowknife.train import Training, fit
 
@@ -90,6 +90,8 @@ def invert(
     """
     base = {} if config is None else config.model_dump(exclude_unset=True)
     config = validated(InvertConfig, {**base, **settings})
+    if config.independence and config.form == "conditional":
+        raise InputError('got independence of a conditional model; expected a partitioned one; try form="partitioned"')
     keys = jax.random.split(as_key(config.seed if key is None else key), 6)
     task = _task(simulator, prior, pairs, config)
     data = task.pairs or _simulated(task, config.num_simulations, keys[0], executor, show_progress)
@@ -119,7 +121,7 @@ def invert(
             model,
             train,
             training,
-            objective=_objective(config, noise),
+            objective=_objective(config, prior, noise),
             held_out=held_out,
             key=keys[5],
             label="posterior" if len(candidates) == 1 else f"posterior, {i + 1} of {len(candidates)}",
@@ -253,15 +255,19 @@ def _noise_of(noise, y) -> np.ndarray:
     return np.broadcast_to(scale.reshape(-1), y.shape[1:])
 
 
-def _objective(config, noise):
-    """The negative log-likelihood; the partitioned model adds the noise of the data itself."""
-    if config.form == "partitioned" or not np.any(noise):
-        return nll
+def _objective(config, prior, noise) -> Objective:
+    """The negative log-likelihood with the optional terms; data of a conditional model get their noise here."""
+    terms = [(1.0, nll)]
+    if config.matching:
+        terms += [(config.matching, matching_latent), (config.matching, matching_data)]
+    if config.independence:
+        terms += [(config.independence, independence(prior.log_prob))]
 
     def objective(model, batch, key):
-        noise_key, key = jax.random.split(key)
-        y = batch["y"] + noise * jax.random.normal(noise_key, batch["y"].shape)
-        return nll(model, {**batch, "y": y}, key)
+        noise_key, *keys = jax.random.split(key, 1 + len(terms))
+        if config.form == "conditional":  # a partitioned model draws the noise itself
+            batch = {**batch, "y": batch["y"] + noise * jax.random.normal(noise_key, batch["y"].shape)}
+        return sum(weight * term(model, batch, k) for (weight, term), k in zip(terms, keys, strict=True))
 
     return objective
 
