@@ -175,8 +175,8 @@ def Uniform(low: Numbers, high: Numbers, *, names: Words = None, units: Words = 
 
     Example:
         >>> import flowknife as fk
-        >>> fk.Uniform(low=[-2, -2], high=[2, 2]).log_prob([[0.0, 0.0], [3.0, 0.0]]).round(3)
-        Array([-2.773,   -inf], dtype=float32)
+        >>> fk.Uniform(low=[-2, -2], high=[2, 2]).log_prob([[0.0, 0.0], [3.0, 0.0]]).round(2)
+        Array([-2.77,  -inf], dtype=float32)
     """
     low, high = _vectors(low=low, high=high)
     if not (np.all(low < high) and np.all(np.isfinite([low, high]))):
@@ -310,7 +310,8 @@ def GaussianProcess(
     """A smooth function, known by its values at `points`: u = V^(-1/2) R (theta - mean), K = R^T V R.
 
     K = scale^2 (k(|p_i - p_j| / length) + jitter I), with k from `KERNELS` (Rasmussen & Williams 2006, eqs. 4.9 and
-    4.17). The components of u are the principal ones of K, the largest (smoothest) first.
+    4.17). The components of u are the principal ones of K, the largest (smoothest) first; they are mixed, so
+    an infinite u, unlike any finite one, has no function.
 
     Args:
         points: where the function is known, shape (d,) or (d, k).

@@ -84,7 +84,7 @@ CATALOGUE = {
     "latent_cloud bare": lambda: plots.latent_cloud(table(1, 2), table(1, 2), np.zeros((0, 2))),
 }
 
-ELSEWHERE = ("posterior", "classes")
+ELSEWHERE = ("posterior", "classes", "problems")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

@@ -219,7 +219,7 @@ def test_throws_obey_the_equation_of_motion(float64):
 
 def test_the_landing_is_the_later_root_of_every_throw():
     problem = ballistics()
-    theta = np.asarray(problem.prior.sample(0, 20_000), np.float32)
+    theta = np.array(problem.prior.sample(0, 20_000), np.float32)
     theta[:4, 1:] = [[-1.0, 0.2, 0.0], [0.0, 1.4, -0.5], [1e-6, 0.2, 1e-6], [4.0, 1.41, 44.0]]
     t = np.asarray(jax.jit(throw.flight_time)(theta))
     x, height = np.asarray(jax.jit(throw.path)(theta, t)).T

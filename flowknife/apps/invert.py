@@ -160,14 +160,14 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     """Training settings by the number of pairs; of several candidates the held-out pairs choose.
 
     Few pairs of many parameters need a strong pull towards the linear-Gaussian posterior of the start; few pairs of a
-    posterior with fine structure are spoiled by it.
+    posterior with fine structure are spoiled by it. Who asks for so many steps gets them once.
     """
-    training = training.or_else(
-        steps=int(np.clip(40 * rows**0.5, 1000, 20_000)), batch_size=256, learning_rate=1e-3, patience=15
-    )
-    if rows > _FEW or "weight_decay" in training.model_fields_set:
+    few, chosen = rows <= _FEW, training.model_fields_set
+    steps = int(np.clip(40 * rows**0.5, 1000, 20_000))
+    training = training.or_else(steps=steps, batch_size=256, learning_rate=2e-3 if few else 1e-3, patience=15)
+    if not few or chosen & {"weight_decay", "steps", "epochs"}:
         return [training]
-    pulls = (0.0, 10.0)
+    pulls = (0.0, 1.0, 5.0)
     share = {"minutes": training.minutes / len(pulls)} if training.minutes else {}
     return [training.model_copy(update={"weight_decay": pull, **share}) for pull in pulls]
 

@@ -73,7 +73,7 @@ def arm(problem: Problem, samples: Values, y: Values | None = None, truth: Value
     everything = shown.reshape(-1, 2)
     axes.set(xlim=style.span(everything[:, 0], margin=0.08), ylim=style.span(everything[:, 1], margin=0.08))
     axes.set_aspect("equal")
-    style.legend(axes, loc="upper left")
+    style.legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # the arm may be anywhere inside
     style.headline(figure, f"{len(shown)} poses of the arm{_miss(problem, theta, y, 'hand')}.")
     return figure
 
@@ -205,7 +205,7 @@ def scatter(samples: Values, labels: Values | None = None, names: Any = None, tr
     table = style.points(samples, "samples", 2)
     first, second = ("x1", "x2") if names is None else names
     shown = style.thin(len(table), MOST_POINTS)
-    shades = style.point_colours(labels, len(table))
+    shades = np.full(len(table), style.MODEL) if labels is None else style.point_colours(labels, len(table))
     figure = style.blank(6.4, 6.2)
     axes = style.panel(figure.add_subplot(), xlabel=first, ylabel=second)
     axes.scatter(*table[shown].T, s=style.marker_size(len(shown)), c=shades[shown], alpha=0.6, linewidths=0)

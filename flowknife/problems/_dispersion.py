@@ -24,7 +24,7 @@ HIGH = np.array([0.63, 0.79, 0.88, 0.95, 1.05, 1.20, 1.28, 1.36, 1.36, 1.40])
 
 _MEAN, _SCALE = (LOW + HIGH) / 2, (HIGH - LOW) / 4
 _TAIL = 6.0  # degrees of freedom of the Student t
-_ROUNDS, _ROUND, _MOVES = 5, 1000, 60
+_ROUNDS, _ROUND, _MOVES = 5, 1000, 100
 _COARSE = 1e-3  # km/s
 _FILE = "dispersion.npz"
 
@@ -41,8 +41,8 @@ def dispersion(noise: float | int = 0.01) -> Problem:
         noise: standard deviation of the data, in km/s.
 
     The reference is Markov chain Monte Carlo without gradients, one chain for each draw, started from weighted draws of
-    a Student t that was fitted to the posterior. It runs the forward model sixty times for each draw, with a coarser
-    search (see `phase_velocities`): half a minute for 1,000. After Zhang & Curtis 2021, doi 10.1029/2021JB022320;
+    a Student t that was fitted to the posterior. It runs the forward model 100 times for each draw, with a coarser
+    search (see `phase_velocities`): 45 seconds for 1,000. After Zhang & Curtis 2021, doi 10.1029/2021JB022320;
     constants of a public replication.
     """
 
