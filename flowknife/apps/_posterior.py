@@ -303,10 +303,9 @@ class Posterior:
         drawn = self.sample(n, rows[0], key)
         posterior = {name: drawn[None, :, i] for i, name in enumerate(self.names)}
         observed = {"y": np.asarray(rows[0])}
-        try:
+        if int(arviz.__version__.split(".")[0]) >= 1:
             return arviz.from_dict({"posterior": posterior, "observed_data": observed})
-        except TypeError:  # before ArviZ 1.0
-            return arviz.from_dict(posterior=posterior, observed_data=observed)
+        return arviz.from_dict(posterior=posterior, observed_data=observed)
 
     def save(self, folder: str | Path) -> Path:
         """Write a run directory; `flowknife.load` reads it."""
