@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._types import Constant, Shape
 from flowknife.bijections._linear import shrunk_covariance
@@ -32,8 +32,8 @@ Scale = float | tuple[float, ...]
 
 def normal_log_prob(x: Float[Array, "..."], shape: Shape, scale: Scale = 1.0) -> Float[Array, "..."]:
     """Log N(x; 0, scale^2 I), summed over the event axes."""
-    scale = np.asarray(scale, x.dtype)
-    terms = -0.5 * (x / scale) ** 2 - 0.5 * _LOG_2PI - np.log(scale)
+    width = np.asarray(scale, x.dtype)
+    terms = -0.5 * (x / width) ** 2 - 0.5 * _LOG_2PI - np.log(width)
     return jnp.sum(terms, axis=tuple(range(x.ndim - len(shape), x.ndim)))
 
 
@@ -130,15 +130,14 @@ class ClassMixture(Law):
 
     means: Float[Array, "k d"]
     log_weights: Float[Array, " k"]
-    whitening: Constant  # (K, r, r), of the first r elements; the others have unit variance in every class
+    whitening: Constant  # (K, D, D), upper triangular
 
     def __init__(self, classes: int, dim: int):
         if classes < 2 or dim < 1:
             raise InputError(f"got {classes} classes in {dim} dimensions; expected at least 2 classes and 1 dimension")
         self.means = jnp.asarray(_spread(classes, dim) if dim < classes else _tiled(classes, dim))
         self.log_weights = jnp.zeros(classes)
-        rank = min(dim, int((_MOST_WHITENING / classes) ** 0.5))
-        self.whitening = Constant(jnp.tile(jnp.eye(rank), (classes, 1, 1)))
+        self.whitening = Constant(jnp.tile(jnp.eye(dim), (classes, 1, 1)))
 
     @property
     def known(self) -> bool:
@@ -147,25 +146,26 @@ class ClassMixture(Law):
     def given_shape(self, shape):
         return ()
 
-    def fit(self, block: Array, labels: Array) -> "ClassMixture":
+    def fit(self, block: Array, labels: Array, scale: ArrayLike = 1.0) -> "ClassMixture":
         """Means, shrunk covariances and weights of the rows of each class, in closed form.
 
-        A class with fewer than two rows keeps the covariance it has, one without rows its mean too.
+        A class with fewer than two rows keeps its covariance, one without rows its mean too.
 
         Args:
             block: rows `(n, *shape)`.
             labels: `(n,)`; -1, unknown, is left out.
+            scale: the covariances are shrunk in the units of z * scale, towards a multiple of the identity there.
         """
-        z, codes = np.asarray(block).reshape(len(block), -1), np.asarray(labels)
+        z, codes = np.asarray(block).reshape(len(block), -1) * np.asarray(scale), np.asarray(labels)
         means, whitening = np.array(self.means), np.array(self.whitening.value)
-        rank = whitening.shape[-1]
         counts = np.array([np.sum(codes == k) for k in range(len(means))])
         for k in np.flatnonzero(counts):
-            means[k] = z[codes == k].mean(axis=0)
+            centre = z[codes == k].mean(axis=0)
+            means[k] = centre / scale
             if counts[k] > 1:
-                variances, axes = shrunk_covariance(jnp.asarray((z[codes == k] - means[k])[:, :rank]))
-                axes = np.asarray(axes)
-                whitening[k] = (axes / np.sqrt(np.maximum(variances, 1e-6))) @ axes.T
+                variances, axes = (np.asarray(a, float) for a in shrunk_covariance(jnp.asarray(z[codes == k] - centre)))
+                precision = (axes / np.maximum(variances, 1e-9 * variances.max())) @ axes.T
+                whitening[k] = np.linalg.cholesky(precision).T * scale
         # half a row for a class that was not seen
         log_weights = np.log(np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum())
         return eqx.tree_at(
@@ -177,16 +177,15 @@ class ClassMixture(Law):
     def residual(self, block: Array, shape: Shape, label: Array) -> Array:
         """The standard normal draw behind a block of a class, of shape `(*batch, D)`: W_k (z - mu_k)."""
         difference = self._flat(block, shape) - self.means[label]
-        first, rest = self._split(difference)
-        return jnp.concatenate([jnp.einsum("...ij,...j->...i", self.whitening.value[label], first), rest], axis=-1)
+        return jnp.einsum("...ij,...j->...i", self.whitening.value[label], difference)
 
     def class_log_probs(self, block: Array, shape: Shape) -> Array:
         """Log w_k + log N(z; mu_k, ...) for every class, of shape `(*batch, K)`."""
         flat = self._flat(block, shape)
-        first, rest = self._split(flat[..., None, :] - self.means)
-        white = jnp.einsum("kij,...kj->...ki", self.whitening.value, first)
-        distance = jnp.sum(white**2, axis=-1) + jnp.sum(rest**2, axis=-1)
-        normaliser = jnp.linalg.slogdet(self.whitening.value)[1] - 0.5 * flat.shape[-1] * _LOG_2PI
+        white = jnp.einsum("kij,...kj->...ki", self.whitening.value, flat[..., None, :] - self.means)
+        distance = jnp.sum(white**2, axis=-1)
+        diagonal = jnp.diagonal(self.whitening.value, axis1=-2, axis2=-1)
+        normaliser = jnp.sum(jnp.log(diagonal), axis=-1) - 0.5 * flat.shape[-1] * _LOG_2PI
         return jax.nn.log_softmax(self.log_weights) + normaliser - 0.5 * distance
 
     def log_prob(self, block, shape, given=None):
@@ -202,16 +201,12 @@ class ClassMixture(Law):
         label_key, key = jax.random.split(key)
         drawn = jax.random.categorical(label_key, self.log_weights, shape=batch)
         label = drawn if given is None else jnp.where(self._label(given) < 0, drawn, self._label(given))
-        first, rest = self._split(jax.random.normal(key, (*batch, self.means.shape[-1])))
-        first = jnp.einsum("...ij,...j->...i", jnp.linalg.inv(self.whitening.value)[label], first)
-        noise = jnp.concatenate([first, rest], axis=-1)
+        noise = jax.random.normal(key, (*batch, self.means.shape[-1]))
+        noise = jnp.einsum("...ij,...j->...i", jnp.linalg.inv(self.whitening.value)[label], noise)
         return (self.means[label] + temperature * noise).reshape(*batch, *shape)
 
     def _flat(self, block, shape):
         return block.reshape(*block.shape[: block.ndim - len(shape)], -1)
-
-    def _split(self, difference):
-        return jnp.split(difference, [self.whitening.value.shape[-1]], axis=-1)
 
     def _label(self, given):
         given, classes = jnp.asarray(given), len(self.means)
@@ -221,9 +216,6 @@ class ClassMixture(Law):
         if not isinstance(given, Tracer) and given.size and not (given.min() >= -1 and given.max() < classes):
             raise InputError(f"got labels from {given.min()} to {given.max()}; {expected}")
         return given
-
-
-_MOST_WHITENING = 4_000_000  # numbers of all class covariances together
 
 
 def _tiled(classes, dim):

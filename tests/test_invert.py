@@ -134,6 +134,7 @@ def test_a_problem_brings_its_prior_noise_and_names(tmp_path):
     np.testing.assert_allclose(again.predict(theta), fk.problems.kinematics().forward(theta), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_randomness_of_another_kind_stays_in_the_simulation():
     posterior = fk.invert(fk.problems.two_moons(), num_simulations=300, train={"steps": 20}, **QUICK)
     assert posterior.noise == (0.0, 0.0)
@@ -150,6 +151,7 @@ def test_a_prior_is_estimated_from_pairs():
     assert posterior.facts["prior"] == "estimated from the pairs"
 
 
+@pytest.mark.slow
 def test_long_observations_are_summarised():
     times = np.linspace(0, 1, 60)
 
@@ -163,6 +165,7 @@ def test_long_observations_are_summarised():
     np.testing.assert_allclose(drawn.mean(0), truth, atol=0.15)
 
 
+@pytest.mark.slow
 def test_failed_simulations_are_reported():
     def fragile(theta):
         return np.where(theta[..., :1] > 0.5, np.nan, theta)
@@ -223,6 +226,7 @@ def test_bad_parameters_get_one_line(linear):
         linear.log_prob(np.zeros((5, 3)), y=np.zeros((4, 2)))
 
 
+@pytest.mark.slow
 def test_the_density_of_a_posterior_integrates_to_one():
     """In two dimensions, by quadrature, for a prior with bounds."""
     prior = fk.Uniform(low=[0.0, 0.0], high=[1.0, 1.0])
@@ -232,6 +236,7 @@ def test_the_density_of_a_posterior_integrates_to_one():
     assert np.mean(np.exp(posterior.log_prob(grid, y=[0.3]))) == pytest.approx(1.0, abs=0.02)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_partitioned_density_reach_the_forward_model():
     problem = fk.problems.kinematics(noise=0.1)
     posterior = fk.invert(problem, form="partitioned", num_simulations=200, train={"steps": 5}, **QUICK)
@@ -242,3 +247,24 @@ def test_gradients_of_the_partitioned_density_reach_the_forward_model():
     slope = jax.grad(loss)(jnp.full((3, 4), 0.1))
     assert np.all(np.isfinite(slope))
     assert np.any(slope != 0)
+
+
+@pytest.mark.slow
+def test_the_terms_beside_the_likelihood_train():
+    problem = fk.problems.kinematics()
+    settings = {"form": "partitioned", "num_simulations": 300, "train": {"steps": 30}}
+    posterior = fk.invert(problem, matching=1.0, independence=1e-3, **settings, **QUICK)
+    assert np.isfinite(posterior.metrics["nll"])
+
+
+def test_independence_needs_a_partitioned_model():
+    with pytest.raises(InputError, match="partitioned"):
+        fk.invert(pairs=(X, X), independence=1.0, **QUICK)
+
+
+@pytest.mark.slow
+def test_few_pairs_choose_their_weight_decay():
+    """Who leaves the length of training open gets several candidates; held-out pairs choose."""
+    posterior = fk.invert(pairs=(X, X + 0.1), train={"minutes": 0.01}, **QUICK)
+    assert posterior.config.train.weight_decay in (0.0, 1.0, 5.0)
+    assert posterior.config.train.minutes == pytest.approx(0.01 / 3)

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from flowknife.apps._posterior import InvertConfig, Posterior
+from flowknife.apps.classify import Classifier, ClassifyConfig, classify
 from flowknife.apps.density import Density, DensityConfig, density
 from flowknife.apps.images import Images, ImagesConfig, images
 from flowknife.apps.invert import invert
 from flowknife.errors import StorageError
 from flowknife.storage import read_run
 
-APPLICATIONS = {result.application: result for result in (Density, Images, Posterior)}
+APPLICATIONS = {result.application: result for result in (Classifier, Density, Images, Posterior)}
 
 
-def load(folder: str | Path) -> Density | Images | Posterior:
+def load(folder: str | Path) -> Classifier | Density | Images | Posterior:
     """Read a run directory, of whichever application.
 
     Raises:
@@ -33,12 +34,15 @@ def load(folder: str | Path) -> Density | Images | Posterior:
 
 __all__ = [
     "APPLICATIONS",
+    "Classifier",
+    "ClassifyConfig",
     "Density",
     "DensityConfig",
     "Images",
     "ImagesConfig",
     "InvertConfig",
     "Posterior",
+    "classify",
     "density",
     "images",
     "invert",

@@ -257,7 +257,7 @@ def _noise_of(noise, y) -> np.ndarray:
 
 def _objective(config, prior, noise) -> Objective:
     """The negative log-likelihood with the optional terms; data of a conditional model get their noise here."""
-    terms = [(1.0, nll)]
+    terms: list[tuple[float, Objective]] = [(1.0, nll)]
     if config.matching:
         terms += [(config.matching, matching_latent), (config.matching, matching_data)]
     if config.independence:

@@ -99,8 +99,8 @@ def simulate(
     found = _finite(theta, outcomes)
     if keys[0] is not None:
         return found
-    twice = [_attempt(simulator, found.theta[0], None) for _ in range(2)]
-    exact = not isinstance(twice[0], str) and np.array_equal(*twice)
+    first, again = (_attempt(simulator, found.theta[0], None) for _ in range(2))
+    exact = not isinstance(first, str) and not isinstance(again, str) and np.array_equal(first, again)
     return replace(found, exact=exact)
 
 

@@ -1,0 +1,38 @@
+"""Settings of generative classification."""
+
+from typing import Literal
+
+import pydantic
+
+from flowknife.train import Training
+
+
+class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Settings of `classify`; those that are open depend on whether items are rows or pictures."""
+
+    seed: int = 0
+    law: Literal["mixture", "label"] = pydantic.Field(
+        "mixture", description="what carries the class: a Gaussian per class, or a one-hot block"
+    )
+    beta: float = pydantic.Field(1.0, ge=0, description="weight of the labels; 1/dimensions is plain likelihood")
+    classes: int | None = pydantic.Field(
+        None, ge=2, description="number of classes 0, 1, ..., where some do not occur; default: those that occur"
+    )
+    layers: int = pydantic.Field(6, ge=1, description="couplings")
+    width: int | None = pydantic.Field(
+        None, ge=4, description="hidden units of each coupling's network; default 64 for rows, 256 for pictures"
+    )
+    depth: int = pydantic.Field(2, ge=1, description="hidden layers of each coupling's network")
+    scalar: Literal["spline", "affine", "additive"] | None = pydantic.Field(
+        None, description="map of single numbers; default spline for rows, affine for pictures"
+    )
+    smoothing: float | None = pydantic.Field(
+        None, ge=0, description="noise on the training rows, in standard deviations; default by rows and columns"
+    )
+    image_size: int | None = pydantic.Field(
+        None, ge=4, description="side in pixels; default: the pictures', at most 64"
+    )
+    bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel")
+    shift: float = pydantic.Field(0.04, ge=0, lt=0.5, description="moves of training pictures, as a share of the side")
+    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="items with a p-value below are flagged")
+    train: Training = Training()

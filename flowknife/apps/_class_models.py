@@ -1,0 +1,226 @@
+"""Networks of generative classification and their start in closed form.
+
+    mixture:   x          <->  y ~ sum_k w_k N(mu_k, S_k),        z ~ N(0, I)
+    label:     x (, pad)  <->  y ~ N(one-hot label, scale^2 I),   z ~ N(0, I)
+
+The mixture starts as a quadratic discriminant analysis: whitened principal components, couplings that are the identity,
+and for each class the mean and the (shrunk) covariance of its leading components. Pictures are a wavelet flow whose
+coarsest level carries the classes; details follow from the coarse picture, whatever its class.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from flowknife._types import Key, as_key
+from flowknife.apps._levels import _peel, latent_sizes, level_features, level_part, level_terms
+from flowknife.architectures import coupling_flow, wavelet
+from flowknife.bijections import Affine, Bijection, Chain, Orthogonal, PrincipalRotation, Reshape, Split
+from flowknife.errors import InputError
+from flowknife.inn import INN, Block
+from flowknife.laws import ClassMixture, Given, Law, Pad, Pixels, normal_log_prob
+from flowknife.objectives import class_log_probs, class_terms
+
+_LABEL_SCALE = 0.1  # of the one-hot block (Ardizzone et al. 2019, arXiv 1808.04730, app. 2: 0.05 to 0.1)
+_PAD_SCALE = 0.05
+_PAD_DRAWS = 32  # over which p(x | label) is averaged where there is padding
+_MOST_CARRIED = 64  # principal components that tell classes apart; of the others the law is the same for all
+_MOST_COARSE = 16  # pixels a side of the picture that carries the classes
+
+
+# -- the ends ---------------------------------------------------------------------------------------------------------
+
+
+def class_law(model: INN) -> Law:
+    """The law of the block that carries the label, the first on the right."""
+    return model.partition.right[0].law
+
+
+def is_picture(model: INN) -> bool:
+    """Whether the left end is a picture."""
+    return isinstance(model.partition.left[0].law, Pixels)
+
+
+def given_label(model: INN, labels: Array) -> dict[str, Array]:
+    """Labels, -1 for unknown, as the value that the model takes by name."""
+    block = model.partition.right[0]
+    known = labels if isinstance(block.law, ClassMixture) else jax.nn.one_hot(labels, block.size)
+    return {block.name: known}
+
+
+def labels_of(model: INN, batch: dict[str, Any]) -> Int[Array, " n"]:
+    """The inverse of `given_label`."""
+    known = batch[model.partition.right[0].name]
+    if isinstance(class_law(model), ClassMixture):
+        return known
+    return jnp.where(jnp.sum(known, axis=-1) > 0, jnp.argmax(known, axis=-1), -1)
+
+
+def _class_blocks(law: str, classes: int, size: int, rest: str = "z") -> list[Block]:
+    """Right-hand blocks of `size` numbers: one that carries the class, and what is left."""
+    if law == "mixture":
+        carried = min(size, _MOST_CARRIED)
+        first = Block("y", carried, ClassMixture(classes, carried))
+    elif size > classes:
+        first = Block("y", classes, Given(_LABEL_SCALE))
+    else:
+        raise InputError(f"got {classes} classes of {size} numbers; expected fewer classes; try law='mixture'")
+    return [first, *([Block(rest, size - first.size)] if size > first.size else [])]
+
+
+def _dense(size: int, key: jax.Array, **sizes: Any) -> list[Bijection]:
+    """Principal axes, couplings, and the rotation that makes the couplings start as the identity."""
+    flow = coupling_flow(size, **sizes, key=key)
+    turned = flow.encode(jnp.eye(size))[0]
+    back = eqx.tree_at(lambda layer: layer.matrix.value, Orthogonal((size,), key=key), turned)
+    return [PrincipalRotation((size,)), flow, back]
+
+
+def table_model(unit: Affine, law: str, classes: int, *, key: Key, **sizes: Any) -> INN:
+    """A model of rows; with the label law and no more dimensions than classes, padded by as many as there are classes.
+
+    Args:
+        unit: puts the rows into standard units.
+        law: "mixture" or "label".
+        classes: number of classes.
+        key: source of initial weights.
+        **sizes: of the couplings.
+    """
+    dim = unit.shape[0]
+    padded = classes if law == "label" and dim <= classes else 0
+    first = Affine(
+        jnp.concatenate([unit.loc.value, jnp.zeros(padded)]),
+        jnp.concatenate([unit.scale.value, jnp.full(padded, _PAD_SCALE)]),
+    )
+    size = dim + padded
+    left = [Block("x", dim), *([Block("pad", padded, Pad(_PAD_SCALE))] if padded else [])]
+    return INN(left, _class_blocks(law, classes, size), Chain([first, *_dense(size, as_key(key), **sizes)]))
+
+
+def picture_model(
+    shape: tuple[int, int, int], bits: int, law: str, classes: int, *, width: int, key: Key, **sizes: Any
+) -> INN:
+    """A model of pictures; the coarsest picture goes through dense couplings and carries the label."""
+    coarse_key, key = jax.random.split(as_key(key))
+    levels = 0
+    while max(shape[:2]) // 2**levels > _MOST_COARSE and all(side % 2 ** (levels + 1) == 0 for side in shape[:2]):
+        levels += 1
+    small = (shape[0] // 2**levels, shape[1] // 2**levels, shape[2])
+    dim = int(np.prod(small))
+    coarse = Chain([Reshape(small, (dim,)), *_dense(dim, coarse_key, width=width, **sizes)])
+    if levels:
+        local = max(width // 4, 16)
+        pyramid = wavelet(shape, levels=levels, width=local, features=local, coarse_width=8, key=key)
+        bijection = _with_coarsest(pyramid, coarse)
+    else:
+        bijection = coarse
+    details = [Block(f"z_{i + 1}", size) for i, size in enumerate(latent_sizes(bijection)[1:])]
+    right = [*_class_blocks(law, classes, dim, rest="z_0"), *details]
+    return INN([Block("image", shape, Pixels(bits))], right, bijection)
+
+
+def _with_coarsest(bijection: Bijection, coarse: Bijection) -> Bijection:
+    layers, split = _peel(bijection)
+    if split is None:
+        return coarse
+    inner = _with_coarsest(split.inner, coarse)
+    return Chain([*layers, Split(split.split, inner, split.factored, split.context)])
+
+
+# -- the start in closed form -----------------------------------------------------------------------------------------
+
+
+def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
+    """Fit the class law to the principal components of rows; the model then is a quadratic discriminant analysis.
+
+    Args:
+        model: a model of `table_model` or `picture_model`, with its closed-form parts fitted; the label law has no
+            such start and comes back as it is.
+        x: labelled rows, or pictures.
+        labels: their classes.
+    """
+    block = model.partition.right[0]
+    if not isinstance(block.law, ClassMixture):
+        return model
+    z = eqx.filter_jit(lambda m, x: m.encode(x, key=0)[block.name])(model, x)
+    # shrunk in the units of the rows, or of pixels, where a column that hardly varies cannot decide
+    axes = next(layer for layer in level_part(0)(model) if isinstance(layer, PrincipalRotation))
+    law = block.law.fit(z, jnp.asarray(labels), jnp.sqrt(axes.variances[: block.size]))
+    return eqx.tree_at(class_law, model, law)
+
+
+# -- what is known of data --------------------------------------------------------------------------------------------
+
+
+@eqx.filter_jit
+def look_at_rows(model: INN, rows: Array, key: Array) -> Float[Array, "n k"]:
+    """Log p(x | class) of rows, averaged over a few draws of the padding."""
+    if len(model.partition.left) == 1:
+        return class_log_probs(model, rows, key=key)
+    # the same draws for every row, whatever its neighbours
+    pad = model.partition.left[1]
+    draws = pad.law.prepare(key, None, (_PAD_DRAWS, 1), pad.shape)
+    left = {
+        "x": jnp.broadcast_to(rows, (_PAD_DRAWS, *rows.shape)),
+        "pad": jnp.broadcast_to(draws, (_PAD_DRAWS, len(rows), *pad.shape)),
+    }
+    return jax.nn.logsumexp(class_log_probs(model, left), axis=0) - jnp.log(_PAD_DRAWS)
+
+
+@eqx.filter_jit
+def look_at_pictures(model: INN, pixels: Array, log_prior: Array, key: Array) -> tuple[Array, Array]:
+    """Log p(x | class) of pictures, `(n, K)`, and what a detector should look at, see `level_features`.
+
+    At the coarsest level the detector looks at the residual of the likeliest class, so that no class is stranger than
+    another.
+    """
+    image = model.partition.left[0]
+    z, by_class, details = _levels(model, image.law.prepare(key, pixels, (), image.shape))
+    joint = by_class + log_prior
+    residual = _residual(model, z, jnp.argmax(joint, axis=-1))
+    terms = [(residual[..., None], jax.nn.logsumexp(joint, axis=-1)), *details]
+    rest = sum((term for _, term in details), jnp.zeros(len(z)))
+    return by_class + rest[:, None], level_features(terms)
+
+
+def _levels(model, x):
+    """Latent of the coarsest level, log density of the coarsest picture given each class, terms of the others."""
+    (z, term), *details = level_terms(model.bijection, x)
+    z = z.reshape(len(z), -1)
+    log_det = term - normal_log_prob(z, z.shape[1:])
+    blocks = _coarse_blocks(model)
+    right = dict(zip([block.name for block in blocks], _parts(z, blocks), strict=True))
+    return z, class_terms(blocks, right) + log_det[..., None], details
+
+
+def _coarse_blocks(model):
+    return [block for block in model.partition.right if block.name in ("y", "z_0")]
+
+
+def _parts(z, blocks):
+    return jnp.split(z, np.cumsum([block.size for block in blocks])[:-1], axis=-1)
+
+
+def _residual(model, z, label):
+    """The standard normal draw behind the coarsest latent of a class."""
+    first, *rest = _parts(z, _coarse_blocks(model))
+    law = class_law(model)
+    if isinstance(law, ClassMixture):
+        own = law.residual(first, first.shape[1:], label)
+    else:
+        own = (first - jax.nn.one_hot(label, first.shape[-1])) / _LABEL_SCALE
+    return jnp.concatenate([own, *rest], axis=-1)
+
+
+def coarse_class_terms(model: INN, x: Array) -> Float[Array, "n k"]:
+    """Log density of the coarsest picture given each class, for dequantised pictures."""
+    return _levels(model, x)[1]
+
+
+def coarse_part(model: INN) -> Any:
+    """The part of a model of pictures that belongs to its coarsest level: layers and class law."""
+    return [*level_part(0)(model), class_law(model)]

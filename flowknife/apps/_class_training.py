@@ -1,0 +1,179 @@
+"""Training of a generative classifier: the closed-form start, then the information-bottleneck loss."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowknife.apps._class_models import class_law, coarse_class_terms, coarse_part, fit_start, given_label, labels_of
+from flowknife.apps._image_training import _start
+from flowknife.apps._levels import latent_sizes, level_nll, level_part
+from flowknife.bijections import Affine
+from flowknife.inn import INN
+from flowknife.laws import ClassMixture
+from flowknife.objectives import class_log_probs, information_bottleneck
+from flowknife.train import Training, fit
+
+_START_NUMBERS = 30_000_000  # the start is fitted to at most so many numbers
+_NUMBERS_PER_STEP = 200_000
+
+History = dict[str, list[float]]
+Items = tuple[np.ndarray, np.ndarray]
+"""Rows or pictures, and their labels."""
+
+
+def log_prior_of(model: INN, log_prior: Array) -> Array:
+    """Log p(class): trained with the mixture, counted otherwise."""
+    law = class_law(model)
+    return jax.nn.log_softmax(law.log_weights) if isinstance(law, ClassMixture) else log_prior
+
+
+def train_table(
+    model: INN,
+    train: Items,
+    stopping: Items | None,
+    training: Training,
+    *,
+    beta: float,
+    smoothing: float | None,
+    log_prior: Float[np.ndarray, " k"],
+    key: jax.Array,
+    show_progress: bool,
+) -> tuple[INN, History, Training, dict[str, Any]]:
+    """Train on rows with noise of `smoothing` standard deviations; returns facts about the training last."""
+    rows, labels = train
+    if smoothing is None:
+        # the more columns, the more of what one tells about the others is chance
+        smoothing = min(min(0.1, 3.6 / len(rows) ** 0.5) * (max(rows.shape[1], 2) / 2) ** 0.5, 0.3)
+    noise_key, key = jax.random.split(key)
+    scale = smoothing * jnp.asarray(_spread(rows, labels))
+    prior = jnp.asarray(log_prior)
+    size = rows.shape[1]
+
+    def objective(model, batch, key):
+        noise_key, key = jax.random.split(key)
+        x = batch["x"] + scale * jax.random.normal(noise_key, batch["x"].shape)
+        log_joint = class_log_probs(model, x, key=key) + log_prior_of(model, prior)
+        return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
+
+    noisy = jnp.asarray(rows) + scale * jax.random.normal(noise_key, rows.shape)
+    model = eqx.filter_jit(lambda m, x: m.initialise(x, key=noise_key))(model, noisy)
+    model = fit_start(model, noisy, labels)
+    # wide tables have more to overfit to: smaller steps
+    training = training.or_else(
+        steps=int(np.clip(20 * len(rows) ** 0.5, 1000, 6000)),
+        batch_size=512,
+        learning_rate=max(4e-3 * (2 / max(size, 2)) ** 0.5, 5e-4),
+        evaluate_every=100,
+        patience=15,
+    )
+    result = fit(
+        model,
+        _batch(model, "x", train),
+        training,
+        objective=objective,
+        held_out=None if stopping is None else _batch(model, "x", stopping),
+        key=key,
+        label="classes",
+        show_progress=show_progress,
+        throw=True,
+    )
+    facts = {"steps": result.steps, "seconds": round(result.seconds, 1), "stopped because": result.message}
+    return result.model, result.history, training, facts
+
+
+def train_pictures(
+    model: INN,
+    train: Items,
+    stopping: Items | None,
+    training: Training,
+    *,
+    beta: float,
+    shift: float,
+    log_prior: Float[np.ndarray, " k"],
+    key: jax.Array,
+    show_progress: bool,
+) -> tuple[INN, History, Training, dict[str, Any]]:
+    """Train the coarsest level with its classes, then the details level after level."""
+    pixels, labels = train
+    image = model.partition.left[0]
+    prior = jnp.asarray(log_prior)
+    size = latent_sizes(model.bijection)[0]
+    levels = len(latent_sizes(model.bijection))
+    start_key, shift_key, key = jax.random.split(key, 3)
+
+    def coarse_objective(model, batch, key):
+        shift_key, key = jax.random.split(key)
+        x = image.law.prepare(key, _shifted(shift_key, batch["image"], shift), (), image.shape)
+        log_joint = coarse_class_terms(model, x) + log_prior_of(model, prior)
+        return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
+
+    training = training.or_else(
+        minutes=6,
+        batch_size=int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / pixels[0].size)), 16, 256)),
+        learning_rate=1e-3,
+        average=0.995,
+        evaluate_every=100,
+        patience=10,
+    )
+    model = _start(model, pixels, False, start_key)
+    most = max(_START_NUMBERS // pixels[0].size, 16)
+    moved = _shifted(shift_key, jnp.asarray(pixels[:most]), shift)
+    model = fit_start(model, moved, labels[:most])
+
+    history: History = {}
+    spent = 0.0
+    for level in range(levels):
+        # the classes have half of the time, the details the rest
+        share = 0.5 if level == 0 and levels > 1 else 1 / (levels - level)
+        minutes = training.minutes and max((training.minutes - spent / 60) * share, 0.01)
+        result = fit(
+            model,
+            _batch(model, "image", train),
+            training.model_copy(update={"minutes": minutes}),
+            objective=coarse_objective if level == 0 else level_nll(level),
+            where=coarse_part if level == 0 else level_part(level),
+            held_out=None if stopping is None else _batch(model, "image", stopping),
+            key=jax.random.fold_in(key, level),
+            label="classes" if level == 0 else f"details {level} of {levels - 1}",
+            show_progress=show_progress,
+            throw=True,
+        )
+        model = result.model
+        spent += result.seconds
+        columns = {"level": [float(level)] * len(result.history["step"]), **result.history}
+        history = {name: history.get(name, []) + column for name, column in columns.items()}
+    return model, history, training, {"seconds": round(spent, 1)}
+
+
+def _spread(rows, labels):
+    """Standard deviation of each column within the classes: noise in these units blurs no class into another."""
+    total = np.asarray(Affine.standardise(rows).scale.value)
+    within = [rows[labels == k].var(axis=0) * np.sum(labels == k) for k in np.unique(labels[labels >= 0])]
+    return np.maximum(np.sqrt(sum(within) / np.sum(labels >= 0)), 0.1 * total)
+
+
+def _batch(model, name, items):
+    rows, labels = items
+    known = {block: np.asarray(value) for block, value in given_label(model, jnp.asarray(labels)).items()}
+    return {name: rows, **known}
+
+
+def _shifted(key, pixels, share):
+    """Pictures moved by up to `share` of their side, by whole pixels where that is at least one."""
+    if not share:
+        return pixels
+    x = jnp.asarray(pixels, float)
+    moves = []
+    for axis_key, side in zip(jax.random.split(key), x.shape[1:3], strict=True):
+        most = share * side
+        move = jax.random.uniform(axis_key, (len(x),), minval=-most, maxval=most)
+        if most >= 1:
+            move = jnp.round(move * (most + 0.5) / most)
+        # rows of a linear interpolation; what comes in from beyond the edge is the edge
+        place = jnp.clip(jnp.arange(side) + move[:, None], 0, side - 1)
+        moves.append(jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(side)), 0.0))
+    return jnp.einsum("nij,nkl,njlc->nikc", *moves, x)
