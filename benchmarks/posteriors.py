@@ -1,6 +1,6 @@
 """`fk.invert` with its defaults against exact and MCMC posteriors: C2ST, and coverage of 90 % intervals.
 
-    PROBLEMS="two_moons gaussian_linear gravity dispersion" DRAWS=10000 python -m benchmarks posteriors
+PROBLEMS="two_moons gaussian_linear gravity dispersion" DRAWS=10000 python -m benchmarks posteriors
 """
 
 import os

@@ -11,6 +11,7 @@ from . import plots as plots
 from . import priors as priors
 from . import problems as problems
 from . import report as report
+from .apps import classify as classify
 from .apps import density as density
 from .apps import images as images
 from .apps import invert as invert

@@ -1,6 +1,5 @@
 """The command line: what it writes, and one line with the right exit status for whatever goes wrong."""
 
-import csv
 import dataclasses
 import errno
 import json
@@ -10,45 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 import flowknife as fk
-from flowknife import apps, demos, storage
+from flowknife import apps
 from flowknife.cli import app
-from flowknife.data import digits, load_table, save_table, write_folder
+from flowknife.data import load_table, save_table
 from flowknife.diagnostics import Check
 from flowknife.errors import InputError
-from flowknife.report import Section, ends_svg
+from tests.command import call, refused, rows_of
 
 TINY = ["-s", "train.steps=30", "-s", "layers=2", "-s", "width=16"]
-TINY_IMAGES = ["-s", "architecture=glow", "-s", "levels=1", "-s", "steps_per_level=1", "-s", "width=8"]
-TINY_IMAGES += ["-s", "train.steps=5", "-s", "train.batch_size=16"]
 COLUMNS = ("height", "width", "depth")
-
-
-def call(*arguments, status=0):
-    """Run `flowknife` with these arguments and check its exit status."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="flowknife")
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == status, (result.stdout, result.stderr)
-    return result
-
-
-def refused(*arguments, words=()):
-    """The one line of an error that a user can cause."""
-    result = call(*arguments, status=1)
-    lines = [line for line in result.stderr.splitlines() if not re.match(r".*: \d+ %", line)]  # progress apart
-    assert result.stdout == "" and len(lines) == 1 and lines[0].startswith("error: "), result.output
-    for word in (words,) if isinstance(words, str) else words:
-        assert word in lines[0]
-    return lines[0]
-
-
-def rows_of(path):
-    with Path(path).open(encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +36,6 @@ def table(place):
 
 
 @pytest.fixture(scope="module")
-def folder(place):
-    """Pictures of 8 x 8 pixels, and three files that cannot be used."""
-    path = place / "digits"
-    write_folder(digits()[0][:60], path, digits()[1][:60])
-    (path / "notes.txt").write_text("no picture")
-    (path / "broken.png").write_bytes((path / "0" / "000000.png").read_bytes()[:40])
-    (path / "empty.png").write_bytes(b"")
-    return path
-
-
-@pytest.fixture(scope="module")
 def fitted(place, table):
     """What `fit density` said, and the run that it wrote."""
     return call("fit", "density", table, "--out", place / "a run", *TINY), place / "a run"
@@ -83,12 +44,6 @@ def fitted(place, table):
 @pytest.fixture
 def density(fitted):
     return fitted[1]
-
-
-@pytest.fixture(scope="module")
-def images(place, folder):
-    call("fit", "images", folder, "--out", place / "images", *TINY_IMAGES)
-    return place / "images"
 
 
 # -- runs of a density ------------------------------------------------------------------------------------------------
@@ -209,68 +164,6 @@ def test_report_writes_a_page_and_its_figures(place, density):
     refused("report", run, "--others", place, words="--others")
 
 
-# -- runs of images ---------------------------------------------------------------------------------------------------
-
-
-def test_fit_images_lists_what_it_skipped(images, folder):
-    skipped = {row["path"]: row["reason"] for row in rows_of(images / "skipped.csv")}
-    assert skipped.keys() == {"notes.txt", "broken.png", "empty.png"} and skipped["empty.png"] == "empty file"
-    record = json.loads((images / "run.json").read_text())
-    assert record["application"] == "images" and record["facts"]["pictures"] == 60
-    assert record["metrics"].keys() == {"nll", "bits_per_dim"}
-    text = call("info", images).stdout
-    assert re.search(r"left end +image 8 x 8 x 1", text) and re.search(r"right end +z_0 64", text)
-
-
-def test_sample_writes_a_sheet_an_array_or_a_folder(tmp_path, images):
-    for name in ("sheet.png", "array.npy", "new/pictures"):
-        result = call("sample", images, "-n", 5, "--seed", 1, "--out", tmp_path / name)
-        assert result.stdout == f"wrote 5 pictures to {tmp_path / name}\n"
-    array = np.load(tmp_path / "array.npy")
-    assert array.shape == (5, 8, 8, 1) and array.dtype == np.uint8
-    files = sorted((tmp_path / "new" / "pictures").iterdir())
-    assert len(files) == 5 and np.array_equal(np.asarray(Image.open(files[4])), array[4, :, :, 0])
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert min(sheet.size) > 8
-    refused("sample", images, "--out", tmp_path / "new" / "pictures", words="not empty")
-    refused("sample", images, "--out", tmp_path / "new.jpg", words=("new.jpg", ".png"))
-    refused("sample", images, "--out", tmp_path / "new.csv", words="folder")
-    refused("sample", images, "-n", 401, "--out", tmp_path / "sheet.png", words=("401", "400"))
-    (tmp_path / "file").touch()
-    refused("sample", images, "--out", tmp_path / "file", words="folder")
-
-
-def test_score_lists_skipped_files_beside_the_scores(tmp_path, place, images, folder):
-    result = call("score", images, folder, "--out", tmp_path / "new" / "scores.csv")
-    rows = rows_of(tmp_path / "new" / "scores.csv")
-    assert list(rows[0]) == ["path", "bits_per_dim", "radius", "typicality", "score", "p_value", "flag"]
-    assert len(rows) == 60 and "0/000000.png" in {row["path"] for row in rows}
-    assert len(rows_of(tmp_path / "new" / "skipped.csv")) == 3 and "skipped 3 files" in result.stderr
-    # the list of what training skipped is not overwritten
-    run = shutil.copytree(images, tmp_path / "run")
-    (run / "skipped.csv").write_text("of training\n")
-    call("score", run, folder, "--out", run / "val.csv")
-    assert (run / "skipped.csv").read_text() == "of training\n" and len(rows_of(run / "val-skipped.csv")) == 3
-    refused("score", images, folder, "--drop-invalid", "--out", tmp_path / "scores.csv", words="--drop-invalid")
-
-
-def test_report_shows_other_pictures_in_the_size_of_training(tmp_path, images, monkeypatch):
-    write_folder(np.zeros((3, 20, 30, 3), np.uint8), tmp_path / "others")
-    given = []
-    monkeypatch.setattr(apps.Images, "report", lambda self, run, others: given.append(others) or run / "report.html")
-    for options in ([], ["--others", tmp_path / "others"]):
-        assert call("report", images, *options).stdout == f"report: {images / 'report.html'}\n"
-    assert given[0] is None and given[1].pixels.shape == (3, 8, 8, 1)
-
-
-def test_score_and_check_refuse_what_is_no_folder_of_pictures(tmp_path, images, table):
-    (tmp_path / "none").mkdir()
-    for data, words in ((tmp_path / "missing", "no folder"), (tmp_path / "none", "empty folder"), (table, "the file")):
-        refused("score", images, data, "--out", tmp_path / "scores.csv", words=words)
-        refused("check", images, data, words=words)
-    assert not (tmp_path / "scores.csv").exists()
-
-
 # -- data that cannot be used -----------------------------------------------------------------------------------------
 
 
@@ -302,15 +195,6 @@ def test_fit_density_drops_invalid_rows_only_when_asked(tmp_path, table, trained
     for options in ([], ["--drop-invalid"]):
         call("fit", "density", table, "--out", tmp_path / f"run{len(options)}", *options)
     assert [(made["data"], made["drop_invalid"]) for made in trained] == [(str(table), False), (str(table), True)]
-
-
-def test_fit_images_refuses_in_one_line(tmp_path):
-    for name in ("nothing", "text"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "text" / "a.png").write_text("no picture")
-    for data, words in (("missing", "no folder"), ("nothing", "empty folder"), ("text", "no usable picture")):
-        refused("fit", "images", tmp_path / data, "--out", tmp_path / "run", words=words)
-    assert not (tmp_path / "run").exists()
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -402,15 +286,11 @@ def test_score_refuses_an_unknown_ending(tmp_path, density, table):
     refused("score", density, table, "--out", tmp_path / "scores.png", words=("scores.png", ".csv"))
 
 
-def test_outputs_that_cannot_be_written_are_told(density, images, table, folder):
+def test_outputs_that_cannot_be_written_are_told(density, table):
     inside_a_file = table / "new"
     for arguments in (
         ("sample", density, "--out", inside_a_file / "new.csv"),
-        ("sample", images, "--out", inside_a_file / "new.png"),
-        ("sample", images, "--out", inside_a_file / "new.npy"),
-        ("sample", images, "--out", inside_a_file / "new"),
         ("score", density, table, "--out", inside_a_file / "scores.csv"),
-        ("score", images, folder, "--out", inside_a_file / "scores.csv"),
     ):
         refused(*arguments, words=str(inside_a_file))
 
@@ -520,55 +400,3 @@ def test_a_defect_of_ours_keeps_its_traceback(tmp_path, table, monkeypatch, erro
     monkeypatch.setattr(apps, "density", stop)
     with pytest.raises(type(error), match="ours"):
         call("fit", "density", table, "--out", tmp_path / "run")
-
-
-# -- demos ------------------------------------------------------------------------------------------------------------
-
-
-def fake(name):
-    def demo(folder, quick):
-        storage.write_json(folder / "run.json", {"application": name, "quick": quick})
-        (folder / "report.html").write_text(name)
-        return Section(f"Title of {name}", "text", [fk.report.Picture(ends_svg(["x"], ["z"]).encode())])
-
-    return demo
-
-
-def missing(folder, quick):
-    raise InputError("the data need a package that is not installed")
-
-
-def test_demo_runs_all_and_shows_them_on_one_page(tmp_path, monkeypatch):
-    for name in list(demos.DEMOS):
-        monkeypatch.delitem(demos.DEMOS, name)
-    for name, demo in {"one": fake("one"), "two": fake("two"), "three": missing}.items():
-        monkeypatch.setitem(demos.DEMOS, name, demo)
-    for _ in range(2):  # again, over what is there
-        result = call("demo", "--out", tmp_path / "demo")
-    assert result.stdout == f"report: {tmp_path / 'demo' / 'report.html'}\n"
-    assert "three: left out" in result.stderr
-    page = (tmp_path / "demo" / "report.html").read_text()
-    assert re.findall("Title of (?:one|two)|not installed", page) == ["Title of one", "Title of two", "not installed"]
-    assert json.loads((tmp_path / "demo" / "two" / "run.json").read_text())["quick"] is True
-
-    result = call("demo", "two", "--full", "--out", tmp_path / "alone")
-    assert result.stdout == f"report: {tmp_path / 'alone' / 'report.html'}\n"
-    assert json.loads((tmp_path / "alone" / "run.json").read_text())["quick"] is False
-    refused("demo", "three", "--out", tmp_path / "left", words="not installed")
-    refused("demo", "one", "--out", tmp_path, words="not empty")
-
-
-def test_other_pictures_are_no_digits():
-    pictures, names = demos.other_pictures(digits()[0][:3])
-    assert pictures.shape == (len(names), 8, 8, 1) and pictures.dtype == np.uint8 and len(set(names)) == len(names)
-    by_name = dict(zip(names, pictures, strict=True))
-    assert by_name["white 1"].min() == 255 and np.ptp(by_name["grey 1"]) == 0
-    assert np.array_equal(by_name["inverted 2"], 255 - digits()[0][1])
-    assert by_name["blurred 2"].std() < digits()[0][1].std() < by_name["noise 1"].std() * 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(demos.DEMOS))
-def test_every_demo_runs(tmp_path, name):
-    call("demo", name, "--out", tmp_path / name)
-    assert {"run.json", "model.safetensors", "report.html"} <= {path.name for path in (tmp_path / name).iterdir()}

@@ -1,4 +1,4 @@
-"""Files that the verbs read and write: rows, pictures and scores."""
+"""Files that the verbs write: rows, pictures and scores."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -11,8 +11,6 @@ from flowknife.errors import InputError, StorageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from flowknife.apps import Density, Images
-    from flowknife.data import ImageSet, Table
 
 _MOST_ON_A_SHEET = 400
 
@@ -101,31 +99,3 @@ def write_columns(out: Path, columns: "Mapping[str, np.ndarray]") -> None:
     from flowknife.data import save_table
 
     save_table(out, np.stack([column.astype(object) for column in columns.values()], axis=1), list(columns))
-
-
-def read_rows(fitted: "Density", data: str, drop_invalid: bool = False) -> "tuple[np.ndarray, Table]":
-    """The columns that a density was fitted to, in their order, and the whole table.
-
-    Raises:
-        InputError: the table cannot be used, or lacks one of the columns.
-    """
-    from flowknife.data import load_table
-
-    table = load_table(data, drop_invalid=drop_invalid, min_rows=1)
-    return fitted.columns_of(table), table
-
-
-def read_pictures(fitted: "Images", data: str) -> "ImageSet":
-    """Pictures of a folder, in the size of training."""
-    from flowknife._progress import progress
-    from flowknife.data import load_images
-
-    height, width, channels = fitted.shape
-    grey_or_rgb: Any = channels
-    with progress("reading pictures") as report:
-        return load_images(
-            data,
-            (height, width),
-            channels=grey_or_rgb,
-            on_progress=lambda done, total: report(done / total, f"{done} of {total}"),
-        )

@@ -1,18 +1,19 @@
 """`flowknife fit`: from data to a run directory."""
 
+import difflib
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from flowknife.cli._app import DropInvalid, app, show, verb, with_examples, with_units
+from flowknife.cli._data import LABEL, read_labelled, read_pairs
 from flowknife.cli._files import require_writable
-from flowknife.errors import StorageError
-
-if TYPE_CHECKING:
-    from flowknife.apps import Density, Images
+from flowknife.cli._kinds import LABEL_FACT
+from flowknife.errors import InputError, StorageError
 
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run directory to write.")]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in YAML, such as train: {minutes: 5}")]
@@ -30,6 +31,8 @@ app.add_typer(
         "Fit a model to data and write a run directory.",
         "flowknife fit density points.csv --out runs/points",
         "flowknife fit images data/train --out runs/cats --set train.minutes=10",
+        "flowknife fit classify flowers.csv --out runs/flowers --label species",
+        "flowknife fit invert kinematics --out runs/arm",
     ),
 )
 
@@ -57,7 +60,7 @@ def _density(
     from flowknife.apps import DensityConfig, density
 
     chosen = _configured(DensityConfig, config, settings)
-    _keep(density(data, chosen, drop_invalid=drop_invalid), out, samples="samples.csv", data=data)
+    _keep(density(data, chosen, drop_invalid=drop_invalid), out, _sample_and_score("samples.csv", data))
 
 
 @verb(
@@ -83,7 +86,104 @@ def _images(
     from flowknife.apps import ImagesConfig, images
 
     chosen = _configured(ImagesConfig, config, settings)
-    _keep(images(data, chosen), out, samples="samples.png", data=data)
+    _keep(images(data, chosen), out, _sample_and_score("samples.png", data))
+
+
+@verb(
+    fit,
+    "classify",
+    "flowknife fit classify flowers.csv --out runs/flowers --label species",
+    "flowknife fit classify digits --out runs/digits --set train.minutes=5",
+    "flowknife fit classify rows.npz --out runs/rows --set law=label",
+)
+def _classify(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A table with a column of labels, an .npz file of x and labels, or a folder of one folder per class.",
+        ),
+    ],
+    out: Out,
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")] = LABEL,
+    config: Config = None,
+    settings: Set = None,
+    drop_invalid: DropInvalid = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fit a generative classifier to labelled rows or pictures.
+
+    Rows or pictures stand on the left, their label and a latent on the right: class probabilities, samples of a class,
+    and a flag for what belongs to none. A label may be a word; an empty one is unknown.
+    """
+    claim(out, overwrite)
+    from flowknife.apps import ClassifyConfig, classify
+
+    chosen = _configured(ClassifyConfig, config, settings)
+    if Path(data).expanduser().is_dir():
+        fitted, samples = classify(data, None, chosen), "samples.png"
+    else:
+        found = read_labelled(data, label, drop_invalid=drop_invalid)
+        fitted, samples = classify(found.table.values, found.labels, chosen), "samples.csv"
+        fitted = replace(fitted, names=found.table.names, facts={**fitted.facts, LABEL_FACT: found.column})
+    place = shlex.quote(data)
+    _keep(fitted, out, (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {place} --out classes.csv"))
+
+
+@verb(
+    fit,
+    "invert",
+    "flowknife fit invert kinematics --out runs/arm --set form=partitioned",
+    "flowknife fit invert pairs.npz --out runs/mine --set noise=0.1",
+    "flowknife fit invert pairs.csv --out runs/mine --parameters mass,speed",
+)
+def _invert(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="A problem by name, an .npz file of x and y, or a table of parameters and data."
+        ),
+    ],
+    out: Out,
+    parameters: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="The columns of a table that are parameters, as in a,b,c.")
+    ] = None,
+    config: Config = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn which parameters explain an observation, for every observation at once.
+
+    Parameters stand on the left, data and a latent on the right. The data come from pairs that exist, or from the
+    simulator of a problem: kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear.
+    """
+    claim(out, overwrite)
+    from flowknife.apps import InvertConfig, invert
+    from flowknife.priors import Product, likeliest
+    from flowknife.problems import PROBLEMS
+
+    chosen = _configured(InvertConfig, config, settings)
+    if data in PROBLEMS:
+        if parameters is not None:
+            raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
+        fitted = invert(PROBLEMS[data](), config=chosen)
+    elif Path(data).suffix:
+        x, y, names, y_names = read_pairs(data, parameters.split(",") if parameters else ())
+        if not names:
+            fitted = invert(pairs=(x, y), config=chosen)
+        else:  # the columns are worth their names
+            prior = Product({name: likeliest(column[:, None]) for name, column in zip(names, x.T, strict=True)})
+            fitted = invert(prior=prior, pairs=(x, y), config=chosen)
+            fitted = replace(fitted, y_names=y_names, facts={**fitted.facts, "prior": "estimated from the pairs"})
+    else:
+        close = difflib.get_close_matches(data, PROBLEMS, n=1)
+        advice = f"; try {close[0]}" if close else ""
+        raise InputError(f"got {data!r}; expected a problem ({', '.join(PROBLEMS)}) or a file of pairs{advice}")
+    _keep(
+        fitted,
+        out,
+        ("invert {run} observations.csv -n 1000 --out parameters.csv", "score {run} observations.csv --out scores.csv"),
+    )
 
 
 def _configured(kind: Any, file: Path | None, settings: list[str] | None) -> Any:
@@ -108,7 +208,11 @@ def claim(run: Path, overwrite: bool) -> None:
         raise StorageError(f"got {run}, which is not empty and no run; expected a new folder; try another --out")
 
 
-def _keep(fitted: "Density | Images", run: Path, samples: str, data: str) -> None:
+def _sample_and_score(samples: str, data: str) -> tuple[str, ...]:
+    return f"sample {{run}} -n 100 --out {samples}", f"score {{run}} {shlex.quote(data)} --out scores.csv"
+
+
+def _keep(fitted: Any, run: Path, following: tuple[str, ...]) -> None:
     """Save what was fitted; say where it is, how good it is and what may come next."""
     for stale in ("report.html", "skipped.csv", "figures", "checkpoints"):  # of the run that this one replaces
         shutil.rmtree(run / stale) if (run / stale).is_dir() else (run / stale).unlink(missing_ok=True)
@@ -116,8 +220,6 @@ def _keep(fitted: "Density | Images", run: Path, samples: str, data: str) -> Non
     show(f"{fitted.application}: {run}", {**with_units(fitted.metrics), **fitted.facts})
     if fitted.facts.get("skipped files"):
         typer.echo(f"  what was skipped, and why: {run / 'skipped.csv'}")
-    place = shlex.quote(str(run))
     typer.secho("next", bold=True)
-    typer.echo(f"  flowknife sample {place} -n 100 --out {samples}")
-    typer.echo(f"  flowknife score {place} {shlex.quote(data)} --out scores.csv")
-    typer.echo(f"  flowknife report {place}")
+    for words in (*following, "report {run}"):
+        typer.echo("  flowknife " + words.replace("{run}", shlex.quote(str(run))))

@@ -1,4 +1,4 @@
-"""The verbs that use a run: `sample`, `score`, `report`, `info`, `check`."""
+"""The verbs that use a run: `sample`, `score`, `classify`, `invert`, `report`, `info`, `check`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
-from flowknife.cli._files import picture_writer, read_pictures, read_rows, require_writable, row_writer, write_columns
+from flowknife.cli._files import require_writable, write_columns
+from flowknife.cli._kinds import Items, kind_of, only_for
 from flowknife.errors import InputError
+
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
+Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write.")]
 
 
 @verb(
@@ -16,7 +20,8 @@ from flowknife.errors import InputError
     "sample",
     "flowknife sample runs/points -n 1000 --out new.csv",
     "flowknife sample runs/cats -n 64 --temperature 0.7 --out cats.png",
-    "flowknife sample runs/cats -n 1000 --seed 0 --out cats",
+    "flowknife sample runs/digits -n 20 --label 7 --out sevens.png",
+    "flowknife sample runs/arm -n 1000 --given observations.csv --out poses.csv",
 )
 def _sample(
     run: Run,
@@ -27,21 +32,45 @@ def _sample(
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Scale of the latent: 1, for pictures 0.7, if left out.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")] = None,
+    label: Annotated[str | None, typer.Option(help="The class to draw from; a classifier only.")] = None,
+    given: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Observations to explain, as in `invert`; a posterior only.")
+    ] = None,
+    seed: Seed = None,
 ) -> None:
     """Draw new rows or pictures from a fitted model.
 
     Pictures come on one contact sheet (FILE.png), as an array (FILE.npy), or as one file each in a new folder.
     """
-    from flowknife.apps import Density, load
+    from flowknife.apps import load
 
     require_writable(out.parent)
-    fitted = load(run)
-    rows = isinstance(fitted, Density)
-    write = row_writer(out, fitted.names) if rows else picture_writer(out, n)
-    chosen = {} if temperature is None else {"temperature": temperature}
-    write(fitted.sample(n, key=seed, **chosen))
-    typer.echo(f"wrote {n:,} {'rows' if rows else 'pictures'} to {out}")
+    fitted: Any = load(run)
+    only_for(["classify"], fitted, label=label)
+    only_for(["invert"], fitted, given=given)
+    options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+    if fitted.application == "invert":
+        if given is None:
+            raise InputError("got a posterior and no observation; expected what it should explain; try --given FILE")
+        _explain(fitted, given, out, n, seed, **options)
+        return
+    if label is not None:
+        options["label"] = _class_of(fitted, label)
+    kind = kind_of(fitted)
+    write = kind.writer(fitted, out, n)
+    write(fitted.sample(n, key=seed, **options))
+    typer.echo(f"wrote {n:,} {kind.word} to {out}")
+
+
+def _class_of(classifier, label):
+    """The class that is written like this."""
+    found = [value for value in classifier.classes if str(value) == label]
+    if not found:
+        names = ", ".join(map(str, classifier.classes[:12]))
+        raise InputError(
+            f"got --label {label}; expected one of {names}{', ...' if len(classifier.classes) > 12 else ''}"
+        )
+    return found[0]
 
 
 @verb(
@@ -49,72 +78,166 @@ def _sample(
     "score",
     "flowknife score runs/points new.csv --out scores.csv",
     "flowknife score runs/cats data/val --out scores.csv",
+    "flowknife score runs/arm observations.csv --out scores.csv",
 )
 def _score(
     run: Run,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A table with the columns of training, or a folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table of scores to write.")],
+    out: Scores,
     drop_invalid: DropInvalid = False,
 ) -> None:
-    """Tell how usual each row or picture is.
+    """Tell how usual each row, picture or observation is.
 
     One line each, with a p-value and a flag. Of new data of the same kind as in training a share alpha is flagged
-    (alpha is a setting, 0.05).
+    (alpha is a setting, 0.05). Observations are compared with what the simulator makes.
 
     Pictures that cannot be used are listed with the reasons in skipped.csv beside FILE.csv.
     """
-    import numpy as np
+    from flowknife.apps import load
 
-    from flowknife.apps import Density, load
-    from flowknife.data import write_skipped
-
-    if not out.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
-        raise InputError(f"got --out {out} for scores; expected a file that ends in .csv")
-    require_writable(out.parent)
-    fitted = load(run)
-    if isinstance(fitted, Density):
-        rows, table = read_rows(fitted, data, drop_invalid)
-        kept = np.delete(np.arange(len(rows) + table.dropped), table.dropped_rows)
-        columns = {**fitted.score(rows), "row": kept}
-        write_columns(out, columns)
-        if table.dropped:
-            typer.echo(f"left out {table.dropped} rows with missing or infinite values", err=True)
-    elif drop_invalid:
-        raise InputError("got --drop-invalid for pictures; files that cannot be used are always left out; try without")
-    else:
-        pictures = read_pictures(fitted, data)
-        columns = fitted.score(pictures)
-        write_columns(out, columns)
-        if pictures.skipped:
-            # a run has such a list of its own, of what training left out
-            taken = (out.parent / "run.json").exists()
-            path = out.with_name(f"{out.stem}-skipped.csv" if taken else "skipped.csv")
-            write_skipped(path, pictures.skipped)
-            typer.echo(f"skipped {len(pictures.skipped)} files, listed with the reasons in {path}", err=True)
+    _require_table(out)
+    fitted: Any = load(run)
+    items = kind_of(fitted).read(fitted, data, drop_invalid)
+    columns = _numbered(fitted.score(items.values), items)
+    write_columns(out, columns)
+    _tell_left_out(items, out)
     flags = columns["flag"]
     typer.echo(f"wrote {len(flags):,} scores to {out}; {int(flags.sum()):,} flagged (p < {fitted.config.alpha:g})")
+
+
+def _require_table(out):
+    if not out.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
+        raise InputError(f"got --out {out} for a table of words and numbers; expected a file that ends in .csv")
+    require_writable(out.parent)
+
+
+def _numbered(columns, items: Items):
+    """Columns whose rows are called by their number in the file that they come from."""
+    return columns if items.numbers is None else {**columns, "row": items.numbers}
+
+
+def _tell_left_out(items: Items, out: Path) -> None:
+    """Say which rows were left out, and list pictures that could not be used beside `out`."""
+    from flowknife.data import write_skipped
+
+    if items.left_out:
+        typer.echo(f"left out {items.left_out} rows with missing or infinite values", err=True)
+    if items.skipped:
+        # a run has such a list of its own, of what training left out
+        taken = (out.parent / "run.json").exists()
+        path = out.with_name(f"{out.stem}-skipped.csv" if taken else "skipped.csv")
+        write_skipped(path, items.skipped)
+        typer.echo(f"skipped {len(items.skipped)} files, listed with the reasons in {path}", err=True)
+
+
+@verb(
+    app,
+    "classify",
+    "flowknife classify runs/flowers new.csv --out classes.csv",
+    "flowknife classify runs/digits data/val --out classes.csv",
+)
+def _classify(
+    run: Run,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A table with the columns of training, or a folder.")],
+    out: Scores,
+    drop_invalid: DropInvalid = False,
+) -> None:
+    """Tell the class of each row or picture.
+
+    One line each: the likeliest label, the probability of every class, the p-value of belonging to any of them, and a
+    flag where that is small.
+    """
+    import numpy as np
+
+    from flowknife.apps import load
+
+    _require_table(out)
+    fitted: Any = load(run)
+    if fitted.application != "classify":
+        raise InputError(f"got a run of {fitted.application}; expected one of classify; try flowknife score")
+    items = kind_of(fitted).read(fitted, data, drop_invalid)
+    scores = _numbered(fitted.score(items.values), items)
+    probabilities = fitted.predict_proba(items.values)
+    labels = np.asarray(fitted.classes)[probabilities.argmax(axis=1)]
+    which = "path" if "path" in scores else "row"
+    columns = {which: scores[which], "label": labels}
+    columns |= {f"p({name})": p for name, p in zip(fitted.classes, probabilities.T, strict=True)}
+    write_columns(out, {**columns, "p_value": scores["p_value"], "flag": scores["flag"]})
+    _tell_left_out(items, out)
+    told = "" if items.labels is None else f"; {np.mean(_same(items.labels, labels)):.1%} as labelled"
+    typer.echo(f"wrote {len(labels):,} classes to {out}; {int(scores['flag'].sum()):,} flagged{told}")
+
+
+def _same(labels, predicted):
+    """Whether known labels are what is predicted, however they are written."""
+    return [str(a) == str(b) for a, b in zip(labels, predicted, strict=True) if a is not None and str(a) != "-1"]
+
+
+@verb(
+    app,
+    "invert",
+    "flowknife invert runs/arm observations.csv -n 1000 --out poses.csv",
+    "flowknife invert runs/basin anomalies.npy -n 200 --seed 0 --out depths.npz",
+)
+def _invert(
+    run: Run,
+    observations: Annotated[
+        str, typer.Argument(metavar="OBSERVATIONS", help="A table, one observation in each row: .csv, .npy, .npz, ...")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A table file: .csv, .npy, .npz, ...")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many for each observation.")] = 1000,
+    seed: Seed = None,
+    drop_invalid: DropInvalid = False,
+) -> None:
+    """Draw parameters that explain each observation.
+
+    The first column of FILE is the number of the observation, from 0; the others are the parameters.
+    """
+    from flowknife.apps import load
+
+    require_writable(out.parent)
+    fitted: Any = load(run)
+    if fitted.application != "invert":
+        raise InputError(f"got a run of {fitted.application}; expected one of invert; try flowknife sample")
+    _explain(fitted, observations, out, n, seed, drop_invalid)
+
+
+def _explain(posterior, observations, out, n, seed, drop_invalid=False, **options):
+    """Write `n` draws of the posterior of each observation, and say which are unlike the simulations."""
+    import numpy as np
+
+    kind = kind_of(posterior)
+    write = kind.writer(posterior, out, n)
+    items = kind.read(posterior, observations, drop_invalid)
+    drawn = posterior.sample(n, items.values, key=seed, **options)
+    scores = _numbered(posterior.score(items.values), items)
+    rows = [np.repeat(scores["row"], n), drawn.reshape(-1, drawn.shape[-1])]
+    as_text = "sv" in "".join(out.suffixes)  # where whole numbers stay whole, and single precision has few digits
+    write(np.column_stack([part.astype(str) for part in rows] if as_text else rows))
+    _tell_left_out(items, out)
+    if flagged := int(scores["flag"].sum()):
+        alpha = posterior.config.alpha
+        typer.echo(f"{flagged} of {len(drawn)} observations are unlike the simulations (p < {alpha:g})", err=True)
+    typer.echo(f"wrote {n:,} draws for each of {len(drawn):,} observations to {out}")
 
 
 @verb(app, "report", "flowknife report runs/points", "flowknife report runs/cats --others data/dogs")
 def _report(
     run: Run,
     others: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Pictures of other things, to show beside the held-out ones.")
+        str | None,
+        typer.Option(metavar="DATA", help="Pictures or rows of other things, to show beside the held-out ones."),
     ] = None,
 ) -> None:
     """Draw the figures of a run and write its report.
 
     The report is RUN/report.html, one page that opens offline; its figures are in RUN/figures.
     """
-    from flowknife.apps import Density, load
+    from flowknife.apps import load
 
-    fitted = load(run)
-    if not isinstance(fitted, Density):
-        page = fitted.report(run, read_pictures(fitted, others) if others else None)
-    elif others:
-        raise InputError("got --others for a density; expected a run of images; try without --others")
-    else:
-        page = fitted.report(run)
+    fitted: Any = load(run)
+    only_for(["images", "classify"], fitted, others=others)
+    page = fitted.report(run, *([] if others is None else [kind_of(fitted).read(fitted, others, False).values]))
     typer.echo(f"report: {page}")
 
 
@@ -150,26 +273,27 @@ def _some(items: list, most: int = 12) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
-@verb(app, "check", "flowknife check runs/points", "flowknife check runs/cats data/val")
+@verb(
+    app,
+    "check",
+    "flowknife check runs/points",
+    "flowknife check runs/cats data/val",
+    "flowknife check runs/arm pairs.npz",
+)
 def _check(
     run: Run,
     data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Data to check with; held-out if left out.")
+        str | None, typer.Argument(metavar="DATA", help="Data as in training to check with; held-out if left out.")
     ] = None,
 ) -> None:
     """Measure whether a run can be trusted.
 
     The exit status is 1 if a number is beyond its limit.
     """
-    from flowknife.apps import Density, load
+    from flowknife.apps import load
 
-    fitted = load(run)
-    if data is None:
-        checks = fitted.check()
-    else:
-        checks = fitted.check(
-            read_rows(fitted, data)[0] if isinstance(fitted, Density) else read_pictures(fitted, data)
-        )
+    fitted: Any = load(run)
+    checks = fitted.check() if data is None else fitted.check(*kind_of(fitted).judged(fitted, data))
     width = max(len(check.name) for check in checks)
     for check in checks:
         verdict = "passed" if check.passed else "FAILED"

@@ -99,7 +99,7 @@ def reliability(result: Reliability) -> "Figure":
 def latent_classes(
     z: Values, labels: Values, names: Sequence[str] | None = None, outliers: Values | None = None
 ) -> "Figure":
-    """Latents coloured by class, in two principal directions (as they are, if there are two).
+    """Latents coloured by class, in the two directions that part the classes most (as they are, if there are two).
 
     Args:
         z: latents, shape (n, d).
@@ -123,7 +123,8 @@ def latent_classes(
     kept = style.thin(len(z), MOST_POINTS)
     plane, beside = z[kept], strange
     if z.shape[1] > 2:
-        plane, beside = principal_plane(plane, strange)
+        centre, directions = _separating_plane(plane, classes[kept])
+        plane, beside = ((points - centre) @ directions for points in (plane, strange))
     figure = style.blank(7.6, 5.6)
     axes = style.panel(figure.add_subplot(), **_directions(z.shape[1]))
     _scatter_classes(axes, plane, classes[kept], names)
@@ -156,7 +157,19 @@ def _labels(labels, count, names):
 def _directions(dimension):
     if dimension == 2:
         return {"xlabel": "z1", "ylabel": "z2"}
-    return {"xlabel": "first principal direction of the latent", "ylabel": "second principal direction"}
+    return {"xlabel": "first direction that parts the classes", "ylabel": "second direction"}
+
+
+def _separating_plane(z, classes):
+    """Mean, and the two principal directions of the class means; with fewer than three, of what is left within them."""
+    centre, known = z.mean(axis=0), np.unique(classes[classes >= 0])
+    members = [z[classes == label] for label in known] or [z]
+    means = np.stack([np.sqrt(len(points)) * (points.mean(axis=0) - centre) for points in members])
+    within = np.concatenate([points - points.mean(axis=0) for points in members])
+    _, sizes, between = np.linalg.svd(means, full_matrices=False)
+    found = between[sizes > 1e-6 * max(sizes.max(), 1e-300)][:2] if len(known) > 1 else between[:0]
+    _, _, rest = np.linalg.svd(within - within @ found.T @ found, full_matrices=False)
+    return centre, np.concatenate([found, rest])[:2].T
 
 
 def _scatter_classes(axes: "Axes", plane: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> None:
@@ -182,13 +195,16 @@ def _colours(count):
     return [style.continuous()(i / (count - 1)) for i in range(count)]
 
 
-def class_samples(x_by_class: Sequence[Values], names: Sequence[str] | None = None) -> "Figure":
+def class_samples(
+    x_by_class: Sequence[Values], names: Sequence[str] | None = None, heading: str | None = None
+) -> "Figure":
     """What a model draws for each class: rows of pictures, or points of the plane in the colours of their classes.
 
     Args:
         x_by_class: one array for each class: uint8 pictures (n, H, W, C), or vectors (n, d), of which d > 2 are shown
             in two principal directions.
         names: of the classes; 0, 1, ... if None.
+        heading: what is shown, if it is not drawn from a model.
 
     Raises:
         InputError: for no class, names that do not fit, or arrays that are neither.
@@ -199,7 +215,7 @@ def class_samples(x_by_class: Sequence[Values], names: Sequence[str] | None = No
     if np.ndim(x_by_class[0]) == 4:
         blocks = [Block(pictures(x, f"class {name}"), name) for x, name in zip(x_by_class, names, strict=True)]
         columns = min(max(len(block.images) for block in blocks), 12)
-        return sheet(blocks, columns, "Images drawn from the model, class by class.")
+        return sheet(blocks, columns, heading or "Images drawn from the model, class by class.")
     first = style.points(x_by_class[0], f"class {names[0]}")
     tables = [style.points(x, f"class {name}", first.shape[1]) for x, name in zip(x_by_class, names, strict=True)]
     if first.shape[1] == 1:
@@ -218,5 +234,5 @@ def class_samples(x_by_class: Sequence[Values], names: Sequence[str] | None = No
     if plain and 0.4 < np.ptp(limits[0]) / np.ptp(limits[1]) < 2.5:
         axes.set_aspect("equal")
     style.legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    style.headline(figure, f"Rows drawn from the model for each of {len(names)} classes.")
+    style.headline(figure, heading or f"Rows drawn from the model for each of {len(names)} classes.")
     return figure

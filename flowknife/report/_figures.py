@@ -1,10 +1,13 @@
-"""Where a report's figures are kept, and the frame that names the two ends."""
+"""What every report has: a place for its figures, the frame that names the two ends, and the training curves."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flowknife.inn import INN
-from flowknife.report._page import Frame, Picture
+from flowknife.report._page import Frame, Picture, Section
 from flowknife.storage import replacing
 
 if TYPE_CHECKING:
@@ -22,10 +25,36 @@ def keep(figure: "Figure", folder: str | Path, name: str, caption: str = "") -> 
 
 
 def ends(model: INN) -> Frame:
-    """The blocks of both ends, with shapes and laws."""
+    """The blocks of both ends, with shapes and laws; what conditions the network is told on the right."""
+
+    def size(block):
+        return " x ".join(map(str, block.shape)) or "1"
 
     def words(block):
-        size = " x ".join(map(str, block.shape)) or "1"
-        return f"{block.name} {size}, {type(block.law).__name__}"
+        return f"{block.name} {size(block)}, {type(block.law).__name__}"
 
-    return Frame([words(block) for block in model.partition.left], [words(block) for block in model.partition.right])
+    ends = model.partition
+    given = "".join(f", given {block.name} {size(block)}" for block in ends.cond)
+    return Frame([words(block) for block in ends.left], [words(block) + given for block in ends.right])
+
+
+def training(
+    history: Mapping[str, Sequence[float]],
+    folder: str | Path,
+    text: str = "",
+    objective: str = "negative log-likelihood (nats)",
+) -> list[Section]:
+    """The training curve, one for each level of pictures that were learnt level by level; nothing without a history."""
+    from flowknife import plots
+
+    if not history:
+        return []
+    columns = {name: np.asarray(values, float) for name, values in history.items()}
+    levels = columns.get("level", np.full(len(columns["step"]), -1.0))
+    figures = []
+    for level in np.unique(levels):
+        train, validation, step = (columns[name][levels == level] for name in ("train", "validation", "step"))
+        name = "history" if level < 0 else f"history_level_{level:.0f}"
+        caption = "" if level < 0 else f"Level {level:.0f}" + (", the coarsest." if level == 0 else ".")
+        figures.append(keep(plots.history(train, validation, step, objective), folder, name, caption))
+    return [Section("Training", text, figures)]

@@ -8,7 +8,7 @@ import numpy as np
 from flowknife import plots
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
-from flowknife.report._figures import ends, keep
+from flowknife.report._figures import ends, keep, training
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MARKED = 10
 _CLOUD = 400
+_OBJECTIVE = "negative log-likelihood (nats per latent)"
 _TEMPERATURES = (0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -35,9 +36,8 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         _pictures(model, real, simulated, folder),
         _anomalies(model, real, other, folder),
         _latents(model, real, simulated, other, z_real, z_simulated, folder),
+        *training(model.history, folder, "Each level keeps its best held-out weights.", _OBJECTIVE),
     ]
-    if model.history:
-        sections.append(_training(model, folder))
     metrics = dict(model.metrics)
     if other is not None:
         metrics["auroc"] = auroc(model.detector.held_out, model.score(other)["score"])
@@ -115,16 +115,3 @@ def _latents(model, real, simulated, other, z_real, z_simulated, folder):
             keep(plots.latent_histogram(z_real, z_other), folder, "latents"),
         ],
     )
-
-
-def _training(model, folder):
-    level = np.asarray(model.history["level"])
-    figures = []
-    for number in np.unique(level):
-        chosen = level == number
-        train, validation, step = (np.asarray(model.history[name])[chosen] for name in ("train", "validation", "step"))
-        name = "history" if number < 0 else f"history_level_{number:.0f}"
-        figure = plots.history(train, validation, step, "negative log-likelihood (nats per latent)")
-        caption = "" if number < 0 else f"Level {number:.0f}" + (", the coarsest." if number == 0 else ".")
-        figures.append(keep(figure, folder, name, caption))
-    return Section("Training", "Each level keeps its best held-out weights.", figures)

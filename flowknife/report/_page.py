@@ -21,9 +21,13 @@ from flowknife.errors import InputError, StorageError
 
 UNITS = {
     "nll": ("Negative log-likelihood, held out", "nats per row"),
+    "nll_given_label": ("The same given the label", "nats per row"),
+    "prior_nll": ("The same before the data are known", "nats per row"),
     "log_prob": ("Log-likelihood, held out", "nats per row"),
     "bits_per_dim": ("Bits per dimension, held out", "bits"),
     "accuracy": ("Accuracy, held out", "share of inputs"),
+    "cross_entropy": ("Cross entropy of the labels, held out", "nats per item"),
+    "expected_calibration_error": ("Expected calibration error", "0 is perfect"),
     "auroc": ("Area under the ROC curve", "1 is perfect, 0.5 is chance"),
     "c2st": ("Classifier two-sample test", "0.5 is perfect, 1 is worst"),
     "mmd": ("Maximum mean discrepancy", "0 is perfect"),

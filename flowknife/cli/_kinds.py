@@ -1,0 +1,145 @@
+"""What a run is made of: rows of a table, pictures, or observations. The verbs ask this and nothing else of a run.
+
+A new application is one more entry of `KINDS`, or of those that are there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowknife.cli._data import LABEL, columns_named, read_labelled, read_observations, read_pairs, read_pictures
+from flowknife.cli._files import picture_writer, row_writer
+from flowknife.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LABEL_FACT = "label column"
+"""The fact of a run that tells which column of its table held the labels."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Data that were read for a model.
+
+    Attributes:
+        values: what the model takes.
+        labels: of the items, if they are known.
+        numbers: of the rows in their file.
+        left_out: how many rows were left out.
+        skipped: files that could not be used, and why.
+    """
+
+    values: Any
+    labels: Any = None
+    numbers: "np.ndarray | None" = None
+    left_out: int = 0
+    skipped: tuple[Any, ...] = ()
+
+    @classmethod
+    def of_table(cls, values: "np.ndarray", table: Any, labels: Any = None) -> "Items":
+        """Rows of a table of which some may have been left out."""
+        import numpy as np
+
+        numbers = np.delete(np.arange(len(table.values) + table.dropped), table.dropped_rows)
+        return cls(values, labels, numbers, table.dropped)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the verbs read and write what a run is made of.
+
+    Attributes:
+        word: what it is, in the plural.
+        read: (fitted, DATA, whether to drop invalid rows) -> what to score.
+        judged: (fitted, DATA) -> the arguments of `check`.
+        writer: (fitted, FILE, how many) -> what writes draws; it refuses a FILE before there is anything to lose.
+    """
+
+    word: str
+    read: Callable[[Any, str, bool], Items]
+    judged: Callable[[Any, str], tuple[Any, ...]]
+    writer: Callable[[Any, Path, int], Callable[[Any], Any]]
+
+
+def _rows(fitted, data, drop_invalid):
+    from flowknife.data import load_table
+
+    labels = None
+    if fitted.application == "classify":  # its table may still have the labels with it
+        found = read_labelled(data, fitted.facts.get(LABEL_FACT, LABEL), drop_invalid=drop_invalid, required=False)
+        table, labels = found.table, found.labels
+    else:
+        table = load_table(data, drop_invalid=drop_invalid, min_rows=1)
+    return Items.of_table(columns_named(table, fitted.names, data), table, labels)
+
+
+def _pictures(fitted, data, drop_invalid):
+    if drop_invalid:
+        raise InputError("got --drop-invalid for pictures; files that cannot be used are always left out; try without")
+    pictures = read_pictures(data, fitted.held_out.shape[1:])
+    return Items(pictures, skipped=pictures.skipped)
+
+
+def _observations(posterior, data, drop_invalid):
+    values, table = read_observations(posterior, data, drop_invalid)
+    return Items.of_table(values, table)
+
+
+def _pairs(posterior, data):
+    return (read_pairs(data, posterior.names, posterior.y_names)[:2],)
+
+
+def _judged_rows(fitted, data):
+    items = _rows(fitted, data, False)
+    return (items.values,) if items.labels is None else (items.values, items.labels)
+
+
+def _judged_pictures(fitted, data):
+    pictures = _pictures(fitted, data, False).values
+    return (pictures,) if fitted.application == "images" else (pictures, pictures.folders)
+
+
+def _row_writer(fitted, out, n):
+    return row_writer(out, fitted.names)
+
+
+def _picture_writer(fitted, out, n):
+    return picture_writer(out, n)
+
+
+def _draw_writer(posterior, out, n):
+    return row_writer(out, ("observation", *posterior.names))
+
+
+ROWS = Kind("rows", _rows, _judged_rows, _row_writer)
+PICTURES = Kind("pictures", _pictures, _judged_pictures, _picture_writer)
+OBSERVATIONS = Kind("draws", _observations, _pairs, _draw_writer)
+
+KINDS: Mapping[str, Callable[[Any], Kind]] = {
+    "density": lambda fitted: ROWS,
+    "images": lambda fitted: PICTURES,
+    "classify": lambda fitted: PICTURES if fitted.pictures else ROWS,
+    "invert": lambda fitted: OBSERVATIONS,
+}
+"""What the runs of each application are made of."""
+
+
+def kind_of(fitted: Any) -> Kind:
+    """What a run is made of."""
+    return KINDS[fitted.application](fitted)
+
+
+def only_for(applications: Sequence[str], fitted: Any, **options: Any) -> None:
+    """Refuse options that were given and mean nothing for this run.
+
+    Raises:
+        InputError: an option is given for a run of another application.
+    """
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given and fitted.application not in applications:
+        raise InputError(
+            f"got {given[0]} for a run of {fitted.application}; expected a run of {' or '.join(applications)}; try "
+            f"without {given[0]}"
+        )

@@ -1,0 +1,132 @@
+"""The report of a classifier: what it takes for what, how sure it may be, what it draws, and what is of no class."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowknife import plots
+from flowknife.data import load_images
+from flowknife.diagnostics import auroc
+from flowknife.report._figures import ends, keep, training
+from flowknife.report._page import Section, write_report
+
+if TYPE_CHECKING:
+    from flowknife.apps import Classifier
+
+_LATENTS, _MARKED = 2000, 200
+_DRAWN = {"pictures": 10, "rows": 300}  # of each class
+_MOST_CLASSES = 20  # more are not drawn
+_OBJECTIVE = "objective, which weighs labels and likelihood"
+
+
+def report_classify(classifier: "Classifier", folder: str | Path, others: Any = None) -> Path:
+    """Write figures and `report.html` of a classifier into `folder`; return the page's path.
+
+    Args:
+        classifier: the trained model.
+        folder: where to write.
+        others: items of no class, shown beside the held-out ones: rows, or pictures (a folder, an array).
+    """
+    if others is not None and classifier.pictures and not hasattr(others, "pixels"):
+        height, width, channels = classifier.shape
+        grey_or_rgb: Any = channels
+        others = load_images(others, (height, width), channels=grey_or_rgb)
+    held = classifier.held_out if classifier.pictures else classifier.held_out + classifier.origin
+    scores = classifier.score(held)
+    strange = _spoilt(held) if others is None else others
+    sections = [
+        *_decisions(classifier, folder),
+        _samples(classifier, held, folder),
+        _latents(classifier, held, strange, folder),
+        _outliers(classifier, held, scores, strange, others is None, folder),
+        *training(classifier.history, folder, str(classifier.facts.get("stopped because", "")), _OBJECTIVE),
+    ]
+    return write_report(
+        folder, "Classification", sections, classifier.metrics, classifier.facts, ends(classifier.model)
+    )
+
+
+def _spoilt(held):
+    """What is of no class, made of what is: pictures as negatives, rows with columns that belong to different rows."""
+    if held.ndim == 4:
+        return 255 - held
+    generator = np.random.default_rng(0)
+    return np.stack([generator.permutation(column) for column in held.T], axis=1)
+
+
+def _decisions(classifier, folder):
+    if not np.any(classifier.held_out_labels >= 0):
+        return []
+    names = [str(name) for name in classifier.classes]
+    sure = classifier.reliability()
+    return [
+        Section(
+            "Decisions",
+            "Held-out items by their true class and the class they were taken for; and whether items that are called "
+            f"likely with probability p are right in a share p of cases. {sure.verdict}",
+            [
+                keep(plots.confusion(classifier.confusion(), names), folder, "confusion"),
+                keep(plots.reliability(sure), folder, "reliability"),
+            ],
+        )
+    ]
+
+
+def _samples(classifier, held, folder):
+    count = _DRAWN["pictures" if classifier.pictures else "rows"]
+    classes = classifier.classes[:_MOST_CLASSES]
+    names = [str(name) for name in classes]
+    drawn = [classifier.sample(count, label, key=0) for label in classes]
+    figures = [keep(_of_classes(drawn, names), folder, "samples")]
+    own = [held[classifier.held_out_labels == code][:count] for code in range(len(classes))]
+    if all(map(len, own)):
+        figures.append(keep(_of_classes(own, names, "Held-out items of each class."), folder, "held_out"))
+    return Section(
+        "What a class looks like",
+        "The same model read backwards: with the label set and the latent drawn, it makes new items of that class.",
+        figures,
+    )
+
+
+def _of_classes(items, names, heading=None):
+    """Pictures or points of each class; single numbers are drawn over their class."""
+    if items[0].shape[1:] == (1,):
+        items = [np.insert(rows, 1, place, axis=1) for place, rows in enumerate(items)]
+    return plots.class_samples(items, names, heading)
+
+
+def _latents(classifier, held, strange, folder):
+    z, outliers = classifier.encode(held[:_LATENTS]), classifier.encode(strange)[:_MARKED]
+    names = [str(name) for name in classifier.classes]
+    if z.shape[1] == 1:
+        figure = plots.latent_histogram(z, outliers)
+    else:
+        figure = plots.latent_classes(z, classifier.held_out_labels[:_LATENTS], names, outliers)
+    return Section(
+        "Latents",
+        "Where held-out items lie at the right end, coloured by their true class, and crosses where items of no class "
+        "do.",
+        [keep(figure, folder, "latents")],
+    )
+
+
+def _outliers(classifier, held, scores, strange, spoilt, folder):
+    others = classifier.score(strange)
+    figures = [keep(plots.anomaly_scores(scores["p_value"], others["p_value"]), folder, "p_values")]
+    if classifier.pictures:
+        figure = (
+            plots.outliers(held, scores["p_value"])
+            if spoilt
+            else plots.outliers(strange.pixels, others["p_value"], list(others["path"]))
+        )
+        figures.append(keep(figure, folder, "outliers", "The strangest first."))
+    kind = "negatives of pictures" if classifier.pictures else "rows whose columns come from different rows"
+    what = f"Here the others are {kind}, some of which may still look like a class." if spoilt else ""
+    return Section(
+        "What is of no class",
+        "The p-value asks whether an item is of any of the classes at all; it is calibrated on held-out items, so that "
+        f"of new ones a share {classifier.config.alpha:g} is flagged, whatever their class. {what} They are told from "
+        f"held-out items with an area under the ROC curve of {auroc(scores['score'], others['score']):.3f}.",
+        figures,
+    )

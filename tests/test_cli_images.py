@@ -1,0 +1,118 @@
+"""The command line on pictures: what it writes, lists as skipped, and refuses."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowknife import apps
+from flowknife.data import digits, write_folder
+from tests.command import call, refused, rows_of
+
+TINY = ["-s", "architecture=glow", "-s", "levels=1", "-s", "steps_per_level=1", "-s", "width=8"]
+TINY += ["-s", "train.steps=5", "-s", "train.batch_size=16"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def folder(place):
+    """Pictures of 8 x 8 pixels, and three files that cannot be used."""
+    path = place / "digits"
+    write_folder(digits()[0][:60], path, digits()[1][:60])
+    (path / "notes.txt").write_text("no picture")
+    (path / "broken.png").write_bytes((path / "0" / "000000.png").read_bytes()[:40])
+    (path / "empty.png").write_bytes(b"")
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(place, folder):
+    call("fit", "images", folder, "--out", place / "images", *TINY)
+    return place / "images"
+
+
+def test_fit_images_lists_what_it_skipped(images, folder):
+    skipped = {row["path"]: row["reason"] for row in rows_of(images / "skipped.csv")}
+    assert skipped.keys() == {"notes.txt", "broken.png", "empty.png"} and skipped["empty.png"] == "empty file"
+    record = json.loads((images / "run.json").read_text())
+    assert record["application"] == "images" and record["facts"]["pictures"] == 60
+    assert record["metrics"].keys() == {"nll", "bits_per_dim"}
+    text = call("info", images).stdout
+    assert re.search(r"left end +image 8 x 8 x 1", text) and re.search(r"right end +z_0 64", text)
+
+
+def test_sample_writes_a_sheet_an_array_or_a_folder(tmp_path, images):
+    for name in ("sheet.png", "array.npy", "new/pictures"):
+        result = call("sample", images, "-n", 5, "--seed", 1, "--out", tmp_path / name)
+        assert result.stdout == f"wrote 5 pictures to {tmp_path / name}\n"
+    array = np.load(tmp_path / "array.npy")
+    assert array.shape == (5, 8, 8, 1) and array.dtype == np.uint8
+    files = sorted((tmp_path / "new" / "pictures").iterdir())
+    assert len(files) == 5 and np.array_equal(np.asarray(Image.open(files[4])), array[4, :, :, 0])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert min(sheet.size) > 8
+    refused("sample", images, "--out", tmp_path / "new" / "pictures", words="not empty")
+    refused("sample", images, "--out", tmp_path / "new.jpg", words=("new.jpg", ".png"))
+    refused("sample", images, "--out", tmp_path / "new.csv", words="folder")
+    refused("sample", images, "-n", 401, "--out", tmp_path / "sheet.png", words=("401", "400"))
+    (tmp_path / "file").touch()
+    refused("sample", images, "--out", tmp_path / "file", words="folder")
+
+
+def test_score_lists_skipped_files_beside_the_scores(tmp_path, place, images, folder):
+    result = call("score", images, folder, "--out", tmp_path / "new" / "scores.csv")
+    rows = rows_of(tmp_path / "new" / "scores.csv")
+    assert list(rows[0]) == ["path", "bits_per_dim", "radius", "typicality", "score", "p_value", "flag"]
+    assert len(rows) == 60 and "0/000000.png" in {row["path"] for row in rows}
+    assert len(rows_of(tmp_path / "new" / "skipped.csv")) == 3 and "skipped 3 files" in result.stderr
+    # the list of what training skipped is not overwritten
+    run = shutil.copytree(images, tmp_path / "run")
+    (run / "skipped.csv").write_text("of training\n")
+    call("score", run, folder, "--out", run / "val.csv")
+    assert (run / "skipped.csv").read_text() == "of training\n" and len(rows_of(run / "val-skipped.csv")) == 3
+    refused("score", images, folder, "--drop-invalid", "--out", tmp_path / "scores.csv", words="--drop-invalid")
+
+
+def test_report_shows_other_pictures_in_the_size_of_training(tmp_path, images, monkeypatch):
+    write_folder(np.zeros((3, 20, 30, 3), np.uint8), tmp_path / "others")
+    given = []
+    monkeypatch.setattr(
+        apps.Images, "report", lambda self, run, others=None: given.append(others) or run / "report.html"
+    )
+    for options in ([], ["--others", tmp_path / "others"]):
+        assert call("report", images, *options).stdout == f"report: {images / 'report.html'}\n"
+    assert given[0] is None and given[1].pixels.shape == (3, 8, 8, 1)
+
+
+def test_score_and_check_refuse_what_is_no_folder_of_pictures(tmp_path, images):
+    (tmp_path / "none").mkdir()
+    table = tmp_path / "points.csv"
+    table.write_text("a,b\n1,2\n")
+    for data, words in ((tmp_path / "missing", "no folder"), (tmp_path / "none", "empty folder"), (table, "the file")):
+        refused("score", images, data, "--out", tmp_path / "scores.csv", words=words)
+        refused("check", images, data, words=words)
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_fit_images_refuses_in_one_line(tmp_path):
+    for name in ("nothing", "text"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text" / "a.png").write_text("no picture")
+    for data, words in (("missing", "no folder"), ("nothing", "empty folder"), ("text", "no usable picture")):
+        refused("fit", "images", tmp_path / data, "--out", tmp_path / "run", words=words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_outputs_that_cannot_be_written_are_told(place, images, folder):
+    (place / "file").touch()
+    for name in ("new.png", "new.npy", "new"):
+        refused("sample", images, "--out", place / "file" / name, words=str(place / "file"))
+    refused("score", images, folder, "--out", place / "file" / "scores.csv", words=str(place / "file"))
+    refused("sample", images, "--label", "3", "--out", place / "new.png", words=("--label", "classify"))

@@ -1,0 +1,82 @@
+"""The reports of classifiers and of inverse problems hold their figures and say what they show."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import flowknife as fk
+from flowknife.report import ends, report_classify, report_invert
+
+TINY = {"layers": 1, "width": 8, "depth": 1, "show_progress": False}
+TRAIN = {"steps": 5, "batch_size": 32, "weight_decay": 0.0}
+
+
+def page(path):
+    """The text of a report, and the names of its figures; each figure is inside the page."""
+    text, figures = path.read_text(), {file.stem for file in (path.parent / "figures").iterdir()}
+    assert text.count("data:image/png") == len(figures)
+    return text, figures
+
+
+@pytest.fixture(scope="module")
+def arm():
+    settings = {"num_simulations": 200, "features": 0, "train": TRAIN}
+    return fk.invert(fk.problems.kinematics(), **settings, **TINY)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(2, size=200)
+    return fk.classify(generator.normal(size=(200, 2)) + 6 * labels[:, None], labels, train=TRAIN, **TINY)
+
+
+def test_report_of_a_posterior(tmp_path, arm):
+    text, figures = page(report_invert(arm, tmp_path))
+    every = {"problem", "corner", "predictive", "calibration", "coverage", "p_values"}
+    assert every <= figures and "noise" not in figures
+    assert "draws of the exact posterior" in text
+    for verdict in (arm.calibration["ranks"].verdict, arm.calibration["coverage"].verdict):
+        assert verdict in text.replace("&lt;", "<")
+    frame = ends(arm.model)
+    assert frame.left == ["x 4, Data"] and frame.right == ["z 4, Normal, given y 2"]
+
+
+def test_report_of_pairs_whose_simulator_nobody_knows(tmp_path, arm):
+    _, figures = page(report_invert(replace(arm, facts={}, forward=None, history={}), tmp_path))
+    assert figures == {"corner", "calibration", "coverage", "p_values"}
+
+
+def test_report_of_a_classifier(tmp_path, rows):
+    text, figures = page(report_classify(rows, tmp_path))
+    every = {"confusion", "reliability", "samples", "held_out", "latents", "p_values", "history"}
+    assert figures == every
+    assert rows.reliability().verdict.replace("'", "&#x27;") in text
+    assert re.search(r"Accuracy, held out</th><td>[\d.]+</td>", text)
+    assert "columns come from different rows" in text
+
+
+def test_report_of_a_classifier_shows_other_items(tmp_path, rows):
+    text, _ = page(report_classify(rows, tmp_path, others=np.full((20, 2), 50.0)))
+    assert "ROC curve of 1.000" in text and "different rows" not in text
+
+
+@pytest.mark.slow
+def test_report_of_a_classifier_of_pictures(tmp_path):
+    pictures, labels = fk.data.digits()
+    known = labels < 3
+    model = fk.classify(pictures[known], labels[known], train=TRAIN, **TINY)
+    _, figures = page(report_classify(model, tmp_path / "a"))
+    assert {"confusion", "reliability", "samples", "held_out", "latents", "p_values", "outliers"} <= figures
+    text, _ = page(report_classify(model, tmp_path / "b", others=pictures[labels == 7][:20]))
+    assert "negatives" not in text
+
+
+@pytest.mark.slow
+def test_report_of_noisy_data_shows_the_noise(tmp_path):
+    settings = {"num_simulations": 200, "form": "partitioned", "train": TRAIN}
+    posterior = fk.invert(fk.problems.gravity(noise=0.2), **settings, **TINY)
+    text, figures = page(report_invert(posterior, tmp_path))
+    assert "noise" in figures and "standard deviation was 0.2" in text
