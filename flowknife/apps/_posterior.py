@@ -294,7 +294,7 @@ class Posterior:
     def to_arviz(self, y: Any, n: int = 1000, key: Key = None) -> Any:
         """`n` draws given one observation as ArviZ `InferenceData`, with the observed data."""
         try:
-            import arviz  # ty: ignore[unresolved-import]
+            import arviz  # ty: ignore[import-not-found]
         except ImportError:
             raise InputError('ArviZ is not installed; try pip install "flowknife[arviz]"') from None
         rows, single = self._observations(y)
