@@ -136,6 +136,7 @@ def _calibration(posterior, folder):
             ("Balls around random points (TARP)", "tarp"),
             ("Regions of highest density", "highest density"),
         )
+        if name in found
     ]
     if "resimulation" in found:
         error, spread = found["resimulation"].mean_squared, np.sum(np.square(posterior.noise))
@@ -147,7 +148,7 @@ def _calibration(posterior, folder):
         + "\n\n".join(sentences),
         [
             keep(plots.calibration(found["ranks"]), folder, "calibration"),
-            keep(plots.coverage(found["coverage"], found["tarp"], found["highest density"]), folder, "coverage"),
+            keep(plots.coverage(found["coverage"], found["tarp"], found.get("highest density")), folder, "coverage"),
         ],
     )
 
