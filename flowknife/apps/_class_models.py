@@ -19,12 +19,26 @@ from jaxtyping import Array, Float, Int
 from flowknife._types import Key, as_key
 from flowknife.apps._levels import _peel, latent_sizes, level_features, level_part, level_terms
 from flowknife.architectures import coupling_flow, wavelet
-from flowknife.bijections import Affine, Bijection, Chain, Orthogonal, PrincipalRotation, Reshape, Split
+from flowknife.bijections import (
+    Affine,
+    Bijection,
+    Chain,
+    Orthogonal,
+    PrincipalRotation,
+    Reshape,
+    Shift,
+    ShiftScale,
+    Spline,
+    Split,
+)
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import ClassMixture, Given, Law, Pad, Pixels, normal_log_prob
 from flowknife.objectives import class_log_probs, class_terms
 
+# The start is close already, so each coupling changes little; and what lies far outside of the training items must not
+# be carried further, as a deep stack of wide scales would.
+_SCALARS = {"spline": Spline(tail=4.0), "affine": ShiftScale(bound=0.5), "additive": Shift()}
 _LABEL_SCALE = 0.1  # of the one-hot block (Ardizzone et al. 2019, arXiv 1808.04730, app. 2: 0.05 to 0.1)
 _PAD_SCALE = 0.05
 _PAD_DRAWS = 32  # over which p(x | label) is averaged where there is padding
@@ -72,9 +86,9 @@ def _class_blocks(law: str, classes: int, size: int, rest: str = "z") -> list[Bl
     return [first, *([Block(rest, size - first.size)] if size > first.size else [])]
 
 
-def _dense(size: int, key: jax.Array, **sizes: Any) -> list[Bijection]:
+def _dense(size: int, key: jax.Array, scalar: str = "spline", **sizes: Any) -> list[Bijection]:
     """Principal axes, couplings, and the rotation that makes the couplings start as the identity."""
-    flow = coupling_flow(size, **sizes, key=key)
+    flow = coupling_flow(size, scalar=_SCALARS[scalar], **sizes, key=key)
     turned = flow.encode(jnp.eye(size))[0]
     back = eqx.tree_at(lambda layer: layer.matrix.value, Orthogonal((size,), key=key), turned)
     return [PrincipalRotation((size,)), flow, back]
