@@ -293,7 +293,6 @@ _ARCHITECTURES = [
     Row("glow, one level", lambda key: glow((4, 4, 1), levels=1, steps=2, width=4, scalar="spline", key=key)),
     Row("glow, two levels", lambda key: glow((8, 8, 1), levels=2, steps=2, width=4, cond_dim=2, key=key), (2,)),
     Row("wavelet, 8x8x1", lambda key: wavelet((8, 8, 1), **_TINY, key=key)),
-    Row("wavelet, 16x16x3", lambda key: wavelet((16, 16, 3), **_TINY, key=key), batch=(1, 2)),
 ]
 
 ROWS = (

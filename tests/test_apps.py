@@ -13,8 +13,6 @@ from flowknife.architectures import glow, realnvp, wavelet
 from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_normal, principal_plane
 from flowknife.errors import InputError, StorageError
 
-pytestmark = pytest.mark.xdist_group("applications")  # they share trained models
-
 
 @pytest.fixture(scope="module")
 def flow():
@@ -61,7 +59,7 @@ def test_a_density_refuses_rows_of_another_width(flow):
         flow[1].log_prob(np.zeros((4, 3)))
 
 
-@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("columns", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_other_widths_and_constant_columns_train(columns):
     x = np.random.default_rng(0).normal(size=(200, columns))
     x[:, -1] = 7.0

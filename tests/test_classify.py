@@ -18,8 +18,6 @@ from flowknife.laws import ClassMixture
 from flowknife.objectives import class_log_probs, information_bottleneck
 from tests.catalogue import perturbed
 
-pytestmark = pytest.mark.xdist_group("classifiers")  # they share trained models
-
 QUICK = {"layers": 2, "width": 16, "show_progress": False, "key": 0}
 
 
@@ -198,6 +196,7 @@ def test_rows_without_labels_are_used(words):
     assert words.score(x[:3])["label"].dtype.kind == "U"
 
 
+@pytest.mark.slow
 def test_a_column_of_a_data_frame_may_be_the_label():
     pandas = pytest.importorskip("pandas")
     x, codes = ring(300, 0)
@@ -307,6 +306,7 @@ def test_the_levels_of_pictures_add_up_to_the_model():
     np.testing.assert_allclose(by_class[:, 1] - np.log(3), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_class_per_subfolder(tmp_path):
     pytest.importorskip("PIL")
     x, labels = _pictures(60, 2)

@@ -8,8 +8,6 @@ import pytest
 import flowknife as fk
 from flowknife.errors import InputError
 
-pytestmark = pytest.mark.xdist_group("inversion")
-
 DIM, NOISE = 3, 0.5
 MATRIX = np.array([[1.0, 0.3], [-0.5, 1.0], [0.2, 0.4]])
 QUICK = {"layers": 2, "width": 16, "depth": 1, "show_progress": False, "seed": 0}
