@@ -14,7 +14,7 @@ class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     law: Literal["mixture", "label"] = pydantic.Field(
         "mixture", description="what carries the class: a Gaussian per class, or a one-hot block"
     )
-    beta: float = pydantic.Field(1.0, ge=0, description="weight of the labels; 1/dimensions is plain likelihood")
+    beta: float = pydantic.Field(4.0, ge=0, description="weight of the labels; 1/dimensions is plain likelihood")
     classes: int | None = pydantic.Field(
         None, ge=2, description="number of classes 0, 1, ..., where some do not occur; default: those that occur"
     )
@@ -33,6 +33,7 @@ class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         None, ge=4, description="side in pixels; default: the pictures', at most 64"
     )
     bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel")
-    shift: float = pydantic.Field(0.04, ge=0, lt=0.5, description="moves of training pictures, as a share of the side")
+    shift: float = pydantic.Field(0.08, ge=0, lt=0.5, description="moves of training pictures, as a share of the side")
+    slant: float = pydantic.Field(0.2, ge=0, le=1, description="shear of training pictures, in columns per row")
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="items with a p-value below are flagged")
     train: Training = Training()

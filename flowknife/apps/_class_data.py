@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from flowknife.apps.images import _read
+from flowknife.apps._images import as_pictures
 from flowknife.data import ImageSet, Table
 from flowknife.data.tables import TABLE_SUFFIXES
 from flowknife.errors import InputError
@@ -36,7 +36,7 @@ def is_picture_source(x: Any) -> bool:
 
 def read_pictures(x: Any, labels: Any, size: int, show_progress: bool) -> tuple[ImageSet, Any]:
     """Pictures and their labels: those given, or the folder in which each lies."""
-    data = _read(x, size, show_progress)
+    data = as_pictures(x, size, show_progress)
     if labels is not None:
         if data.skipped:
             raise InputError(

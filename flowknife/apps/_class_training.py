@@ -18,7 +18,7 @@ from flowknife.objectives import class_log_probs, information_bottleneck
 from flowknife.train import Training, fit
 
 _START_NUMBERS = 30_000_000  # the start is fitted to at most so many numbers
-_NUMBERS_PER_STEP = 200_000
+_NUMBERS_PER_STEP = 100_000
 
 History = dict[str, list[float]]
 Items = tuple[np.ndarray, np.ndarray]
@@ -93,6 +93,7 @@ def train_pictures(
     *,
     beta: float,
     shift: float,
+    slant: float,
     log_prior: Float[np.ndarray, " k"],
     key: jax.Array,
     show_progress: bool,
@@ -103,26 +104,27 @@ def train_pictures(
     prior = jnp.asarray(log_prior)
     size = latent_sizes(model.bijection)[0]
     levels = len(latent_sizes(model.bijection))
-    start_key, shift_key, key = jax.random.split(key, 3)
+    start_key, move_key, key = jax.random.split(key, 3)
 
     def coarse_objective(model, batch, key):
-        shift_key, key = jax.random.split(key)
-        x = image.law.prepare(key, _shifted(shift_key, batch["image"], shift), (), image.shape)
+        move_key, key = jax.random.split(key)
+        x = image.law.prepare(key, moved(move_key, batch["image"], shift, slant), (), image.shape)
         log_joint = coarse_class_terms(model, x) + log_prior_of(model, prior)
         return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
 
     training = training.or_else(
-        minutes=6,
-        batch_size=int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / pixels[0].size)), 16, 256)),
+        minutes=8,
+        steps=5000,
+        batch_size=int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / pixels[0].size)), 16, 128)),
         learning_rate=1e-3,
+        weight_decay=0.3,
         average=0.995,
         evaluate_every=100,
-        patience=10,
+        patience=15,
     )
     model = _start(model, pixels, False, start_key)
     most = max(_START_NUMBERS // pixels[0].size, 16)
-    moved = _shifted(shift_key, jnp.asarray(pixels[:most]), shift)
-    model = fit_start(model, moved, labels[:most])
+    model = fit_start(model, moved(move_key, jnp.asarray(pixels[:most]), shift, slant), labels[:most])
 
     history: History = {}
     spent = 0.0
@@ -162,18 +164,36 @@ def _batch(model, name, items):
     return {name: rows, **known}
 
 
-def _shifted(key, pixels, share):
-    """Pictures moved by up to `share` of their side, by whole pixels where that is at least one."""
-    if not share:
-        return pixels
+def moved(key: Array, pixels: Array, shift: float, slant: float) -> Float[Array, "n h w c"]:
+    """Pictures moved by up to `shift` of their side, by whole pixels where that is at least one, and slanted.
+
+    Interpolation is linear; what comes in from beyond the edge is the edge.
+
+    Args:
+        key: JAX key.
+        pixels: pictures `(n, h, w, c)`.
+        shift: share of the side.
+        slant: largest shear, in columns per row.
+    """
     x = jnp.asarray(pixels, float)
-    moves = []
-    for axis_key, side in zip(jax.random.split(key), x.shape[1:3], strict=True):
-        most = share * side
-        move = jax.random.uniform(axis_key, (len(x),), minval=-most, maxval=most)
-        if most >= 1:
-            move = jnp.round(move * (most + 0.5) / most)
-        # rows of a linear interpolation; what comes in from beyond the edge is the edge
-        place = jnp.clip(jnp.arange(side) + move[:, None], 0, side - 1)
-        moves.append(jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(side)), 0.0))
-    return jnp.einsum("nij,nkl,njlc->nikc", *moves, x)
+    height, width = x.shape[1:3]
+    keys = jax.random.split(key, 3)
+
+    def drawn(key, most):
+        return jax.random.uniform(key, (len(x), 1), minval=-most, maxval=most)
+
+    def whole(move, most):
+        return jnp.round(move * (most + 0.5) / most) if most >= 1 else move
+
+    def weights(place, side):
+        place = jnp.clip(place, 0, side - 1)
+        return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(side)), 0.0)
+
+    if shift:
+        rows = jnp.arange(height) + whole(drawn(keys[0], shift * height), shift * height)
+        columns = jnp.arange(width) + whole(drawn(keys[1], shift * width), shift * width)
+        x = jnp.einsum("nij,nkl,njlc->nikc", weights(rows, height), weights(columns, width), x)
+    if slant:
+        lean = drawn(keys[2], slant) * (jnp.arange(height) - (height - 1) / 2)  # (n, h)
+        x = jnp.einsum("nikl,nilc->nikc", weights(jnp.arange(width) + lean[..., None], width), x)
+    return x

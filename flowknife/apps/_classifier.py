@@ -16,7 +16,7 @@ from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
 from flowknife.apps._class_data import Names, as_codes, columns_of
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
-from flowknife.apps.images import _batches, _read
+from flowknife.apps._images import as_pictures, in_batches
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
     Check,
@@ -333,7 +333,7 @@ class Classifier:
         """Items and their names."""
         if self.pictures:
             height, width, channels = self.shape
-            data = _read(x, (height, width), show_progress=False, channels=channels)
+            data = as_pictures(x, (height, width), show_progress=False, channels=channels)
             if data.pixels.shape[1:] != self.shape:
                 raise InputError(
                     f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training"
@@ -351,7 +351,7 @@ class Classifier:
 
     def _parts(self, items) -> Iterator[tuple[int, np.ndarray]]:
         if self.pictures:
-            return _batches(items)
+            return in_batches(items)
         # one size for each power of two, the last part filled up: few compiled programs serve all
         size = min(1 << max(len(items) - 1, 0).bit_length(), _ROWS_AT_ONCE)
         parts = [items[start : start + size] for start in range(0, len(items), size)]

@@ -18,7 +18,7 @@ from flowknife.apps._class_data import is_picture_source, label_codes, read_pict
 from flowknife.apps._class_models import picture_model, table_model
 from flowknife.apps._class_training import log_prior_of, train_pictures, train_table
 from flowknife.apps._classifier import Classifier
-from flowknife.apps.images import _default_size
+from flowknife.apps.images import default_size
 from flowknife.bijections import Affine
 from flowknife.data import fingerprint, load_table
 from flowknife.errors import InputError
@@ -26,7 +26,7 @@ from flowknife.errors import InputError
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
 _KEPT_PICTURES = 400
 _LOOKED_AT = 2000  # training pictures that the detector is fitted to
-_OF_PICTURES = ("image_size", "bits", "shift")
+_OF_PICTURES = ("image_size", "bits", "shift", "slant")
 _OF_TABLES = ("smoothing",)
 
 
@@ -72,12 +72,12 @@ def classify(
     config = validated(ClassifyConfig, {**base, **settings})
     if is_picture_source(x):
         _refuse(config, _OF_TABLES, "pictures")
-        size = config.image_size or _default_size(x)
+        size = config.image_size or default_size(x)
         config = config.model_copy(update={"image_size": size})
         data, labels = read_pictures(x, labels, size, show_progress)
         items, names, origin, skipped = data.pixels, (), np.zeros(0), data.skipped
         facts = {"pictures": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
-        make, teach = _picture_model, partial(train_pictures, shift=config.shift)
+        make, teach = _picture_model, partial(train_pictures, shift=config.shift, slant=config.slant)
     else:
         _refuse(config, _OF_PICTURES, "a table")
         if isinstance(labels, str) and labels in getattr(x, "columns", ()):

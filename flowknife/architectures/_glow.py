@@ -1,0 +1,86 @@
+"""Glow."""
+
+from functools import partial
+
+import jax
+
+from flowknife import nets
+from flowknife._types import Key, Shape, as_key, as_shape
+from flowknife.architectures._levels import check_image, levels_for
+from flowknife.architectures._vectors import scalar_named
+from flowknife.bijections import (
+    ActNorm,
+    Bijection,
+    Chain,
+    Channels,
+    Coupling,
+    InvertibleConv1x1,
+    Repeat,
+    Reshape,
+    Scalar,
+    ShiftScale,
+    Split,
+    Squeeze,
+)
+
+
+def glow(
+    shape: Shape,
+    *,
+    levels: int | None = None,
+    steps: int = 8,
+    width: int = 128,
+    scalar: str | Scalar = "affine",
+    cond_dim: int = 0,
+    key: Key = None,
+) -> Bijection:
+    """Glow (Kingma & Dhariwal 2018, arXiv 1807.03039): per level squeeze, steps, factor out half of the channels.
+
+    A step is actnorm, invertible 1x1 convolution (PLU), channel coupling; the steps of a level are scanned. Each
+    factor-out has a learned prior: an affine coupling given the kept half.
+
+    Args:
+        shape: (height, width, channels).
+        levels: default as many as the size allows, see `levels_for`.
+        steps: steps per level.
+        width: hidden channels of each network.
+        scalar: "affine", "additive", "spline" or any `Scalar`.
+        cond_dim: length of a condition (a class, say) that every coupling sees, 0 for none.
+        key: source of initial weights.
+
+    Returns:
+        a bijection from `shape` to one flat vector; the last-level latent comes first.
+    """
+    shape = as_shape(shape)
+    levels = levels_for(shape) if levels is None else levels
+    check_image(shape, levels)
+    cond_shape = (cond_dim,) if cond_dim else None
+    net = partial(nets.ConvNet, width=width)
+    squeeze = Squeeze(shape)
+    small = squeeze.out_shape
+    here, prior, below = jax.random.split(as_key(key), 3)
+
+    def step(key):
+        mix, couple = jax.random.split(key)
+        return Chain(
+            [
+                ActNorm(small),
+                InvertibleConv1x1(small, key=mix),
+                Coupling(Channels(small), scalar_named(scalar), net, cond_shape=cond_shape, key=couple),
+            ]
+        )
+
+    parts = [squeeze, Repeat(step, steps, key=here)]
+    if levels == 1:
+        return Chain([*parts, Reshape(small, (small[0] * small[1] * small[2],))])
+    split = Channels(small)
+    rest = {"levels": levels - 1, "steps": steps, "width": width, "scalar": scalar, "cond_dim": cond_dim}
+    inner = glow(split.kept_shape, **rest, key=below)
+    return Chain([*parts, Split(split, inner, _learned_prior(split, width, prior))])
+
+
+def _learned_prior(split, width, key):
+    """Affine map of all channels of the moved part, (z - t(kept)) exp(-s(kept)), as a coupling that keeps nothing."""
+    everything = Channels(split.moved_shape, kept=0)
+    net = partial(nets.ConvNet, width=width)
+    return Coupling(everything, ShiftScale(), net, cond_shape=split.kept_shape, key=key)

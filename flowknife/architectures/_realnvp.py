@@ -1,0 +1,89 @@
+"""RealNVP, of vectors and of images."""
+
+from functools import partial
+
+import jax
+
+from flowknife import nets
+from flowknife._types import Key, Shape, as_key, as_shape
+from flowknife.bijections import (
+    ActNorm,
+    Bijection,
+    Chain,
+    Channels,
+    Checkerboard,
+    Coupling,
+    Repeat,
+    Reshape,
+    ShiftScale,
+    Split,
+    Squeeze,
+)
+from flowknife.errors import InputError
+
+
+def realnvp(shape: int | Shape, *, layers: int = 8, width: int = 128, cond_dim: int = 0, key: Key = None) -> Bijection:
+    """Affine couplings with fixed alternating halves (Dinh et al. 2017, arXiv 1605.08803).
+
+    A vector: `layers` couplings whose kept half alternates, each after an actnorm. An image: three checkerboard
+    couplings, squeeze, three channel couplings, factor out half of the channels, and again while the grid is even and
+    at least 4 pixels; the right end is then one flat vector.
+
+    Args:
+        shape: event shape, (dim,) or (height, width, channels).
+        layers: couplings of a vector flow; they come in pairs, an odd number is rounded up.
+        width: hidden units or channels of each network.
+        cond_dim: length of the condition (vectors only).
+        key: source of initial weights.
+    """
+    shape, key = as_shape(shape), as_key(key)
+    if len(shape) == 3:
+        return _realnvp_image(shape, width, key)
+    if len(shape) != 1 or layers < 1:
+        raise InputError(
+            f"got shape {shape} and {layers} layers; expected (dim,) or (height, width, channels), and at least 1 layer"
+        )
+    cond_shape = (cond_dim,) if cond_dim else None
+
+    def pair(key):
+        keys = jax.random.split(key)
+        net = partial(nets.MLP, width=width)
+        parts = []
+        for swap, coupling_key in zip((False, True), keys, strict=True):
+            # for odd lengths both roles cover everything: half rounded down, then half rounded up
+            kept = shape[0] // 2 if not swap else shape[0] - shape[0] // 2
+            split = Channels(shape, min(kept, shape[0] - 1), swap=swap)
+            parts += [ActNorm(shape), Coupling(split, ShiftScale(), net, cond_shape=cond_shape, key=coupling_key)]
+        return Chain(parts)
+
+    return Repeat(pair, -(-layers // 2), key=key)
+
+
+def _realnvp_image(shape, width, key):
+    height, columns, _ = shape
+    net = partial(nets.ConvNet, width=width)
+    here, below = jax.random.split(key)
+    keys = jax.random.split(here, 6)
+    even = height % 2 == 0 and columns % 2 == 0
+    if not even or min(height, columns) < 4:
+        if not even:
+            raise InputError(f"got an image of shape {shape}; expected height and width even; try image_size=32")
+        return Chain(
+            [Coupling(Checkerboard(shape, bool(i % 2)), ShiftScale(), net, key=keys[i]) for i in range(4)]
+            + [Reshape(shape, height * columns * shape[2])]
+        )
+    board = [Coupling(Checkerboard(shape, bool(i % 2)), ShiftScale(), net, key=keys[i]) for i in range(3)]
+    squeeze = Squeeze(shape)
+    small = squeeze.out_shape
+    channels = [Coupling(Channels(small, swap=bool(i % 2)), ShiftScale(), net, key=keys[3 + i]) for i in range(3)]
+    split = Channels(small)
+    return Chain(
+        [ActNorm(shape), *board, squeeze, ActNorm(small), *channels, Split(split, _deeper(split, width, below))]
+    )
+
+
+def _deeper(split, width, key):
+    height, columns, channels = split.kept_shape
+    if height % 2 or columns % 2 or min(height, columns) < 4:
+        return Reshape(split.kept_shape, height * columns * channels)
+    return _realnvp_image(split.kept_shape, width, key)

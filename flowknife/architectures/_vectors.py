@@ -1,0 +1,91 @@
+"""Stacks for vectors, and what all stacks choose by name."""
+
+from functools import partial
+
+import jax
+
+from flowknife import nets
+from flowknife._types import Key, Shape
+from flowknife.bijections import (
+    LU,
+    Bijection,
+    Chain,
+    Channels,
+    Composed,
+    Coupling,
+    Orthogonal,
+    Permute,
+    Repeat,
+    Scalar,
+    Shift,
+    ShiftScale,
+    Spline,
+)
+from flowknife.bijections._coupling import MakeNet
+from flowknife.errors import InputError
+
+SCALARS = {"additive": Shift(), "affine": ShiftScale(), "spline": Composed([ShiftScale(), Spline()])}
+MIXINGS = ("lu", "orthogonal", "permute")
+
+
+def scalar_named(scalar: str | Scalar) -> Scalar:
+    if isinstance(scalar, Scalar):
+        return scalar
+    if scalar not in SCALARS:
+        raise InputError(f"got scalar={scalar!r}; expected one of {', '.join(SCALARS)}, or a Scalar")
+    return SCALARS[scalar]
+
+
+def _mixing(mixing: str, shape: Shape, key: jax.Array) -> Bijection:
+    if mixing == "lu":
+        return LU(shape, key=key)
+    if mixing == "orthogonal":
+        return Orthogonal(shape, key=key)
+    if mixing == "permute":
+        return Permute.random(shape, key=key)
+    raise InputError(f"got mixing={mixing!r}; expected one of {', '.join(MIXINGS)}")
+
+
+def coupling_flow(
+    dim: int,
+    *,
+    cond_dim: int = 0,
+    layers: int = 8,
+    width: int = 64,
+    depth: int = 2,
+    scalar: str | Scalar = "spline",
+    mixing: str = "lu",
+    net: MakeNet | None = None,
+    key: Key = None,
+) -> Bijection:
+    """Couplings of a vector with a linear mixing before each: the default for tables.
+
+    With "spline", each element goes through an affine map and a rational-quadratic spline (arXiv 1906.04032).
+
+    Args:
+        dim: length of x; 1 is allowed, its couplings see the condition only.
+        cond_dim: length of the condition, 0 for none.
+        layers: number of couplings, scanned.
+        width: hidden units of each network.
+        depth: hidden layers of each network.
+        scalar: "spline", "affine", "additive" or any `Scalar`.
+        mixing: "lu" (trained), "orthogonal" or "permute" (fixed).
+        net: constructor of the couplings' networks; default `MLP` of that width and depth.
+        key: source of initial weights.
+
+    Returns:
+        a bijection of shape `(dim,)`.
+    """
+    make_net = partial(nets.MLP, width=width, depth=depth) if net is None else net
+    cond_shape = (cond_dim,) if cond_dim else None
+
+    def layer(key):
+        mix, couple = jax.random.split(key)
+        return Chain(
+            [
+                _mixing(mixing, (dim,), mix),
+                Coupling(Channels(dim), scalar_named(scalar), make_net, cond_shape=cond_shape, key=couple),
+            ]
+        )
+
+    return Repeat(layer, layers, key=key)
