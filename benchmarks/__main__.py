@@ -2,9 +2,18 @@
 
 import sys
 
-from benchmarks import density, images, inversion, posteriors
+from benchmarks import anomaly, bits_per_dim, density, glow_step, images, inversion, loading, posteriors
 
-BENCHMARKS = {"density": density.run, "images": images.run, "inversion": inversion.run, "posteriors": posteriors.run}
+BENCHMARKS = {
+    "anomaly": anomaly.run,
+    "bits_per_dim": bits_per_dim.run,
+    "density": density.run,
+    "glow_step": glow_step.run,
+    "images": images.run,
+    "inversion": inversion.run,
+    "loading": loading.run,
+    "posteriors": posteriors.run,
+}
 
 
 def main() -> int:

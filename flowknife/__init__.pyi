@@ -10,12 +10,17 @@ from . import nets as nets
 from . import plots as plots
 from . import priors as priors
 from . import problems as problems
+from . import recipes as recipes
 from . import report as report
 from .apps import classify as classify
 from .apps import density as density
 from .apps import images as images
 from .apps import invert as invert
 from .apps import load as load
+from .estimators import AnomalyDetector as AnomalyDetector
+from .estimators import FlowClassifier as FlowClassifier
+from .estimators import FlowDensity as FlowDensity
+from .estimators import FlowRegressor as FlowRegressor
 from .inn import INN as INN
 from .inn import Block as Block
 from .inn import Partition as Partition

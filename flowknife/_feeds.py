@@ -1,4 +1,4 @@
-"""Where the batches of training come from: arrays in memory, or a stream fetched ahead in a thread."""
+"""Where the batches of training come from: arrays in memory, or arrays on disk and streams, which are fetched ahead."""
 
 import contextlib
 import itertools
@@ -16,30 +16,85 @@ from flowknife.errors import InputError
 from flowknife.inn import INN
 
 _VALIDATION_ROWS = 20_000  # more held-out rows than this do not change any decision
+_ROUND_BYTES = 2**28  # of rows on disk, at most so much is read for one round
+
+
+class StoredRows:
+    """Rows of an array on disk in an order of their own, read when they are asked for.
+
+    It has the `shape` and the `dtype` of `array[order]`; a slice of it, or rows by number, are a NumPy array.
+
+    Args:
+        array: the array, usually a `numpy.memmap`.
+        order: the rows wanted, in the order wanted; default all of them as they are.
+    """
+
+    def __init__(self, array: np.ndarray, order: np.ndarray | None = None):
+        self._array = array
+        self._order = np.arange(len(array)) if order is None else np.asarray(order)
+        self.shape = (len(self._order), *array.shape[1:])
+        self.dtype = array.dtype
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        chosen = self._order[rows]
+        if chosen.ndim == 0:
+            return np.asarray(self._array[chosen])
+        found = np.empty((len(chosen), *self.shape[1:]), self.dtype)
+        places = np.argsort(chosen)  # a disk is read faster from one end to the other
+        found[places] = self._array[chosen[places]]
+        return found
+
+    def take(self, order: np.ndarray) -> "StoredRows":
+        """These rows in another order, or some of them, without reading any."""
+        return StoredRows(self._array, self._order[order])
+
+
+Rows = np.ndarray | StoredRows
+"""Rows in memory or on disk."""
+
+_ON_DISK = (np.memmap, StoredRows)
+
+
+def take(rows: Any, order: np.ndarray) -> Any:
+    """`rows[order]`: a copy of what is in memory; of what is on disk, `StoredRows`."""
+    if isinstance(rows, _ON_DISK):
+        return (rows if isinstance(rows, StoredRows) else StoredRows(rows)).take(order)
+    return rows[order]
 
 
 def make_feed(model: INN, data: Any, validation: Any, training: Any, key: Array):
     """The feed of training batches, and the held-out arrays or None."""
-    if isinstance(data, str) or not isinstance(data, Iterable):
+    if isinstance(data, str) or not isinstance(data, Iterable | StoredRows):
         raise InputError(f"got {type(data).__name__} as data; expected an array, a dict of arrays or batches of them")
-    if isinstance(data, Mapping) or hasattr(data, "shape"):
-        arrays = _as_batch(model, data)
-        held_out = _as_batch(model, validation) if validation is not None else None
-        if held_out is None and training.validation:
-            arrays, held_out = _hold_out(arrays, training.validation, key)
-        return _InMemory(arrays, training), _limit(held_out)
-    held_out = _as_batch(model, validation) if validation is not None else None
-    return _Stream(model, data, training), _limit(held_out)
+    held_out = None if validation is None else _as_batch(model, validation, _few_on_device)
+    if not isinstance(data, Mapping) and not hasattr(data, "shape"):
+        return _Stream(model, data, training), _limit(held_out)
+    on_disk = any(isinstance(value, _ON_DISK) for value in (data.values() if isinstance(data, Mapping) else [data]))
+    arrays = _as_batch(model, data, _left_on_disk if on_disk else jnp.asarray)
+    if held_out is None and training.validation:
+        arrays, held_out = _hold_out(arrays, training.validation, key)
+    return _Arrays(arrays, training, on_disk), _limit(held_out)
 
 
-def _as_batch(model, data) -> dict[str, Array]:
+def _few_on_device(value):
+    return jnp.asarray(value[:_VALIDATION_ROWS] if isinstance(value, _ON_DISK) else value)
+
+
+def _left_on_disk(value):
+    return value if isinstance(value, StoredRows) or np.ndim(value) == 0 else StoredRows(np.asanyarray(value))
+
+
+def _as_batch(model, data, convert=jnp.asarray) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         blocks = model.partition.data
         if len(blocks) != 1:
             raise InputError(f"got one array; expected a dict with {[block.name for block in blocks]}")
         data = {blocks[0].name: data}
-    arrays = {name: jnp.asarray(value) for name, value in data.items() if value is not None}
-    if any(array.ndim == 0 for array in arrays.values()):
+    arrays = {name: convert(value) for name, value in data.items() if value is not None}
+    if any(np.shape(array) == () for array in arrays.values()):
         raise InputError("got a single number as data; expected an array of rows")
     rows = {name: len(array) for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
@@ -54,10 +109,10 @@ def _hold_out(arrays, share, key):
     held = min(max(round(share * rows), 1), rows - 1)
     if held < 1:
         return arrays, None
-    order = jax.random.permutation(key, rows)
+    order = np.asarray(jax.random.permutation(key, rows))
     return (
-        {name: array[order[held:]] for name, array in arrays.items()},
-        {name: array[order[:held]] for name, array in arrays.items()},
+        {name: take(array, order[held:]) for name, array in arrays.items()},
+        {name: jnp.asarray(array[order[:held][:_VALIDATION_ROWS]]) for name, array in arrays.items()},
     )
 
 
@@ -65,21 +120,37 @@ def _limit(held_out):
     return held_out and {name: array[:_VALIDATION_ROWS] for name, array in held_out.items()}
 
 
-class _InMemory:
-    """Whole arrays on the device; a round is a few shuffled passes, cut into batches."""
+class _Arrays:
+    """Whole arrays; a round is a few shuffled passes, cut into batches.
 
-    def __init__(self, arrays, training):
-        self.arrays = arrays
+    Arrays in memory stay on the device. Of those on disk each round is read by itself, while the one before is trained
+    on; if a round would be large it is cut short.
+    """
+
+    def __init__(self, arrays, training, on_disk):
+        self.arrays, self.on_disk, self.ahead = arrays, on_disk, None
         self.rows = len(next(iter(arrays.values())))
         self.batch = min(training.batch_size, self.rows)
         self.steps_per_epoch = max(self.rows // self.batch, 1)
-        self.round = training.evaluate_every or max(self.steps_per_epoch, 100)
-        self.first = {name: array[: max(self.batch, 1024)] for name, array in arrays.items()}
+        self.round = training.evaluate_every or max(0 if on_disk else self.steps_per_epoch, 100)
+        if on_disk:
+            bytes_of_row = sum(np.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays.values())
+            self.round = min(self.round, max(int(_ROUND_BYTES // (self.batch * bytes_of_row)), 1))
+        self.first = {name: jnp.asarray(array[: max(self.batch, 1024)]) for name, array in arrays.items()}
 
     def close(self) -> None:
-        """Nothing is open."""
+        """End the thread that reads ahead."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def rounds(self, key):
+        orders = self._orders(key)
+        if not self.on_disk:
+            return ((self.arrays, order) for order in orders)
+        self.ahead = prefetch(map(self._read, orders), 1)
+        return self.ahead
+
+    def _orders(self, key):
         while True:
             key, round_key = jax.random.split(key)
             passes = -(-self.round // self.steps_per_epoch)
@@ -87,7 +158,12 @@ class _InMemory:
                 jax.random.permutation(k, self.rows)[: self.steps_per_epoch * self.batch]
                 for k in jax.random.split(round_key, passes)
             ]
-            yield self.arrays, jnp.concatenate(orders).reshape(-1, self.batch)[: self.round]
+            yield jnp.concatenate(orders).reshape(-1, self.batch)[: self.round]
+
+    def _read(self, order):
+        rows = np.asarray(order).reshape(-1)
+        arrays = {name: jnp.asarray(array[rows]) for name, array in self.arrays.items()}
+        return arrays, jnp.arange(order.size).reshape(order.shape)
 
 
 class _Stream:
@@ -97,7 +173,7 @@ class _Stream:
         self.model, self.batches = model, batches
         self.steps_per_epoch = len(batches) if isinstance(batches, Sized) else np.inf
         self.endless = not isinstance(batches, Iterator)  # a list or loader starts again, an iterator ends
-        self.ahead = _prefetch(self._batches())
+        self.ahead = prefetch(self._batches())
         try:
             self.first = next(self.ahead)
         except StopIteration:
@@ -125,7 +201,7 @@ class _Stream:
                 yield arrays, jnp.arange(rows * len(joined)).reshape(len(joined), rows)
 
 
-def _prefetch(items: Iterator, size: int = 4) -> Generator:
+def prefetch(items: Iterator, size: int = 4) -> Generator:
     """Iterate in a thread, up to `size` items ahead; an error in the thread is raised here, closing ends the thread."""
     ready: queue.Queue = queue.Queue(maxsize=size)
     end, closed = object(), threading.Event()

@@ -217,6 +217,8 @@ class INN(eqx.Module):
         """
         left, known, batch = self._prepare(key, x, given)
         right, log_det = self._encode(left, known, batch)
+        for block in self.partition.left:
+            log_det = log_det - block.law.log_noise(left[block.name], block.shape)
         return log_det + sum(
             block.law.log_prob(right[block.name], block.shape, known.get(block.name)) for block in self.partition.right
         )

@@ -167,10 +167,14 @@ def _build(node, tensor: Callable[[str], np.ndarray], classes):
     if node["class"] not in classes:
         raise StorageError(f"got a model with a layer {node['class']!r}; expected one of flowknife's; try a newer one")
     cls, fields = classes[node["class"]], node["fields"]
-    names = {item.name for item in dataclasses.fields(cls)}
-    if names != set(fields):
+    names = {item.name: item.default for item in dataclasses.fields(cls)}
+    # a field with a default is one that an older version may not have known
+    required = {name for name, default in names.items() if default is dataclasses.MISSING}
+    if not required <= set(fields) <= set(names):
         raise StorageError(f"got fields {sorted(fields)} of {node['class']}; expected {sorted(names)}")
     module = object.__new__(cls)
+    for name in set(names) - set(fields):
+        object.__setattr__(module, name, names[name])
     for name, value in fields.items():
         object.__setattr__(module, name, _build(value, tensor, classes))
     return module

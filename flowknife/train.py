@@ -101,6 +101,7 @@ def fit(
     training: Training | None = None,
     *,
     objective: Objective = nll,
+    held_out_objective: Objective | None = None,
     where: Callable[[INN], Any] = lambda model: model,
     held_out: Any = None,
     key: Key = None,
@@ -117,6 +118,7 @@ def fit(
             and conditions by name), or an iterable of such batches.
         training: settings; default `Training()`.
         objective: `objective(model, batch, key)`, default the negative log-likelihood.
+        held_out_objective: that of held-out rows, where the other one augments; default the same.
         where: the part of the model that is trained, `where(model)`; default all of it.
         held_out: held-out data; default the share `training.validation` of the rows.
         key: int, JAX key or None.
@@ -137,7 +139,7 @@ def fit(
     key, split_key, init_key, valid_key = jax.random.split(as_key(key), 4)
     feed, held_out = make_feed(model, data, held_out, training, split_key)
     model = _initialise(model, feed.first, init_key)
-    trainer = _Trainer(model, where, training, objective, held_out, valid_key)
+    trainer = _Trainer(model, where, training, (objective, held_out_objective or objective), held_out, valid_key)
     with progress(label, show_progress) as report, contextlib.closing(feed):
         result = trainer.run(feed, key, report)
     if throw and result.stopped == "non-finite":
@@ -162,8 +164,9 @@ def _initialise(model, batch, key):
 class _Trainer:
     """The loop and what it carries."""
 
-    def __init__(self, model, where, training, objective, held_out, valid_key):
-        self.training, self.objective, self.held_out, self.valid_key = training, objective, held_out, valid_key
+    def __init__(self, model, where, training, objectives, held_out, valid_key):
+        self.training, self.held_out, self.valid_key = training, held_out, valid_key
+        self.objective, self.held_out_objective = objectives
         self.model, self.where = model, where
         self.params, self.rest = split_trainable(where(model))
         self.optimiser = optax.chain(
@@ -288,7 +291,7 @@ class _Trainer:
 
     @eqx.filter_jit
     def _evaluate(self, params, rest, batch, key):
-        return self._loss(params, rest, batch, key)
+        return self.held_out_objective(self._join(params, rest), batch, key)
 
     def _describe(self, params, arrays, rows, step):
         model = self._join(params, (self.model, self.rest))

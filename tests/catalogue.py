@@ -16,7 +16,7 @@ import numpy as np
 
 from flowknife import nets
 from flowknife._types import Shape, split_trainable
-from flowknife.architectures import coupling_flow, glow, realnvp, wavelet
+from flowknife.architectures import coupling_flow, dequantiser, glow, jet, lattice, realnvp, wavelet
 from flowknife.bijections import (
     LU,
     ActNorm,
@@ -25,6 +25,7 @@ from flowknife.bijections import (
     Chain,
     Channels,
     Checkerboard,
+    CoarseToFine,
     Composed,
     Concatenate,
     Conditioned,
@@ -36,12 +37,14 @@ from flowknife.bijections import (
     Householder,
     Inverse,
     InvertibleConv1x1,
+    LeadingRotation,
     Log,
     Logit,
     MaskedAutoregressive,
     Matrix,
     Orthogonal,
     Permute,
+    PixelsToNormal,
     PrincipalRotation,
     Regression,
     Repeat,
@@ -49,6 +52,7 @@ from flowknife.bijections import (
     Shift,
     ShiftScale,
     Sigmoid,
+    SigmoidScale,
     Softplus,
     Spline,
     Split,
@@ -106,6 +110,7 @@ MLP = partial(nets.MLP, width=8, depth=1)
 RESIDUAL = partial(nets.ResidualMLP, width=8, depth=1)
 CONV = partial(nets.ConvNet, width=6)
 PATCH = partial(nets.PatchMLP, width=6)
+VIT = partial(nets.ViT, width=8, depth=1, heads=2)
 SPLINE = Spline(bins=4, tail=2.0)
 AFFINE_SPLINE = Composed([ShiftScale(), SPLINE])
 IMAGE = (4, 4, 2)
@@ -123,6 +128,28 @@ def _fitted_rotation(key, shape, **options):
 
 def _fitted_actnorm(key, shape):
     return ActNorm(shape).initialise(3.0 * jax.random.normal(key, (40, *shape)) + 2.0)[0]
+
+
+def _fitted_leading(key, rows=40):
+    """The rotation of strongly correlated rows: the leading directions lie far from the first coordinates."""
+    mix, draw = jax.random.split(key)
+    x = jax.random.normal(draw, (rows, 2)) @ jax.random.normal(mix, (2, 6)) + 0.1 * jax.random.normal(key, (rows, 6))
+    return LeadingRotation(6, 3, 2).fit(x + 2.0)
+
+
+def _counted_pixels(key):
+    values = jnp.minimum(jax.random.randint(key, (50, 2, 2, 1), 0, 12) // 3 * 3, 4)
+    return PixelsToNormal((2, 2, 1), 5).initialise(values + 0.5)[0]
+
+
+def _coarse_to_fine(key):
+    first, second, third = jax.random.split(key, 3)
+    transform = Chain([Haar((4, 4, 1)), Reshape((2, 2, 4), 16)])
+    parts = [
+        Coupling(Channels(4), SPLINE, MLP, key=first),
+        Chain([Reshape(12, (2, 2, 3)), Coupling(Channels((2, 2, 3)), SPLINE, PATCH, cond_shape=(2, 2, 3), key=second)]),
+    ]
+    return CoarseToFine(transform, parts, [nets.ConvResNet((4, 4, 1), 3, depth=1, squeeze=2, key=third)])
 
 
 def _layer(key):
@@ -147,6 +174,7 @@ _SCALARS = [
     Row("Shift", lambda key: Shift(), (1,)),
     Row("ShiftScale", lambda key: ShiftScale(), (2,)),
     Row("ShiftScale, bound 0.5", lambda key: ShiftScale(bound=0.5), (2,)),
+    Row("SigmoidScale", lambda key: SigmoidScale(), (2,)),
     Row("Spline", lambda key: SPLINE, (11,)),
     Row("Spline, default", lambda key: Spline(), (23,)),
     Row("Spline, two bins", lambda key: Spline(bins=2, tail=1.0), (5,)),
@@ -178,6 +206,8 @@ _PROBITS = [
         lambda key: HistogramToNormal([[0.0, 0.3, 0.7, 1.0]] * 2, [[1, 5, 2], [3, 2, 4]]),
         left="unit",
     ),
+    Row("PixelsToNormal", lambda key: PixelsToNormal((2, 2, 1), 5), left="unit"),
+    Row("PixelsToNormal, counted", _counted_pixels, left="unit"),
     Row("TruncatedToNormal", lambda key: TruncatedToNormal([-1.0, 0.3, 4.0], 1.0, 0.0, 1.0), left="unit"),
     Row("TruncatedToNormal, one bound", lambda key: TruncatedToNormal([0.5, -3.0], 5.0, 0.0, np.inf), left="positive"),
     Row("TruncatedToNormal, no bound", lambda key: TruncatedToNormal([0.5, -3.0], 2.0, -np.inf, np.inf)),
@@ -198,6 +228,9 @@ def _fitted_regression(key):
 
 
 _LINEAR = [
+    Row("LeadingRotation", lambda key: LeadingRotation(5, 2, 1)),
+    Row("LeadingRotation, fitted", _fitted_leading),
+    Row("LeadingRotation, fitted to fewer rows", lambda key: _fitted_leading(key, rows=3)),
     Row("Regression", _fitted_regression, (2,)),
     Row("Conditioned", _conditioned, (3,)),
     Row("Permute", lambda key: Permute([2, 0, 1])),
@@ -229,6 +262,8 @@ _COUPLINGS = [
     Row("Coupling, image, MLP", _couple(Checkerboard((2, 2, 2)), Shift(), MLP)),
     Row("Coupling, image given a vector", _couple(Channels(IMAGE), AFFINE_SPLINE, CONV, (3,)), (3,)),
     Row("Coupling, image given an image", _couple(Channels(IMAGE), ShiftScale(), CONV, (4, 4, 2)), (4, 4, 2)),
+    Row("Coupling, transformer given a vector", _couple(Channels(IMAGE), SigmoidScale(), VIT, (3,)), (3,)),
+    Row("Coupling, transformer given an image", _couple(Channels(IMAGE), Shift(), VIT, (4, 4, 2)), (4, 4, 2)),
     Row("Coupling, patches given a vector", _couple(Channels(IMAGE), ShiftScale(), PATCH, (3,)), (3,)),
     Row("Coupling, patches given an image", _couple(Channels(IMAGE), SPLINE, PATCH, (4, 4, 2)), (4, 4, 2)),
 ]
@@ -251,6 +286,7 @@ _AUTOREGRESSIVE = [
 _COMPOSED = [
     Row("Chain", lambda key: Chain([Elementwise(SPLINE, 4), Reshape(4, (2, 2)), Householder((2, 2), key=key)])),
     Row("Repeat(Chain)", lambda key: Repeat(_layer, 3, key=key), (2,)),
+    Row("Repeat, reversible", lambda key: Repeat(_layer, 3, memory="reversible", key=key), (2,)),
     Row("Repeat, once", lambda key: Repeat(_layer, 1, key=key), (2,)),
     Row("Inverse", lambda key: Inverse(_layer(key)), (2,)),
     Row("Inverse(Exp)", lambda key: Inverse(Elementwise(Exp(), 2)), left="positive"),
@@ -258,6 +294,7 @@ _COMPOSED = [
     Row("Reshape", lambda key: Reshape((2, 3), (3, 2, 1))),
     Row("Squeeze", lambda key: Squeeze((4, 2, 2))),
     Row("Haar", lambda key: Haar((2, 4, 2))),
+    Row("CoarseToFine", _coarse_to_fine),
     Row("Split, vector", lambda key: Split(Channels(5), LU(2, key=key))),
     Row("Split, checkerboard", lambda key: _factor_out(key, Checkerboard(IMAGE))),
     Row("Split, learned prior", lambda key: _factor_out(key, Channels(IMAGE), prior=True)),
@@ -292,7 +329,23 @@ _ARCHITECTURES = [
     Row("realnvp, 4x8 pixels", lambda key: realnvp((4, 8, 1), width=4, key=key)),
     Row("glow, one level", lambda key: glow((4, 4, 1), levels=1, steps=2, width=4, scalar="spline", key=key)),
     Row("glow, two levels", lambda key: glow((8, 8, 1), levels=2, steps=2, width=4, cond_dim=2, key=key), (2,)),
+    Row("jet, 4x4 pixels", lambda key: jet((4, 4, 1), patch=2, couplings=2, width=4, depth=1, heads=2, key=key)),
+    Row(
+        "dequantiser, 4x4 pixels",
+        lambda key: dequantiser((4, 4, 1), width=4, depth=1, key=key),
+        (4, 4, 1),
+        left="unit",
+        right="symmetric",  # numbers in (0, 1) close to 1 have few digits left
+    ),
+    Row(
+        "dequantiser, 3x3 pixels",
+        lambda key: dequantiser((3, 3, 1), width=4, depth=1, layers=1, key=key),
+        (3, 3, 1),
+        left="unit",
+        right="symmetric",
+    ),
     Row("wavelet, 8x8x1", lambda key: wavelet((8, 8, 1), **_TINY, key=key)),
+    Row("lattice, 4x8x1", lambda key: lattice((4, 8, 1), 8, **_TINY, key=key), left="unit"),
 ]
 
 ROWS = (

@@ -5,13 +5,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from catalogue import perturbed
 
 import flowknife as fk
 from flowknife._types import split_trainable
-from flowknife.apps._levels import image_model, independent_levels, latent_sizes, level_nll, level_part, level_terms
-from flowknife.architectures import glow, realnvp, wavelet
+from flowknife.apps._levels import (
+    image_model,
+    image_terms,
+    independent_levels,
+    latent_sizes,
+    level_nll,
+    level_part,
+    level_terms,
+)
+from flowknife.architectures import dequantiser, glow, lattice, realnvp, wavelet
 from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_normal, principal_plane
 from flowknife.errors import InputError, StorageError
+from flowknife.laws import Pixels
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +159,16 @@ def test_too_few_pictures_are_refused():
     ("make", "independent"),
     [
         (lambda key: wavelet((8, 8, 3), width=8, features=8, key=key), True),
+        (lambda key: wavelet((40, 36, 1), levels=2, width=4, features=4, key=key), True),
+        (lambda key: lattice((8, 8, 1), 32, width=8, features=8, key=key), True),
         (lambda key: glow((8, 8, 3), levels=2, steps=1, width=8, key=key), False),
         (lambda key: realnvp((8, 8, 1), width=8, key=key), False),
     ],
-    ids=["wavelet", "glow", "realnvp"],
+    ids=["wavelet", "large wavelet", "lattice", "glow", "realnvp"],
 )
 def test_the_levels_add_up_to_the_likelihood(make, independent, key):
     bijection = eqx.filter_jit(make)(key)
-    model = image_model(bijection.shape, 5, bijection)
+    model = image_model(bijection.shape, Pixels(5), bijection)
     x = jax.random.uniform(key, (3, *bijection.shape)) * 32
     (z, log_det), terms = eqx.filter_jit(lambda b, x: (b.encode(x), level_terms(b, x)))(bijection, x)
     flat = jnp.concatenate([latent.reshape(len(x), -1) for latent, _ in terms], axis=-1)
@@ -167,13 +179,28 @@ def test_the_levels_add_up_to_the_likelihood(make, independent, key):
     assert independent_levels(bijection) is independent
 
 
-def test_a_level_part_is_all_that_a_level_depends_on(key):
-    model = eqx.filter_jit(lambda key: image_model((8, 8, 1), 5, wavelet((8, 8, 1), width=8, features=8, key=key)))(key)
-    batch = {"image": jnp.asarray(_blobs(4, 0, size=8))}
+@pytest.mark.parametrize("size", [8, 36])
+def test_a_level_part_is_all_that_a_level_depends_on(size, key):
+    shape, sizes = (size, size, 1), {"width": 4, "features": 4, "key": key}
+    model = eqx.filter_jit(lambda: image_model(shape, Pixels(5), wavelet(shape, levels=2, **sizes)))()
+    batch = {"image": jnp.asarray(_blobs(4, 0, size=size))}
     for level in range(len(model.partition.right)):
         gradient = _gradient(level_nll(level), model, batch, key)
         whole, own = (_size(tree) for tree in (gradient, level_part(level)(gradient)))
         assert 0 < whole == pytest.approx(own, rel=1e-4)
+
+
+def test_learned_noise_is_trained_with_the_finest_level_and_counted_there(key):
+    shape = (8, 8, 1)
+    noise = dequantiser(shape, layers=0, width=4, depth=1, key=key)
+    model = eqx.filter_jit(lambda: image_model(shape, Pixels(5, noise), wavelet(shape, width=4, features=4, key=key)))()
+    model = eqx.tree_at(lambda m: m.partition.left[0].law.noise, model, perturbed(noise, np.random.default_rng(0)))
+    x = jnp.asarray(_blobs(4, 0, size=8))
+    terms = eqx.filter_jit(image_terms)(model, x, jax.random.split(key, 1)[0])
+    np.testing.assert_allclose(sum(term for _, term in terms), model.log_prob(x, key=key), rtol=1e-4)
+    coarse, fine = (_gradient(level_nll(level), model, {"image": x}, key) for level in (0, 1))
+    assert _size(level_part(1)(coarse)[-1]) > 0 < _size(level_part(1)(fine)[-1])
+    assert _size(level_part(1)(fine)) == pytest.approx(_size(fine), rel=1e-4)
 
 
 @eqx.filter_jit

@@ -6,8 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowknife.architectures import MIXINGS, SCALARS, coupling_flow, glow, levels_for, realnvp, wavelet
-from flowknife.bijections import Haar, MaskedAutoregressive, ShiftScale, Spline
+from flowknife.architectures import (
+    MIXINGS,
+    SCALARS,
+    coupling_flow,
+    dequantiser,
+    glow,
+    jet,
+    levels_for,
+    realnvp,
+    wavelet,
+)
+from flowknife.bijections import Haar, MaskedAutoregressive, Repeat, ShiftScale, Spline
 from flowknife.data import TOYS
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
@@ -145,10 +155,62 @@ def test_levels_for_an_image_size(shape, levels):
     assert eqx.filter_eval_shape(lambda: glow(shape, width=4, steps=1, key=0)).out_shape == (np.prod(shape),)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 1), (4, 6, 3), (8, 8, 1), (16, 8, 3)])
+@pytest.mark.parametrize("shape", [(2, 2, 1), (4, 6, 3), (8, 8, 1), (28, 28, 1), (16, 8, 3)])
 def test_realnvp_takes_every_even_image(shape):
     flow = eqx.filter_eval_shape(lambda: realnvp(shape, width=4, key=0))
     assert (flow.shape, flow.out_shape) == (shape, (np.prod(shape),))
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((8, 8, 1), 1), ((8, 4, 3), 2), ((28, 28, 1), 4), ((64, 64, 3), 8)])
+def test_jet_takes_every_image_of_whole_patches(shape, patch):
+    flow = eqx.filter_eval_shape(lambda: jet(shape, patch=patch, couplings=2, width=8, key=0))
+    assert (flow.shape, flow.out_shape) == (shape, (np.prod(shape),))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda memory: coupling_flow(4, layers=6, memory=memory, key=0),
+        lambda memory: realnvp(4, layers=6, memory=memory, key=0),
+        lambda memory: glow((8, 8, 1), steps=6, width=8, memory=memory, key=0),
+        lambda memory: jet((8, 8, 1), couplings=6, width=8, memory=memory, key=0),
+    ],
+)
+def test_every_scanned_stack_can_rebuild_its_activations(make):
+    def stacks(memory):
+        flow = eqx.filter_eval_shape(make, memory)
+        found = jax.tree.leaves(flow, is_leaf=lambda part: isinstance(part, Repeat))
+        return [part.memory for part in found if isinstance(part, Repeat)]
+
+    assert stacks("reversible")
+    assert set(stacks("reversible")) == {"reversible"}
+    assert set(stacks("standard")) == {"standard"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **kw: glow((8, 8, 1), levels=1, steps=2, width=8, **kw),
+        lambda **kw: realnvp((8, 8, 1), width=8, **kw),
+        lambda **kw: jet((8, 8, 1), couplings=2, width=8, depth=1, memory="reversible", **kw),
+    ],
+)
+def test_an_image_flow_learns_what_its_class_says(make):
+    shape, rng = (8, 8, 1), np.random.default_rng(0)
+    label = rng.integers(0, 2, 300)
+    x = np.clip(rng.normal(60 + 130 * label[:, None, None, None], 8, (300, *shape)), 0, 255).astype(np.uint8)
+    flow = make(cond_dim=2, key=0)
+    inn = INN([Block("image", shape, Pixels())], [Block("z", 64)], flow, cond=[Block("label", 2)])
+    data = {"image": x, "label": np.eye(2, dtype=np.float32)[label]}
+    result = fit(inn, data, steps=60, batch_size=32, learning_rate=3e-3, warmup=5, key=0, show_progress=False)
+
+    @quick_jit
+    def nll(inn, label):
+        return -jnp.mean(inn.log_prob(x, key=1, label=label)) / 64 / np.log(2)
+
+    right, wrong = (nll(result.model, data["label"][:, order]) for order in ([0, 1], [1, 0]))
+    assert right < nll(inn.initialise(x[:100], key=0, label=data["label"][:100]), data["label"]) - 0.1
+    assert right < wrong - 0.1
 
 
 @pytest.mark.parametrize(
@@ -254,6 +316,12 @@ def test_a_trained_glow_is_still_invertible_in_single_precision():
         lambda: glow((8, 8)),
         lambda: realnvp((8, 8)),
         lambda: realnvp(4, layers=0),
+        lambda: glow((8, 8, 1), memory="none"),
+        lambda: jet((8, 8)),
+        lambda: jet((9, 9, 1), patch=3),
+        lambda: jet((10, 8, 1)),
+        lambda: jet((8, 8, 1), width=10, heads=4),
+        lambda: dequantiser((8,)),
     ],
 )
 def test_what_cannot_be_built_says_so_in_one_line(make):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowknife import bijections
+from flowknife import bijections, nets
 from flowknife._types import split_trainable
 from flowknife.bijections import (
     LU,
@@ -28,11 +29,13 @@ from flowknife.bijections import (
     Householder,
     Inverse,
     InvertibleConv1x1,
+    LeadingRotation,
     Logit,
     MaskedAutoregressive,
     Matrix,
     Orthogonal,
     Permute,
+    PixelsToNormal,
     PrincipalRotation,
     Regression,
     Repeat,
@@ -399,6 +402,42 @@ def test_principal_rotation_holds_with_fewer_rows_than_columns_and_constant_colu
     np.testing.assert_allclose(fitted.decode(y)[0], rest, atol=1e-4)
 
 
+def test_leading_rotation_brings_the_leading_subspace_to_the_front_and_changes_little_else():
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    rows = rng.normal(size=(400, 12)) * np.array([9.0, 6.0, 4.0] + [0.5] * 9) @ axes + 3.0
+    layer = LeadingRotation(12, 5, 3).fit(rows.astype(np.float32))
+    turn = np.asarray(layer.encode(jnp.eye(12, dtype=jnp.float32) + layer.mean.value)[0])
+    np.testing.assert_allclose(turn @ turn.T, np.eye(12), atol=1e-5)
+    leading = np.linalg.svd(rows - rows.mean(axis=0))[2][:3]
+    np.testing.assert_allclose(np.linalg.norm((leading @ turn)[:, :5], axis=1), 1, atol=1e-5)
+    # of all such rotations it moves the axes least: it turns three planes by acute angles, the rest stays
+    eigenvalues = np.linalg.eigvals(turn)
+    assert np.sum(np.abs(eigenvalues - 1) > 1e-3) <= 6
+    assert np.all(eigenvalues.real > -1e-5)
+
+
+def test_leading_rotation_seeks_fewer_directions_in_few_rows():
+    rows = jax.random.normal(jax.random.key(0), (40, 6))
+    angles = LeadingRotation(6, 3, 3).fit(rows).angles.value
+    assert np.sum(np.abs(angles) > 0) == 2
+
+
+def test_pixels_become_normal_whatever_their_values():
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random((500, 4, 4, 1)) < 0.7, 0, rng.integers(1, 8, (500, 4, 4, 1)))
+    noisy = jnp.asarray(values + rng.random(values.shape), jnp.float32)
+    layer, y = PixelsToNormal((4, 4, 1), 8).initialise(noisy)
+    assert (np.mean(y), np.std(y)) == (pytest.approx(0, abs=0.02), pytest.approx(1, abs=0.02))
+    # the density of a value's bin is its share of the data, whatever lies within the bin
+    log_p = layer.encode(noisy)[1] - 0.5 * jnp.sum(y**2 + np.log(2 * np.pi), axis=(1, 2, 3))
+    shares = (np.bincount(values.ravel(), minlength=8) + 1) / (values.size + 8)
+    np.testing.assert_allclose(log_p, np.log(shares)[values].sum(axis=(1, 2, 3)), rtol=1e-3)
+    far = layer.decode(jnp.full((1, 4, 4, 1), 30.0))[0]
+    assert np.all((far >= 7) & (far < 8))
+    assert np.all(np.asarray(layer.decode(jnp.full((1, 4, 4, 1), -30.0))[0]) < 1)
+
+
 def test_a_pure_principal_rotation_keeps_distances():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(100, 3)) * [1.0, 5.0, 0.2], jnp.float32)
@@ -514,6 +553,74 @@ def test_repeat_is_the_chain_of_its_layers_and_is_traced_once():
     assert length(50) < 1.1 * length(2)
 
 
+def _deep(kind, memory, times=64):
+    """Many layers given a condition: affine, spline, or the step of a glow."""
+    grid = (4, 4, 4) if kind == "glow" else (4,)
+    scalar = Spline(bins=4) if kind == "spline" else ShiftScale()
+    net = partial(nets.ConvNet, width=6) if kind == "glow" else MLP
+
+    def make(key):
+        mix, couple = jax.random.split(key)
+        first = [ActNorm(grid), InvertibleConv1x1(grid, key=mix)] if kind == "glow" else [Permute.random(4, key=mix)]
+        return Chain([*first, Coupling(Channels(grid), scalar, net, cond_shape=(2,), key=couple)])
+
+    return Repeat(make, times, memory=memory, key=0)
+
+
+def _gradients(flow, method, x, cond):
+    trained, rest = split_trainable(flow)
+
+    def loss(trained, x, cond):
+        y, log_det = getattr(eqx.combine(trained, rest), method)(x, cond)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(log_det**2)
+
+    return quick_jit(jax.grad(loss, argnums=(0, 1, 2)))(trained, x, cond)
+
+
+@pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-8), (False, 1e-3)])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("affine", "encode"), ("spline", "encode"), ("spline", "decode"), ("glow", "encode")]
+)
+def test_rebuilt_activations_give_the_same_gradients(kind, method, double, tolerance):
+    with jax.enable_x64(double):
+        rng = np.random.default_rng(0)
+        standard = perturbed(_deep(kind, "standard"), rng, 0.1)
+        reversible = eqx.tree_at(lambda flow: flow.layer, _deep(kind, "reversible"), standard.layer)
+        x, cond = jnp.asarray(rng.normal(size=(5, *standard.shape)), float), jnp.asarray(rng.normal(size=(5, 2)), float)
+        expected = jax.tree.leaves(_gradients(standard, method, x, cond))
+        got = jax.tree.leaves(_gradients(reversible, method, x, cond))
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert np.linalg.norm(b) > 0
+        assert np.linalg.norm(a - b) < tolerance * np.linalg.norm(b)
+
+
+def test_rebuilt_activations_need_no_more_memory_with_more_layers():
+    def temporary(memory, times):
+        flow = _deep("glow", memory, times)
+        trained, rest = split_trainable(flow)
+        x, cond = jnp.zeros((256, *flow.shape)), jnp.zeros((256, 2))
+
+        def loss(trained):
+            y, log_det = eqx.combine(trained, rest).encode(x, cond)
+            return jnp.sum(y**2) + jnp.sum(log_det)
+
+        compiled = jax.jit(jax.grad(loss)).lower(trained).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary("reversible", 32) < 1.3 * temporary("reversible", 8)
+    assert temporary("standard", 32) > 2 * temporary("standard", 8)
+
+
+@pytest.mark.parametrize("memory", ["standard", "reversible"])
+def test_a_gradient_may_skip_an_output_a_condition_or_whole_numbers(memory):
+    flow = perturbed(_deep("affine", memory, times=2), np.random.default_rng(0))
+    x, labels = jnp.ones((3, 4)), jnp.asarray([[0, 1], [1, 0], [1, 1]])
+    by_x = jax.jit(jax.grad(lambda x: jnp.sum(flow.encode(x, labels)[0])))(x)
+    expected = jax.jit(jax.grad(lambda x: jnp.sum(Chain(_layers(flow)).encode(x, labels.astype(float))[0])))(x)
+    np.testing.assert_allclose(by_x, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_split_puts_the_kept_part_first():
     x = jnp.asarray([[1.0, 2.0, 3.0, 4.0, 5.0]])
     y, log_det = Split(Channels(5, kept=2), Affine(np.zeros(2), np.full(2, 0.5))).encode(x)
@@ -529,6 +636,7 @@ def test_split_puts_the_kept_part_first():
         lambda: Chain([Reshape(4, (2, 2)), LU(4)]),
         lambda: Repeat(lambda key: LU(3, key=key), 0),
         lambda: Repeat(lambda key: Reshape(4, (2, 2)), 2),
+        lambda: Repeat(lambda key: LU(3, key=key), 2, memory="none"),
         lambda: Reshape(4, (2, 3)),
         lambda: Channels(3, kept=3),
         lambda: Channels(3, kept=-1),

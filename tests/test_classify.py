@@ -9,7 +9,6 @@ import pytest
 import flowknife as fk
 from flowknife.apps._class_data import as_codes, label_codes, split
 from flowknife.apps._class_models import look_at_pictures, look_at_rows, picture_model, table_model
-from flowknife.apps._class_training import moved
 from flowknife.apps._classifier import _fit_temperature
 from flowknife.bijections import Affine
 from flowknife.diagnostics import auroc
@@ -315,20 +314,6 @@ def test_a_folder_has_one_class_per_subfolder(tmp_path):
     assert model.classes == ("level", "upright")
     assert model.shape == (8, 8, 1)
     assert sorted(set(model.score(tmp_path)["path"]))[0].startswith("level/")
-
-
-def test_pictures_are_moved_and_keep_their_brightness(key):
-    x = np.zeros((50, 12, 12, 1), np.uint8)
-    x[:, 5:7, 5:7] = 200
-    whole, part, slanted = (np.asarray(moved(key, jnp.asarray(x), *m)) for m in ((0.2, 0), (0.05, 0), (0, 0.3)))
-    assert set(np.unique(whole)) == {0.0, 200.0}
-    assert len({tuple(np.argwhere(picture[..., 0])[0]) for picture in whole}) > 5
-    for changed in (part, slanted):
-        assert len(np.unique(changed)) > 10
-        np.testing.assert_allclose(changed.sum(axis=(1, 2, 3)), 800, rtol=1e-5)
-    # a shear leaves every row where it is
-    np.testing.assert_allclose(slanted.sum(axis=(2, 3)), x.sum(axis=(2, 3)), atol=1e-2)
-    np.testing.assert_array_equal(moved(key, jnp.asarray(x), 0.0, 0.0), x)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ def test_sample_writes_a_sheet_an_array_or_a_folder(tmp_path, images):
 def test_score_lists_skipped_files_beside_the_scores(tmp_path, place, images, folder):
     result = call("score", images, folder, "--out", tmp_path / "new" / "scores.csv")
     rows = rows_of(tmp_path / "new" / "scores.csv")
-    assert list(rows[0]) == ["path", "bits_per_dim", "radius", "typicality", "score", "p_value", "flag"]
+    columns = "path bits_per_dim complexity typicality radius radius_p score p_value flag q_value discovery"
+    assert list(rows[0]) == columns.split()
     assert len(rows) == 60 and "0/000000.png" in {row["path"] for row in rows}
     assert len(rows_of(tmp_path / "new" / "skipped.csv")) == 3 and "skipped 3 files" in result.stderr
     # the list of what training skipped is not overwritten
@@ -116,3 +117,69 @@ def test_outputs_that_cannot_be_written_are_told(place, images, folder):
         refused("sample", images, "--out", place / "file" / name, words=str(place / "file"))
     refused("score", images, folder, "--out", place / "file" / "scores.csv", words=str(place / "file"))
     refused("sample", images, "--label", "3", "--out", place / "new.png", words=("--label", "classify"))
+
+
+def test_a_gallery_shows_the_strangest_pictures_first(tmp_path, images, folder):
+    page = tmp_path / "new" / "strange.html"
+    result = call("score", images, folder, "--out", tmp_path / "scores.csv", "--gallery", page)
+    assert f"gallery: {page}" in result.stdout
+    text = page.read_text()
+    rows = rows_of(tmp_path / "scores.csv")
+    assert text.count('loading="lazy"') == 2 * len(rows) == text.count("data:image/png;base64,")
+    assert "<script" not in text and "http" not in re.sub(r"http://www.w3.org/\S+", "", text)
+    shown = [float(p) for p in re.findall(r"<p>p = ([\d.e-]+),", text)]
+    assert shown == sorted(shown) and len(shown) == len(rows)
+    assert (
+        min(rows, key=lambda row: (float(row["p_value"]), -float(row["score"])))["path"] in text[: text.index("</li>")]
+    )
+    assert text.count('class="discovery"') == sum(row["discovery"] == "True" for row in rows)
+    refused("score", images, folder, "--out", tmp_path / "a.csv", "--gallery", tmp_path / "a.pdf", words=".html")
+
+
+def test_temperatures_by_level_and_priors_are_read(tmp_path, images):
+    for options in (["--temperature", "0.7"], ["--temperature", "z_0=0.7"]):
+        call("sample", images, "-n", 3, "--seed", 1, *options, "--out", tmp_path / f"{len(options[1])}.npy")
+    same = [np.load(tmp_path / name) for name in ("3.npy", "7.npy")]
+    np.testing.assert_array_equal(*same)
+    for wrong, words in (
+        (["--temperature", "warm"], "'warm'"),
+        (["--temperature", "z_5=1"], "z_5"),
+        (["--temperature=-1"], "0 or more"),
+        (["--temperature", "z_0=nan"], "'nan'"),
+        (["--prior", "uniform"], "'uniform'"),
+    ):
+        refused("sample", images, *wrong, "--out", tmp_path / "a.npy", words=words)
+
+
+def test_interpolate_writes_a_strip_or_a_motion(tmp_path, images, folder):
+    ends = [folder / "0" / "000000.png", next((folder / "1").iterdir())]
+    for name, frames in (("new/strip.png", 1), ("motion.gif", 8)):
+        result = call("interpolate", images, *ends, "--steps", 5, "--out", tmp_path / name)
+        assert result.stdout == f"wrote 5 pictures to {tmp_path / name}\n"
+        with Image.open(tmp_path / name) as picture:
+            assert getattr(picture, "n_frames", 1) == frames
+    call("interpolate", images, *ends, "--linear", "--out", tmp_path / "linear.png")
+    refused("interpolate", images, *ends, "--out", tmp_path / "a.jpg", words=(".png", ".gif"))
+    refused("interpolate", images, tmp_path / "none.png", ends[0], "--out", tmp_path / "a.png", words="none.png")
+
+
+def test_attribute_moves_pictures_between_two_folders(tmp_path, images, folder):
+    between = ["--positive", folder / "0", "--negative", folder / "1"]
+    call("attribute", images, *between, "--out", tmp_path / "held-out.png")
+    one = next((folder / "1").iterdir())
+    result = call("attribute", images, *between, one, one, "--strengths=-1,0,1", "--out", tmp_path / "mine.png")
+    assert result.stdout == f"wrote 2 rows of pictures to {tmp_path / 'mine.png'}\n"
+    with Image.open(tmp_path / "held-out.png") as wide, Image.open(tmp_path / "mine.png") as narrow:
+        assert wide.height > narrow.height
+    refused("attribute", images, *between, "--strengths", "much", "--out", tmp_path / "a.png", words="'much'")
+    refused(
+        "attribute",
+        images,
+        "--positive",
+        folder / "0",
+        "--negative",
+        folder / "none",
+        "--out",
+        tmp_path / "a.png",
+        words="no folder",
+    )

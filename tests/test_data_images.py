@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import flowknife as fk
+from flowknife._feeds import StoredRows, take
+from flowknife.bijections import Elementwise, ShiftScale
 from flowknife.data import (
     ImageSet,
     Skipped,
     digits,
+    find_images,
     fingerprint,
     load_images,
     mnist_5k,
@@ -19,7 +23,9 @@ from flowknife.data import (
     write_skipped,
 )
 from flowknife.errors import InputError, StorageError
+from flowknife.inn import INN, Block
 
+PARTS = ("train", "validation", "test")
 RED = (200, 30, 40)
 
 
@@ -304,6 +310,126 @@ def test_limit_spreads_over_all_classes(tmp_path):
     assert images.folders == ("a", "a", "b", "b", "c", "c")
     assert len(load_images(tmp_path, 8, limit=100)) == 30
     assert "limit" in refusal(tmp_path, 8, limit=0)
+
+
+def test_crop_keeps_the_middle(tmp_path):
+    framed = np.zeros((40, 60, 3), np.uint8)
+    framed[10:30, 20:40] = RED
+    for suffix in ("png", "jpg"):
+        Image.fromarray(framed).save(tmp_path / f"a.{suffix}", **({"quality": 95} if suffix == "jpg" else {}))
+    whole, half = (load_images(tmp_path, 8, crop=crop).pixels.astype(int) for crop in (1.0, 0.5))
+    assert np.all(whole[:, 0, 0] < 30) and np.all(np.abs(whole[:, 4, 4] - RED) < 30)
+    assert np.abs(half[:, 1:-1, 1:-1] - RED).max() < 12
+    assert load_images(tmp_path, (4, 8), crop=0.5).pixels.shape == (2, 4, 8, 3)
+    for crop in (0, 1.1, -1):
+        assert "crop" in refusal(tmp_path, 8, crop=crop)
+
+
+@pytest.fixture(params=["inside", "beside"])
+def celeba(request, tmp_path):
+    """Ten pictures, each as grey as its number, and what each is for, in the folder or beside it."""
+    folder = tmp_path / "img_align_celeba"
+    folder.mkdir()
+    for i in range(1, 11):
+        picture(18, 22, (i, i, i)).save(folder / f"{i:06d}.png")
+    lines = [f"{i:06d}.png {0 if i < 6 else 1 if i < 9 else 2}" for i in range(1, 11)]
+    where = folder if request.param == "inside" else tmp_path
+    (where / "list_eval_partition.txt").write_text("\n".join([*lines, "000011.png 0", ""]))
+    return folder
+
+
+def test_partitions_of_celeba(celeba):
+    greys = {part: load_images(celeba, 8, partition=part).pixels[:, 0, 0, 0].tolist() for part in PARTS}
+    assert greys == {"train": [1, 2, 3, 4, 5], "validation": [6, 7, 8], "test": [9, 10]}
+    assert load_images(celeba, 8, partition="test").skipped == ()
+    assert len(load_images(celeba, 8)) == 10
+    assert load_images(celeba, 8, partition="train", limit=2).names == ("000001.png", "000003.png")
+    assert "partition" in refusal(celeba, 8, partition="dev")
+
+
+def test_partitions_that_are_not_told_are_refused(tmp_path):
+    (tmp_path / "list_eval_partition.txt").write_text("000001.jpg 0\n")
+    picture().save(tmp_path / "a.png")
+    assert "list_eval_partition.txt" in refusal(tmp_path, 8, partition="train")
+    assert find_images(tmp_path).partitions is None
+    assert "list_eval_partition.txt" in refusal([tmp_path / "a.png"], 8, partition="test")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWKNIFE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_pictures_larger_than_memory_stay_on_disk(odd_folder, cache, monkeypatch):
+    folder, reasons = odd_folder
+    write_folder(np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8), folder / "many")
+    here = load_images(folder, 8)
+    assert not isinstance(here.pixels, np.memmap) and not cache.exists()
+    there = load_images(folder, 8, max_memory=5000)
+    assert isinstance(there.pixels, np.memmap) and not there.pixels.flags.writeable
+    np.testing.assert_array_equal(there.pixels, here.pixels)
+    assert (there.names, there.folders, there.skipped) == (here.names, here.folders, here.skipped)
+    assert fingerprint(there) == fingerprint(here) and dict(there.skipped) == reasons
+    (stored,) = cache.rglob("*.npy")
+    np.testing.assert_array_equal(np.load(stored), here.pixels)
+
+    def refuse(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setenv("FLOWKNIFE_MAX_MEMORY", "5e3")
+    np.testing.assert_array_equal(load_images(folder, 8).pixels, here.pixels)
+    monkeypatch.setenv("FLOWKNIFE_MAX_MEMORY", "plenty")
+    assert "number of bytes" in refusal(folder, 8)
+
+
+def test_grey_pictures_on_disk_have_one_channel(tmp_path, cache):
+    x = np.random.default_rng(4).integers(0, 256, (9, 8, 8), dtype=np.uint8)
+    write_folder(x, tmp_path / "grey")
+    images = load_images(tmp_path / "grey", 8, max_memory=1)
+    assert isinstance(images.pixels, np.memmap)
+    np.testing.assert_array_equal(images.pixels, x[..., None])
+    np.testing.assert_array_equal(load_images(tmp_path / "grey", 8, channels=3, max_memory=1).pixels[..., 2], x)
+    assert len(list(cache.rglob("*.npy"))) == 1  # kept once, for both
+
+
+def test_changed_pictures_are_decoded_anew_and_others_recalled(tmp_path, cache, monkeypatch):
+    write_folder(np.full((8, 8, 8), 9, np.uint8), tmp_path / "x")
+    load_images(tmp_path / "x", 8, max_memory=1)
+    picture(8, 8, mode="L", colour=200).save(tmp_path / "x" / "000003.png")
+    os.utime(tmp_path / "x" / "000003.png", ns=(1, 1))
+    (tmp_path / "x" / "000005.png").unlink()
+    opened = []
+    opener = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path.name) or opener(path, **options))
+    images = load_images(tmp_path / "x", 8, max_memory=1)
+    assert opened == ["000003.png"]
+    assert images.pixels[:, 0, 0, 0].tolist() == [9, 9, 9, 200, 9, 9, 9]
+    assert len(list(cache.rglob("*.npy"))) == 1  # what has been replaced is gone
+
+
+def test_rows_on_disk_are_rows(tmp_path):
+    x = np.random.default_rng(6).normal(size=(50, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
+    order = np.random.default_rng(7).permutation(50)[:30]
+    rows = take(stored, order)
+    assert isinstance(rows, StoredRows) and rows.shape == (30, 3) and rows.dtype == np.float32 and len(rows) == 30
+    np.testing.assert_array_equal(rows[4], x[order[4]])
+    np.testing.assert_array_equal(rows[2:9], x[order[2:9]])
+    np.testing.assert_array_equal(rows[[5, 5, 0]], x[order[[5, 5, 0]]])
+    np.testing.assert_array_equal(take(rows, np.array([7, 3]))[:], x[order[[7, 3]]])
+    np.testing.assert_array_equal(take(x, order), x[order])
+
+    flow = INN([Block("x", 3)], [Block("z", 3)], Elementwise(ShiftScale(), 3))
+    settings = {"steps": 12, "batch_size": 8, "evaluate_every": 4, "key": 0, "show_progress": False}
+    results = [fk.fit(flow, data, **settings) for data in (x, {"x": stored})]
+    for result in results[1:]:
+        assert result.history["train"] == pytest.approx(results[0].history["train"], rel=1e-5)
+        assert result.history["validation"] == pytest.approx(results[0].history["validation"], rel=1e-5)
+    with pytest.raises(InputError, match="different numbers of rows"):
+        fk.fit(flow, {"x": stored, "y": x[:10]}, **settings)
 
 
 @pytest.mark.parametrize("size", [0, -3, (8, 0)])

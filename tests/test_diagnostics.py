@@ -279,9 +279,71 @@ def test_accuracy_is_the_diagonal_of_the_confusion():
     assert diagnostics.accuracy(labels, probabilities) == diagnostics.accuracy(labels, predicted)
 
 
+# -- strange items ----------------------------------------------------------------------------------------------------
+
+
+def test_adjusted_p_values_are_the_smallest_rate_of_a_step_up_test():
+    p = np.random.default_rng(0).uniform(size=40) ** 3
+    q = diagnostics.adjusted_p_values(p)
+    for level in (0.01, 0.1, 0.3):
+        ordered = np.sort(p)
+        passing = np.flatnonzero(ordered <= level * np.arange(1, 41) / 40)
+        threshold = ordered[passing[-1]] if len(passing) else -1.0
+        np.testing.assert_array_equal(diagnostics.benjamini_hochberg(p, level), p <= threshold)
+        np.testing.assert_array_equal(q <= level, p <= threshold)
+    assert diagnostics.adjusted_p_values([]).shape == (0,)
+    np.testing.assert_allclose(q, stats.false_discovery_control(p))
+
+
+def test_of_discoveries_with_conformal_p_values_few_are_false():
+    generator = np.random.default_rng(0)
+    shares, found = [], []
+    for _ in range(200):
+        scores = np.concatenate([generator.normal(size=90), generator.normal(5, 1, size=10)])
+        p = diagnostics.conformal_p_values(scores, generator.normal(size=400))
+        reject = diagnostics.benjamini_hochberg(p, 0.1)
+        shares.append(reject[:90].sum() / max(reject.sum(), 1))
+        found.append(reject[90:].mean())
+    # the promise is 0.1 times the share of normal items, 0.09; the mean of 200 has a standard deviation of 0.007
+    assert np.mean(shares) < 0.09 + 0.02 and np.mean(found) > 0.9
+
+
+def test_combined_p_values_keep_the_small_ones_and_their_level():
+    generator = np.random.default_rng(0)
+    alike = generator.uniform(size=(20_000, 1)).repeat(3, axis=1)
+    independent = generator.uniform(size=(20_000, 3))
+    for p in (alike, independent):
+        combined = diagnostics.combined_p_values(p)
+        for level in (0.01, 0.05):
+            assert np.mean(combined <= level) == pytest.approx(level, rel=0.25)
+    np.testing.assert_allclose(diagnostics.combined_p_values(alike[:9] * 0.9), alike[:9, 0] * 0.9, rtol=1e-6)
+    # one small p-value among k counts k times itself, however small, and a p of 1 does not hide it
+    tiny = np.array([[1e-30, 0.5, 1.0], [1e-12, 0.5, 1.0], [1e-6, 0.5, 1.0]])
+    np.testing.assert_allclose(diagnostics.combined_p_values(tiny), [3e-30, 3e-12, 3e-6], rtol=1e-3)
+
+
+def test_radii_of_normal_latents_have_uniform_p_values_in_both_directions():
+    generator = np.random.default_rng(0)
+    sizes = (30, 300)
+
+    def squares(n, scale=1.0):
+        return np.stack([np.sum((scale * generator.normal(size=(n, d))) ** 2, axis=1) for d in sizes], axis=1)
+
+    held_out = squares(20_000)
+    p = diagnostics.radius_p_values(squares(20_000), held_out)
+    for level in (0.01, 0.05, 0.3):
+        assert np.mean(p <= level) == pytest.approx(level, rel=0.2)
+    for scale in (0.7, 1.4):
+        assert (diagnostics.radius_p_values(squares(200, scale), held_out) < 0.01).mean() > 0.95
+
+
 @pytest.mark.parametrize(
     "call",
     [
+        lambda: diagnostics.adjusted_p_values([0.5, 1.5]),
+        lambda: diagnostics.adjusted_p_values([np.nan]),
+        lambda: diagnostics.adjusted_p_values([[0.5]]),
+        lambda: diagnostics.benjamini_hochberg([0.5], 0.0),
         lambda: diagnostics.sbc(np.zeros((3, 4)), np.zeros((3, 1))),
         lambda: diagnostics.sbc(np.zeros((3, 4, 2)), np.zeros((3, 1))),
         lambda: diagnostics.sbc(np.full((3, 4, 1), np.nan), np.zeros((3, 1))),

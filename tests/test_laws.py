@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flowknife.architectures import coupling_flow, dequantiser
+from flowknife.bijections import Chain, Reshape
 from flowknife.errors import InputError
-from flowknife.laws import ClassMixture, Data, Given, Noise, Normal, Pad, Padding, Pixels
+from flowknife.inn import INN, Block
+from flowknife.laws import ClassMixture, Data, Given, Noise, Normal, Pad, Padding, Pixels, normal_log_prob
+from flowknife.train import fit
+from tests.catalogue import perturbed
 
 
 def mixture(classes, dim, seed=0):
@@ -210,6 +215,73 @@ def test_dequantisation_is_uniform_within_a_bin():
 
 def test_values_beyond_white_and_black_are_clipped():
     np.testing.assert_array_equal(Pixels().restore(jnp.asarray([-3.2, 256.0, 1e9])), [0, 255, 255])
+
+
+# -- variational dequantisation ----------------------------------------------------------------------------------------
+
+
+def picture_flow(shape, noise=None, seed=None):
+    """A density of pictures of one bit, with its parts moved away from their start."""
+    size = math.prod(shape)
+    flow = Chain([Reshape(shape, size), coupling_flow(size, layers=2, width=8, depth=1, key=0)])
+    inn = INN([Block("image", shape, Pixels(1, noise=noise))], [Block("z", size)], flow)
+    return inn if seed is None else perturbed(inn, np.random.default_rng(seed))
+
+
+def test_trained_noise_starts_as_uniform_noise():
+    shape = (2, 4, 1)
+    law = Pixels(8, noise=dequantiser(shape, width=8, depth=1, key=0))
+    x = jnp.full((2000, *shape), 255, jnp.uint8)
+    v = law.prepare(jax.random.key(0), x, (2000,), shape)
+    assert np.min(v) > 255
+    assert np.max(v) < 256
+    np.testing.assert_allclose(np.mean(v - 255), 0.5, atol=0.01)
+    np.testing.assert_allclose(np.var(v - 255), 1 / 12, atol=0.003)
+    np.testing.assert_allclose(law.log_noise(v, shape), 0, atol=0.02)
+    assert Pixels().log_noise(v, shape) == 0
+
+
+def test_trained_noise_bounds_the_probability_of_every_bin():
+    shape = (1, 2, 1)
+    inn = picture_flow(shape, dequantiser(shape, width=8, depth=1, key=0), seed=0)
+    pictures = jnp.asarray([[0, 0], [0, 255], [255, 0], [255, 255]], jnp.uint8).reshape(4, *shape)
+    middle = (jnp.arange(200) + 0.5) / 200
+    grid = jnp.stack(jnp.meshgrid(middle, middle, indexing="ij"), axis=-1).reshape(-1, 1, *shape)
+    levels = jnp.asarray(pictures > 0, jnp.float32)
+
+    @jax.jit
+    def judge():
+        draws = inn.log_prob(jnp.broadcast_to(pictures, (4000, *pictures.shape)), key=0)
+        z, log_det = inn.bijection.encode(levels + grid)
+        return draws, normal_log_prob(z, (2,)) + log_det, inn.partition.left[0].law.log_noise(levels + grid, shape)
+
+    draws, log_p, log_q = (np.asarray(value, np.float64) for value in judge())
+    q = np.exp(log_q)
+    assert log_q.std() > 0.1  # far from uniform
+    np.testing.assert_allclose(q.mean(axis=0), 1, atol=0.01)
+    bound = np.mean(q * (log_p - log_q), axis=0)
+    inside = np.mean(np.exp(log_p), axis=0)
+    assert np.all(np.exp(bound) < inside)
+    assert np.exp(bound).sum() < 1
+    # what is drawn follows q: the mean of log_prob is the bound
+    assert np.all(np.abs(draws.mean(axis=0) - bound) < 5 * draws.std(axis=0) / 4000**0.5 + 0.01)
+
+
+def test_trained_noise_gives_a_higher_bound_where_a_flow_is_smooth():
+    shape = (2, 2, 1)
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((400, *shape)) < 0.1, 255, 0).astype(np.uint8)  # a dark background with few bright pixels
+    bounds = []
+    for noise in (None, dequantiser(shape, width=16, depth=1, key=0)):
+        result = fit(
+            picture_flow(shape, noise), x, steps=250, batch_size=64, learning_rate=5e-3, key=0, show_progress=False
+        )
+        repeated = np.broadcast_to(x, (20, *x.shape))
+        bounds.append(float(np.mean(eqx.filter_jit(result.model.log_prob)(repeated, key=1))))
+        restored = np.asarray(eqx.filter_jit(result.model.sample)(0, 200))
+        assert set(np.unique(restored)) <= {63, 191}
+    exact = 4 * (0.1 * math.log(0.1) + 0.9 * math.log(0.9))
+    assert bounds[0] + 0.05 < bounds[1] < exact + 0.15
 
 
 @pytest.mark.parametrize("source", [Noise(0.5), Pad(0.5)])

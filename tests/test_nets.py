@@ -19,8 +19,9 @@ NETS = {
     "ResidualMLP": (partial(nets.ResidualMLP, width=6, activation="silu"), (3,), (2, 2)),
     "ConvNet": (partial(nets.ConvNet, width=6), (4, 5, 2), (4, 5, 3)),
     "PatchMLP": (partial(nets.PatchMLP, width=6, activation="elu"), (4, 5, 2), (4, 5, 3)),
+    "ViT": (partial(nets.ViT, width=8, heads=2), (4, 5, 2), (4, 5, 3)),
 }
-IMAGE_NETS = {name: NETS[name] for name in ("ConvNet", "PatchMLP")}
+IMAGE_NETS = {name: NETS[name] for name in ("ConvNet", "PatchMLP", "ViT")}
 
 
 def draw(seed, *shape):
@@ -102,22 +103,29 @@ def test_a_pixel_looks_at_its_neighbourhood_only(name, reach):
 def test_away_from_the_edge_a_shifted_image_gives_a_shifted_output(name):
     make, _, _ = NETS[name]
     net = perturb(make((9, 9, 2), (9, 9, 3), key=0))
-    if name == "PatchMLP":
+    if name != "ConvNet":
         net = eqx.tree_at(lambda net: net.place, net, jnp.zeros_like(net.place))  # which tells places apart
     x = draw(0, 9, 9, 2)
     y, shifted = net(x), net(jnp.roll(x, (1, 2), axis=(0, 1)))
     np.testing.assert_allclose(shifted[4:6, 5:6], y[3:5, 3:4], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", [4, 2])  # neighbourhoods are gathered on the side with fewer channels
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_conv_is_the_convolution_of_xla(size):
-    conv = perturb(nets.Conv(3, 4, size=size, key=0))
+def test_conv_is_the_convolution_of_xla(size, outputs):
+    conv = perturb(nets.Conv(3, outputs, size=size, key=0))
     x = draw(0, 2, 6, 5, 3)
-    kernel = conv.dense.weight.reshape(size, size, 3, 4)
+    kernel = conv.dense.weight.reshape(size, size, 3, outputs)
     expected = jax.lax.conv_general_dilated(
         x, kernel, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     np.testing.assert_allclose(conv(x), expected + conv.dense.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pixel_of_a_transformer_looks_at_the_whole_image():
+    net = perturb(nets.ViT((4, 5, 1), (4, 5, 2), width=8, heads=2, key=0))
+    influence = jax.jit(jax.grad(lambda x: net(x)[2, 3, 0]))(draw(0, 4, 5, 1))
+    assert np.all(influence != 0)
 
 
 def test_dense_starts_with_the_variance_of_he_initialisation():
@@ -158,12 +166,12 @@ def test_masked_mlp_starts_at_zero():
     np.testing.assert_array_equal(y, np.zeros((2, 4, 3, 2)))
 
 
-@pytest.mark.parametrize("halve", [False, True])
-def test_context_networks_look_at_an_image(halve):
-    net = perturb(nets.ConvResNet((4, 6, 2), 5, depth=1, halve=halve, scale=0.5, key=0))
+@pytest.mark.parametrize("squeeze", [1, 2])
+def test_context_networks_look_at_an_image(squeeze):
+    net = perturb(nets.ConvResNet((4, 6, 2), 5, depth=1, squeeze=squeeze, scale=0.5, key=0))
     x = draw(0, 2, 3, 4, 6, 2)
     features = net(x)
-    assert features.shape == ((2, 3, 2, 3, 5) if halve else (2, 3, 4, 6, 5))
+    assert features.shape == ((2, 3, 2, 3, 5) if squeeze == 2 else (2, 3, 4, 6, 5))
     np.testing.assert_allclose(features, jax.vmap(jax.vmap(net))(x), rtol=1e-4, atol=1e-5)
     influence = jax.jit(jax.grad(lambda x: net(x).sum()))(x[0, 0])
     assert np.all(influence != 0)
@@ -186,6 +194,8 @@ def test_every_activation_is_known_by_its_name():
         lambda: nets.ConvNet((4,), (4,), key=0),
         lambda: nets.ConvNet((4, 4, 1), (2, 2, 1), key=0),
         lambda: nets.PatchMLP((4, 4), (4, 4), key=0),
+        lambda: nets.ViT((4, 4), (4, 4), key=0),
+        lambda: nets.ViT((4, 4, 1), (4, 4, 1), width=9, heads=2, key=0),
     ],
 )
 def test_what_cannot_be_built_says_so_in_one_line(make):

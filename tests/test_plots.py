@@ -79,6 +79,15 @@ CATALOGUE = {
     "closest_farthest": lambda: plots.closest_farthest(images(2), [1.0, np.nan], images(1), [40.0]),
     "outliers": lambda: plots.outliers(images(3), [0.5, np.nan, 0.0], ["a", "b$x$y", "c" * 99]),
     "outliers bare": lambda: plots.outliers(images(1, channels=1), [0.5]),
+    "along": lambda: plots.along(np.stack([images(3), images(3, seed=1)]), [-1, 0, 0.5], "More and less."),
+    "nearest": lambda: plots.nearest(images(3), images(6, 4, 4).reshape(3, 2, 4, 4, 3), table(3, 2) ** 2, 3.0),
+    "nearest grey": lambda: plots.nearest(images(1, channels=1), images(1, channels=1)[None], [[0.0]]),
+    "resampled": lambda: plots.resampled(images(1)[0], [("z_0", images(3)), ("z_1", images(2))]),
+    "surprise": lambda: plots.surprise(images(12), table(12, 64).reshape(12, 8, 8), list("abcdefghijkl")),
+    "surprise grey": lambda: plots.surprise(images(1, channels=1), np.full((1, 8, 8), np.nan)),
+    "latent_clusters": lambda: plots.latent_clusters(
+        table(30, 2), table(6, 2).reshape(2, 3, 2), ["itself", "mirrored", "darker"], images(6).reshape(2, 3, 8, 8, 3)
+    ),
     "latent_cloud": lambda: plots.latent_cloud(table(9, 2), table(4, 2), table(3, 2), images(4), images(3, channels=1)),
     "latent_cloud with NaN": lambda: plots.latent_cloud(table(9, 2), [[np.nan, 1.0]], None, images(1)),
     "latent_cloud bare": lambda: plots.latent_cloud(table(1, 2), table(1, 2), np.zeros((0, 2))),
@@ -97,7 +106,11 @@ def test_every_picture_draws_without_a_warning(name):
 def test_every_public_picture_has_a_row():
     # those of posteriors and classes have theirs in test_plots_posterior.py
     here = {name for name in plots.__all__ if getattr(plots, name).__module__.split(".")[-1] not in ELSEWHERE}
-    assert {name.split()[0] for name in CATALOGUE} == here - {"mapping_animation"}
+    assert {name.split()[0] for name in CATALOGUE} == here - {
+        "mapping_animation",
+        "interpolation_animation",
+        "heat_maps",
+    }
 
 
 def test_nothing_global_is_touched(tmp_path):
@@ -317,6 +330,13 @@ def test_point_colours_tell_labels_from_numbers():
         lambda: plots.outliers(images(2), [0.1, 0.2], ["a"]),
         lambda: plots.latent_cloud(table(5, 2), table(1, 2), simulated_images=images(2)),
         lambda: plots.latent_cloud(table(5, 3), table(1, 2)),
+        lambda: plots.along(images(3)[None], [1, 2]),
+        lambda: plots.nearest(images(3), images(3)[:, None], [1.0, 2.0, 3.0]),
+        lambda: plots.resampled(images(1)[0], []),
+        lambda: plots.surprise(images(2), np.zeros((2, 4, 4))),
+        lambda: plots.surprise(images(2), np.zeros((2, 8, 8)), ["a"]),
+        lambda: plots.latent_clusters(table(5, 2), np.zeros((2, 3, 2)), ["a"], images(6).reshape(2, 3, 8, 8, 3)),
+        lambda: plots.interpolation_animation("x.gif", images(1)),
         lambda: plots.mapping_animation("x.gif", table(5, 2)),
         lambda: plots.mapping_animation("x.gif", np.zeros((1, 5, 2))),
         lambda: plots.mapping_animation("x.gif", np.full((2, 5, 2), np.nan)),
@@ -370,3 +390,18 @@ def test_animation_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="could not write"):
         plots.mapping_animation(tmp_path / "file" / "a.gif", stages(2), seconds=0.2)
+
+
+def test_heat_is_orange_above_the_usual_and_blue_below():
+    maps = np.zeros((1, 8, 8))
+    maps[0, 0], maps[0, -1] = 9.0, -9.0
+    hot, pale, cold = plots.heat_maps(images(1), maps)[0, [0, 4, -1]].astype(int).mean(axis=1)
+    assert hot[0] > hot[2] + 50 and cold[2] > cold[0] + 50 and np.ptp(pale) < 1
+
+
+def test_interpolation_animation_goes_there_and_back(tmp_path):
+    strip = np.stack([np.full((8, 8, 3), shade, np.uint8) for shade in (0, 120, 250)])
+    frames, times, loop = read_gif(plots.interpolation_animation(tmp_path / "new" / "a.gif", strip))
+    shades = [round(float(frame.mean()) / 10) for frame in frames]
+    assert shades == [0, 12, 25, 12] and loop == 0 and times[0] == times[2] > times[1]
+    assert frames[0].shape[0] == 256

@@ -80,3 +80,20 @@ def test_report_of_noisy_data_shows_the_noise(tmp_path):
     posterior = fk.invert(fk.problems.gravity(noise=0.2), **settings, **TINY)
     text, figures = page(report_invert(posterior, tmp_path))
     assert "noise" in figures and "standard deviation was 0.2" in text
+
+
+@pytest.fixture(scope="module")
+def digits():
+    settings = {"architecture": "glow", "levels": 2, "steps_per_level": 1, "width": 8}
+    return fk.images(fk.data.digits()[0][:80], train={"steps": 5, "batch_size": 16}, show_progress=False, **settings)
+
+
+def test_report_of_an_image_model_shows_what_one_does_with_it(tmp_path, digits):
+    known = replace(digits, thumbnails=fk.data.digits()[0][:80])
+    text, figures = page(known.report(tmp_path))
+    drawn = {"pictures", "temperatures", "level_temperatures", "nearest", "interpolation", "resampled"}
+    assert drawn | {"surprise", "clusters", "outliers", "cloud", "p_values"} <= figures
+    assert "Benjamini-Hochberg" in text
+    grey = np.full((3, 8, 8), 90, np.uint8)
+    _, figures = page(replace(digits, thumbnails=None).report(tmp_path / "b", grey))
+    assert "nearest" not in figures and "surprise" in figures

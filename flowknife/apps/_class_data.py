@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from flowknife.apps._images import as_pictures
-from flowknife.data import ImageSet, Table
+from flowknife.data import ImageSet
 from flowknife.data.tables import TABLE_SUFFIXES
 from flowknife.errors import InputError
 
@@ -143,17 +143,3 @@ def split(codes: Codes, share: float, key: Array) -> tuple[np.ndarray, np.ndarra
     held = min(round(share * len(codes)), int((~first).sum()))
     stopping, calibration, train = np.split(order, [held // 2, held])
     return np.sort(train), stopping, calibration
-
-
-def columns_of(table: Table, names: tuple[str, ...]) -> np.ndarray:
-    """The columns of those names, in their order; by place where one of the two tables has no names.
-
-    Raises:
-        InputError: if the table lacks one of them.
-    """
-    unnamed = tuple(f"x{i + 1}" for i in range(len(names)))
-    if set(names) <= set(table.names):
-        return table.values[:, [table.names.index(name) for name in names]]
-    if len(names) == len(table.names) and unnamed in (names, table.names):
-        return table.values
-    raise InputError(f"got the columns {', '.join(table.names)}; expected {', '.join(names)}, as in training")

@@ -8,6 +8,7 @@ and for each class the mean and the (shrunk) covariance of its leading component
 coarsest level carries the classes; details follow from the coarse picture, whatever its class.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowknife._types import Key, as_key
-from flowknife.apps._levels import _peel, latent_sizes, level_features, level_part, level_terms
+from flowknife.apps._levels import latent_sizes, level_features, level_part, level_terms
 from flowknife.architectures import coupling_flow, wavelet
 from flowknife.bijections import (
     Affine,
@@ -29,7 +30,6 @@ from flowknife.bijections import (
     Shift,
     ShiftScale,
     Spline,
-    Split,
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
@@ -118,31 +118,25 @@ def table_model(unit: Affine, law: str, classes: int, *, key: Key, **sizes: Any)
 def picture_model(
     shape: tuple[int, int, int], bits: int, law: str, classes: int, *, width: int, key: Key, **sizes: Any
 ) -> INN:
-    """A model of pictures; the coarsest picture goes through dense couplings and carries the label."""
+    """A model of pictures; the leading principal directions go through dense couplings and carry the label."""
     coarse_key, key = jax.random.split(as_key(key))
     levels = 0
     while max(shape[:2]) // 2**levels > _MOST_COARSE and all(side % 2 ** (levels + 1) == 0 for side in shape[:2]):
         levels += 1
-    small = (shape[0] // 2**levels, shape[1] // 2**levels, shape[2])
-    dim = int(np.prod(small))
-    coarse = Chain([Reshape(small, (dim,)), *_dense(dim, coarse_key, width=width, **sizes)])
+
+    def dense(dim):
+        return Chain(_dense(dim, coarse_key, width=width, **sizes))
+
     if levels:
         local = max(width // 4, 16)
-        pyramid = wavelet(shape, levels=levels, width=local, features=local, coarse_width=8, key=key)
-        bijection = _with_coarsest(pyramid, coarse)
+        bijection = wavelet(shape, levels=levels, width=local, features=local, leading=dense, key=key)
     else:
-        bijection = coarse
-    details = [Block(f"z_{i + 1}", size) for i, size in enumerate(latent_sizes(bijection)[1:])]
-    right = [*_class_blocks(law, classes, dim, rest="z_0"), *details]
+        dim = math.prod(shape)
+        bijection = Chain([Reshape(shape, (dim,)), dense(dim)])
+    sizes_of_levels = latent_sizes(bijection)
+    details = [Block(f"z_{i + 1}", size) for i, size in enumerate(sizes_of_levels[1:])]
+    right = [*_class_blocks(law, classes, sizes_of_levels[0], rest="z_0"), *details]
     return INN([Block("image", shape, Pixels(bits))], right, bijection)
-
-
-def _with_coarsest(bijection: Bijection, coarse: Bijection) -> Bijection:
-    layers, split = _peel(bijection)
-    if split is None:
-        return coarse
-    inner = _with_coarsest(split.inner, coarse)
-    return Chain([*layers, Split(split.split, inner, split.factored, split.context)])
 
 
 # -- the start in closed form -----------------------------------------------------------------------------------------
@@ -162,7 +156,8 @@ def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
         return model
     z = eqx.filter_jit(lambda m, x: m.encode(x, key=0)[block.name])(model, x)
     # shrunk in the units of the rows, or of pixels, where a column that hardly varies cannot decide
-    axes = next(layer for layer in level_part(0)(model) if isinstance(layer, PrincipalRotation))
+    layers = jax.tree.leaves(level_part(0)(model), is_leaf=lambda layer: isinstance(layer, PrincipalRotation))
+    axes = next(layer for layer in layers if isinstance(layer, PrincipalRotation))
     law = block.law.fit(z, jnp.asarray(labels), jnp.sqrt(axes.variances[: block.size]))
     return eqx.tree_at(class_law, model, law)
 
@@ -237,4 +232,4 @@ def coarse_class_terms(model: INN, x: Array) -> Float[Array, "n k"]:
 
 def coarse_part(model: INN) -> Any:
     """The part of a model of pictures that belongs to its coarsest level: layers and class law."""
-    return [*level_part(0)(model), class_law(model)]
+    return level_part(0)(model), class_law(model)

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowknife.apps._class_models import class_law, coarse_class_terms, coarse_part, fit_start, given_label, labels_of
-from flowknife.apps._image_training import _start
+from flowknife.apps._image_training import closed_form_start
 from flowknife.apps._levels import latent_sizes, level_nll, level_part
 from flowknife.bijections import Affine
+from flowknife.data import Augmentation, augment
 from flowknife.inn import INN
 from flowknife.laws import ClassMixture
 from flowknife.objectives import class_log_probs, information_bottleneck
@@ -101,6 +102,7 @@ def train_pictures(
     """Train the coarsest level with its classes, then the details level after level."""
     pixels, labels = train
     image = model.partition.left[0]
+    moves = Augmentation(shift=shift, shear=slant)
     prior = jnp.asarray(log_prior)
     size = latent_sizes(model.bijection)[0]
     levels = len(latent_sizes(model.bijection))
@@ -108,7 +110,7 @@ def train_pictures(
 
     def coarse_objective(model, batch, key):
         move_key, key = jax.random.split(key)
-        x = image.law.prepare(key, moved(move_key, batch["image"], shift, slant), (), image.shape)
+        x = image.law.prepare(key, augment(move_key, batch["image"], moves), (), image.shape)
         log_joint = coarse_class_terms(model, x) + log_prior_of(model, prior)
         return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
 
@@ -122,9 +124,9 @@ def train_pictures(
         evaluate_every=100,
         patience=15,
     )
-    model = _start(model, pixels, False, start_key)
+    model = closed_form_start(model, pixels, moves, False, start_key)
     most = max(_START_NUMBERS // pixels[0].size, 16)
-    model = fit_start(model, moved(move_key, jnp.asarray(pixels[:most]), shift, slant), labels[:most])
+    model = fit_start(model, augment(move_key, jnp.asarray(pixels[:most]), moves), labels[:most])
 
     history: History = {}
     spent = 0.0
@@ -162,38 +164,3 @@ def _batch(model, name, items):
     rows, labels = items
     known = {block: np.asarray(value) for block, value in given_label(model, jnp.asarray(labels)).items()}
     return {name: rows, **known}
-
-
-def moved(key: Array, pixels: Array, shift: float, slant: float) -> Float[Array, "n h w c"]:
-    """Pictures moved by up to `shift` of their side, by whole pixels where that is at least one, and slanted.
-
-    Interpolation is linear; what comes in from beyond the edge is the edge.
-
-    Args:
-        key: JAX key.
-        pixels: pictures `(n, h, w, c)`.
-        shift: share of the side.
-        slant: largest shear, in columns per row.
-    """
-    x = jnp.asarray(pixels, float)
-    height, width = x.shape[1:3]
-    keys = jax.random.split(key, 3)
-
-    def drawn(key, most):
-        return jax.random.uniform(key, (len(x), 1), minval=-most, maxval=most)
-
-    def whole(move, most):
-        return jnp.round(move * (most + 0.5) / most) if most >= 1 else move
-
-    def weights(place, side):
-        place = jnp.clip(place, 0, side - 1)
-        return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(side)), 0.0)
-
-    if shift:
-        rows = jnp.arange(height) + whole(drawn(keys[0], shift * height), shift * height)
-        columns = jnp.arange(width) + whole(drawn(keys[1], shift * width), shift * width)
-        x = jnp.einsum("nij,nkl,njlc->nikc", weights(rows, height), weights(columns, width), x)
-    if slant:
-        lean = drawn(keys[2], slant) * (jnp.arange(height) - (height - 1) / 2)  # (n, h)
-        x = jnp.einsum("nikl,nilc->nikc", weights(jnp.arange(width) + lean[..., None], width), x)
-    return x

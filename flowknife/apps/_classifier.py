@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
-from flowknife.apps._class_data import Names, as_codes, columns_of
+from flowknife.apps._class_data import Names, as_codes
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
-from flowknife.apps._images import as_pictures, in_batches
+from flowknife.apps._image_batches import as_pictures, in_batches
+from flowknife.apps._image_scores import png_bits
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
     Check,
@@ -346,7 +347,7 @@ class Classifier:
                 f"got rows of {table.values.shape[1]} numbers; expected {len(self.names)}, the columns "
                 f"{', '.join(self.names)}"
             )
-        values = columns_of(table, self.names)
+        values = table.columns(self.names)
         return (values - self.origin).astype(np.float32), range(len(values))
 
     def _parts(self, items) -> Iterator[tuple[int, np.ndarray]]:
@@ -367,8 +368,14 @@ class Classifier:
             else (count, (look_at_rows(self.model, jnp.asarray(part), as_key(0)), np.zeros((len(part), 0))))
             for count, part in self._parts(items)
         ]
-        by_class, features = ([np.asarray(look[i], np.float64)[:count] for count, look in looks] for i in (0, 1))
-        return np.concatenate(by_class), np.concatenate(features)
+        by_class, features = (
+            np.concatenate([np.asarray(look[i], np.float64)[:count] for count, look in looks]) for i in (0, 1)
+        )
+        if self.pictures:
+            bits = -np.logaddexp.reduce(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
+            simple = png_bits(items, self.model.partition.left[0].law.bits)
+            features = np.column_stack([bits - simple, features])
+        return by_class, features
 
     def _joint(self, items):
         return self._look(items)[0] + self.log_prior

@@ -1,66 +1,46 @@
 """A trained image model: what one does with it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowknife._progress import progress
 from flowknife._types import Key, as_key
+from flowknife.apps._empirical import ByLevel, Empirical
+from flowknife.apps._image_batches import (
+    DRAWN_AT_ONCE,
+    as_pictures,
+    bits_of,
+    decode_batch,
+    draw_batch,
+    encode_batch,
+    in_batches,
+    local_maps,
+    look,
+)
 from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._levels import level_features, level_terms
-from flowknife.data import ImageSet, Skipped, load_images, write_skipped
-from flowknife.diagnostics import Check, Typicality, ks_normal, round_trip_error
+from flowknife.apps._image_scores import standardise_maps
+from flowknife.apps._image_uses import How, Nearest, nearest, redrawn, thumbnails, way
+from flowknife.data import ImageSet, Skipped, write_skipped
+from flowknife.data._arrays import array_file
+from flowknife.diagnostics import (
+    Check,
+    Typicality,
+    adjusted_p_values,
+    ks_normal,
+    radius_p_values,
+    round_trip_error,
+)
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
 
-_DRAWN_AT_ONCE = 16  # pictures
-_NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
 _DETECTOR = ("mean", "scale", "precision", "held_out")
-
-
-def as_pictures(folder, size, show_progress, channels: Any = "auto") -> ImageSet:
-    if isinstance(folder, ImageSet):
-        return folder
-    with progress("reading pictures", show_progress) as report:
-        return load_images(
-            folder, size, channels=channels, on_progress=lambda done, total: report(done / total, f"{done} of {total}")
-        )
-
-
-def in_batches(rows):
-    """(number of rows, rows) of batches of one size, the last one filled up: one compiled program serves all."""
-    size = int(np.clip(2 ** np.floor(np.log2(_NUMBERS_AT_ONCE / rows[0].size)), 1, 64))
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        yield len(part), np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
-
-
-@eqx.filter_jit
-def _look(model, pixels, key):
-    image = model.partition.left[0]
-    terms = level_terms(model.bijection, image.law.prepare(key, pixels, (), image.shape))
-    return level_features(terms), jnp.concatenate([z.reshape(len(pixels), -1) for z, _ in terms], axis=1)
-
-
-def bits_of(model, features):
-    """Bits/dim of whole pictures, from those of their levels."""
-    sizes = np.array([block.size for block in model.partition.right])
-    return features[:, -len(sizes) :] @ sizes / sizes.sum()
-
-
-def look(model, pixels):
-    """Features of every picture, `(n, k)`, see `level_features`; and its latents, `(n, H W C)`, coarsest first."""
-    # the same noise for every batch: pictures differ by what they show, not by a draw
-    looks = [(count, _look(model, part, as_key(0))) for count, part in in_batches(pixels)]
-    features, latents = ([np.asarray(look[i])[:count] for count, look in looks] for i in (0, 1))
-    return np.concatenate(features).astype(np.float64), np.concatenate(latents)
 
 
 @dataclass(frozen=True)
@@ -76,6 +56,8 @@ class Images:
         history: columns of the training curve.
         skipped: files that could not be used, and why.
         facts: what is worth knowing about the run.
+        empirical: where the latents of the training pictures lie.
+        thumbnails: training pictures, small, uint8 (n, h, w, C).
     """
 
     model: INN = field(repr=False)
@@ -86,6 +68,8 @@ class Images:
     history: dict[str, list[float]] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(repr=False)
     facts: dict[str, Any]
+    empirical: Empirical | None = field(default=None, repr=False)
+    thumbnails: np.ndarray | None = field(default=None, repr=False)
 
     application = "images"
 
@@ -95,24 +79,47 @@ class Images:
         height, width, channels = self.model.partition.left[0].shape
         return height, width, channels
 
-    def sample(self, n: int, key: Key = None, temperature: Any = 0.7) -> np.ndarray:
+    @property
+    def levels(self) -> dict[str, slice]:
+        """The columns of each level in the latents, by name, the coarsest first."""
+        ends = np.cumsum([block.size for block in self.model.partition.right])
+        return {
+            b.name: slice(int(end - b.size), int(end)) for b, end in zip(self.model.partition.right, ends, strict=True)
+        }
+
+    def sample(
+        self,
+        n: int,
+        key: Key = None,
+        temperature: Any = 0.7,
+        prior: Literal["normal", "empirical"] = "normal",
+        shrink: ByLevel = 0.0,
+    ) -> np.ndarray:
         """Draw `n` new pictures, uint8 (n, H, W, C).
 
         Args:
             n: number of pictures.
             key: int, JAX key or None.
-            temperature: scale of the latents, one number, or one per level by name ("z_0" is the coarsest).
+            temperature: scale of the latents, one number, or one per level by name ("z_0" is the coarsest; 1 for those
+                left out).
+            prior: "normal" draws the latents from N(0, I), the law of the model; "empirical" from a Gaussian fitted to
+                those of the training pictures, which mends where a model that is not perfect puts them elsewhere.
+            shrink: of the empirical prior, from 0, as fitted, to 1, N(0, I); one number, or one per level by name.
         """
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 picture")
-        keys = jax.random.split(as_key(key), -(-n // _DRAWN_AT_ONCE))
+        if prior == "empirical":
+            return self.decode(self._of_training("empirical").sample(key, n, temperature, shrink))
+        if prior != "normal":
+            raise InputError(f"got prior={prior!r}; expected 'normal' or 'empirical'")
+        keys = jax.random.split(as_key(key), -(-n // DRAWN_AT_ONCE))
         temperature = jax.tree.map(jnp.asarray, temperature)  # an argument of the compiled function, not part of it
-        return np.concatenate([np.asarray(_draw(self.model, k, temperature)) for k in keys])[:n]
+        return np.concatenate([np.asarray(draw_batch(self.model, k, temperature)) for k in keys])[:n]
 
     def encode(self, pictures: Any) -> np.ndarray:
         """Latents (n, H W C) of pictures, coarsest level first; `decode` gives back every bin of every pixel."""
         batches = in_batches(self._pixels(pictures).pixels)
-        return np.concatenate([np.asarray(_encode(self.model, part))[:count] for count, part in batches])
+        return np.concatenate([np.asarray(encode_batch(self.model, part))[:count] for count, part in batches])
 
     def latents(self, pictures: Any) -> np.ndarray:
         """Latents (n, H W C) that follow N(0, I): the noise within the bins, left out by `encode`, is drawn."""
@@ -121,8 +128,83 @@ class Images:
     def decode(self, z: Any) -> np.ndarray:
         """Pictures, uint8 (n, H, W, C), of latents (n, H W C)."""
         return np.concatenate(
-            [np.asarray(_decode(self.model, part))[:count] for count, part in in_batches(np.asarray(z))]
+            [np.asarray(decode_batch(self.model, part))[:count] for count, part in in_batches(np.asarray(z))]
         )
+
+    def interpolate(self, a: Any, b: Any, steps: int = 8, how: How = "spherical") -> np.ndarray:
+        """Pictures on the way from one to another through the latent, uint8 (steps, H, W, C).
+
+        Args:
+            a: a picture, a file or an array (H, W) or (H, W, C); the first of the result, but for its lost bits.
+            b: the last.
+            steps: how many, both ends included.
+            how: "spherical" keeps each level of the latent at the radius of the two; "linear" goes straight.
+        """
+        if steps < 2:
+            raise InputError(f"got steps={steps}; expected at least 2, the two pictures")
+        if how not in ("spherical", "linear"):
+            raise InputError(f"got how={how!r}; expected 'spherical' or 'linear'")
+        start, end = (self.encode(_one(picture))[0] for picture in (a, b))
+        parts = [way(start[columns], end[columns], steps, how) for columns in self.levels.values()]
+        return self.decode(np.concatenate(parts, axis=1))
+
+    def attribute(self, positive: Any, negative: Any) -> np.ndarray:
+        """The direction in the latent, (H W C,), from pictures without something to pictures with it.
+
+        The difference of the mean latents (Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 6.2); `along` follows it.
+
+        Args:
+            positive: pictures with it, a folder or an array.
+            negative: pictures without.
+        """
+        return self.encode(positive).mean(axis=0) - self.encode(negative).mean(axis=0)
+
+    def along(self, pictures: Any, direction: Any, strengths: Sequence[float | int] = (-2, -1, 0, 1, 2)) -> np.ndarray:
+        """Pictures moved along a direction of the latent, uint8 (n, len(strengths), H, W, C).
+
+        Args:
+            pictures: one picture or several.
+            direction: as `attribute` returns it.
+            strengths: how far; 0 is the picture itself, 1 the whole way from the negative to the positive mean.
+        """
+        direction, z = np.asarray(direction, np.float32), self.encode(pictures)
+        if direction.shape != z.shape[1:]:
+            raise InputError(f"got a direction of shape {direction.shape}; expected {z.shape[1:]}, as of attribute")
+        moved = z[:, None] + np.asarray(strengths, np.float32)[:, None] * direction
+        return self._decoded(moved)
+
+    def resample(
+        self, pictures: Any, level: int | str, n: int = 8, key: Key = None, temperature: float | int = 1.0
+    ) -> np.ndarray:
+        """What one level says: pictures with its latent drawn anew and all others kept, uint8 (m, n, H, W, C).
+
+        Args:
+            pictures: one picture or m.
+            level: its name, or its number; "z_0" or 0 is the coarsest.
+            n: draws for each picture, the same ones for all.
+            key: int, JAX key or None.
+            temperature: scale of the draws.
+        """
+        names = list(self.levels)
+        name = names[level] if isinstance(level, int) and level in range(len(names)) else level
+        if name not in names:
+            raise InputError(f"got level {level!r}; expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
+        return self._decoded(redrawn(self.encode(pictures), self.levels[name], n, key, temperature))
+
+    def nearest(self, pictures: Any, k: int = 3, folder: Any = None) -> Nearest:
+        """The training pictures that look most like each picture, mirror images included.
+
+        Samples that lie much nearer to training pictures than held-out pictures do are remembered, not made.
+
+        Args:
+            pictures: one picture or several, such as samples.
+            k: how many for each.
+            folder: pictures to compare with; default: up to 2000 training pictures that the run keeps in small.
+        """
+        known = self._of_training("thumbnails") if folder is None else thumbnails(self._pixels(folder).pixels)
+        if not 1 <= k <= len(known):
+            raise InputError(f"got k={k}; expected 1 to {len(known)}, the pictures that there are")
+        return nearest(self._pixels(pictures).pixels, known, k)
 
     def log_prob(self, pictures: Any) -> np.ndarray:
         """Log-probability of the discrete pictures of `config.bits` bits, in nats, shape (n,)."""
@@ -137,23 +219,43 @@ class Images:
                 `flowknife.data.load_images` to learn why).
 
         Returns:
-            columns by name: path; bits_per_dim; radius, |z| / sqrt(dimensions); typicality, the distance of bits/dim
-            from that of held-out pictures in standard deviations; score, the combined two-sided score over all levels;
-            p_value, split-conformal; flag, p_value < alpha.
+            columns by name: path; bits_per_dim; complexity, bits/dim less those of a PNG file of the picture;
+            typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius, |z| /
+            sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, the combined two-sided
+            score over all levels; p_value, of that score, split-conformal; flag, p_value < alpha; q_value, the
+            p-value adjusted for the number of pictures; discovery, q_value <= alpha: of the pictures called so, a
+            share alpha at most is normal.
         """
         data = self._pixels(pictures)
         features, latents = look(self.model, data.pixels)
         bits, held = bits_of(self.model, features), self.held_out_bits
         p_value = self.detector.p_values(features)
+        q_value = adjusted_p_values(p_value)
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
-            "radius": np.sqrt(np.mean(latents**2, axis=1)),
+            "complexity": features[:, 0],
             "typicality": np.abs(bits - held.mean()) / held.std(),
+            "radius": np.sqrt(np.mean(latents**2, axis=1)),
+            "radius_p": radius_p_values(self._squares(latents), self._squares(self._held_out_look[1])),
             "score": self.detector.score(features),
             "p_value": p_value,
             "flag": p_value < self.config.alpha,
+            "q_value": q_value,
+            "discovery": q_value <= self.config.alpha,
         }
+
+    def surprise(self, pictures: Any) -> np.ndarray:
+        """Where each picture is strange: standard deviations from the usual at each place, float (n, H, W).
+
+        At each place of each level, the log mean square of the latents is compared with that of held-out pictures at
+        the same place; the levels are added. Positive where there is more than usual, edges or noise, say; negative
+        where there is less, as in a blank part. A level without places is left out.
+        """
+        maps, usual = local_maps(self.model, self._pixels(pictures).pixels), self._held_out_maps
+        if not maps:
+            raise InputError("got a model whose latent has no places; expected one of architecture wavelet or glow")
+        return standardise_maps(maps, usual, self.shape[:2])
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -164,8 +266,8 @@ class Images:
     def check(self, pictures: Any = None) -> list[Check]:
         """Round trip, latents and false alarms of held-out pictures, or of `pictures`, against what they should be."""
         pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
-        features, z = look(self.model, pixels)
-        levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], (), self.shape)
+        features, z = self._held_out_look if pictures is None else look(self.model, pixels)
+        levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
         alarms = np.mean(self.detector.p_values(features) < self.config.alpha)
         return [
             Check("round trip, in standard deviations", round_trip_error(self.model.bijection, levels[:16]), 1e-2),
@@ -193,6 +295,10 @@ class Images:
             "held_out_bits": self.held_out_bits,
             "held_out": self.held_out,
         }
+        if self.empirical is not None:
+            tree["empirical"] = self.empirical.to_tree()
+        if self.thumbnails is not None:
+            tree["thumbnails"] = self.thumbnails
         run = write_run(folder, record, tree, self.history)
         write_skipped(run / "skipped.csv", self.skipped)
         return run
@@ -210,6 +316,8 @@ class Images:
             history=read_history(folder),
             skipped=(),
             facts=record["facts"],
+            empirical=Empirical.from_tree(tree["empirical"]) if "empirical" in tree else None,
+            thumbnails=np.asarray(tree["thumbnails"]) if "thumbnails" in tree else None,
         )
 
     def report(self, folder: str | Path, others: Any = None) -> Path:
@@ -225,25 +333,46 @@ class Images:
 
     def _pixels(self, pictures) -> ImageSet:
         height, width, channels = self.shape
-        data = as_pictures(pictures, (height, width), show_progress=False, channels=channels)
+        pictures = _several(pictures)
+        # an array in this size is a sample, say, or held out, and cut already
+        crop = 1.0 if getattr(pictures, "shape", ())[1:3] == (height, width) else self.config.crop
+        data = as_pictures(pictures, (height, width), show_progress=False, channels=channels, crop=crop)
         if data.pixels.shape[1:] != self.shape:
             raise InputError(f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
         return data
 
+    def _decoded(self, z):
+        """Pictures of latents of more than one axis before the last."""
+        return self.decode(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.shape)
 
-@eqx.filter_jit
-def _encode(model, pixels):
-    image = model.partition.left[0]
-    return model.bijection.encode(image.law.prepare(None, pixels, (), image.shape))[0]
+    def _of_training(self, name) -> Any:
+        if getattr(self, name) is None:
+            raise InputError(f"got a run without {name} of its training pictures; expected one fitted by this version")
+        return getattr(self, name)
+
+    def _squares(self, latents):
+        return np.stack([np.sum(latents[:, columns] ** 2, axis=1) for columns in self.levels.values()], axis=1)
+
+    @cached_property
+    def _held_out_look(self):
+        return look(self.model, self.held_out)
+
+    @cached_property
+    def _held_out_maps(self):
+        return local_maps(self.model, self.held_out)
 
 
-@eqx.filter_jit
-def _draw(model, key, temperature):
-    return model.sample(key, _DRAWN_AT_ONCE, temperature=temperature)
+def _one(picture):
+    if isinstance(picture, (str, Path)) and not Path(picture).is_file():
+        raise InputError(f"got {str(picture)!r}, where there is no file; expected a picture; check the name")
+    return picture
 
 
-@eqx.filter_jit
-def _decode(model, z):
-    ends = np.cumsum([block.size for block in model.partition.right])[:-1]
-    parts = jnp.split(z, ends, axis=-1)
-    return model.decode({b.name: part for b, part in zip(model.partition.right, parts, strict=True)})["image"]
+def _several(pictures):
+    """Pictures, where a single one, a file or an array (H, W) or (H, W, 1 or 3), becomes a list or an array of one."""
+    if isinstance(pictures, (str, Path)) and Path(pictures).is_file() and not array_file(pictures):
+        return [pictures]
+    if hasattr(pictures, "__array__"):
+        pixels = np.asarray(pictures)
+        return pixels[None] if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3)) else pixels
+    return pictures

@@ -1,7 +1,7 @@
 """A multi-scale flow seen as its levels: one latent and one term of the log-likelihood each.
 
-The flows of `architectures` (`glow`, `realnvp`, `wavelet`) nest `Split`s at the end of `Chain`s. With x_l the kept part
-that enters level l,
+The flows of `architectures` (`glow`, `realnvp`, `wavelet`) nest `Split`s at the end of `Chain`s; the innermost may be
+a `CoarseToFine`, whose blocks are levels too. With x_l the kept part that enters level l,
 
     log p(x) = sum over levels of log p(z_l given what is kept) + log_det_l
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowknife._types import split_trainable
-from flowknife.bijections import Bijection, Chain, Split
+from flowknife.bijections import Bijection, Chain, CoarseToFine, Split
 from flowknife.inn import INN, Block
 from flowknife.laws import Pixels, normal_log_prob
 from flowknife.objectives import Batch, nll
@@ -26,43 +26,64 @@ Term = tuple[Array, Array]
 """A level's latent, on its own grid, and its term of the log-likelihood, in nats, of shape `batch`."""
 
 
-def image_model(shape: tuple[int, int, int], bits: int, bijection: Bijection) -> INN:
+def image_model(shape: tuple[int, int, int], pixels: Pixels, bijection: Bijection) -> INN:
     """An image flow with one latent block per level, `z_0` the coarsest."""
     right = [Block(f"z_{i}", size) for i, size in enumerate(latent_sizes(bijection))]
-    return INN([Block("image", shape, Pixels(bits))], right, bijection)
+    return INN([Block("image", shape, pixels)], right, bijection)
 
 
-def _peel(bijection: Bijection) -> tuple[list[Bijection], Split | None]:
-    """The layers before the split of this level and the split, or (the layers, None) at the coarsest."""
+def _peel(bijection: Bijection) -> tuple[list[Bijection], Split | CoarseToFine | None]:
+    """The layers before the end of this level, and that end; None at a coarsest level without one."""
     layers = list(bijection.bijections) if isinstance(bijection, Chain) else [bijection]
     while isinstance(layers[-1], Chain):
         layers = [*layers[:-1], *layers[-1].bijections]
-    return (layers[:-1], layers[-1]) if isinstance(layers[-1], Split) else (layers, None)
+    return (layers[:-1], layers[-1]) if isinstance(layers[-1], Split | CoarseToFine) else (layers, None)
 
 
 def latent_sizes(bijection: Bijection) -> list[int]:
     """Number of latents per level, coarsest first."""
-    _, split = _peel(bijection)
-    if split is None:
+    _, end = _peel(bijection)
+    if end is None:
         return [math.prod(bijection.out_shape)]
-    return [*latent_sizes(split.inner), math.prod(split.split.moved_shape)]
+    if isinstance(end, CoarseToFine):
+        return list(end.sizes)
+    return [*latent_sizes(end.inner), math.prod(end.split.moved_shape)]
 
 
 def level_terms(bijection: Bijection, x: Array) -> list[Term]:
     """Latent and log-likelihood term of each level, coarsest first, for dequantised images `(*batch, *shape)`."""
-    layers, split = _peel(bijection)
+    layers, end = _peel(bijection)
     batch = x.shape[: x.ndim - len(bijection.shape)]
+
+    def term(z, log_det):
+        return z, normal_log_prob(z, z.shape[len(batch) :]) + log_det
+
     log_det = jnp.zeros(batch, x.dtype)
     for layer in layers:
-        x, term = layer.encode(x)
-        log_det = log_det + term
-    if split is None:
-        return [(x, normal_log_prob(x, x.shape[len(batch) :]) + log_det)]
-    kept, moved = split.split.split(x)
-    if split.factored is not None:
-        moved, term = split.factored.encode(moved, split.condition(kept))
-        log_det = log_det + term
-    return [*level_terms(split.inner, kept), (moved, normal_log_prob(moved, moved.shape[len(batch) :]) + log_det)]
+        x, added = layer.encode(x)
+        log_det = log_det + added
+    if end is None:
+        return [term(x, log_det)]
+    if isinstance(end, CoarseToFine):
+        y, added = end.transform.encode(x)
+        blocks = end.split(y)
+        (z, own), *finer = [
+            part.encode(blocks[level], end.condition(blocks, level)) for level, part in enumerate(end.parts)
+        ]
+        return [term(z, own + log_det + added), *(term(*pair) for pair in finer)]
+    kept, moved = end.split.split(x)
+    if end.factored is not None:
+        moved, added = end.factored.encode(moved, end.condition(kept))
+        log_det = log_det + added
+    return [*level_terms(end.inner, kept), term(moved, log_det)]
+
+
+def image_terms(model: INN, pixels: Array, key: Array) -> list[Term]:
+    """`level_terms` of discrete pictures; the finest level bears the noise that makes them continuous."""
+    image = model.partition.left[0]
+    x = image.law.prepare(key, pixels, pixels.shape[: pixels.ndim - len(image.shape)], image.shape)
+    *coarser, (z, term) = level_terms(model.bijection, x)
+    return [*coarser, (z, term - image.law.log_noise(x, image.shape))]
 
 
 def level_features(terms: list[Term]) -> Array:
@@ -88,28 +109,38 @@ def level_features(terms: list[Term]) -> Array:
 
 def independent_levels(bijection: Bijection) -> bool:
     """Whether no level's parameters appear in another's term, so that levels can be trained one by one."""
-    layers, split = _peel(bijection)
-    if split is None:
+    layers, end = _peel(bijection)
+    if end is None:
         return True
-    trained = [leaf for layer in layers for leaf in jax.tree.leaves(split_trainable(layer)[0])]
-    return not trained and independent_levels(split.inner)
+    shared = [*layers, end.transform] if isinstance(end, CoarseToFine) else layers
+    if jax.tree.leaves(split_trainable(shared)[0]):
+        return False
+    return isinstance(end, CoarseToFine) or independent_levels(end.inner)
 
 
 def level_part(level: int) -> Callable[[INN], Any]:
-    """The part of a model that belongs to one level (0 is the coarsest), for `fit(where=...)`."""
+    """The part of a model that belongs to one level (0 is the coarsest), for `fit(where=...)`.
+
+    The law of the noise within the bins belongs to the finest level, which that noise concerns most.
+    """
 
     def where(model):
-        splits, bijection = [], model.bijection
-        while True:
-            layers, split = _peel(bijection)
-            if split is None:
-                break
-            splits.append(split)
-            bijection = split.inner
-        if level == 0:
-            return layers
-        own = splits[len(splits) - level]
-        return own.factored, own.context
+        splits, (layers, end) = [], _peel(model.bijection)
+        while isinstance(end, Split):
+            splits.append(end)
+            layers, end = _peel(end.inner)
+        coarse = 1 if end is None else len(end.parts)
+        if level >= coarse:
+            own = splits[len(splits) - 1 - (level - coarse)]
+            parts = [own.factored, own.context]
+        elif end is None:
+            parts = [*layers]
+        else:
+            parts = [end.parts[level], *end.contexts[max(level - 1, 0) : level]]
+        law = model.partition.left[0].law
+        if isinstance(law, Pixels) and level == coarse + len(splits) - 1:
+            parts.append(law.noise)
+        return [part for part in parts if part is not None]
 
     return where
 
@@ -118,9 +149,7 @@ def level_nll(level: int) -> Callable[[INN, Batch, Array], Array]:
     """One level's negative log-likelihood in nats per latent; what it does not need is never computed."""
 
     def objective(model, batch, key):
-        image = model.partition.left[0]
-        x = image.law.prepare(key, batch[image.name], (), image.shape)
-        z, term = level_terms(model.bijection, x)[level]
+        z, term = image_terms(model, batch[model.partition.left[0].name], key)[level]
         return -jnp.mean(term) / z[0].size
 
     return objective

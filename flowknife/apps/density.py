@@ -15,7 +15,7 @@ from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
-from flowknife.data import Table, load_table
+from flowknife.data import load_table
 from flowknife.diagnostics import Check, conformal_p_values, ks_normal, round_trip_error
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
@@ -297,24 +297,8 @@ class Density:
 
         return report_density(self, folder)
 
-    def columns_of(self, table: Table) -> np.ndarray:
-        """The columns that the density was fitted to, in their order.
-
-        Columns are matched by name, or by place where one of the two tables has no names.
-
-        Raises:
-            InputError: if the table lacks one of the columns.
-        """
-        ours, theirs = self.names, table.names
-        unnamed = tuple(f"x{i + 1}" for i in range(len(ours)))
-        if set(ours) <= set(theirs):
-            return table.values[:, [theirs.index(name) for name in ours]]
-        if len(ours) == len(theirs) and unnamed in (ours, theirs):
-            return table.values
-        raise InputError(f"got the columns {', '.join(theirs)}; expected {', '.join(ours)}, as in training")
-
     def _to_model(self, x):
-        values = np.asarray(x) if _is_rows(x) else self.columns_of(load_table(x, min_rows=1))
+        values = np.asarray(x) if _is_rows(x) else load_table(x, min_rows=1).columns(self.names)
         if values.ndim != 2 or values.shape[1] != len(self.names):
             raise InputError(
                 f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns "

@@ -3,26 +3,33 @@
 One exact likelihood has two sides: draw from it and there are new pictures, evaluate it and there is an anomaly score.
 """
 
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 
+from flowknife._feeds import take
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
+from flowknife.apps._empirical import Empirical
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_training import train_images
+from flowknife.apps._image_uses import thumbnails
 from flowknife.apps._images import Images, as_pictures, bits_of, look
 from flowknife.apps._levels import image_model
-from flowknife.architectures import glow, levels_for, realnvp, wavelet
+from flowknife.architectures import dequantiser, glow, jet, lattice, levels_for, realnvp, wavelet
 from flowknife.bijections import Bijection
-from flowknife.data import fingerprint
+from flowknife.data import ImageSet, find_images, fingerprint, usual_side
+from flowknife.data._find import PARTITION_FILE
 from flowknife.diagnostics import Typicality
 from flowknife.errors import InputError
+from flowknife.inn import INN
+from flowknife.laws import Pixels
 
 _LOOKED_AT = 2000  # training pictures that the detector is fitted to
+_MOST_HELD_OUT = 8000  # pictures, unless a share is asked for: more change no decision
+_MOST_STOPPING = 1000  # held-out pictures that decide when to stop
 _KEPT_IMAGES = 400  # held-out pictures kept with the run
 
 
@@ -37,9 +44,12 @@ def images(
     """Learn the pictures of a folder: to draw new ones, and to tell what is not one of them.
 
     Args:
-        folder: a folder of PNG or JPEG files of any mode and size, all subfolders mixed; or a uint8 array of pictures
-            (n, H, W) or (n, H, W, 1 or 3); or paths.
-        config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow, 15 minutes at most.
+        folder: a folder of PNG or JPEG files of any mode and size, all subfolders mixed, or its address
+            (s3://bucket/folder); or a uint8 array of pictures (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or
+            FILE.npz:NAME that holds one; or paths. Where a `list_eval_partition.txt` tells them, as for CelebA, only
+            the training pictures are used.
+        config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the
+                lattice flow for pictures that are flat for the most part), 15 minutes at most.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
         **settings: fields of `ImagesConfig` that replace those in `config`; `train` may be a dict.
@@ -52,37 +62,54 @@ def images(
     """
     base = {} if config is None else config.model_dump(exclude_unset=True)
     config = validated(ImagesConfig, {**base, **settings})
-    size = config.image_size or default_size(folder)
-    data = as_pictures(folder, size, show_progress)
+    found = folder if isinstance(folder, ImageSet) else find_images(folder)
+    size = config.image_size or default_size(found, config.crop)
+    _require_uncut(folder, size, config.crop)
+    partition = None if isinstance(found, ImageSet) or found.partitions is None else "train"
+    data = as_pictures(found, size, show_progress, partition=partition, crop=config.crop)
     if len(data) < 8:
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
-    share = config.train.validation if "validation" in config.train.model_fields_set else 0.2
+    asked = "validation" in config.train.model_fields_set
+    share = config.train.validation if asked else min(0.2, _MOST_HELD_OUT / len(data))
     order = np.asarray(jax.random.permutation(split_key, len(data)))
     held = max(round(share * len(data)), 4)
     # what decides when to stop must not calibrate: its pictures have become the model's favourites
-    stopping, held_out, train = np.split(data.pixels[order], [max(held // 4, 1), held])
-    flip = config.augment.flip if config.augment.flip is not None else _symmetric(train)
+    stopping, held_out, train = np.split(order, [min(max(held // 4, 1), _MOST_STOPPING), held])
+    stopping, held_out, train = data.pixels[stopping], data.pixels[held_out], take(data.pixels, train)
+    flip = config.augment.flip if config.augment.flip is not None else _symmetric(train[:_LOOKED_AT])
 
     shape = data.pixels.shape[1:]
+    if config.architecture == "auto":
+        config = config.model_copy(update={"architecture": "lattice" if _flat(train, config.bits) else "wavelet"})
     # compiled as a whole: the many small draws of initial weights would take longer one by one
-    model = eqx.filter_jit(lambda k: image_model(shape, config.bits, _bijection(shape, config, k)))(model_key)
+    model = eqx.filter_jit(lambda k: _model(shape, config, k))(model_key)
     model, history, training, seconds = train_images(
-        model, train, stopping, config.train, flip=flip, key=fit_key, show_progress=show_progress
+        model,
+        train,
+        stopping,
+        config.train,
+        augmentation=config.augment,
+        flip=flip,
+        key=fit_key,
+        show_progress=show_progress,
     )
     features, _ = look(model, held_out)
-    train_features, _ = look(model, train[:_LOOKED_AT])
+    train_features, train_latents = look(model, train[:_LOOKED_AT])
     return Images(
         model=model,
         detector=Typicality.fit(train_features, features),
         held_out_bits=bits_of(model, features),
         held_out=held_out[:_KEPT_IMAGES],
+        empirical=Empirical.fit(train_latents, {block.name: block.size for block in model.partition.right}),
+        thumbnails=thumbnails(np.asarray(train[:_LOOKED_AT])),
         config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,
         skipped=data.skipped,
         facts={
             "pictures": len(data),
+            **({"partition": f"{partition}, of {PARTITION_FILE}"} if partition else {}),
             "held out": len(held_out),
             "skipped files": len(data.skipped),
             "mirrored": flip,
@@ -92,22 +119,19 @@ def images(
     )
 
 
-def default_size(folder):
-    """The median shorter side of a few pictures, to the nearest size that halves well, at most 64."""
-    if hasattr(folder, "shape"):
-        side = min(folder.shape[1:3])
-    else:
-        from PIL import Image
-
-        sides = []
-        for path in sorted(Path(folder).rglob("*"))[:200] if isinstance(folder, (str, Path)) else list(folder)[:200]:
-            try:
-                with Image.open(path) as picture:
-                    sides.append(min(picture.size))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                continue
-        side = float(np.median(sides)) if sides else 64
+def default_size(source, crop: float = 1.0):
+    """The usual shorter side of the pictures, to the nearest size that halves well, at most 64."""
+    side = (usual_side(source) or 64) * crop
     return min((8, 16, 24, 28, 32, 48, 64), key=lambda size: abs(size - side))
+
+
+def _require_uncut(source, size, crop):
+    """Refuse to cut what could later not be told from pictures that are cut already."""
+    if crop != 1 and (isinstance(source, ImageSet) or getattr(source, "shape", ())[1:3] == (size, size)):
+        raise InputError(
+            f"got crop={crop:g} for pictures in memory of {size} x {size} pixels, the size of training; expected "
+            "larger ones, or files; try crop=1, or a smaller image_size"
+        )
 
 
 def _symmetric(pixels):
@@ -117,11 +141,32 @@ def _symmetric(pixels):
     return bool(np.sum((mean - mean[:, ::-1]) ** 2) < 0.02 * 4 * variation)
 
 
+def _flat(pixels, bits):
+    """Whether a single value fills a third of all pixels, or more."""
+    counts = np.bincount((pixels[:_LOOKED_AT] >> (8 - bits)).ravel())
+    return bool(counts.max() > counts.sum() / 3)
+
+
+def _model(shape, config, key) -> INN:
+    noise_key, key = jax.random.split(key)
+    # a lattice keeps to the bins exactly; a rotation turns them, and needs noise that is nearly normal
+    learned = config.dequantisation == "variational" or (
+        config.dequantisation == "auto" and config.architecture == "wavelet"
+    )
+    noise = dequantiser(shape, layers=0, width=64, depth=1, key=noise_key) if learned else None
+    return image_model(shape, Pixels(config.bits, noise), _bijection(shape, config, key))
+
+
 def _bijection(shape, config, key) -> Bijection:
     if config.architecture == "wavelet":
-        width = config.width
-        return wavelet(shape, levels=config.levels, width=width, features=width, coarse_width=width, key=key)
+        return wavelet(shape, levels=config.levels, width=config.width, features=config.width, key=key)
+    if config.architecture == "lattice":
+        return lattice(shape, 2**config.bits, levels=config.levels, width=config.width, features=config.width, key=key)
     if config.architecture == "glow":
         levels = config.levels or levels_for(shape)
-        return glow(shape, levels=levels, steps=config.steps_per_level, width=config.width, key=key)
+        return glow(
+            shape, levels=levels, steps=config.steps_per_level, width=config.width, memory=config.memory, key=key
+        )
+    if config.architecture == "jet":
+        return jet(shape, couplings=config.steps_per_level, width=config.width, memory=config.memory, key=key)
     return realnvp(shape, width=config.width, key=key)

@@ -1,12 +1,25 @@
-"""Ready stacks of bijections: vectors (`coupling_flow`, `realnvp`) and images (`glow`, `wavelet`).
+"""Ready stacks of bijections: vectors (`coupling_flow`, `realnvp`) and images (`wavelet`, `glow`, `jet`, `realnvp`).
 
 All start finite at any depth: couplings start as the identity, scales are bounded, linear layers start as rotations.
 """
 
+from flowknife.architectures._dequantiser import dequantiser
 from flowknife.architectures._glow import glow
+from flowknife.architectures._jet import jet
 from flowknife.architectures._levels import levels_for
 from flowknife.architectures._realnvp import realnvp
 from flowknife.architectures._vectors import MIXINGS, SCALARS, coupling_flow
-from flowknife.architectures._wavelet import wavelet
+from flowknife.architectures._wavelet import lattice, wavelet
 
-__all__ = ["MIXINGS", "SCALARS", "coupling_flow", "glow", "levels_for", "realnvp", "wavelet"]
+__all__ = [
+    "MIXINGS",
+    "SCALARS",
+    "coupling_flow",
+    "dequantiser",
+    "glow",
+    "jet",
+    "lattice",
+    "levels_for",
+    "realnvp",
+    "wavelet",
+]

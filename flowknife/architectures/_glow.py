@@ -22,6 +22,7 @@ from flowknife.bijections import (
     Split,
     Squeeze,
 )
+from flowknife.bijections._chain import Memory
 
 
 def glow(
@@ -32,6 +33,7 @@ def glow(
     width: int = 128,
     scalar: str | Scalar = "affine",
     cond_dim: int = 0,
+    memory: Memory = "standard",
     key: Key = None,
 ) -> Bijection:
     """Glow (Kingma & Dhariwal 2018, arXiv 1807.03039): per level squeeze, steps, factor out half of the channels.
@@ -46,6 +48,7 @@ def glow(
         width: hidden channels of each network.
         scalar: "affine", "additive", "spline" or any `Scalar`.
         cond_dim: length of a condition (a class, say) that every coupling sees, 0 for none.
+        memory: "reversible" rebuilds activations in the backward pass, see `Repeat`.
         key: source of initial weights.
 
     Returns:
@@ -70,12 +73,12 @@ def glow(
             ]
         )
 
-    parts = [squeeze, Repeat(step, steps, key=here)]
+    parts = [squeeze, Repeat(step, steps, memory=memory, key=here)]
     if levels == 1:
         return Chain([*parts, Reshape(small, (small[0] * small[1] * small[2],))])
     split = Channels(small)
-    rest = {"levels": levels - 1, "steps": steps, "width": width, "scalar": scalar, "cond_dim": cond_dim}
-    inner = glow(split.kept_shape, **rest, key=below)
+    rest = {"steps": steps, "width": width, "scalar": scalar, "cond_dim": cond_dim, "memory": memory}
+    inner = glow(split.kept_shape, levels=levels - 1, **rest, key=below)
     return Chain([*parts, Split(split, inner, _learned_prior(split, width, prior))])
 
 

@@ -19,10 +19,19 @@ from flowknife.bijections import (
     Split,
     Squeeze,
 )
+from flowknife.bijections._chain import Memory
 from flowknife.errors import InputError
 
 
-def realnvp(shape: int | Shape, *, layers: int = 8, width: int = 128, cond_dim: int = 0, key: Key = None) -> Bijection:
+def realnvp(
+    shape: int | Shape,
+    *,
+    layers: int = 8,
+    width: int = 128,
+    cond_dim: int = 0,
+    memory: Memory = "standard",
+    key: Key = None,
+) -> Bijection:
     """Affine couplings with fixed alternating halves (Dinh et al. 2017, arXiv 1605.08803).
 
     A vector: `layers` couplings whose kept half alternates, each after an actnorm. An image: three checkerboard
@@ -33,17 +42,18 @@ def realnvp(shape: int | Shape, *, layers: int = 8, width: int = 128, cond_dim: 
         shape: event shape, (dim,) or (height, width, channels).
         layers: couplings of a vector flow; they come in pairs, an odd number is rounded up.
         width: hidden units or channels of each network.
-        cond_dim: length of the condition (vectors only).
+        cond_dim: length of a condition that every coupling sees, 0 for none.
+        memory: of vector flows: "reversible" rebuilds activations in the backward pass, see `Repeat`.
         key: source of initial weights.
     """
     shape, key = as_shape(shape), as_key(key)
+    cond_shape = (cond_dim,) if cond_dim else None
     if len(shape) == 3:
-        return _realnvp_image(shape, width, key)
+        return _realnvp_image(shape, width, cond_shape, key)
     if len(shape) != 1 or layers < 1:
         raise InputError(
             f"got shape {shape} and {layers} layers; expected (dim,) or (height, width, channels), and at least 1 layer"
         )
-    cond_shape = (cond_dim,) if cond_dim else None
 
     def pair(key):
         keys = jax.random.split(key)
@@ -56,34 +66,34 @@ def realnvp(shape: int | Shape, *, layers: int = 8, width: int = 128, cond_dim: 
             parts += [ActNorm(shape), Coupling(split, ShiftScale(), net, cond_shape=cond_shape, key=coupling_key)]
         return Chain(parts)
 
-    return Repeat(pair, -(-layers // 2), key=key)
+    return Repeat(pair, -(-layers // 2), memory=memory, key=key)
 
 
-def _realnvp_image(shape, width, key):
-    height, columns, _ = shape
-    net = partial(nets.ConvNet, width=width)
+def _realnvp_image(shape, width, cond_shape, key):
+    height, columns, channels = shape
+    if height % 2 or columns % 2:
+        raise InputError(f"got an image of shape {shape}; expected height and width even; try image_size=32")
     here, below = jax.random.split(key)
-    keys = jax.random.split(here, 6)
-    even = height % 2 == 0 and columns % 2 == 0
-    if not even or min(height, columns) < 4:
-        if not even:
-            raise InputError(f"got an image of shape {shape}; expected height and width even; try image_size=32")
-        return Chain(
-            [Coupling(Checkerboard(shape, bool(i % 2)), ShiftScale(), net, key=keys[i]) for i in range(4)]
-            + [Reshape(shape, height * columns * shape[2])]
-        )
-    board = [Coupling(Checkerboard(shape, bool(i % 2)), ShiftScale(), net, key=keys[i]) for i in range(3)]
+    keys = iter(jax.random.split(here, 6))
+
+    def couple(split):
+        net = partial(nets.ConvNet, width=width)
+        return Coupling(split, ShiftScale(), net, cond_shape=cond_shape, key=next(keys))
+
+    if min(height, columns) < 4:
+        boards = [couple(Checkerboard(shape, bool(i % 2))) for i in range(4)]
+        return Chain([*boards, Reshape(shape, height * columns * channels)])
+    boards = [couple(Checkerboard(shape, bool(i % 2))) for i in range(3)]
     squeeze = Squeeze(shape)
     small = squeeze.out_shape
-    channels = [Coupling(Channels(small, swap=bool(i % 2)), ShiftScale(), net, key=keys[3 + i]) for i in range(3)]
+    halves = [couple(Channels(small, swap=bool(i % 2))) for i in range(3)]
     split = Channels(small)
-    return Chain(
-        [ActNorm(shape), *board, squeeze, ActNorm(small), *channels, Split(split, _deeper(split, width, below))]
-    )
+    inner = _deeper(split.kept_shape, width, cond_shape, below)
+    return Chain([ActNorm(shape), *boards, squeeze, ActNorm(small), *halves, Split(split, inner)])
 
 
-def _deeper(split, width, key):
-    height, columns, channels = split.kept_shape
+def _deeper(shape, width, cond_shape, key):
+    height, columns, channels = shape
     if height % 2 or columns % 2 or min(height, columns) < 4:
-        return Reshape(split.kept_shape, height * columns * channels)
-    return _realnvp_image(split.kept_shape, width, key)
+        return Reshape(shape, height * columns * channels)
+    return _realnvp_image(shape, width, cond_shape, key)

@@ -21,6 +21,7 @@ from flowknife.bijections import (
     ShiftScale,
     Spline,
 )
+from flowknife.bijections._chain import Memory
 from flowknife.bijections._coupling import MakeNet
 from flowknife.errors import InputError
 
@@ -56,6 +57,7 @@ def coupling_flow(
     scalar: str | Scalar = "spline",
     mixing: str = "lu",
     net: MakeNet | None = None,
+    memory: Memory = "standard",
     key: Key = None,
 ) -> Bijection:
     """Couplings of a vector with a linear mixing before each: the default for tables.
@@ -71,6 +73,7 @@ def coupling_flow(
         scalar: "spline", "affine", "additive" or any `Scalar`.
         mixing: "lu" (trained), "orthogonal" or "permute" (fixed).
         net: constructor of the couplings' networks; default `MLP` of that width and depth.
+        memory: "reversible" rebuilds activations in the backward pass, see `Repeat`.
         key: source of initial weights.
 
     Returns:
@@ -88,4 +91,4 @@ def coupling_flow(
             ]
         )
 
-    return Repeat(layer, layers, key=key)
+    return Repeat(layer, layers, memory=memory, key=key)

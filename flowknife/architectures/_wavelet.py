@@ -1,28 +1,42 @@
 """The wavelet flow: global first, local after."""
 
+import math
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 
 from flowknife import nets
 from flowknife._types import Key, Shape, as_key, as_shape
 from flowknife.architectures._levels import check_image
+from flowknife.architectures._vectors import coupling_flow
 from flowknife.bijections import (
     Bijection,
     Chain,
     Channels,
+    CoarseToFine,
     Composed,
     Coupling,
     Haar,
+    LeadingRotation,
     Permute,
+    PixelsToNormal,
     PrincipalRotation,
     Repeat,
     Reshape,
+    Scalar,
     ShiftScale,
     Spline,
     Split,
     Squeeze,
 )
+
+_WHOLE = 32  # pixels a side, at most, of the image whose principal directions are sought
+_LEADING = 96  # principal directions: few enough that a few thousand pictures determine them
+_LEADING_LAYERS = 2
+_DENSE = 1024  # details, at most, that are whitened as a whole
+_TAIL = 4.0  # standard deviations, beyond which a spline is the identity
 
 
 def wavelet(
@@ -34,101 +48,190 @@ def wavelet(
     depth: int = 2,
     bins: int = 8,
     groups: int = 6,
-    coarse_width: int = 128,
+    leading: Callable[[int], Bijection] | None = None,
     key: Key = None,
 ) -> Bijection:
-    """Wavelet flow: a global map of the coarsest image, local conditional flows for the details.
+    """Wavelet flow: global first, local after.
 
-    An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours. The coarsest
-    image is whitened as a whole in closed form, which knows what eyes and ears have to do with each other, and goes
-    through local couplings, which know their non-Gaussian detail. The Haar details of each level go through the same
-    kind of couplings, given features of the coarser image. One bijection, one latent per level; levels can be trained
-    one by one, since no level's parameters appear in another's term.
+    An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours, turned so that
+    its coarsest numbers are the coefficients of the leading principal directions of the whole picture, which know what
+    eyes and ears have to do with each other. These go through a small dense flow; the details of each level go through
+    local couplings, given the picture as the coarser levels show it. One bijection, one latent per level; levels can be
+    trained one by one, since no level's parameters appear in another's term.
 
     Args:
         shape: (height, width, channels).
-        levels: number of Haar levels; default until the coarsest grid has at most 16 pixels a side.
-        width: hidden channels of the couplings of the details.
+        levels: number of Haar levels; default until the coarsest grid has at most 8 pixels a side.
+        width: hidden channels of the couplings.
         features: channels of the context network of each level.
         depth: residual blocks of the context network.
         bins: bins of the splines.
         groups: groups of coefficients per level, each one coupling.
-        coarse_width: hidden channels of the couplings of the coarsest image.
+        leading: builds the bijection of the coarsest numbers, from how many they are; default a small dense flow.
         key: source of initial weights.
 
     Returns:
         a bijection from `shape` to one flat vector; the coarsest latent comes first.
     """
     shape = as_shape(shape)
-    if levels is None:
-        levels = 1
-        while min(shape[:2]) // 2**levels > 16 and shape[0] % 2 ** (levels + 1) == 0 == shape[1] % 2 ** (levels + 1):
-            levels += 1
+    levels = _levels(shape) if levels is None else levels
     check_image(shape, levels)
-    sizes = {
-        "width": width,
-        "features": features,
-        "depth": depth,
-        "bins": bins,
-        "groups": groups,
-        "coarse_width": coarse_width,
-    }
-    rest = _pyramid(shape, levels, 1.0, sizes, as_key(key))
-    return Chain([PrincipalRotation(shape, whiten=False), rest])
+    sizes = _Sizes(width, features, depth, groups, Composed([ShiftScale(bound=3.0), Spline(bins=bins, tail=_TAIL)]))
+    leading_key, key = jax.random.split(as_key(key))
+    leading = partial(_leading, bins=bins, key=leading_key) if leading is None else leading
+    return Chain([PrincipalRotation(shape, whiten=False), _above(shape, levels, 1.0, sizes, leading, key)])
 
 
-def _pyramid(shape, levels, scale, sizes, key):
-    if levels == 0:
-        return _coarsest(shape, sizes, key)
+def lattice(
+    shape: Shape,
+    values: int,
+    *,
+    levels: int | None = None,
+    width: int = 128,
+    features: int = 128,
+    depth: int = 2,
+    bins: int = 12,
+    groups: int = 6,
+    leading: Callable[[int], Bijection] | None = None,
+    key: Key = None,
+) -> Bijection:
+    """Every second pixel, then those between, given the ones before: for pictures that are flat for the most part.
+
+    As `wavelet`, but with pixels in the place of averages and differences (Reed et al. 2017, arXiv 1703.03664), each as
+    the normal score of its value. Where most pixels are black or white, the noise that makes them continuous stays
+    within one known interval of each number; a rotation (Haar, principal directions) would smear it over all of them.
+
+    Args:
+        shape: (height, width, channels).
+        values: number of values that a pixel can have.
+        levels: number of times that the grid is halved; default until it has at most 8 pixels a side.
+        width: hidden channels of the couplings.
+        features: channels of the context network of each level.
+        depth: residual blocks of the context network.
+        bins: bins of the splines.
+        groups: groups of pixels per level, each one coupling.
+        leading: builds the bijection of the coarsest pixels, from how many they are; default a small dense flow.
+        key: source of initial weights.
+
+    Returns:
+        a bijection from `shape` to one flat vector; the coarsest latent comes first.
+    """
+    shape = as_shape(shape)
+    levels = _levels(shape) if levels is None else levels
+    check_image(shape, levels)
+    # normal scores need no scaling, which would carry what is far out further
+    sizes = _Sizes(width, features, depth, groups, Spline(bins=bins, tail=_TAIL))
+    leading_key, key = jax.random.split(as_key(key))
+    leading = partial(_leading, bins=bins, key=leading_key) if leading is None else leading
+    transform, grids = _pyramid(shape, levels, Squeeze)
+    return Chain([PixelsToNormal(shape, values), _coarse_to_fine(transform, grids, 1.0, sizes, leading, _local, key)])
+
+
+class _Sizes(NamedTuple):
+    width: int
+    features: int
+    depth: int
+    groups: int
+    scalar: Scalar
+
+
+def _levels(shape):
+    """Until the coarsest grid has at most 8 pixels a side."""
+    levels = 1
+    while min(shape[:2]) // 2**levels > 8 and shape[0] % 2 ** (levels + 1) == 0 == shape[1] % 2 ** (levels + 1):
+        levels += 1
+    return levels
+
+
+def _above(shape, levels, scale, sizes, leading, key):
+    """Levels above the grid on which principal directions are sought: details given the exact coarser image."""
+    if levels == 1 or min(shape[:2]) <= _WHOLE:
+        transform, grids = _pyramid(shape, levels, Haar)
+        dim = math.prod(shape)
+        first = dim - sum(math.prod(grid) for grid in grids)
+        transform = Chain([transform, LeadingRotation(dim, first, min(first, _LEADING))])
+        return _coarse_to_fine(transform, grids, scale, sizes, leading, _details, key)
     here, context, below = jax.random.split(key, 3)
     haar = Haar(shape)
     split = Channels(haar.out_shape, kept=shape[2])
-    inner = _pyramid(split.kept_shape, levels - 1, 0.5 * scale, sizes, below)
-    height, columns, _ = split.kept_shape
-    halve = height % 2 == 0 and columns % 2 == 0
-    details = _details(split.moved_shape, halve, sizes, here)
-    net = nets.ConvResNet(
-        split.kept_shape, sizes["features"], depth=sizes["depth"], halve=halve, scale=0.5 * scale, key=context
+    inner = _above(split.kept_shape, levels - 1, 0.5 * scale, sizes, leading, below)
+    squeeze = 2 if _halves(split.kept_shape) else 1
+    net = _context(split.kept_shape, squeeze, 0.5 * scale, sizes, context)
+    return Chain([haar, Split(split, inner, Chain(_details(split.moved_shape, sizes, here)), net)])
+
+
+def _pyramid(shape, levels, halve):
+    """Halve the grid of the coarse image again and again, to one vector; and the details' grids, coarsest first."""
+    step = halve(shape)
+    split = Channels(step.out_shape, kept=shape[2])
+    if levels == 1:
+        inner, grids = Reshape(split.kept_shape, (math.prod(split.kept_shape),)), []
+    else:
+        inner, grids = _pyramid(split.kept_shape, levels - 1, halve)
+    return Chain([step, Split(split, inner)]), [*grids, split.moved_shape]
+
+
+def _coarse_to_fine(transform, grids, scale, sizes, leading, details, key):
+    """The leading numbers, then the details of each grid given the picture that is known so far."""
+    keys = jax.random.split(key, 2 * len(grids))
+    parts, contexts = [leading(transform.out_shape[0] - sum(math.prod(grid) for grid in grids))], []
+    for i, grid in enumerate(grids):
+        squeeze = transform.shape[0] // grid[0] * (2 if _halves(grid) else 1)
+        size = math.prod(grid)
+        parts.append(Chain([Reshape((size,), grid), *details(grid, sizes, keys[2 * i])]))
+        contexts.append(_context(transform.shape, squeeze, scale, sizes, keys[2 * i + 1]))
+    return CoarseToFine(transform, parts, contexts)
+
+
+def _halves(shape):
+    return shape[0] % 2 == 0 == shape[1] % 2
+
+
+def _context(shape, squeeze, scale, sizes, key):
+    return nets.ConvResNet(shape, sizes.features, depth=sizes.depth, squeeze=squeeze, scale=scale, key=key)
+
+
+def _leading(dim, bins, key):
+    """Whitened principal coefficients are nearly normal already: a small dense flow does the rest."""
+    scalar = Composed([ShiftScale(bound=1.0), Spline(bins=bins, tail=_TAIL)])
+    return Chain(
+        [
+            PrincipalRotation((dim,)),
+            coupling_flow(dim, layers=_LEADING_LAYERS, width=64, depth=1, scalar=scalar, mixing="permute", key=key),
+        ]
     )
-    return Chain([haar, Split(split, inner, details, net)])
 
 
-def _details(shape, halve, sizes, key):
-    """Whitened channels, then the autoregression over groups, given features of the coarse image."""
-    return Chain([PrincipalRotation(shape), *_local(shape, halve, sizes, sizes["features"], key)])
+def _details(shape, sizes, key):
+    """Whitened details, then the autoregression over groups, given features of the coarser picture."""
+    size = math.prod(shape)
+    if size > _DENSE:
+        return [PrincipalRotation(shape), *_local(shape, sizes, key)]
+    whiten = [Reshape(shape, (size,)), PrincipalRotation((size,), back=True), Reshape((size,), shape)]
+    return [*whiten, *_local(shape, sizes, key)]
 
 
-def _local(shape, halve, sizes, cond_channels, key):
+def _local(shape, sizes, key):
     """Couplings over groups of coefficients of four interleaved grids, one after another, scanned.
 
     Each coupling moves the last group, steered by all others, and the channels roll on. What lies behind a group in the
     row is latent by then, so this is an autoregression: each group given the ones before it as they are in the data.
     """
     parts, grid, groups = [], shape, 3
-    if halve:
+    if _halves(shape):
         squeeze = Squeeze(shape)
-        grid, groups = squeeze.out_shape, sizes["groups"]
+        grid, groups = squeeze.out_shape, sizes.groups
         # grids in the order (0,0), (1,1), (0,1), (1,0): the later ones lie between the earlier ones
         order = [place * shape[2] + i for place in (0, 3, 1, 2) for i in range(shape[2])]
         parts = [squeeze, Permute(order, grid)]
     groups = max(g for g in range(1, groups + 1) if grid[2] % g == 0)
     size = grid[2] // groups
-    net = partial(nets.PatchMLP, width=sizes["width"])
-    scalar = Composed([ShiftScale(bound=3.0), Spline(bins=sizes["bins"], tail=4.0)])
-    cond_shape = (*grid[:2], cond_channels) if cond_channels else None
+    net = partial(nets.PatchMLP, width=sizes.width)
+    cond_shape = (*grid[:2], sizes.features)
     roll = [(i - size) % grid[2] for i in range(grid[2])]
 
     def step(key):
         split = Channels(grid, kept=grid[2] - size)
-        return Chain([Coupling(split, scalar, net, cond_shape=cond_shape, key=key), Permute(roll, grid)])
+        return Chain([Coupling(split, sizes.scalar, net, cond_shape=cond_shape, key=key), Permute(roll, grid)])
 
     return [*parts, Repeat(step, groups, key=key)]
-
-
-def _coarsest(shape, sizes, key):
-    """Whitening of the whole image in closed form, then local couplings of what it leaves."""
-    dim = shape[0] * shape[1] * shape[2]
-    halve = shape[0] % 2 == 0 and shape[1] % 2 == 0
-    local = _local(shape, halve, {**sizes, "width": sizes["coarse_width"]}, 0, key)
-    whiten = [Reshape(shape, (dim,)), PrincipalRotation((dim,), back=True), Reshape((dim,), shape)]
-    return Chain([*whiten, *local])

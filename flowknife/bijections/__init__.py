@@ -16,12 +16,14 @@ from flowknife.bijections._elementwise import (
     Shift,
     ShiftScale,
     Sigmoid,
+    SigmoidScale,
     Softplus,
     Tanh,
 )
-from flowknife.bijections._image import Haar, InvertibleConv1x1, Split, Squeeze
+from flowknife.bijections._image import CoarseToFine, Haar, InvertibleConv1x1, Split, Squeeze
 from flowknife.bijections._linear import LU, Householder, Matrix, Orthogonal, Permute, PrincipalRotation, Regression
-from flowknife.bijections._probit import Concatenate, HistogramToNormal, TruncatedToNormal
+from flowknife.bijections._principal import LeadingRotation
+from flowknife.bijections._probit import Concatenate, HistogramToNormal, PixelsToNormal, TruncatedToNormal
 from flowknife.bijections._spline import Spline
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Chain",
     "Channels",
     "Checkerboard",
+    "CoarseToFine",
     "Composed",
     "Concatenate",
     "Conditioned",
@@ -43,12 +46,14 @@ __all__ = [
     "Householder",
     "Inverse",
     "InvertibleConv1x1",
+    "LeadingRotation",
     "Log",
     "Logit",
     "MaskedAutoregressive",
     "Matrix",
     "Orthogonal",
     "Permute",
+    "PixelsToNormal",
     "PrincipalRotation",
     "Regression",
     "Repeat",
@@ -57,6 +62,7 @@ __all__ = [
     "Shift",
     "ShiftScale",
     "Sigmoid",
+    "SigmoidScale",
     "Softplus",
     "Spline",
     "Split",

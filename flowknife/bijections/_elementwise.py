@@ -72,6 +72,23 @@ class ShiftScale(Scalar):
         return (y - cond[..., 0]) * jnp.exp(-s), s
 
 
+class SigmoidScale(Scalar):
+    """y = 2 sigmoid(s) (x + t), a scale that is at most 2 and may be as small as it likes.
+
+    The transformer of Jet (Kolesnikov et al. 2024, arXiv 2412.15129, sec. 3).
+    """
+
+    num_params: ClassVar[int] = 2
+
+    def encode(self, x, cond: Any = None):
+        log_scale = np.log(2.0) + jax.nn.log_sigmoid(cond[..., 1])
+        return (x + cond[..., 0]) * jnp.exp(log_scale), log_scale
+
+    def decode(self, y, cond: Any = None):
+        log_scale = np.log(2.0) + jax.nn.log_sigmoid(cond[..., 1])
+        return y * jnp.exp(-log_scale) - cond[..., 0], log_scale
+
+
 class Composed(Scalar):
     """Several scalars in a row, each with its own share of the raw parameters: y = f_n(... f_1(x)).
 

@@ -1,6 +1,6 @@
 """Maps of images, shape (height, width, channels): to coarser grids, between channels, and out of the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -204,3 +204,87 @@ class Split(Bijection):
             factored, _ = factored.initialise(moved, self.condition(kept))
         fitted = Split(self.split, inner, factored, self.context)
         return fitted, fitted.encode(x, cond)[0]
+
+
+class CoarseToFine(Bijection):
+    """Blocks of numbers one after another, each given the picture that the blocks before it show.
+
+        [y_0, y_1, ..., y_L] = transform(x)
+        z_l = part_l(y_l; cond = context_l(transform^-1([y_0, ..., y_(l-1), 0, ..., 0])))
+
+    An autoregression over the blocks, so the log-determinant is the sum of the parts' (and of the transform's). With a
+    Haar pyramid as the transform it is a wavelet flow; any other transform that orders a picture from coarse to fine
+    will do, and the context is always a picture.
+
+    Args:
+        transform: bijection from the picture to one flat vector, coarsest numbers first.
+        parts: bijection of each block, from `(size,)`; their sizes add up.
+        contexts: network of each block but the first, from a picture to the condition of the block's part.
+    """
+
+    transform: Bijection
+    parts: tuple[Bijection, ...]
+    contexts: tuple[Callable[[Array], Array], ...]
+
+    def __init__(self, transform: Bijection, parts: Sequence[Bijection], contexts: Sequence[Callable[[Array], Array]]):
+        self.transform, self.parts, self.contexts = transform, tuple(parts), tuple(contexts)
+        sizes = [part.shape for part in self.parts]
+        if (sum(size[0] for size in sizes),) != transform.out_shape or len(self.contexts) != len(self.parts) - 1:
+            raise InputError(
+                f"got parts of shapes {sizes} and {len(self.contexts)} contexts for a transform to "
+                f"{transform.out_shape}; expected vectors that add up, and a context for each part but the first"
+            )
+
+    @property
+    def shape(self) -> Shape:
+        return self.transform.shape
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.transform.out_shape
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Length of each block, coarsest first."""
+        return tuple(part.shape[0] for part in self.parts)
+
+    def split(self, y):
+        """The blocks of a flat vector."""
+        return jnp.split(y, np.cumsum(self.sizes)[:-1], axis=-1)
+
+    def condition(self, blocks, level):
+        """The condition of a block, given those before it, as they are on the left of their parts."""
+        if level == 0:
+            return None
+        known = jnp.concatenate(blocks[:level], axis=-1)
+        unknown = [(0, 0)] * (known.ndim - 1) + [(0, self.out_shape[0] - known.shape[-1])]
+        return self.contexts[level - 1](self.transform.decode(jnp.pad(known, unknown))[0])
+
+    def encode(self, x, cond=None):
+        y, log_det = self.transform.encode(x)
+        blocks, z = self.split(y), []
+        for level, part in enumerate(self.parts):
+            latent, term = part.encode(blocks[level], self.condition(blocks, level))
+            z.append(latent.reshape(blocks[level].shape))
+            log_det = log_det + term
+        return jnp.concatenate(z, axis=-1), log_det
+
+    def decode(self, y, cond=None):
+        blocks, log_det = [], jnp.zeros(batch_of(y, self.out_shape), y.dtype)
+        for level, (part, z) in enumerate(zip(self.parts, self.split(y), strict=True)):
+            z = z.reshape(*z.shape[:-1], *part.out_shape)
+            block, term = part.decode(z, self.condition(blocks, level))
+            blocks.append(block)
+            log_det = log_det + term
+        x, term = self.transform.decode(jnp.concatenate(blocks, axis=-1))
+        return x, log_det + term
+
+    def initialise(self, x, cond=None):
+        transform, y = self.transform.initialise(x)
+        fitted = eqx.tree_at(lambda flow: flow.transform, self, transform)
+        blocks = self.split(y)
+        parts = [
+            part.initialise(blocks[level], fitted.condition(blocks, level))[0] for level, part in enumerate(self.parts)
+        ]
+        fitted = CoarseToFine(transform, parts, self.contexts)
+        return fitted, fitted.encode(x)[0]

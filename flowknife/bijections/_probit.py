@@ -164,6 +164,77 @@ class HistogramToNormal(_ToNormal):
         return x, jnp.log(slope)
 
 
+class PixelsToNormal(_ToNormal):
+    """u = Φ^-1(F(v)) of dequantised pixels v in [0, bins), F from the share of each whole number in the data.
+
+    The same F at every place. Flat parts of a picture, where one value (black, say) fills most pixels, become as wide
+    as everything else: without this a flow would have to tell steps of 1 from steps of 200. Nothing in it is trained;
+    `initialise` counts the values once.
+
+    Args:
+        shape: event shape.
+        bins: number of values, 2^bits.
+    """
+
+    below: Constant  # probability left of the bin
+    above: Constant  # probability right of the bin
+    weight: Constant
+    initialised: Constant
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, shape: int | Shape, bins: int):
+        self.shape = as_shape(shape)
+        self.below, self.above, self.weight = map(Constant, _tables(jnp.ones(bins)))
+        self.initialised = Constant(jnp.asarray(False))
+
+    @property
+    def interval(self) -> tuple[Array, Array]:
+        """Lowest and highest value."""
+        bins = len(self.weight.value)
+        return jnp.asarray(0.0), jnp.asarray(bins * (1 - jnp.finfo(float).epsneg))
+
+    def _at(self, k):
+        return tuple(table.value[k] for table in (self.below, self.above, self.weight))
+
+    def _tails(self, x):
+        k = jnp.floor(x).astype(int)
+        below, above, weight = self._at(k)
+        return below + (x - k) * weight, above + (k + 1 - x) * weight, jnp.log(weight)
+
+    def _quantile(self, below, above):
+        last = len(self.weight.value) - 1
+        lower = below < above
+        from_below = jnp.searchsorted(self.below.value, below, side="right") - 1
+        from_above = last + 1 - jnp.searchsorted(self.above.value[::-1], above, side="right")
+        k = jnp.clip(jnp.where(lower, from_below, from_above), 0, last)
+        left, right, weight = self._at(k)
+        within = jnp.where(lower, (below - left) / weight, 1 - (above - right) / weight)
+        return k + jnp.clip(within, 0.0, 1 - jnp.finfo(within.dtype).epsneg), jnp.log(weight)
+
+    def initialise(self, x, cond=None):
+        values = jnp.clip(jnp.floor(x), 0, len(self.weight.value) - 1).astype(int)
+        # one more of each value: none is impossible
+        counts = jnp.bincount(values.ravel(), length=len(self.weight.value)).astype(x.dtype) + 1
+        new = map(Constant, _tables(counts))
+        tables = [
+            jax.tree.map(lambda old, new: jnp.where(self.initialised.value, old, new.astype(old.dtype)), old, new)
+            for old, new in zip((self.below, self.above, self.weight), new, strict=True)
+        ]
+        fitted = eqx.tree_at(
+            lambda layer: (layer.below, layer.above, layer.weight, layer.initialised),
+            self,
+            (*tables, Constant(jnp.asarray(True))),
+        )
+        return fitted, fitted.encode(x)[0]
+
+
+def _tables(counts):
+    """Probability below, above and of each bin."""
+    weight = counts / jnp.sum(counts)
+    above = jnp.cumsum(weight[::-1])[::-1] - weight
+    return jnp.cumsum(weight) - weight, above, weight
+
+
 class TruncatedToNormal(_ToNormal):
     """u = Φ^-1(F(x)) with F of N(mean, scale^2) cut to [low, high]: the truncated normal becomes N(0, 1).
 

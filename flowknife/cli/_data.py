@@ -35,8 +35,8 @@ class Labelled:
     column: str
 
 
-def read_pictures(data: str, shape: Sequence[int]) -> "ImageSet":
-    """Pictures of a folder, in the size (height, width, channels) of training."""
+def read_pictures(data: str, shape: Sequence[int], crop: float = 1.0) -> "ImageSet":
+    """Pictures of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked."""
     from flowknife._progress import progress
     from flowknife.data import load_images
 
@@ -47,6 +47,7 @@ def read_pictures(data: str, shape: Sequence[int]) -> "ImageSet":
             data,
             (height, width),
             channels=grey_or_rgb,
+            crop=crop,
             on_progress=lambda done, total: report(done / total, f"{done} of {total}"),
         )
 

@@ -1,8 +1,10 @@
 """`flowknife fit`: from data to a run directory."""
 
 import difflib
+import inspect
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +17,38 @@ from flowknife.cli._files import require_writable
 from flowknife.cli._kinds import LABEL_FACT
 from flowknife.errors import InputError, StorageError
 
+_TRAIN = (
+    "train.epochs, train.steps, train.minutes, train.batch_size, train.learning_rate, train.optimiser, train.schedule, "
+    "train.decay, train.warmup, train.clip, train.weight_decay, train.average, train.validation, train.evaluate_every, "
+    "train.patience"
+)
+# Told here as well as in the configurations, since these need JAX, for which a help text should not wait.
+SETTINGS = {
+    "density": f"seed, layers, width, depth, scalar, mixing, smoothing, alpha, {_TRAIN}",
+    "images": "seed, image_size, crop, bits, architecture, dequantisation, levels, steps_per_level, memory, width, "
+    "alpha, augment.flip, augment.zoom, augment.shear, augment.rotation, augment.shift, augment.brightness, " + _TRAIN,
+    "classify": "seed, law, beta, classes, layers, width, depth, scalar, smoothing, image_size, bits, shift, slant, "
+    f"alpha, {_TRAIN}",
+    "invert": "seed, form, num_simulations, noise, scale, layers, width, depth, features, matching, independence, "
+    f"alpha, {_TRAIN}",
+}
+"""The keys of every application, for --set and --config."""
+
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run directory to write.")]
-Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in YAML, such as train: {minutes: 5}")]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", metavar="NAME", help="A named configuration, see flowknife recipes.")
+]
+Config = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Settings in YAML, such as train: {minutes: 5}; over the recipe.")
+]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting, such as train.minutes=5; may be repeated."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="One setting, such as train.minutes=5, over all others; may be repeated.",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")]
 
@@ -37,8 +66,18 @@ app.add_typer(
 )
 
 
-@verb(
-    fit,
+def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
+    """Register the verb of an application; its docstring, its settings and the examples are its help."""
+
+    def register(function: Callable) -> Callable:
+        text = inspect.cleandoc(function.__doc__ or "")
+        function.__doc__ = f"{text}\n\nSettings: {SETTINGS[application]}."
+        return verb(fit, application, *examples)(function)
+
+    return register
+
+
+@_fits(
     "density",
     "flowknife fit density points.csv --out runs/points",
     "flowknife fit density points.csv --out runs/p --set train.minutes=2 -s seed=1",
@@ -47,6 +86,7 @@ app.add_typer(
 def _density(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A table: .csv, .tsv, .npy, .npz or .parquet.")],
     out: Out,
+    recipe: RecipeName = None,
     config: Config = None,
     settings: Set = None,
     drop_invalid: DropInvalid = False,
@@ -59,19 +99,24 @@ def _density(
     claim(out, overwrite)
     from flowknife.apps import DensityConfig, density
 
-    chosen = _configured(DensityConfig, config, settings)
-    _keep(density(data, chosen, drop_invalid=drop_invalid), out, _sample_and_score("samples.csv", data))
+    chosen = _configured(DensityConfig, "density", recipe, config, settings)
+    _keep(density(data, chosen, drop_invalid=drop_invalid), out, _sample_and_score("samples.csv", data), recipe)
 
 
-@verb(
-    fit,
+@_fits(
     "images",
     "flowknife fit images data/train --out runs/cats",
-    "flowknife fit images data/train --out runs/cats --set image_size=64 -s bits=5",
+    "flowknife fit images data/train --out runs/cats --set image_size=64 -s augment.rotation=10",
+    "flowknife fit images data/train --out runs/cats --recipe cats-64 --set train.minutes=15",
+    "flowknife fit images s3://bucket/train --out runs/cats",
+    "flowknife fit images mnist.npz:x_train --out runs/mnist --recipe mnist-28",
 )
 def _images(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of pictures, its subfolders included.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder of pictures, its address, or an .npy or .npz file of them.")
+    ],
     out: Out,
+    recipe: RecipeName = None,
     config: Config = None,
     settings: Set = None,
     overwrite: Overwrite = False,
@@ -85,12 +130,11 @@ def _images(
     claim(out, overwrite)
     from flowknife.apps import ImagesConfig, images
 
-    chosen = _configured(ImagesConfig, config, settings)
-    _keep(images(data, chosen), out, _sample_and_score("samples.png", data))
+    chosen = _configured(ImagesConfig, "images", recipe, config, settings)
+    _keep(images(data, chosen), out, _sample_and_score("samples.png", data), recipe)
 
 
-@verb(
-    fit,
+@_fits(
     "classify",
     "flowknife fit classify flowers.csv --out runs/flowers --label species",
     "flowknife fit classify digits --out runs/digits --set train.minutes=5",
@@ -106,6 +150,7 @@ def _classify(
     ],
     out: Out,
     label: Annotated[str, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")] = LABEL,
+    recipe: RecipeName = None,
     config: Config = None,
     settings: Set = None,
     drop_invalid: DropInvalid = False,
@@ -119,7 +164,7 @@ def _classify(
     claim(out, overwrite)
     from flowknife.apps import ClassifyConfig, classify
 
-    chosen = _configured(ClassifyConfig, config, settings)
+    chosen = _configured(ClassifyConfig, "classify", recipe, config, settings)
     if Path(data).expanduser().is_dir():
         fitted, samples = classify(data, None, chosen), "samples.png"
     else:
@@ -127,11 +172,11 @@ def _classify(
         fitted, samples = classify(found.table.values, found.labels, chosen), "samples.csv"
         fitted = replace(fitted, names=found.table.names, facts={**fitted.facts, LABEL_FACT: found.column})
     place = shlex.quote(data)
-    _keep(fitted, out, (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {place} --out classes.csv"))
+    following = (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {place} --out classes.csv")
+    _keep(fitted, out, following, recipe)
 
 
-@verb(
-    fit,
+@_fits(
     "invert",
     "flowknife fit invert kinematics --out runs/arm --set form=partitioned",
     "flowknife fit invert pairs.npz --out runs/mine --set noise=0.1",
@@ -148,6 +193,7 @@ def _invert(
     parameters: Annotated[
         str | None, typer.Option(metavar="NAMES", help="The columns of a table that are parameters, as in a,b,c.")
     ] = None,
+    recipe: RecipeName = None,
     config: Config = None,
     settings: Set = None,
     overwrite: Overwrite = False,
@@ -162,7 +208,7 @@ def _invert(
     from flowknife.priors import Product, likeliest
     from flowknife.problems import PROBLEMS
 
-    chosen = _configured(InvertConfig, config, settings)
+    chosen = _configured(InvertConfig, "invert", recipe, config, settings)
     if data in PROBLEMS:
         if parameters is not None:
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
@@ -183,10 +229,12 @@ def _invert(
         fitted,
         out,
         ("invert {run} observations.csv -n 1000 --out parameters.csv", "score {run} observations.csv --out scores.csv"),
+        recipe,
     )
 
 
-def _configured(kind: Any, file: Path | None, settings: list[str] | None) -> Any:
+def _configured(kind: Any, application: str, recipe: str | None, file: Path | None, settings: list[str] | None) -> Any:
+    from flowknife import recipes
     from flowknife.cli._settings import configured
 
     for setting in settings or ():
@@ -194,7 +242,8 @@ def _configured(kind: Any, file: Path | None, settings: list[str] | None) -> Any
             raise typer.BadParameter(
                 f"got {setting!r}; expected KEY=VALUE, such as train.minutes=5", param_hint="--set"
             )
-    return configured(kind, file, settings or ())
+    start = recipes.recipe(recipe, application).settings if recipe else None
+    return configured(kind, file, settings or (), start)
 
 
 def claim(run: Path, overwrite: bool) -> None:
@@ -212,12 +261,17 @@ def _sample_and_score(samples: str, data: str) -> tuple[str, ...]:
     return f"sample {{run}} -n 100 --out {samples}", f"score {{run}} {shlex.quote(data)} --out scores.csv"
 
 
-def _keep(fitted: Any, run: Path, following: tuple[str, ...]) -> None:
-    """Save what was fitted; say where it is, how good it is and what may come next."""
+def _keep(fitted: Any, run: Path, following: tuple[str, ...], recipe: str | None) -> None:
+    """Save what was fitted; say where it is, how good it is, what was to be expected and what may come next."""
+    from flowknife.recipes import RECIPES
+
+    if recipe:
+        fitted = replace(fitted, facts={**fitted.facts, "recipe": recipe})
     for stale in ("report.html", "skipped.csv", "figures", "checkpoints"):  # of the run that this one replaces
         shutil.rmtree(run / stale) if (run / stale).is_dir() else (run / stale).unlink(missing_ok=True)
     fitted.save(run)
-    show(f"{fitted.application}: {run}", {**with_units(fitted.metrics), **fitted.facts})
+    expected = {"expected": RECIPES[recipe].expected or "not measured"} if recipe else {}
+    show(f"{fitted.application}: {run}", {**with_units(fitted.metrics), **fitted.facts, **expected})
     if fitted.facts.get("skipped files"):
         typer.echo(f"  what was skipped, and why: {run / 'skipped.csv'}")
     typer.secho("next", bold=True)

@@ -78,7 +78,7 @@ def _rows(fitted, data, drop_invalid):
 def _pictures(fitted, data, drop_invalid):
     if drop_invalid:
         raise InputError("got --drop-invalid for pictures; files that cannot be used are always left out; try without")
-    pictures = read_pictures(data, fitted.held_out.shape[1:])
+    pictures = read_pictures(data, fitted.held_out.shape[1:], getattr(fitted.config, "crop", 1.0))
     return Items(pictures, skipped=pictures.skipped)
 
 

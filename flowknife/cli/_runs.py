@@ -9,6 +9,7 @@ import typer
 from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
 from flowknife.cli._files import require_writable, write_columns
 from flowknife.cli._kinds import Items, kind_of, only_for
+from flowknife.cli._pictures import number_in
 from flowknife.errors import InputError
 
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
@@ -20,6 +21,7 @@ Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="T
     "sample",
     "flowknife sample runs/points -n 1000 --out new.csv",
     "flowknife sample runs/cats -n 64 --temperature 0.7 --out cats.png",
+    "flowknife sample runs/cats -n 64 --temperature z_0=1,z_1=0.7 --prior empirical --out cats.png",
     "flowknife sample runs/digits -n 20 --label 7 --out sevens.png",
     "flowknife sample runs/arm -n 1000 --given observations.csv --out poses.csv",
 )
@@ -30,7 +32,18 @@ def _sample(
     ],
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 16,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="Scale of the latent: 1, for pictures 0.7, if left out.")
+        str | None,
+        typer.Option(
+            metavar="T", help="Scale of the latent: 1, for pictures 0.7, if left out; of blocks by name z_0=1,z_1=0.7."
+        ),
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="normal, or empirical: where the latents of the training pictures lie; pictures only."),
+    ] = None,
+    shrink: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of the empirical prior, from 0, as fitted, to 1, normal; pictures only."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="The class to draw from; a classifier only.")] = None,
     given: Annotated[
@@ -48,7 +61,11 @@ def _sample(
     fitted: Any = load(run)
     only_for(["classify"], fitted, label=label)
     only_for(["invert"], fitted, given=given)
-    options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+    only_for(["images"], fitted, prior=prior, shrink=shrink)
+    options: dict[str, Any] = {"prior": prior, "shrink": shrink}
+    options = {name: value for name, value in options.items() if value is not None}
+    if temperature is not None:
+        options["temperature"] = _temperature(temperature, fitted)
     if fitted.application == "invert":
         if given is None:
             raise InputError("got a posterior and no observation; expected what it should explain; try --given FILE")
@@ -60,6 +77,17 @@ def _sample(
     write = kind.writer(fitted, out, n)
     write(fitted.sample(n, key=seed, **options))
     typer.echo(f"wrote {n:,} {kind.word} to {out}")
+
+
+def _temperature(text, fitted):
+    """One number, or numbers by the name of a block of the latent."""
+    if "=" in text and fitted.application != "images":
+        raise InputError(f"got --temperature {text} for a run of {fitted.application}; expected one number such as 0.7")
+    pairs = [part.rpartition("=") for part in text.split(",")] if "=" in text else [("", "", text)]
+    numbers = {name.strip(): number_in(number, "--temperature") for name, _, number in pairs}
+    if min(numbers.values()) < 0:
+        raise InputError(f"got --temperature {text}; expected 0 or more")
+    return numbers if "=" in text else numbers[""]
 
 
 def _class_of(classifier, label):
@@ -77,13 +105,19 @@ def _class_of(classifier, label):
     app,
     "score",
     "flowknife score runs/points new.csv --out scores.csv",
-    "flowknife score runs/cats data/val --out scores.csv",
+    "flowknife score runs/cats data/val --out scores.csv --gallery strange.html",
     "flowknife score runs/arm observations.csv --out scores.csv",
 )
 def _score(
     run: Run,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A table with the columns of training, or a folder.")],
     out: Scores,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="A page with the 500 strangest pictures and where they are; images only."
+        ),
+    ] = None,
     drop_invalid: DropInvalid = False,
 ) -> None:
     """Tell how usual each row, picture or observation is.
@@ -96,13 +130,27 @@ def _score(
     from flowknife.apps import load
 
     _require_table(out)
+    if gallery is not None and gallery.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"got --gallery {gallery}; expected a file that ends in .html")
     fitted: Any = load(run)
+    only_for(["images"], fitted, gallery=gallery)
     items = kind_of(fitted).read(fitted, data, drop_invalid)
     columns = _numbered(fitted.score(items.values), items)
     write_columns(out, columns)
+    if gallery is not None:
+        _write_gallery(gallery, fitted, items.values.pixels, columns)
     _tell_left_out(items, out)
     flags = columns["flag"]
     typer.echo(f"wrote {len(flags):,} scores to {out}; {int(flags.sum()):,} flagged (p < {fitted.config.alpha:g})")
+
+
+def _write_gallery(path, model, pixels, scores):
+    from flowknife.report import ranked, write_gallery
+
+    require_writable(path.parent)
+    strangest = pixels[ranked(scores)]
+    write_gallery(path, strangest, model.surprise(strangest), scores, model.config.alpha)
+    typer.echo(f"gallery: {path}")
 
 
 def _require_table(out):

@@ -1,5 +1,6 @@
 """Configurations from YAML files and `KEY=VALUE` settings; whatever is wrong with them is told in one line."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,13 +14,21 @@ from flowknife.errors import InputError
 Config = TypeVar("Config", bound=pydantic.BaseModel)
 
 
-def configured(kind: type[Config], file: Path | None, settings: Iterable[str]) -> Config:
-    """The configuration that a YAML file and, over it, single settings ask for.
+_ENDS = {"epochs", "steps", "minutes"}
+
+
+def configured(
+    kind: type[Config], file: Path | None, settings: Iterable[str], recipe: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration that a recipe and, over it, a YAML file and, over both, single settings ask for.
+
+    As in `Training.or_else`, when a recipe ends training counts only if nothing else says when to.
 
     Args:
         kind: the class of the configuration.
         file: a YAML file of settings, nested or with dotted keys, or None.
         settings: texts KEY=VALUE with a dotted key, such as train.minutes=5; the value is read as YAML.
+        recipe: nested settings to start from, or None.
 
     Raises:
         InputError: for a file that cannot be read, an unknown key or a value that does not fit.
@@ -33,7 +42,14 @@ def configured(kind: type[Config], file: Path | None, settings: Iterable[str]) -
             _place(values, key.strip(), yaml.safe_load(text))
         except yaml.YAMLError:
             raise InputError(f"got the setting {setting!r}; expected a plain value; try quotes around a text") from None
-    return validated(kind, values)
+    if recipe is None:
+        return validated(kind, values)
+    start = copy.deepcopy(dict(recipe))
+    if isinstance(values.get("train"), Mapping) and _ENDS & values["train"].keys():
+        start["train"] = {key: value for key, value in start.get("train", {}).items() if key not in _ENDS}
+    for key, value in values.items():
+        _place(start, key, value)
+    return validated(kind, start)
 
 
 def _read(file: Path) -> Mapping[Any, Any]:

@@ -1,6 +1,8 @@
 """Data in and out: tables, folders of pictures, simulated pairs, toy distributions, data sets of installed packages."""
 
-from flowknife.data.images import ImageSet, Skipped, fingerprint, load_images, write_skipped
+from flowknife.data._find import Skipped, find_images
+from flowknife.data.augmentation import Augmentation, augment
+from flowknife.data.images import ImageSet, fingerprint, load_images, usual_side, write_skipped
 from flowknife.data.samples import digits, mnist_5k, write_folder
 from flowknife.data.simulations import Simulations, given_pairs, predicted, simulate
 from flowknife.data.tables import Table, load_table, save_table
@@ -8,12 +10,15 @@ from flowknife.data.toys import TOYS, Toy, ring_labels
 
 __all__ = [
     "TOYS",
+    "Augmentation",
     "ImageSet",
     "Simulations",
     "Skipped",
     "Table",
     "Toy",
+    "augment",
     "digits",
+    "find_images",
     "fingerprint",
     "given_pairs",
     "load_images",
@@ -23,6 +28,7 @@ __all__ = [
     "ring_labels",
     "save_table",
     "simulate",
+    "usual_side",
     "write_folder",
     "write_skipped",
 ]

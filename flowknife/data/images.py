@@ -10,39 +10,28 @@ import contextlib
 import csv
 import hashlib
 import os
-import stat
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from flowknife._feeds import prefetch
+from flowknife.data._cache import Outcome, PictureCache, cache_folder, remembered
+from flowknife.data._decode import Channels, Form, decode, shorter_side
+from flowknife.data._find import IMAGE_SUFFIXES, Candidate, Found, Partition, Skipped, find_images
+from flowknife.data._memory import memory_budget
 from flowknife.errors import InputError, StorageError
 
-if TYPE_CHECKING:
-    from PIL import Image
+_BATCH_FILES, _BATCH_BYTES = 256, 2**26  # read at a time; three such batches are in memory
+_LOOKED_AT = 100  # pictures that tell the usual size
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pbm", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
-"""The endings, in small letters, of the files that `load_images` looks for in a folder."""
-
-_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
-_MAX_PIXELS = 100_000_000
-_MIN_SIDE = 4
-_MAX_ASPECT = 20
-_TOO_LARGE = f"more than {_MAX_PIXELS // 10**6} megapixels"
-
-Channels = Literal["auto", 1, 3]
-
-
-class Skipped(NamedTuple):
-    """A file that could not be used, and why."""
-
-    path: str
-    reason: str
+Source = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike] | Found
+"""Where pictures come from."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,8 @@ class ImageSet:
     """Pictures of one size.
 
     Attributes:
-        pixels: uint8 of shape (n, height, width, channels), channels 1 or 3.
+        pixels: uint8 of shape (n, height, width, channels), channels 1 or 3; a `numpy.memmap` if they are larger than
+            memory.
         names: the path of each picture within its folder.
         folders: the top-level folder in which each lies, usually its class; "" for those that lie in none.
         skipped: the files that could not be used.
@@ -65,21 +55,16 @@ class ImageSet:
         return len(self.pixels)
 
 
-class _Candidate(NamedTuple):
-    """What may turn out to be a picture: a file, or pixels that are there already."""
-
-    name: str
-    folder: str
-    content: Path | np.ndarray
-
-
 def load_images(
-    source: str | os.PathLike | np.ndarray | Sequence[str | os.PathLike],
+    source: Source,
     size: int | tuple[int, int],
     *,
     channels: Channels = "auto",
+    crop: int | float = 1.0,
+    partition: Partition | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
+    max_memory: int | float | None = None,
 ) -> ImageSet:
     """Read the pictures of a folder and all its subfolders, in the order of their paths.
 
@@ -88,57 +73,77 @@ def load_images(
     dot are ignored. Files that are no pictures, damaged, larger than 100 megapixels, smaller than 4 pixels on a side or
     longer than 20 to 1 are skipped.
 
+    Pictures of an address, and those that do not fit in memory, are kept below $FLOWKNIFE_CACHE (~/.cache/flowknife) as
+    they were decoded: another time only what is new or has changed is read.
+
     Args:
-        source: a folder; or the paths of picture files; or a uint8 array of shape (n, H, W) or (n, H, W, 1 or 3).
+        source: a folder; or its address (s3://bucket/folder, or what else fsspec knows); or the paths of picture files;
+            or a uint8 array of shape (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or FILE.npz:NAME that holds
+            one; or what `find_images` found.
         size: side of the square pictures wanted, or (height, width).
         channels: 1 for grey, 3 for RGB; "auto" is 1 if every picture is grey, and 3 otherwise.
+        crop: the share of the shorter side that is kept, from the middle.
+        partition: only the pictures that `list_eval_partition.txt`, in the folder or beside it, has for this (CelebA).
         on_progress: called with (pictures done, pictures in all) after each.
         limit: use at most so many files, evenly spread over all (so that no class folder is left out).
+        max_memory: bytes that pictures, and the copy that training makes, may take; larger ones stay on disk. Default
+            $FLOWKNIFE_MAX_MEMORY, or else half of the memory available.
 
     Raises:
-        InputError: there is no such folder, or nothing usable in it; or `size`, `channels`, `limit` or the array is
-            not as above; or the pictures do not fit in memory.
+        InputError: there is no such folder, or nothing usable in it; or an argument is not as above.
+        StorageError: pictures cannot be kept on disk.
     """
     height, width = _as_size(size)
     if channels not in ("auto", 1, 3):
         raise InputError(f"got channels={channels!r}; expected 'auto', 1 or 3")
+    if not 0 < crop <= 1:
+        raise InputError(f"got crop={crop}; expected a share of the shorter side, above 0 and at most 1")
     if limit is not None and limit < 1:
         raise InputError(f"got limit={limit}; expected at least 1, or None for all pictures")
-    candidates, skipped = _find(source)
-    if limit is not None and limit < len(candidates):
-        candidates = [candidates[i * len(candidates) // limit] for i in range(limit)]
-
-    def decode(candidate: _Candidate) -> np.ndarray | str:
-        return _decode(candidate.content, (width, height), channels)
-
-    shape = (len(candidates), height, width, 1 if channels == 1 else 3)
-    try:
-        pixels = np.empty(shape, np.uint8)
-    except (MemoryError, ValueError):
-        raise InputError(f"got pictures that fill {shape} bytes; expected what fits in memory; try a limit") from None
-    kept: list[_Candidate] = []
-    all_grey = True
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+    budget = memory_budget(max_memory)
+    found = find_images(source).choose(partition, limit)
+    form = Form(width, height, channels, crop)
+    shape = (height, width, 1 if channels == 1 else 3)
+    fits = 2 * len(found.candidates) * int(np.prod(shape)) <= budget
+    at_hand = found.store is None and (fits or any(isinstance(c.content, np.ndarray) for c in found.candidates[:1]))
+    read = _into_memory if at_hand else partial(_through_cache, request=(partition, limit))
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of a file that is odd, but used or listed as skipped
-        results = zip(candidates, pool.map(decode, candidates), strict=True)
-        for done, (candidate, result) in enumerate(results, start=1):
-            if isinstance(result, str):
-                skipped.append(Skipped(candidate.name, result))
-            else:
-                pixels[len(kept)] = result
-                kept.append(candidate)
-                all_grey &= result.shape[-1] == 1
-            if on_progress:
-                on_progress(done, len(candidates))
+        pixels, outcomes = read(found, form, shape, on_progress or (lambda done, total: None))
+    if fits and isinstance(pixels, np.memmap):
+        pixels = np.array(pixels)
+
+    kept = [item for item, outcome in zip(found.candidates, outcomes, strict=True) if not isinstance(outcome, str)]
+    skipped = [
+        Skipped(item.name, outcome)
+        for item, outcome in zip(found.candidates, outcomes, strict=True)
+        if isinstance(outcome, str)
+    ]
+    skipped = tuple(sorted([*found.skipped, *skipped]))
     if not kept:
-        raise InputError(_nothing_usable(source, skipped))
-    pixels = pixels[: len(kept), ..., :1] if channels == "auto" and all_grey else pixels[: len(kept)]
+        raise InputError(_nothing_usable(found, skipped))
+    if channels == "auto" and all(outcome for outcome in outcomes):
+        pixels = pixels[..., :1]
     return ImageSet(
-        pixels=np.ascontiguousarray(pixels),
+        pixels=pixels if isinstance(pixels, np.memmap) else np.ascontiguousarray(pixels),
         names=tuple(candidate.name for candidate in kept),
         folders=tuple(candidate.folder for candidate in kept),
-        skipped=tuple(sorted(skipped)),
+        skipped=skipped,
     )
+
+
+def usual_side(source: Source) -> int | None:
+    """The median of the shorter sides, in pixels, of some pictures spread over all; None if none can be used."""
+    found = find_images(source).choose(limit=_LOOKED_AT)
+
+    def median() -> str:
+        contents = found.read(found.candidates)
+        sides = [side for content in contents if not isinstance(content, str) and (side := shorter_side(content))]
+        return str(int(np.median(sides))) if sides else ""
+
+    key = ("usual side", found.source, *((item.name, item.stamp) for item in found.candidates if found.store))
+    side = remembered(key, median) if found.store else median()
+    return int(side) if side else None
 
 
 def write_skipped(path: str | os.PathLike, skipped: Iterable[Skipped]) -> None:
@@ -159,7 +164,8 @@ def write_skipped(path: str | os.PathLike, skipped: Iterable[Skipped]) -> None:
 def fingerprint(images: ImageSet) -> str:
     """Sixteen hexadecimal digits that change with any pixel, name or shape: the start of a SHA-256."""
     digest = hashlib.sha256(repr(images.pixels.shape).encode())
-    digest.update(np.ascontiguousarray(images.pixels).data)
+    for start in range(0, len(images), _BATCH_FILES):  # not all at once: they may be larger than memory
+        digest.update(np.ascontiguousarray(images.pixels[start : start + _BATCH_FILES]).data)
     digest.update("\0".join(images.names).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
@@ -171,148 +177,90 @@ def _as_size(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def _find(source: Any) -> tuple[list[_Candidate], list[Skipped]]:
-    """Everything in `source` that may be a picture, and the files that are none."""
-    if hasattr(source, "__array__"):
-        return [_Candidate(f"{i:06d}", "", picture) for i, picture in enumerate(check_pictures(source))], []
-    if isinstance(source, (str, os.PathLike)):
-        return _walk(Path(source).expanduser())
+def _into_memory(found, form, shape, on_progress) -> tuple[np.ndarray, list[Outcome]]:
+    """The pixels of the usable pictures, and what every candidate was."""
     try:
-        paths = [Path(path) for path in source]
-    except TypeError:
-        kind = type(source).__name__
-        raise InputError(f"got a {kind}; expected a folder, a list of paths, or a uint8 array (n, H, W, C)") from None
-    return [_Candidate(path.as_posix(), "", path) for path in paths], []
-
-
-def check_pictures(pictures: Any) -> np.ndarray:
-    """The pictures as uint8 of shape (n, H, W) or (n, H, W, 3), the shapes that Pillow takes.
-
-    Raises:
-        InputError: another type or shape.
-    """
-    pictures = np.asarray(pictures)
-    if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3)):
-        raise InputError(f"got pictures of shape {pictures.shape}; expected (n, H, W), (n, H, W, 1) or (n, H, W, 3)")
-    if pictures.dtype != np.uint8:
-        advice = "try (255 * x).round().astype('uint8') if x runs from 0 to 1"
-        raise InputError(f"got pictures of type {pictures.dtype}; expected uint8 from 0 to 255; {advice}")
-    return pictures[..., 0] if pictures.ndim == 4 and pictures.shape[3] == 1 else pictures
-
-
-def _walk(folder: Path) -> tuple[list[_Candidate], list[Skipped]]:
-    """The files under `folder` that are named like pictures, sorted, and all others that are not hidden."""
-    if not folder.exists():
-        raise InputError(f"there is no folder {os.fspath(folder)!r}; expected a folder of pictures; check the name")
-    if not folder.is_dir():
+        pixels = np.empty((len(found.candidates), *shape), np.uint8)
+    except (MemoryError, ValueError):
         raise InputError(
-            f"got the file {os.fspath(folder)!r}; expected a folder of pictures; try the folder it lies in"
-        )
-    candidates, skipped, seen = [], [], set()
-
-    def name_of(path: str | Path) -> str:
-        return Path(path).relative_to(folder).as_posix()
-
-    def unreadable(error: OSError) -> None:
-        skipped.append(Skipped(name_of(error.filename), "folder cannot be read"))
-
-    for place, subfolders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        here = Path(place)
-        if here.resolve() in seen:  # a link that leads back up would never end
-            subfolders.clear()
-            continue
-        seen.add(here.resolve())
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for path in (here / name for name in files if not name.startswith(".")):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                parents = path.relative_to(folder).parts[:-1]
-                candidates.append(_Candidate(name_of(path), parents[0] if parents else "", path))
-            else:
-                skipped.append(Skipped(name_of(path), "not an image"))
-    return sorted(candidates, key=lambda candidate: candidate.name), skipped
+            f"got {len(found.candidates)} pictures of shape {shape}; expected what fits in memory; try a limit"
+        ) from None
+    outcomes: list[Outcome] = []
+    row = 0
+    for result in _decoded(found, form, on_progress):
+        outcomes.append(result if isinstance(result, str) else result.shape[-1] == 1)
+        if not isinstance(result, str):
+            pixels[row] = result
+            row += 1
+    return pixels[:row], outcomes
 
 
-def _nothing_usable(source: Any, skipped: Sequence[Skipped]) -> str:
-    label = f"folder {os.fspath(source)!r}" if isinstance(source, (str, os.PathLike)) else type(source).__name__
+def _through_cache(found, form, shape, on_progress, request) -> tuple[np.ndarray, list[Outcome]]:
+    """The same, memory-mapped; what an earlier run decoded is not read again."""
+    names = () if found.place else tuple(item.name for item in found.candidates)
+    # pictures in their own channels and as RGB are kept alike
+    cache = PictureCache(cache_folder(found.place, names, form._replace(channels=shape[-1]), *request), shape)
+    items = [(item.name, item.stamp) for item in found.candidates]
+    held = cache.get(items)
+    if held is None:
+        return cache.put(items, _decoded(found, form, on_progress, lambda item: cache.recall((item.name, item.stamp))))
+    on_progress(len(items), len(items))
+    return held
+
+
+def _decoded(
+    found: Found,
+    form: Form,
+    on_progress: Callable[[int, int], None],
+    recall: Callable[[Candidate], np.ndarray | str | None] = lambda item: None,
+) -> Iterator[np.ndarray | str]:
+    """Every picture, or the reason why there is none: recalled, or else read and decoded, while more are being read."""
+
+    def known_and_contents(batch):
+        known = [recall(item) for item in batch]
+        return known, found.read([item for item, result in zip(batch, known, strict=True) if result is None])
+
+    def decoded(content):
+        return content if isinstance(content, str) else decode(content, form)
+
+    done = 0
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        contextlib.closing(prefetch(map(known_and_contents, _batches(found.candidates)), 1)) as batches,
+    ):
+        for known, fresh in _one_ahead((known, pool.map(decoded, contents)) for known, contents in batches):
+            for result in known:
+                done += 1
+                on_progress(done, len(found.candidates))
+                yield next(fresh) if result is None else result
+
+
+def _one_ahead(items):
+    """The same items; each is only given when the next one has been begun."""
+    begun = deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) > 1:
+            yield begun.popleft()
+    yield from begun
+
+
+def _batches(candidates):
+    batch, size = [], 0
+    for item in candidates:
+        batch.append(item)
+        size += getattr(item.content, "size", 0) or 0
+        if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _nothing_usable(found, skipped):
     expected = f"expected pictures ({' '.join(sorted(IMAGE_SUFFIXES))})"
     if not skipped:
-        return f"got an empty {label}; {expected}"
+        return f"got an empty {found.source}; {expected}"
     reason, count = Counter(item.reason for item in skipped).most_common(1)[0]
-    return f"got no usable picture in the {label}: {len(skipped)} skipped, {count} of them as {reason!r}; {expected}"
-
-
-def _decode(item: Path | np.ndarray, size: tuple[int, int], channels: Channels) -> np.ndarray | str:
-    """A picture as uint8 (height, width, 1 or 3); or the reason why it cannot be used. `size` is (width, height)."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        if isinstance(item, np.ndarray):
-            return _fit(Image.fromarray(item), size, channels)
-        status = item.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
-            return "not a file"
-        if status.st_size == 0:
-            return "empty file"
-        with Image.open(item, formats=_FORMATS) as image:
-            return _fit(image, size, channels)
-    except InputError as error:
-        return str(error)
-    except UnidentifiedImageError:
-        return "not an image, whatever its name says"
-    except Image.DecompressionBombError:
-        return _TOO_LARGE
-    except PermissionError:
-        return "no permission to read"
-    except FileNotFoundError:
-        return "broken link" if isinstance(item, Path) and item.is_symlink() else "no such file"
-    except Exception as error:  # decoders fail in many ways, and no single file may end a run
-        return f"damaged or truncated ({type(error).__name__})"
-
-
-def _fit(image: "Image.Image", size: tuple[int, int], channels: Channels) -> np.ndarray:
-    """Orient, turn into 8-bit grey or RGB, scale and crop; an InputError carries the reason why not."""
-    from PIL import Image, ImageOps
-
-    short, long = sorted(image.size)
-    if short * long > _MAX_PIXELS:
-        raise InputError(_TOO_LARGE)
-    if short < _MIN_SIDE:
-        raise InputError(f"smaller than {_MIN_SIDE} pixels on a side")
-    if long > _MAX_ASPECT * short:
-        raise InputError(f"longer than {_MAX_ASPECT} to 1")
-    # A JPEG decodes at 1/2, 1/4 or 1/8 of its size for less; twice the wanted size leaves the filter something to do.
-    enough = 2 * max(size) / short
-    image.draft(None, (int(enough * image.width), int(enough * image.height)))
-    image.load()
-    with contextlib.suppress(Exception):  # unreadable EXIF: the picture itself is sound
-        image = ImageOps.exif_transpose(image)
-    image = _as_eight_bit(image)
-    if channels == 1:
-        image = image.convert("L")
-
-    zoom = max(size[0] / image.width, size[1] / image.height)
-    box_width, box_height = min(size[0] / zoom, image.width), min(size[1] / zoom, image.height)
-    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
-    box = (left, top, min(left + box_width, image.width), min(top + box_height, image.height))
-    pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    return pixels[..., :1] if (pixels == pixels[..., :1]).all() else pixels
-
-
-def _as_eight_bit(image: "Image.Image") -> "Image.Image":
-    """Any mode of Pillow as L (grey) or RGB, on white where the picture is transparent."""
-    from PIL import Image
-
-    if image.mode == "F":
-        raise InputError("floating-point pixels, which have no fixed range")
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow keeps some of it in 32 bits
-        values = np.asarray(image).astype(np.int32)
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError("32-bit pixels outside 0 to 65535")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        image = Image.new("RGBA", picture.size, "white")
-        image.alpha_composite(picture)
-    return image if image.mode == "L" else image.convert("RGB")
+    of_them = f"{len(skipped)} skipped, {count} of them as {reason!r}"
+    return f"got no usable picture in the {found.source}: {of_them}; {expected}"

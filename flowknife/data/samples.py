@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowknife.data.images import check_pictures
+from flowknife.data._find import check_pictures
 from flowknife.errors import InputError, StorageError
 
 

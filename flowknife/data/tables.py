@@ -53,6 +53,19 @@ class Table:
     dropped: int = 0
     dropped_rows: tuple[int, ...] = ()
 
+    def columns(self, names: tuple[str, ...]) -> np.ndarray:
+        """The columns of those names, in their order; by place where one of the two has no names.
+
+        Raises:
+            InputError: if one of them is missing.
+        """
+        unnamed = tuple(f"x{i + 1}" for i in range(len(names)))
+        if set(names) <= set(self.names):
+            return self.values[:, [self.names.index(name) for name in names]]
+        if len(names) == len(self.names) and unnamed in (names, self.names):
+            return self.values
+        raise InputError(f"got the columns {', '.join(self.names)}; expected {', '.join(names)}, as in training")
+
 
 def load_table(source: Any, *, drop_invalid: bool = False, min_rows: int = 2) -> Table:
     """Read a table of numbers.

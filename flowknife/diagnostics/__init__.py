@@ -1,7 +1,8 @@
 """Numbers that say whether a model can be trusted: arrays in, numbers out.
 
 Of flows: `round_trip_error`, `ks_normal`, `principal_plane`.
-Of strange items: `Typicality`, `conformal_p_values`, `auroc`.
+Of strange items: `Typicality`, `conformal_p_values`, `radius_p_values`, `combined_p_values`, `adjusted_p_values`,
+`benjamini_hochberg`, `auroc`.
 Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
 Of two sets of samples: `mmd2`, `c2st`.
 Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
@@ -9,16 +10,18 @@ Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_er
 A result has a sentence, its `verdict`, and a `check` with the limit that a good model keeps.
 """
 
+from flowknife.diagnostics._anomalies import (
+    Typicality,
+    adjusted_p_values,
+    auroc,
+    benjamini_hochberg,
+    combined_p_values,
+    conformal_p_values,
+    radius_p_values,
+)
 from flowknife.diagnostics._check import Check
 from flowknife.diagnostics._classes import Reliability, accuracy, confusion, expected_calibration_error, reliability
-from flowknife.diagnostics._flows import (
-    Typicality,
-    auroc,
-    conformal_p_values,
-    ks_normal,
-    principal_plane,
-    round_trip_error,
-)
+from flowknife.diagnostics._flows import ks_normal, principal_plane, round_trip_error
 from flowknife.diagnostics._ranks import Coverage, Ranks, coverage, hpd_coverage, sbc, sbc_ranks, tarp
 from flowknife.diagnostics._samples import c2st, mmd2
 from flowknife.diagnostics._simulations import Misspecification, Resimulation, misspecification, resimulation_error
@@ -32,8 +35,11 @@ __all__ = [
     "Resimulation",
     "Typicality",
     "accuracy",
+    "adjusted_p_values",
     "auroc",
+    "benjamini_hochberg",
     "c2st",
+    "combined_p_values",
     "conformal_p_values",
     "confusion",
     "coverage",
@@ -43,6 +49,7 @@ __all__ = [
     "misspecification",
     "mmd2",
     "principal_plane",
+    "radius_p_values",
     "reliability",
     "resimulation_error",
     "round_trip_error",

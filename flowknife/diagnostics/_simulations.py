@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from flowknife._types import Key, as_key
+from flowknife.diagnostics._anomalies import Typicality
 from flowknife.diagnostics._check import Check, Values, p_text
-from flowknife.diagnostics._flows import Typicality
 from flowknife.errors import InputError
 
 

@@ -8,6 +8,7 @@ channels). An `Embedding` turns an observation into the features that such netwo
 
 from flowknife.nets._embedding import Embedding
 from flowknife.nets._images import Conv, ConvNet, ConvResNet, PatchMLP, patches
+from flowknife.nets._transformer import ViT
 from flowknife.nets._vectors import ACTIVATIONS, MLP, Dense, MaskedMLP, ResidualMLP
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "MaskedMLP",
     "PatchMLP",
     "ResidualMLP",
+    "ViT",
     "patches",
 ]

@@ -43,7 +43,9 @@ class Dense(eqx.Module):
         self.bias = jnp.zeros(outputs)
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        return x @ self.weight + self.bias
+        # as one matrix of rows: XLA takes the gradient of a product over many batch axes at half the speed on a CPU
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        return (rows @ self.weight + self.bias).reshape(*x.shape[:-1], self.weight.shape[-1])
 
 
 def _size(shape):

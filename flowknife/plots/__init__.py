@@ -3,7 +3,8 @@
 Tables: `samples`, `density`, `mapping`, `mapping_animation`, `history`.
 Latents: `latents`, `latent_histogram`, `radius_histogram`, `anomaly_scores`.
 Images: `image_grid`, `compare`, `real_regenerated_simulated`, `temperatures`, `interpolation`, `closest_farthest`,
-`outliers`, `latent_cloud`.
+`outliers`, `latent_cloud`, `latent_clusters`, `along`, `nearest`, `resampled`, `surprise`, `heat_maps`,
+`interpolation_animation`.
 Posteriors: `corner`, `calibration`, `coverage`, `predictive`.
 Classes: `confusion`, `reliability`, `latent_classes`, `class_samples`.
 
@@ -13,6 +14,7 @@ Save one with `figure.savefig("name.png")`. matplotlib is imported at the first 
 
 from flowknife.plots.animation import mapping_animation
 from flowknife.plots.classes import class_samples, confusion, latent_classes, reliability
+from flowknife.plots.clusters import latent_clusters
 from flowknife.plots.images import (
     closest_farthest,
     compare,
@@ -26,9 +28,11 @@ from flowknife.plots.images import (
 from flowknife.plots.normality import anomaly_scores, latent_histogram, latents, radius_histogram
 from flowknife.plots.posterior import calibration, corner, coverage, predictive
 from flowknife.plots.problems import problem
+from flowknife.plots.strips import along, heat_maps, interpolation_animation, nearest, resampled, surprise
 from flowknife.plots.tables import density, history, mapping, samples
 
 __all__ = [
+    "along",
     "anomaly_scores",
     "calibration",
     "class_samples",
@@ -38,21 +42,27 @@ __all__ = [
     "corner",
     "coverage",
     "density",
+    "heat_maps",
     "history",
     "image_grid",
     "interpolation",
+    "interpolation_animation",
     "latent_classes",
     "latent_cloud",
+    "latent_clusters",
     "latent_histogram",
     "latents",
     "mapping",
     "mapping_animation",
+    "nearest",
     "outliers",
     "predictive",
     "problem",
     "radius_histogram",
     "real_regenerated_simulated",
     "reliability",
+    "resampled",
     "samples",
+    "surprise",
     "temperatures",
 ]

@@ -9,6 +9,7 @@ from flowknife import plots
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
 from flowknife.report._figures import ends, keep, training
+from flowknife.report._image_uses import clusters, level_temperatures, nearest_training, surprises, through_latent
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         _pictures(model, real, simulated, folder),
         _anomalies(model, real, other, folder),
         _latents(model, real, simulated, other, z_real, z_simulated, folder),
+        through_latent(model, folder),
         *training(model.history, folder, "Each level keeps its best held-out weights.", _OBJECTIVE),
     ]
     metrics = dict(model.metrics)
@@ -46,7 +48,9 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
 
 def _other(model, others):
     height, width, channels = model.shape
-    return load_images(others, (height, width), channels=channels) if not hasattr(others, "pixels") else others
+    if hasattr(others, "pixels"):
+        return others
+    return load_images(others, (height, width), channels=channels, crop=model.config.crop)
 
 
 def _pictures(model, real, simulated, folder):
@@ -61,6 +65,8 @@ def _pictures(model, real, simulated, folder):
         [
             keep(first, folder, "pictures", f"{model.config.bits} bits per channel."),
             keep(plots.temperatures(rows), folder, "temperatures", "The same latents at several temperatures."),
+            *level_temperatures(model, folder),
+            *nearest_training(model, simulated, folder),
         ],
     )
 
@@ -72,18 +78,22 @@ def _anomalies(model, real, other, folder):
         figures = [
             keep(plots.anomaly_scores(held), folder, "p_values"),
             keep(plots.outliers(real, scores["p_value"]), folder, "outliers", "The strangest held-out pictures first."),
+            *surprises(model, real, scores, folder),
         ]
     else:
         scores = model.score(other)
         figures = [
             keep(plots.anomaly_scores(held, scores["p_value"]), folder, "p_values"),
             keep(plots.outliers(other.pixels, scores["p_value"], list(other.names)), folder, "outliers"),
+            *surprises(model, other.pixels, scores, folder),
         ]
     return Section(
         "Anomalies",
-        "The score compares the latent radius and the likelihood of every level with those of held-out pictures, in "
-        "both directions. Its p-value is calibrated on them: of new pictures of the same kind a share "
-        f"{model.config.alpha:g} is flagged.",
+        "The score compares the latent radius and the likelihood of every level, and what the likelihood owes to mere "
+        "simplicity, with those of training pictures, in both directions. Its p-value is calibrated on held-out ones: "
+        f"of new pictures of the same kind a share {model.config.alpha:g} is flagged. "
+        f"Here {int(scores['discovery'].sum())} of {len(scores['discovery'])} remain when the number of pictures is "
+        f"allowed for (Benjamini-Hochberg at {model.config.alpha:g}).",
         figures,
     )
 
@@ -110,6 +120,7 @@ def _latents(model, real, simulated, other, z_real, z_simulated, folder):
         "of the chi distribution.",
         [
             keep(cloud, folder, "cloud", "The two leading principal axes of the held-out latents."),
+            *clusters(model, z_real, folder),
             keep(ends_of_cloud, folder, "closest_farthest"),
             keep(plots.radius_histogram(radii, z_real.shape[1], other_radii), folder, "radii"),
             keep(plots.latent_histogram(z_real, z_other), folder, "latents"),

@@ -1,0 +1,144 @@
+"""Where the latents of training pictures really lie: a Gaussian beside N(0, I), to draw from and to shrink to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from flowknife._types import Key, as_key
+from flowknife.errors import InputError
+
+_MOST_DIRECTIONS = 64  # of a level
+_MOST_NUMBERS = 400_000  # of the directions of a level, so that a run stays small
+
+ByLevel = float | int | Mapping[str, Any]
+"""One number, or one for each level by name."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """N(mean, I + U diag(variances - 1) U^T) of one level's latents.
+
+    Attributes:
+        mean: shape (d,).
+        directions: orthonormal rows U^T, shape (k, d).
+        variances: along the directions, larger than 1, shape (k,).
+    """
+
+    mean: np.ndarray
+    directions: np.ndarray
+    variances: np.ndarray
+
+
+@dataclass(frozen=True)
+class Empirical:
+    """A Gaussian fitted to the latents of training pictures, level by level.
+
+    Only directions along which the latents vary more than chance explains are kept; along all others it is N(0, I).
+
+    Attributes:
+        levels: by name, the coarsest first.
+    """
+
+    levels: dict[str, Level] = field(repr=False)
+
+    @classmethod
+    def fit(cls, latents: Float[np.ndarray, "n d"], sizes: Mapping[str, int]) -> "Empirical":
+        """Fit it to latents, coarsest level first.
+
+        Args:
+            latents: of training pictures, as `Images.latents` gives them.
+            sizes: the number of latents of each level, by name.
+        """
+        parts = np.split(latents, np.cumsum(list(sizes.values()))[:-1], axis=1)
+        return cls({name: _fit_level(part) for name, part in zip(sizes, parts, strict=True)})
+
+    def sample(self, key: Key, n: int, temperature: ByLevel = 1.0, shrink: ByLevel = 0.0) -> Float[np.ndarray, "n d"]:
+        """Draw latents.
+
+        Args:
+            key: int, JAX key or None.
+            n: how many.
+            temperature: scale of the draws around the mean, one number or one for each level by name.
+            shrink: from 0, the Gaussian as fitted, to 1, N(0, I); one number or one for each level by name.
+
+        Raises:
+            InputError: for the name of a level that does not exist, or a number out of range.
+        """
+        temperatures = _by_level(temperature, self.levels, "temperature", 1.0, np.inf)
+        shrinks = _by_level(shrink, self.levels, "shrink", 0.0, 1.0)
+        keys = jax.random.split(as_key(key), len(self.levels))
+        parts = []
+        for (name, level), level_key in zip(self.levels.items(), keys, strict=True):
+            noise = np.asarray(jax.random.normal(level_key, (n, len(level.mean))))
+            kept = 1 - shrinks[name]
+            wider = np.sqrt(1 + kept * (level.variances - 1)) - 1
+            noise = noise + noise @ level.directions.T * wider @ level.directions
+            parts.append(kept * level.mean + temperatures[name] * noise)
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def to_tree(self) -> dict[str, Any]:
+        """Arrays for a model file, directions in half precision."""
+        half = np.float16
+        return {
+            name: {"mean": lv.mean.astype(half), "directions": lv.directions.astype(half), "variances": lv.variances}
+            for name, lv in self.levels.items()
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "Empirical":
+        """What `to_tree` returned."""
+        names = ("mean", "directions", "variances")
+        return cls({key: Level(*(np.asarray(level[n], np.float32) for n in names)) for key, level in tree.items()})
+
+
+def _fit_level(z):
+    """The leading directions of a sample covariance, as far as chance does not explain them.
+
+    Among n draws of N(0, I) in d dimensions the largest variance is (1 + sqrt(d / n))^2, not 1. A direction beyond that
+    edge gets the variance that serves best in the spiked model, whose other directions have variance 1 (Donoho, Gavish
+    & Johnstone 2018, arXiv 1311.0851, sec. 4: Frobenius loss on the covariance); the mean is shrunk as James & Stein's.
+    """
+    from scipy.linalg import eigh
+
+    count, size = z.shape
+    z = np.asarray(z, np.float32)
+    mean = z.mean(axis=0)
+    # one wild picture must not make a direction of its own: no latent counts for more than four times the usual radius
+    centred = z - mean
+    radius = np.linalg.norm(centred, axis=1, keepdims=True)
+    centred = centred * np.minimum(1.0, 4 * np.median(radius) / np.maximum(radius, 1e-12))
+    wide = size > count
+    square = (centred @ centred.T if wide else centred.T @ centred).astype(np.float64) / count
+    most = min(_MOST_DIRECTIONS, max(_MOST_NUMBERS // size, 1), len(square))
+    variances, axes = eigh(square, subset_by_index=[len(square) - most, len(square) - 1])
+    variances, axes = variances[::-1], axes[:, ::-1]
+    ratio = size / count
+    beyond = variances > (1 + np.sqrt(ratio)) ** 2
+    variances, axes = variances[beyond], axes[:, beyond]
+    directions = (centred.T @ axes / np.sqrt(variances * count)).T if wide else axes.T
+    middle = variances + 1 - ratio
+    spike = (middle + np.sqrt(np.maximum(middle**2 - 4 * variances, 0))) / 2  # the variance behind what is seen
+    aligned = (1 - ratio / (spike - 1) ** 2) / (1 + ratio / (spike - 1))  # squared cosine between found and true axis
+    chance = ratio / max(float(mean @ mean), 1e-12)
+    return Level(
+        mean=max(1 - chance, 0.0) * mean,
+        directions=directions.astype(np.float32),
+        variances=(1 + (spike - 1) * np.clip(aligned, 0, 1)).astype(np.float32),
+    )
+
+
+def _by_level(value, levels, what, default, most):
+    """A number for each level, of one number or of some by name."""
+    given = value if isinstance(value, Mapping) else dict.fromkeys(levels, value)
+    unknown = [name for name in given if name not in levels]
+    if unknown:
+        raise InputError(f"got {what} of {unknown[0]!r}; expected levels among {', '.join(levels)}")
+    numbers = {name: float(given.get(name, default)) for name in levels}
+    bad = [number for number in numbers.values() if not 0 <= number <= most]
+    if bad:
+        raise InputError(f"got {what} {bad[0]:g}; expected {'0 or more' if most == np.inf else f'0 to {most:g}'}")
+    return numbers

@@ -1,0 +1,98 @@
+"""An image model at work on many pictures: compiled, and in batches of one size."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from flowknife._progress import progress
+from flowknife._types import as_key
+from flowknife.apps._image_scores import png_bits
+from flowknife.apps._levels import image_terms, level_features
+from flowknife.data import ImageSet, load_images
+
+DRAWN_AT_ONCE = 16  # pictures
+_NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
+
+
+def as_pictures(
+    folder, size, show_progress, channels: Any = "auto", partition: Any = None, crop: float = 1.0
+) -> ImageSet:
+    if isinstance(folder, ImageSet):
+        return folder
+    with progress("reading pictures", show_progress) as report:
+        return load_images(
+            folder,
+            size,
+            channels=channels,
+            partition=partition,
+            crop=crop,
+            on_progress=lambda done, total: report(done / total, f"{done} of {total}"),
+        )
+
+
+def in_batches(rows):
+    """(number of rows, rows) of batches of one size, the last one filled up: one compiled program serves all."""
+    size = int(np.clip(2 ** np.floor(np.log2(_NUMBERS_AT_ONCE / rows[0].size)), 1, 64))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield len(part), np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+
+
+@eqx.filter_jit
+def _look(model, pixels, key):
+    terms = image_terms(model, pixels, key)
+    return level_features(terms), jnp.concatenate([z.reshape(len(pixels), -1) for z, _ in terms], axis=1)
+
+
+def bits_of(model, features):
+    """Bits/dim of whole pictures, from those of their levels."""
+    sizes = np.array([block.size for block in model.partition.right])
+    return features[:, -len(sizes) :] @ sizes / sizes.sum()
+
+
+def look(model, pixels):
+    """What tells strange pictures, `(n, k)`; and the latents of every picture, `(n, H W C)`, coarsest first.
+
+    First bits/dim less those of a PNG file, then `level_features`.
+    """
+    # the same noise for every batch: pictures differ by what they show, not by a draw
+    looks = [(count, _look(model, part, as_key(0))) for count, part in in_batches(pixels)]
+    features, latents = (np.concatenate([np.asarray(x[i])[:count] for count, x in looks]) for i in (0, 1))
+    features = features.astype(np.float64)
+    complexity = bits_of(model, features) - png_bits(pixels, model.partition.left[0].law.bits)
+    return np.concatenate([complexity[:, None], features], axis=1), latents
+
+
+@eqx.filter_jit
+def _local(model, pixels):
+    terms = image_terms(model, pixels, as_key(0))
+    # the logarithm, so that too little stands out as well as too much
+    return [jnp.log(jnp.mean(z**2, axis=-1) + 1e-3) for z, _ in terms if z.ndim == 4 and z[0, ..., 0].size > 1]
+
+
+def local_maps(model, pixels):
+    """Log mean square of the latents at each place, for every level that has places: arrays (n, h, w)."""
+    looks = [(count, _local(model, part)) for count, part in in_batches(pixels)]
+    levels = zip(*(maps for _, maps in looks), strict=True)
+    counts = [count for count, _ in looks]
+    return [np.concatenate([np.asarray(m[:n]) for n, m in zip(counts, level, strict=True)]) for level in levels]
+
+
+@eqx.filter_jit
+def encode_batch(model, pixels):
+    image = model.partition.left[0]
+    return model.bijection.encode(image.law.prepare(None, pixels, (), image.shape))[0]
+
+
+@eqx.filter_jit
+def draw_batch(model, key, temperature):
+    return model.sample(key, DRAWN_AT_ONCE, temperature=temperature)
+
+
+@eqx.filter_jit
+def decode_batch(model, z):
+    ends = np.cumsum([block.size for block in model.partition.right])[:-1]
+    parts = jnp.split(z, ends, axis=-1)
+    return model.decode({b.name: part for b, part in zip(model.partition.right, parts, strict=True)})["image"]

@@ -1,0 +1,79 @@
+"""Jet."""
+
+from functools import partial
+
+import jax
+
+from flowknife import nets
+from flowknife._types import Key, Shape, as_key, as_shape
+from flowknife.bijections import (
+    ActNorm,
+    Bijection,
+    Chain,
+    Channels,
+    Coupling,
+    Permute,
+    Repeat,
+    Reshape,
+    SigmoidScale,
+    Squeeze,
+)
+from flowknife.bijections._chain import Memory
+from flowknife.errors import InputError
+
+
+def jet(
+    shape: Shape,
+    *,
+    patch: int = 4,
+    couplings: int = 16,
+    width: int = 128,
+    depth: int = 2,
+    heads: int = 4,
+    cond_dim: int = 0,
+    memory: Memory = "standard",
+    key: Key = None,
+) -> Bijection:
+    """Jet (Kolesnikov et al. 2024, arXiv 2412.15129): affine couplings of patches, steered by vision transformers.
+
+    One cut into patches, then `couplings` times: a fixed random permutation of the patches' channels, and a coupling
+    in which the first half of every patch moves the other one. No levels and no factor-out; the one actnorm at the
+    entrance is there for the units of the pixels. Couplings are equal in structure and scanned.
+
+    Args:
+        shape: (height, width, channels), height and width multiples of `patch`.
+        patch: side of a patch in pixels, a power of 2.
+        couplings: number of couplings.
+        width: length of a token.
+        depth: blocks of each transformer.
+        heads: attention heads.
+        cond_dim: length of a condition (a class, say) that every coupling sees, 0 for none.
+        memory: "reversible" rebuilds activations in the backward pass, see `Repeat`.
+        key: source of initial weights.
+
+    Returns:
+        a bijection from `shape` to one flat vector.
+
+    Raises:
+        InputError: for an image that cannot be cut into such patches.
+    """
+    shape = as_shape(shape)
+    if patch < 1 or patch & (patch - 1) or len(shape) != 3 or shape[0] % patch or shape[1] % patch:
+        raise InputError(
+            f"got an image of shape {shape} and patch={patch}; expected (height, width, channels), height and width "
+            "multiples of patch, a power of 2; try another image_size"
+        )
+    parts: list[Bijection] = [ActNorm(shape)]
+    while parts[-1].out_shape[0] > shape[0] // patch:
+        parts.append(Squeeze(parts[-1].out_shape))
+    grid = parts[-1].out_shape
+    net = partial(nets.ViT, width=width, depth=depth, heads=heads)
+    cond_shape = (cond_dim,) if cond_dim else None
+
+    def layer(key):
+        mix, couple = jax.random.split(key)
+        coupling = Coupling(Channels(grid), SigmoidScale(), net, cond_shape=cond_shape, key=couple)
+        return Chain([Permute.random(grid, key=mix), coupling])
+
+    flat = Reshape(grid, (grid[0] * grid[1] * grid[2],))
+    return Chain([*parts, Repeat(layer, couplings, memory=memory, key=as_key(key)), flat])

@@ -1,0 +1,103 @@
+"""The leading principal directions of many coordinates, brought to the front."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from flowknife._types import Constant, Shape
+from flowknife.bijections._base import Bijection, batch_of
+from flowknife.errors import InputError
+
+_ROWS_PER_DIRECTION = 16  # a direction that is found in fewer rows is one of these rows, not of others
+
+
+class LeadingRotation(Bijection):
+    """y = Q (x - m): the first coordinates come to hold the leading principal directions, all others change least.
+
+    Q is the direct rotation (Davis & Kahan 1970, doi 10.1137/0707001) of some directions among the first coordinates
+    into the span V of the k leading principal directions of the data: of all rotations that do so, the one nearest to
+    the identity. So the other coordinates keep their meaning and their place. From the singular values of the first
+    rows of V come the cosines c and sines s of the angles between the two subspaces, and with a = A^T x_1, b = W^T x_2
+
+        y_1 = x_1 + A ((c - 1) a + s b),   y_2 = x_2 + W (-s a + (c - 1) b)
+
+    Nothing in it is trained, `initialise` fits it once; log_det = 0. It costs two products with a (dim, k) matrix.
+
+    Args:
+        dim: length of x.
+        first: number of the first coordinates.
+        leading: k, at most `first`.
+    """
+
+    mean: Constant
+    frame: Constant  # A, (first, k)
+    tilt: Constant  # W, (dim - first, k)
+    angles: Constant  # (k,)
+    initialised: Constant
+    shape: Shape = eqx.field(static=True)
+
+    def __init__(self, dim: int, first: int, leading: int):
+        if not 0 < leading <= first < dim:
+            raise InputError(
+                f"got {leading} leading directions in the first {first} of {dim} coordinates; expected "
+                "0 < leading <= first < dim"
+            )
+        self.shape = (dim,)
+        self.mean, self.frame = Constant(jnp.zeros(dim)), Constant(jnp.eye(first, leading))
+        self.tilt, self.angles = Constant(jnp.zeros((dim - first, leading))), Constant(jnp.zeros(leading))
+        self.initialised = Constant(jnp.asarray(False))
+
+    def _turn(self, x, sign):
+        first, others = jnp.split(x, [len(self.frame.value)], axis=-1)
+        cos, sin = jnp.cos(self.angles.value), sign * jnp.sin(self.angles.value)
+        a, b = first @ self.frame.value, others @ self.tilt.value
+        first = first + ((cos - 1) * a + sin * b) @ self.frame.value.T
+        others = others + ((cos - 1) * b - sin * a) @ self.tilt.value.T
+        return jnp.concatenate([first, others], axis=-1)
+
+    def encode(self, x, cond=None):
+        return self._turn(x - self.mean.value, 1.0), jnp.zeros(batch_of(x, self.shape), x.dtype)
+
+    def decode(self, y, cond=None):
+        return self._turn(y, -1.0) + self.mean.value, jnp.zeros(batch_of(y, self.shape), y.dtype)
+
+    def fit(self, x: ArrayLike) -> "LeadingRotation":
+        """Fit mean and rotation to rows `x` of shape `(rows, dim)`; to fewer directions where there are few rows."""
+        rows = jnp.asarray(x)
+        mean = jnp.mean(rows, axis=0)
+        first, most = self.frame.value.shape
+        count = max(min(most, len(rows) // _ROWS_PER_DIRECTION), 1)
+        leading = _leading_directions(rows - mean, count)
+        frame, cosines, turned = jnp.linalg.svd(leading[:first], full_matrices=False)
+        tilt = leading[first:] @ turned.T
+        sines = jnp.linalg.norm(tilt, axis=0)
+        turns = sines > 1e-4
+        tilt = jnp.where(turns, tilt / jnp.where(turns, sines, 1.0), 0.0)
+        angles = jnp.where(turns, jnp.arctan2(sines, cosines), 0.0)
+        return eqx.tree_at(
+            lambda q: (q.mean.value, q.frame.value, q.tilt.value, q.angles.value, q.initialised.value),
+            self,
+            (mean, *(_padded(part, most) for part in (frame, tilt, angles)), jnp.asarray(True)),
+        )
+
+    def initialise(self, x, cond=None):
+        done = self.initialised.value
+        fitted = self.fit(x.reshape(-1, *self.shape))
+        fitted = jax.tree.map(lambda old, new: jnp.where(done, old, new.astype(old.dtype)), self, fitted)
+        return fitted, fitted.encode(x)[0]
+
+
+def _padded(part, size):
+    """Zeros after the last axis: planes that are not turned."""
+    return jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, size - part.shape[-1])])
+
+
+def _leading_directions(rows: Float[Array, "n d"], count: int) -> Float[Array, "d k"]:
+    """Orthonormal principal directions, from the smaller of the two Gram matrices."""
+    n, dim = rows.shape
+    if dim <= n:
+        directions = jnp.linalg.eigh(rows.T @ rows)[1][:, ::-1][:, :count]
+    else:
+        directions = rows.T @ jnp.linalg.eigh(rows @ rows.T)[1][:, ::-1][:, :count]
+    return jnp.linalg.qr(directions)[0]

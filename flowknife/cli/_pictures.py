@@ -1,0 +1,119 @@
+"""The verbs that only runs of pictures have: `interpolate` and `attribute`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flowknife.cli._app import Run, app, verb
+from flowknife.cli._files import require_writable
+from flowknife.errors import InputError
+
+if TYPE_CHECKING:
+    from flowknife.apps import Images
+
+_SHOWN = 4  # held-out pictures, where none are given
+
+
+@verb(
+    app,
+    "interpolate",
+    "flowknife interpolate runs/cats mine.png yours.png --out between.png",
+    "flowknife interpolate runs/cats mine.png yours.png --steps 24 --out between.gif",
+)
+def _interpolate(
+    run: Run,
+    first: Annotated[Path, typer.Argument(metavar="A", help="A picture file.")],
+    last: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="FILE.png, a strip, or FILE.gif, in motion.")
+    ],
+    steps: Annotated[int, typer.Option(min=2, help="How many pictures, both ends included.")] = 8,
+    linear: Annotated[bool, typer.Option("--linear", help="Go straight instead of on the sphere.")] = False,
+) -> None:
+    """Go from one picture to another through the latent."""
+    from flowknife import plots
+
+    _require_ending(out, ".png", ".gif")
+    model = _images(run)
+    pictures = model.interpolate(first, last, steps, how="linear" if linear else "spherical")
+    if out.suffix.lower() == ".gif":
+        plots.interpolation_animation(out, pictures)
+    else:
+        _save(plots.interpolation(pictures), out)
+    typer.echo(f"wrote {steps} pictures to {out}")
+
+
+@verb(
+    app,
+    "attribute",
+    "flowknife attribute runs/cats --positive data/open --negative data/shut --out open.png",
+    "flowknife attribute runs/cats --positive data/open --negative data/shut my.png --strengths=0,1 --out my.png",
+)
+def _attribute(
+    run: Run,
+    positive: Annotated[str, typer.Option(metavar="DIR", help="Pictures that have it.")],
+    negative: Annotated[str, typer.Option(metavar="DIR", help="Pictures that have it not.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.")],
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PICTURE]...", help="Picture files; if left out, held-out ones.")
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(metavar="S,S,...", help="How far; 1 is from the mean without it to the mean with it.")
+    ] = "-2,-1,-0.5,0,0.5,1,2",
+) -> None:
+    """Give pictures more or less of what tells one folder from another.
+
+    The direction is the difference of the mean latents of the two folders.
+    """
+    import numpy as np
+
+    from flowknife import plots
+
+    _require_ending(out, ".png")
+    steps = [number_in(part, "--strengths") for part in strengths.split(",")]
+    model = _images(run)
+    direction = model.attribute(positive, negative)
+    if pictures:
+        rows = np.concatenate([model.along(picture, direction, steps) for picture in pictures])
+    else:
+        rows = model.along(model.held_out[:_SHOWN], direction, steps)
+    _save(plots.along(rows, steps, f"From {Path(negative).name} to {Path(positive).name}; 0 is the image."), out)
+    typer.echo(f"wrote {len(rows)} rows of pictures to {out}")
+
+
+def number_in(text: str, option: str) -> float:
+    """The number that is written here.
+
+    Raises:
+        InputError: it is none, or not finite.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if number - number != 0:
+        raise InputError(f"got {text!r} in {option}; expected a number such as 0.7")
+    return number
+
+
+def _images(run: Path) -> "Images":
+    from flowknife.apps import load
+
+    model: Any = load(run)
+    if model.application != "images":
+        raise InputError(f"got a run of {model.application}; expected one of images; try flowknife fit images")
+    return model
+
+
+def _require_ending(out: Path, *endings: str) -> None:
+    if out.suffix.lower() not in endings:
+        raise InputError(f"got --out {out}; expected a file that ends in {' or '.join(endings)}")
+    require_writable(out.parent)
+
+
+def _save(figure, out):
+    from flowknife.storage import replacing
+
+    with replacing(out) as place:
+        figure.savefig(place, format="png")

@@ -1,0 +1,184 @@
+"""Decoded pictures kept on disk, so that what is far away or larger than memory is read and decoded only once."""
+
+import contextlib
+import csv
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowknife.data._stores import Unread
+from flowknife.errors import StorageError
+
+Item = tuple[str, str]
+"""The name of a file, and its stamp, which changes when the file does."""
+
+Outcome = bool | str
+"""Whether a picture is grey; or the reason why there is none."""
+
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+_FLUSH_EVERY = 256  # pictures; what is lost if a run is killed
+
+
+def cache_folder(*request: object) -> Path:
+    """Where the pictures of a request are kept: below $FLOWKNIFE_CACHE, or ~/.cache/flowknife."""
+    given = os.environ.get("FLOWKNIFE_CACHE")
+    root = Path(given).expanduser() if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flowknife"
+    digest = hashlib.sha256(repr(request).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return root.expanduser() / "pictures" / digest
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A file of pictures, and which of its rows is what."""
+
+    pixels: np.ndarray
+    rows: dict[Item, int]
+    outcomes: dict[Item, Outcome]
+
+
+class PictureCache:
+    """The pictures of one request: `ID.npy` holds them, `ID.csv` says which file is in which row, or why in none.
+
+    Files are only ever appended to, pictures before the lines that tell of them: what a run leaves that was killed can
+    be used by the next, and runs that fill one cache at a time do not harm each other.
+
+    Args:
+        folder: where the files are.
+        shape: (height, width, channels) of the pictures.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int]):
+        self._folder, self._shape = folder, shape
+        self._held = [held for path in sorted(folder.glob("*.csv")) if (held := _read(path, shape))]
+
+    def get(self, items: Sequence[Item]) -> tuple[np.ndarray, list[Outcome]] | None:
+        """The memory-mapped pictures of exactly these files, in this order, and what each file was; None if new."""
+        for held in self._held:
+            if all(item in held.outcomes for item in items):
+                rows = [held.rows[item] for item in items if item in held.rows]
+                if rows == list(range(len(held.pixels))):
+                    return held.pixels, [held.outcomes[item] for item in items]
+        return None
+
+    def recall(self, item: Item) -> np.ndarray | str | None:
+        """A picture that an earlier run decoded, or why there is none; None if no run did."""
+        for held in self._held:
+            outcome = held.outcomes.get(item)
+            if isinstance(outcome, str):
+                return outcome
+            if outcome is not None:
+                picture = held.pixels[held.rows[item]]
+                return picture[..., :1] if outcome else picture
+        return None
+
+    def put(self, items: Sequence[Item], results: Iterable[np.ndarray | str]) -> tuple[np.ndarray, list[Outcome]]:
+        """Keep pictures, or the reasons why there are none; return them as `get` does.
+
+        Raises:
+            StorageError: the cache cannot be written.
+        """
+        outcomes: list[Outcome] = []
+        lines: list[tuple[str, ...]] = []
+        path = self._folder / secrets.token_hex(8)
+        row = 0
+        with contextlib.ExitStack() as stack:
+            with self._writing():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                pixels = stack.enter_context(path.with_suffix(".npy").open("w+b"))
+                journal = stack.enter_context(path.with_suffix(".csv").open("w", **_TEXT))
+                start = _write_header(pixels, (len(items), *self._shape))
+            for item, result in zip(items, results, strict=True):
+                if isinstance(result, str):
+                    outcomes.append(str(result))
+                    lines += [] if isinstance(result, Unread) else [(*item, "", result)]
+                else:
+                    outcomes.append(result.shape[-1] == 1)
+                    lines.append((*item, str(row), "grey" if outcomes[-1] else "colour"))
+                    row += 1
+                    with self._writing():
+                        pixels.write(np.broadcast_to(result, self._shape).tobytes())
+                if len(lines) >= _FLUSH_EVERY:
+                    self._tell(pixels, journal, lines)
+            self._tell(pixels, journal, lines)
+            with self._writing():
+                pixels.seek(0)
+                _write_header(pixels, (row, *self._shape))
+                pixels.flush()
+            # from the open file: another run that ends now may remove its name
+            mapped = _mapped(pixels, start, (row, *self._shape))
+        for other in self._folder.iterdir():
+            if other.stem != path.name:
+                with contextlib.suppress(OSError):
+                    other.unlink()
+        return mapped, outcomes
+
+    def _tell(self, pixels, journal, lines):
+        with self._writing():
+            pixels.flush()
+            csv.writer(journal).writerows(lines)
+            journal.flush()
+        lines.clear()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the cache of pictures in {os.fspath(self._folder)!r} ({error.strerror}); expected room "
+                "for all of them; try FLOWKNIFE_CACHE=another/folder"
+            ) from None
+
+
+def remembered(key: Sequence[object], compute: Callable[[], str]) -> str:
+    """The word that `compute()` returned when it was first asked for this key; "", no answer, is not remembered."""
+    path = cache_folder(*key).with_suffix(".txt")
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    word = compute()
+    if word:
+        with contextlib.suppress(OSError):  # it can be computed again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(word)
+    return word
+
+
+def _read(journal: Path, shape: tuple[int, int, int]) -> _Held | None:
+    """What a run left, complete or not; None if it cannot be used."""
+    rows, outcomes = {}, {}
+    try:
+        with journal.with_suffix(".npy").open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            (_, *found), fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            start, count = stream.tell(), (os.fstat(stream.fileno()).st_size - stream.tell()) // int(np.prod(shape))
+            if (tuple(found), fortran, dtype) != (shape, False, np.uint8):
+                return None
+            pixels = _mapped(stream, start, (count, *shape))
+        with journal.open(**_TEXT) as lines:
+            for line in csv.reader(lines):
+                if len(line) != 4:  # the last one of a run that was killed
+                    continue
+                name, stamp, row, what = line
+                if not row:
+                    outcomes[name, stamp] = what
+                elif what in ("grey", "colour") and int(row) < count:
+                    rows[name, stamp], outcomes[name, stamp] = int(row), what == "grey"
+    except (OSError, ValueError, csv.Error):
+        return None
+    return _Held(pixels, rows, outcomes)
+
+
+def _write_header(stream, shape):
+    """Begin a .npy file; NumPy leaves room for another number of rows. Returns where the numbers start."""
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.tell()
+
+
+def _mapped(stream, start, shape):
+    return np.memmap(stream, np.uint8, "r", start, shape) if shape[0] else np.empty(shape, np.uint8)

@@ -1,0 +1,233 @@
+"""What may be a picture: the files of a folder, of a store, of a list, or the rows of an array."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from flowknife.data._arrays import array_file, read_pictures
+from flowknife.data._decode import Content
+from flowknife.data._stores import Entry, Store, is_url
+from flowknife.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pbm", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+"""The endings, in small letters, of the files that `load_images` looks for in a folder."""
+
+PARTITION_FILE = "list_eval_partition.txt"
+"""What says, in CelebA, which pictures are for what."""
+
+Partition = Literal["train", "validation", "test"]
+
+_PARTITIONS: tuple[Partition, ...] = ("train", "validation", "test")  # 0, 1 and 2 in the file
+
+
+_NO_IMAGE = "not an image"
+
+
+class Skipped(NamedTuple):
+    """A file that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+class Candidate(NamedTuple):
+    """What may turn out to be a picture.
+
+    Attributes:
+        name: its path within the folder.
+        folder: the top-level folder in which it lies, "" if in none.
+        content: a file, pixels, or a file of a store.
+    """
+
+    name: str
+    folder: str
+    content: Content | Entry
+
+    @property
+    def stamp(self) -> str:
+        """What changes when the file does."""
+        if isinstance(self.content, Path):
+            try:
+                status = self.content.stat()
+            except OSError:
+                return ""
+            return f"{status.st_mtime_ns} {status.st_size}"
+        return self.content.stamp if isinstance(self.content, Entry) else ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds that may be a picture; `load_images` takes it in place of the source.
+
+    Attributes:
+        source: a few words that say what it is.
+        place: its address, or the full path of the folder; "" where there is none.
+        candidates: in the order of their names.
+        skipped: the files that are no pictures.
+        store: where the files are, None for those at hand.
+        lists: where a file may lie that says which picture is for what.
+    """
+
+    source: str
+    place: str
+    candidates: tuple[Candidate, ...]
+    skipped: tuple[Skipped, ...] = ()
+    store: Store | None = None
+    lists: tuple[Path | Entry, ...] = ()
+
+    @cached_property
+    def partitions(self) -> dict[str, Partition] | None:
+        """What each file name is for, None if no file says so of these pictures."""
+        names = {item.name.rpartition("/")[2] for item in self.candidates}
+        for place in self.lists:
+            text = self.store.read([place])[0] if self.store and isinstance(place, Entry) else _text(place)
+            if isinstance(text, bytes):
+                lines = (line.split() for line in text.decode("utf-8", "replace").splitlines())
+                told = {line[0]: _PARTITIONS[int(line[1])] for line in lines if len(line) == 2 and line[1] in "012"}
+                if not names.isdisjoint(told):
+                    return told
+        return None
+
+    def choose(self, partition: Partition | None = None, limit: int | None = None) -> "Found":
+        """Only the pictures of a partition, and at most `limit`, evenly spread.
+
+        Raises:
+            InputError: nothing says what is in which partition, or nothing is in this one.
+        """
+        chosen, skipped = self.candidates, self.skipped
+        if partition is not None:
+            if partition not in _PARTITIONS:
+                raise InputError(f"got partition={partition!r}; expected {', '.join(_PARTITIONS)} or None")
+            if self.partitions is None:
+                raise InputError(
+                    f"got partition={partition!r} for the {self.source} without {PARTITION_FILE}; expected that file "
+                    "in it or beside it; try partition=None"
+                )
+            chosen = tuple(item for item in chosen if self.partitions.get(item.name.rpartition("/")[2]) == partition)
+            skipped = tuple(item for item in skipped if item.path != PARTITION_FILE)
+            if not chosen:
+                raise InputError(f"got no picture of the {self.source} in the partition {partition!r}; try another")
+        if limit is not None and limit < len(chosen):
+            chosen = tuple(chosen[i * len(chosen) // limit] for i in range(limit))
+        return replace(self, candidates=chosen, skipped=skipped)
+
+    def read(self, candidates: Sequence[Candidate]) -> Sequence[Content | str]:
+        """What is to be decoded: files at hand as they are, others read; or why that was not possible."""
+        if self.store is None:
+            return [item.content for item in candidates if not isinstance(item.content, Entry)]
+        return self.store.read([item.content for item in candidates if isinstance(item.content, Entry)])
+
+
+def find_images(source: Any) -> Found:
+    """Everything in `source` that may be a picture, see `load_images`; nothing is opened.
+
+    Raises:
+        InputError: there is no such folder, or the array is of another type or shape.
+    """
+    if isinstance(source, Found):
+        return source
+    if hasattr(source, "__array__"):
+        pictures = check_pictures(source)
+        return Found(type(source).__name__, "", tuple(Candidate(f"{i:06d}", "", row) for i, row in enumerate(pictures)))
+    if is_url(source):
+        return _list(source)
+    if isinstance(source, (str, os.PathLike)):
+        if file := array_file(source):
+            return replace(find_images(read_pictures(*file)), source=f"file {os.fspath(source)!r}")
+        return _walk(Path(source).expanduser())
+    try:
+        paths = list(source)
+        if any(map(is_url, paths)):
+            raise InputError("got a list with addresses in it; expected paths; try the address of their folder")
+        candidates = tuple(Candidate(Path(path).as_posix(), "", Path(path)) for path in paths)
+    except TypeError:
+        kind = type(source).__name__
+        raise InputError(f"got a {kind}; expected a folder, a list of paths, or a uint8 array (n, H, W, C)") from None
+    return Found(type(source).__name__, "", candidates)
+
+
+def check_pictures(pictures: Any) -> np.ndarray:
+    """The pictures as uint8 of shape (n, H, W) or (n, H, W, 3), the shapes that Pillow takes.
+
+    Raises:
+        InputError: another type or shape.
+    """
+    pictures = np.asarray(pictures)
+    if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3)):
+        raise InputError(f"got pictures of shape {pictures.shape}; expected (n, H, W), (n, H, W, 1) or (n, H, W, 3)")
+    if pictures.dtype != np.uint8:
+        advice = "try (255 * x).round().astype('uint8') if x runs from 0 to 1"
+        raise InputError(f"got pictures of type {pictures.dtype}; expected uint8 from 0 to 255; {advice}")
+    return pictures[..., 0] if pictures.ndim == 4 and pictures.shape[3] == 1 else pictures
+
+
+def _list(url: str) -> Found:
+    """The files below an address, as `_walk` finds those of a folder."""
+    store = Store(url)
+    candidates, skipped = [], []
+    lists = []
+    for entry in store.entries():
+        folders, _, file = entry.name.rpartition("/")
+        if any(part.startswith(".") for part in entry.name.split("/")):
+            continue
+        if Path(file).suffix.lower() in IMAGE_SUFFIXES:
+            candidates.append(Candidate(entry.name, folders.partition("/")[0], entry))
+        else:
+            skipped.append(Skipped(entry.name, _NO_IMAGE))
+            lists += [entry] if entry.name == PARTITION_FILE else []
+    # CelebA's pictures are called so; others need not be asked for a file that is not there
+    if not lists and candidates and re.fullmatch(r"\d{6}\.\w+", candidates[0].name):
+        lists += [beside] if (beside := store.beside(PARTITION_FILE)) else []
+    return Found(f"folder {url!r}", url, tuple(candidates), tuple(skipped), store, tuple(lists))
+
+
+def _walk(folder: Path) -> Found:
+    """The files under `folder` that are named like pictures, sorted, and all others that are not hidden."""
+    if not folder.exists():
+        advice = (
+            "try the address as text, not as Path" if re.match(r"\w+:[\\/]\w", os.fspath(folder)) else "check the name"
+        )
+        raise InputError(f"there is no folder {os.fspath(folder)!r}; expected a folder of pictures; {advice}")
+    if not folder.is_dir():
+        raise InputError(
+            f"got the file {os.fspath(folder)!r}; expected a folder of pictures; try the folder it lies in"
+        )
+    candidates, skipped, seen = [], [], set()
+
+    def name_of(path: str | Path) -> str:
+        return Path(path).relative_to(folder).as_posix()
+
+    def unreadable(error: OSError) -> None:
+        skipped.append(Skipped(name_of(error.filename), "folder cannot be read"))
+
+    for place, subfolders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        here = Path(place)
+        if here.resolve() in seen:  # a link that leads back up would never end
+            subfolders.clear()
+            continue
+        seen.add(here.resolve())
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for path in (here / name for name in files if not name.startswith(".")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                parents = path.relative_to(folder).parts[:-1]
+                candidates.append(Candidate(name_of(path), parents[0] if parents else "", path))
+            else:
+                skipped.append(Skipped(name_of(path), _NO_IMAGE))
+    candidates.sort(key=lambda candidate: candidate.name)
+    lists = (folder / PARTITION_FILE, folder.resolve().parent / PARTITION_FILE)
+    return Found(
+        f"folder {os.fspath(folder)!r}", os.path.realpath(folder), tuple(candidates), tuple(skipped), lists=lists
+    )
+
+
+def _text(path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

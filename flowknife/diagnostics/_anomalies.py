@@ -1,0 +1,161 @@
+"""How strange an item is: scores, p-values that keep their promise, and which of many items to call strange."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from flowknife.bijections._linear import shrunk_covariance
+from flowknife.diagnostics._check import Values
+from flowknife.errors import InputError
+
+
+def conformal_p_values(scores: Float[np.ndarray, " n"], held_out: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
+    """Split-conformal p-values: the share of held-out normal scores at least as extreme.
+
+        p = (1 + #{held-out >= score}) / (1 + m)
+
+    If a new item comes from the same distribution as the held-out ones, P(p <= a) <= a for every a, whatever the score
+    (Vovk et al. 2005; Bates et al. 2023, arXiv 2104.08279).
+
+    Args:
+        scores: larger is stranger; NaN counts as strangest.
+        held_out: scores of normal items that were not trained on.
+    """
+    ordered = np.sort(np.asarray(held_out, float))
+    scores = np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf)
+    at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    return (1 + at_least) / (1 + len(ordered))
+
+
+def adjusted_p_values(p_values: Values) -> Float[np.ndarray, " n"]:
+    """The smallest false-discovery rate at which each item is called a discovery.
+
+        q_(i) = min over j >= i of n p_(j) / j,   p_(1) <= ... <= p_(n)
+
+    (Benjamini & Hochberg 1995, J. R. Stat. Soc. B 57, 289; in this form Yekutieli & Benjamini 1999.)
+
+    Args:
+        p_values: one for each item, shape (n,).
+
+    Raises:
+        InputError: for anything but a vector of numbers from 0 to 1.
+
+    Example:
+        >>> adjusted_p_values([0.01, 0.03, 0.04, 0.5]).round(4).tolist()
+        [0.04, 0.0533, 0.0533, 0.5]
+    """
+    p = np.asarray(p_values, float)
+    if p.ndim != 1 or not np.all((p >= 0) & (p <= 1)):
+        raise InputError(f"got p-values of shape {p.shape}; expected a vector of numbers from 0 to 1")
+    order = np.argsort(p)[::-1]
+    q = np.empty_like(p)
+    q[order] = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
+    return q
+
+
+def benjamini_hochberg(p_values: Values, level: float | int = 0.05) -> Bool[np.ndarray, " n"]:
+    """Which of many items to call strange, so that of those that are called so a share `level` at most is not.
+
+    Split-conformal p-values share their held-out items and so depend on each other, in the way under which the
+    promise still holds (Bates et al. 2023, arXiv 2104.08279, theorem 2).
+
+    Args:
+        p_values: one for each item, shape (n,).
+        level: false-discovery rate.
+
+    Raises:
+        InputError: for p-values or a level outside 0 to 1.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"got level={level}; expected a rate between 0 and 1; try 0.05")
+    return adjusted_p_values(p_values) <= level
+
+
+def combined_p_values(p_values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    """One p-value from several of each item, however they depend on each other.
+
+        p = 1/2 - arctan(mean of tan(pi (1/2 - p_j))) / pi
+
+    (the Cauchy combination, Liu & Xie 2020, arXiv 1808.09011; it is accurate where it matters, for small p).
+    """
+    p = np.clip(np.asarray(p_values, float), 1e-300, 0.99)  # a p of 1 would outweigh any small one
+    with np.errstate(over="ignore"):
+        mean = np.mean(np.where(p < 1e-9, 1 / (np.pi * p), np.tan(np.pi * (0.5 - p))), axis=1)
+    return np.where(mean > 1e9, 1 / (np.pi * np.maximum(mean, 1.0)), 0.5 - np.arctan(mean) / np.pi)
+
+
+def radius_p_values(squares: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"]) -> Float[np.ndarray, " n"]:
+    """Two-sided p-values of latent radii |z|^2, combined over the k blocks of the latent.
+
+    Each is compared with c chi^2(v), where c and the degrees of freedom v have the mean and the variance of held-out
+    items (Satterthwaite 1946, Biometrics Bull. 2, 110). For a perfect model c = 1 and v is the size of the block; of a
+    real one the radii vary more than that.
+
+    Args:
+        squares: |z|^2 of each block of each item.
+        held_out: the same of normal items that were not trained on.
+    """
+    from scipy.stats import chi2
+
+    mean, variance = held_out.mean(axis=0), np.maximum(held_out.var(axis=0, ddof=1), 1e-12)
+    freedom = 2 * mean**2 / variance
+    scaled = squares * freedom / mean
+    return combined_p_values(np.minimum(2 * np.minimum(chi2.cdf(scaled, freedom), chi2.sf(scaled, freedom)), 1.0))
+
+
+def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> float:
+    """Area under the ROC curve: the probability that an `other` score exceeds a `normal` one, ties counted half."""
+    normal, other = np.asarray(normal, float), np.asarray(other, float)
+    ordered = np.sort(normal)
+    below = np.searchsorted(ordered, other, side="left") + np.searchsorted(ordered, other, side="right")
+    return float(np.mean(below) / (2 * len(ordered)))
+
+
+class Typicality(eqx.Module):
+    """How far a feature vector is from those of normal items, in both directions.
+
+        score = sqrt((f - m)^T S^-1 (f - m))
+
+    with the mean m and the (shrunk) covariance S of the features of training items; p-values come from items that were
+    held out. Fed with the spread of the latents and the likelihood of every level of a flow, it is a two-sided
+    typical-set test: a blurred or a blank picture, of *higher* likelihood than the training pictures, is as strange as
+    a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
+
+    Attributes:
+        mean: m, shape (k,).
+        scale: standard deviation of each feature, shape (k,).
+        precision: inverse covariance of the features in these units, shape (k, k).
+        held_out: sorted scores of the held-out items, shape (m,).
+    """
+
+    mean: Float[np.ndarray, " k"]
+    scale: Float[np.ndarray, " k"]
+    precision: Float[np.ndarray, "k k"]
+    held_out: Float[np.ndarray, " m"]
+
+    @classmethod
+    def fit(cls, features: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"]) -> "Typicality":
+        """Fit the mean and the covariance to training features, and calibrate with held-out features.
+
+        Raises:
+            InputError: for fewer than 2 training or held-out rows.
+        """
+        if min(len(features), len(held_out)) < 2:
+            raise InputError(
+                f"got {len(features)} training and {len(held_out)} held-out rows; expected at least 2 each"
+            )
+        mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
+        variances, axes = shrunk_covariance(jnp.asarray((features - mean) / scale))
+        precision = np.asarray((axes / np.maximum(variances, 1e-6)) @ axes.T, float)
+        fitted = cls(mean, scale, precision, np.zeros(0))
+        return cls(mean, scale, precision, np.sort(fitted.score(held_out)))
+
+    def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+        """Scores of items; larger is stranger."""
+        difference = (np.asarray(features, float) - self.mean) / self.scale
+        return np.sqrt(np.einsum("ni,ij,nj->n", difference, self.precision, difference))
+
+    def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+        """Split-conformal p-values of new items."""
+        return conformal_p_values(self.score(features), self.held_out)

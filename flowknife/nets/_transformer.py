@@ -1,0 +1,92 @@
+"""A vision transformer on the grid of an image."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowknife._types import Key, Shape, as_key
+from flowknife.errors import InputError
+from flowknife.nets._vectors import Cond, Dense
+
+
+class ViT(eqx.Module):
+    """Every pixel is a token: h + attention(norm(h)), h + mlp(norm(h)), ..., and a head that starts at zero.
+
+    Dosovitskiy et al. 2021, arXiv 2010.11929, eqs. 1 to 4. Every output sees the whole image; places are told apart by
+    a trained vector each. Blocks start as the identity. The norms have no parameters, since the layer after each could
+    undo them. An image is given as patches, see `architectures.jet`.
+
+    Args:
+        in_shape: (height, width, channels).
+        out_shape: the same grid with other channels.
+        cond_shape: event shape of cond, or None; of length 1, it is the same at every pixel.
+        width: length of a token.
+        depth: blocks.
+        heads: attention heads; `width` is a multiple of them.
+        key: source of the initial weights.
+
+    Raises:
+        InputError: for shapes that are not images on one grid, or a width that the heads do not divide.
+    """
+
+    first: Dense
+    place: Float[Array, "h w width"]
+    blocks: tuple[tuple[Dense, Dense, Dense, Dense], ...]
+    last: Dense
+    cond_shape: Shape | None = eqx.field(static=True)
+    heads: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        cond_shape: Shape | None = None,
+        *,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        key: Key = None,
+    ):
+        if len(in_shape) != 3 or in_shape[:2] != out_shape[:2]:
+            raise InputError(f"got shapes {in_shape} -> {out_shape}; expected (height, width, channels) on one grid")
+        if heads < 1 or width % heads:
+            raise InputError(f"got width={width} and heads={heads}; expected a width that is a multiple of the heads")
+        self.cond_shape, self.heads = cond_shape, heads
+        first, last, *inner = jax.random.split(as_key(key), 2 + 2 * depth)
+        self.first = Dense(in_shape[-1] + (0 if cond_shape is None else cond_shape[-1]), width, key=first)
+        self.place = jnp.zeros((*in_shape[:2], width))
+        self.blocks = tuple(
+            (
+                Dense(width, 3 * width, key=inner[2 * i]),
+                Dense(width, width, zero=True, key=inner[2 * i]),
+                Dense(width, 4 * width, key=inner[2 * i + 1]),
+                Dense(4 * width, width, zero=True, key=inner[2 * i + 1]),
+            )
+            for i in range(depth)
+        )
+        self.last = Dense(width, out_shape[-1], zero=True, key=last)
+
+    def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
+        if self.cond_shape is not None:
+            cond = cond[..., None, None, :] if len(self.cond_shape) == 1 else cond
+            x = jnp.concatenate([x, jnp.broadcast_to(cond, (*x.shape[:-1], cond.shape[-1]))], axis=-1)
+        grid = x.shape[:-1]
+        hidden = self.first(x) + self.place
+        hidden = hidden.reshape(math.prod(grid[:-2]), grid[-2] * grid[-1], -1)  # (batch, tokens, width)
+        for look, say, think, act in self.blocks:
+            hidden = hidden + say(self._attend(look(_normalised(hidden))))
+            hidden = hidden + act(jax.nn.gelu(think(_normalised(hidden))))
+        return self.last(_normalised(hidden)).reshape(*grid, -1)
+
+    def _attend(self, x):
+        heads = x.reshape(*x.shape[:-1], 3, self.heads, -1)  # query, key and value of every head
+        mixed = jax.nn.dot_product_attention(heads[..., 0, :, :], heads[..., 1, :, :], heads[..., 2, :, :])
+        return mixed.reshape(*x.shape[:-1], -1)
+
+
+def _normalised(x):
+    """Mean 0 and variance 1 over the last axis (Ba et al. 2016, arXiv 1607.06450)."""
+    return jax.nn.standardize(x, axis=-1, epsilon=1e-6)

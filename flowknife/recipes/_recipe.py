@@ -1,0 +1,99 @@
+"""A recipe: a named configuration that states what it costs and what number to expect."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A number that was measured.
+
+    Attributes:
+        value: the number.
+        unit: its unit, or what it is.
+        data: what it was measured on, none of it seen in training.
+        minutes: what the training that was measured took, on 2 CPU cores.
+        beside: what something else reaches.
+    """
+
+    value: float | int
+    unit: str
+    data: str
+    minutes: float | int
+    beside: str = ""
+
+    def __str__(self) -> str:
+        beside = f"; {self.beside}" if self.beside else ""
+        return f"{self.value:g} {self.unit} on {self.data}, after {_time(self.minutes)} of training{beside}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named configuration of an application.
+
+    Attributes:
+        name: what `--recipe` takes.
+        application: density, images, classify or invert.
+        about: what it is for, in a few words.
+        data: what DATA has to be.
+        example: DATA in the examples.
+        settings: of the application, nested as in a settings file; all others are at their defaults.
+        minutes: what training costs on 2 CPU cores.
+        expected: what it reaches; None if that has not been measured.
+    """
+
+    name: str
+    application: str
+    about: str
+    data: str
+    example: str
+    settings: Mapping[str, Any] = field(hash=False)
+    minutes: float | int
+    expected: Expected | None = None
+
+    @property
+    def config(self) -> Any:
+        """The configuration, as in `fk.images(folder, recipe.config)`."""
+        from flowknife import apps
+        from flowknife._settings import validated
+
+        kinds = {
+            "density": apps.DensityConfig,
+            "images": apps.ImagesConfig,
+            "classify": apps.ClassifyConfig,
+            "invert": apps.InvertConfig,
+        }
+        return validated(kinds[self.application], self.settings)
+
+    @property
+    def command(self) -> str:
+        """What to type."""
+        return self._to(f"runs/{self.name}")
+
+    @property
+    def smoke(self) -> str:
+        """The same for a few steps, to see that it runs on the data at hand."""
+        return f"{self._to('runs/try')} --set train.steps=20"
+
+    @property
+    def cost(self) -> str:
+        """What training costs on 2 CPU cores, in words."""
+        return _time(self.minutes)
+
+    @property
+    def reaches(self) -> str:
+        """The expected number in short."""
+        if self.expected is None:
+            return "not measured"
+        after = "" if self.expected.minutes == self.minutes else f" after {_time(self.expected.minutes)}"
+        return f"{self.expected.value:g} {self.expected.unit}{after}"
+
+    def _to(self, run):
+        return f"flowknife fit {self.application} {self.example} --recipe {self.name} --out {run}"
+
+
+def _time(minutes):
+    if minutes < 2:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:g} min" if minutes < 120 else f"{minutes / 60:g} h"

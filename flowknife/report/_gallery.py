@@ -1,0 +1,90 @@
+"""A gallery of scored pictures: one self-contained page, the strangest first, each with its heat map and p-values."""
+
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from flowknife.plots import heat_maps
+from flowknife.report._page import PAGE, STYLE
+from flowknife.storage import replacing
+
+_GALLERY_STYLE = """
+main { max-width: 90rem; }
+ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
+li { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 0.7rem; font-size: 0.85rem; }
+li.flagged { border-color: #e07b28; }
+li.discovery { border: 2px solid #8a2f5d; }
+li img { width: 50%; height: auto; display: inline-block; image-rendering: pixelated; }
+li p { margin: 0.4rem 0 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+li p + p { color: var(--quiet); }
+"""
+
+
+def write_gallery(
+    path: str | Path,
+    pixels: UInt8[np.ndarray, "n h w c"],
+    maps: Float[np.ndarray, "n h w"],
+    scores: Mapping[str, np.ndarray],
+    alpha: float,
+    most: int = 500,
+) -> Path:
+    """Write a page of pictures sorted by p-value; it has no script, fetches nothing, and opens offline.
+
+    Args:
+        path: the file to write.
+        pixels: the strangest pictures, in the order of `ranked`.
+        maps: their heat maps, `Images.surprise`.
+        scores: the columns of `Images.score`, of all pictures.
+        alpha: the rate at which pictures are flagged.
+        most: pictures that are shown at most.
+
+    Returns:
+        The path of the page.
+    """
+    order = ranked(scores, most)
+    heat = heat_maps(pixels, maps)
+    items = [_item(scores, i, pixel, hot) for i, pixel, hot in zip(order, pixels, heat, strict=True)]
+    count, flags, found = len(scores["p_value"]), int(scores["flag"].sum()), int(scores["discovery"].sum())
+    shown = f"The {len(order)} strangest of {count:,} pictures" if len(order) < count else f"All {count:,} pictures"
+    words = (
+        f"<p>{shown}, smallest p-value first. {flags:,} are flagged, p &lt; {alpha:g} (orange frame): of normal "
+        f"pictures {alpha:.0%} would be. {found:,} are discoveries, q &le; {alpha:g} (purple frame): of these at most "
+        f"{alpha:.0%} are expected to be normal.</p><p>The map beside a picture is orange where there is more than "
+        "usual at that place, blue where there is less.</p>"
+    )
+    body = f"<header><h1>Strange pictures</h1>{words}</header><ol>{''.join(items)}</ol>"
+    page = PAGE.format(title="Strange pictures", style=STYLE + _GALLERY_STYLE, body=body)
+    with replacing(path) as place:
+        place.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return Path(path)
+
+
+def ranked(scores: Mapping[str, np.ndarray], most: int = 500) -> np.ndarray:
+    """The places of the strangest pictures: the smallest p-values first, among equal ones the largest scores."""
+    return np.lexsort((-scores["score"], scores["p_value"]))[:most]
+
+
+def _item(scores, i, pixels, heat):
+    kind = "discovery" if scores["discovery"][i] else "flagged" if scores["flag"][i] else ""
+    path = escape(str(scores["path"][i]))
+    numbers = f"p = {scores['p_value'][i]:.3g}, q = {scores['q_value'][i]:.3g}, score {scores['score'][i]:.3g}"
+    return (
+        f'<li class="{kind}">{_image(pixels, path)}{_image(heat, "where it is strange")}'
+        f"<p>{path}</p><p>{numbers}</p></li>\n"
+    )
+
+
+def _image(pixels, alt):
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    content = base64.b64encode(file.getvalue()).decode("ascii")
+    height, width = pixels.shape[:2]
+    return f'<img loading="lazy" src="data:image/png;base64,{content}" alt="{alt}" width="{width}" height="{height}">'

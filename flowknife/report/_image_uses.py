@@ -1,0 +1,95 @@
+"""Figures of what one does with an image model: ways, levels, temperatures, neighbours, heat maps, small changes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flowknife import plots
+from flowknife.diagnostics import principal_plane
+from flowknife.report._figures import keep
+from flowknife.report._gallery import ranked
+from flowknife.report._page import Picture, Section
+
+if TYPE_CHECKING:
+    from flowknife.apps import Images
+
+_CHANGED = 6  # pictures in the figure of small changes
+_CLOUD = 400
+_MAPPED = 10
+_NEIGHBOURS = 3
+_CHANGES = ("itself", "mirrored", "1 px right", "1 px down", "turned 5°", "brighter", "darker")
+
+
+def through_latent(model: "Images", folder: str | Path) -> Section:
+    """The way from one held-out picture to another, and what each level of the latent says."""
+    real = model.held_out
+    strip = plots.interpolation(model.interpolate(real[0], real[1], steps=9))
+    rows = [(name, model.resample(real[0], name, n=7, key=0)[0]) for name in model.levels]
+    return Section(
+        "Through the latent",
+        "Every point of the latent is a picture, so that one can go from one picture to another, and keep of a picture "
+        "what one wants.",
+        [
+            keep(strip, folder, "interpolation", "From one held-out picture to another, each level on its sphere."),
+            keep(plots.resampled(real[0], rows), folder, "resampled", "z_0 is the coarsest level."),
+        ],
+    )
+
+
+def level_temperatures(model: "Images", folder: str | Path) -> list[Picture]:
+    """Samples with a temperature for the coarsest level and one for all others; nothing for a single level."""
+    coarsest, *finer = model.levels
+    if not finer:
+        return []
+    rows = []
+    for first, rest in ((1.0, 1.0), (1.0, 0.7), (1.0, 0.4), (0.7, 1.0), (0.7, 0.7), (0.4, 1.0)):
+        drawn = model.sample(10, key=1, temperature={coarsest: first, **dict.fromkeys(finer, rest)})
+        rows.append((f"T = {first:g}, {rest:g}", drawn))
+    figure = plots.compare(
+        rows, "The same latents with one temperature T for the coarsest level and one for all finer ones."
+    )
+    return [
+        keep(figure, folder, "level_temperatures", "The coarsest level makes the whole, the finer ones the detail.")
+    ]
+
+
+def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path) -> list[Picture]:
+    """Samples above the training pictures that look most like them; nothing where none were kept."""
+    if model.thumbnails is None:
+        return []
+    found = model.nearest(simulated[:10], k=min(_NEIGHBOURS, len(model.thumbnails)))
+    usual = np.median(model.nearest(model.held_out, k=1).distances)
+    figure = plots.nearest(simulated[:10], found.pictures, found.distances, usual)
+    caption = "Samples much nearer to training pictures than new real pictures are would be remembered, not made."
+    return [keep(figure, folder, "nearest", caption)]
+
+
+def surprises(model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path) -> list[Picture]:
+    """Heat maps of pictures from among the flagged ones, or of the strangest where few are flagged."""
+    some = max(int(scores["flag"].sum()), min(_MAPPED, len(pixels)))
+    order = ranked(scores, some)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
+    captions = [f"p = {p:.3f}" for p in scores["p_value"][order]]
+    return [keep(plots.surprise(pixels[order], model.surprise(pixels[order]), captions), folder, "surprise")]
+
+
+def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[Picture]:
+    """Held-out pictures with small changes in the cloud of the latents."""
+    versions = np.stack([_changed(picture) for picture in model.held_out[:_CHANGED]])
+    flat = versions.reshape(-1, *versions.shape[2:])
+    cloud, points = principal_plane(z_real[:_CLOUD], model.latents(flat))
+    figure = plots.latent_clusters(cloud, points.reshape(*versions.shape[:2], 2), _CHANGES, versions)
+    caption = "Grey: held-out pictures. In colour: a few of them, large, and what becomes of them after small changes."
+    return [keep(figure, folder, "clusters", caption)]
+
+
+def _changed(picture):
+    """A picture in the versions that `_CHANGES` names."""
+    from scipy import ndimage
+
+    def shifted(axis):
+        return np.concatenate([np.take(picture, [0], axis), np.delete(picture, -1, axis)], axis)
+
+    turned = ndimage.rotate(picture, 5, reshape=False, order=1, mode="nearest")
+    lighter, darker = (np.clip(picture.astype(int) + step, 0, 255).astype(np.uint8) for step in (24, -24))
+    return np.stack([picture, picture[:, ::-1], shifted(1), shifted(0), turned, lighter, darker])

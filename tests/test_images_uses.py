@@ -1,0 +1,280 @@
+"""What one does with a trained image model: ways, directions, levels, neighbours, other priors, and where it is odd."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import flowknife as fk
+from flowknife.apps._empirical import Empirical
+from flowknife.apps._image_scores import png_bits, standardise_maps
+from flowknife.apps._image_uses import nearest, thumbnails, way
+from flowknife.errors import InputError
+
+
+def faces(n, key=0):
+    """Pictures of two bright spots of varying brightness on a ground of varying brightness, in colour."""
+    generator = np.random.default_rng(key)
+    pixels = generator.uniform(20, 120, (n, 1, 1, 3)) + generator.normal(0, 5, (n, 16, 16, 3))
+    for column in (3, 10):
+        pixels[:, 5:8, column : column + 3] += generator.uniform(40, 120, (n, 1, 1, 1))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small model of faces, with what it keeps of the training pictures."""
+    settings = {"architecture": "glow", "levels": 2, "steps_per_level": 2, "width": 16, "alpha": 0.1}
+    fitted = fk.images(faces(240), train={"steps": 60, "batch_size": 48}, key=0, show_progress=False, **settings)
+    train = faces(240)
+    sizes = {name: columns.stop - columns.start for name, columns in fitted.levels.items()}
+    empirical = Empirical.fit(fitted.latents(train), sizes)
+    return replace(fitted, empirical=empirical, thumbnails=thumbnails(train))
+
+
+def close(a, b, bits=5):
+    """Whether two pictures differ by no more than the bits that the model does not keep."""
+    return np.abs(a.astype(int) - b).max() <= 2 ** (7 - bits)
+
+
+# -- ways and directions ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["spherical", "linear"])
+def test_a_way_starts_and_ends_at_the_two_pictures(model, how):
+    a, b = faces(2, key=5)
+    strip = model.interpolate(a, b, steps=5, how=how)
+    assert strip.shape == (5, 16, 16, 3) and strip.dtype == np.uint8
+    assert close(strip[0], a) and close(strip[-1], b)
+    # in the middle it is like neither
+    assert min(np.abs(strip[2].astype(float) - end).mean() for end in (a, b)) > 2
+
+
+def test_the_spherical_way_keeps_the_radius_and_turns_evenly():
+    generator = np.random.default_rng(0)
+    start, end = generator.normal(size=(2, 300)) * [[1.0], [2.0]]
+    steps = way(start, end, 7, "spherical")
+    radii = np.linalg.norm(steps, axis=1)
+    np.testing.assert_allclose(np.diff(radii), (radii[-1] - radii[0]) / 6, rtol=1e-3)
+    unit = steps / radii[:, None]
+    np.testing.assert_allclose(np.diff(np.sum(unit[1:] * unit[:-1], axis=1)), 0.0, atol=1e-5)
+    straight = way(start, end, 7, "linear")
+    assert np.linalg.norm(straight[3]) < 0.8 * radii[3]
+    np.testing.assert_allclose(way(start, start, 3, "spherical"), [start] * 3, rtol=1e-6)
+    np.testing.assert_allclose(way(start, 0 * end, 3, "spherical")[1], start / 2, rtol=1e-6)
+
+
+def test_an_attribute_is_given_and_taken(model):
+    pictures = faces(80, key=6)
+    brightness = pictures.mean(axis=(1, 2, 3))
+    order = np.argsort(brightness)
+    direction = model.attribute(pictures[order[-25:]], pictures[order[:25]])
+    moved = model.along(pictures[:3], direction, [-1, 0, 1])
+    assert moved.shape == (3, 3, 16, 16, 3) and close(moved[:, 1], pictures[:3])
+    means = moved.mean(axis=(2, 3, 4))
+    assert (np.diff(means, axis=1) > 0).all()
+    with pytest.raises(InputError, match="direction of shape"):
+        model.along(pictures[:1], direction[1:])
+
+
+def test_drawing_a_level_anew_leaves_all_others(model):
+    pictures = faces(2, key=7)
+    for level, name in enumerate(model.levels):
+        drawn = model.resample(pictures, level, n=3, key=0)
+        assert drawn.shape == (2, 3, 16, 16, 3)
+        np.testing.assert_array_equal(drawn, model.resample(pictures, name, n=3, key=0))
+        assert len(np.unique(drawn[0].reshape(3, -1), axis=0)) == 3
+        latents = np.asarray(model.encode(pictures))
+        for other, columns in model.levels.items():
+            again = model.encode(drawn.reshape(-1, 16, 16, 3)).reshape(2, 3, -1)
+            change = np.abs(again - latents[:, None])[..., columns].mean()
+            # what was drawn anew changes by about 2 / sqrt(pi); the others only by the bins of the pixels
+            assert (change > 0.8) == (other == name), (name, other, change)
+    # a temperature of 0 is the middle of the law, the same in every draw
+    still = model.resample(pictures, 0, n=2, key=0, temperature=0.0)
+    np.testing.assert_array_equal(still[:, 0], still[:, 1])
+    with pytest.raises(InputError, match="z_0, z_1"):
+        model.resample(pictures, "z_7")
+
+
+def test_one_picture_may_be_a_file_or_an_array(model, tmp_path):
+    (path,) = fk.data.write_folder(faces(1, key=8), tmp_path).iterdir()
+    one = faces(1, key=8)
+    for given in (path, str(path), one[0], one):
+        np.testing.assert_array_equal(model.encode(given), model.encode(one))
+    with pytest.raises(InputError, match=r"none\.png"):
+        model.interpolate(tmp_path / "none.png", path)
+    for wrong in ({"steps": 1}, {"how": "curved"}):
+        with pytest.raises(InputError, match="expected"):
+            model.interpolate(path, path, **wrong)
+
+
+# -- neighbours -------------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_training_picture_is_found_mirrored_too(model):
+    train = faces(240)
+    found = model.nearest(np.concatenate([train[[7]], train[[9], :, ::-1]]), k=2)
+    assert found.pictures.shape == (2, 2, 16, 16, 3) and found.distances.shape == (2, 2)
+    np.testing.assert_array_equal(found.pictures[:, 0], train[[7, 9]])
+    np.testing.assert_allclose(found.distances[:, 0], 0.0, atol=0.1)
+    assert (found.distances[:, 1] > 1).all()
+    given = model.nearest(train[0], k=1, folder=train[:3])
+    np.testing.assert_array_equal(given.pictures[0, 0], train[0])
+    with pytest.raises(InputError, match="1 to 240"):
+        model.nearest(train[:1], k=241)
+    with pytest.raises(InputError, match="without thumbnails"):
+        replace(model, thumbnails=None).nearest(train[:1])
+
+
+def test_distances_are_those_of_a_double_loop():
+    a, b = faces(4, key=1), thumbnails(faces(6, key=2))
+    halved = [x.reshape(len(x), 8, 2, 8, 2, 3).mean(axis=(2, 4)) for x in (a.astype(float), b.astype(float))]
+    naive = [
+        [min(np.sqrt(np.mean((x - y) ** 2)), np.sqrt(np.mean((x[:, ::-1] - y) ** 2))) for y in halved[1]]
+        for x in halved[0]
+    ]
+    np.testing.assert_allclose(nearest(a, b, 6).distances, np.sort(naive, axis=1), rtol=1e-3)
+
+
+def test_thumbnails_are_means_at_a_whole_fraction():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 70, 3), dtype=np.uint8)
+    small = thumbnails(pixels)
+    assert small.shape == (2, 32, 23, 3)
+    assert abs(int(small[1, 2, 3, 0]) - pixels[1, 6:9, 9:12, 0].mean()) <= 0.5
+    np.testing.assert_array_equal(thumbnails(small), small)
+
+
+# -- the empirical prior ----------------------------------------------------------------------------------------------
+
+
+def spiked(n, key, variances=(25.0, 9.0), dim=200, shift=0.0):
+    """Normal numbers, but for the first directions, which have these variances."""
+    z = np.random.default_rng(key).normal(size=(n, dim))
+    z[:, : len(variances)] *= np.sqrt(variances)
+    return z + shift
+
+
+def test_only_directions_beyond_chance_are_kept():
+    plain = Empirical.fit(spiked(300, 0, ()), {"z_0": 200}).levels["z_0"]
+    assert len(plain.variances) == 0
+    level = Empirical.fit(spiked(300, 1), {"z_0": 200}).levels["z_0"]
+    assert len(level.variances) == 2
+    # the largest sample variance would be 25.7 by the law of large matrices; what serves best lies below 25
+    np.testing.assert_allclose(level.variances, [24, 7.6], rtol=0.25)
+    assert (np.abs(level.directions[[0, 1], [0, 1]]) > 0.9).all()
+    np.testing.assert_allclose(level.directions @ level.directions.T, np.eye(2), atol=1e-4)
+    # fewer rows than numbers
+    few = Empirical.fit(spiked(100, 2), {"z_0": 200}).levels["z_0"]
+    assert len(few.variances) == 2 and np.abs(few.directions[0, 0]) > 0.85
+    np.testing.assert_allclose(few.directions @ few.directions.T, np.eye(2), atol=1e-4)
+
+
+def test_the_empirical_prior_draws_what_it_was_fitted_to_and_shrinks_to_normal():
+    z = spiked(2000, 3, shift=np.r_[np.zeros(100), np.full(100, 0.5)])
+    prior = Empirical.fit(z, {"z_0": 100, "z_1": 100})
+    drawn = prior.sample(0, 4000)
+    np.testing.assert_allclose(drawn.var(axis=0)[:3], [25, 9, 1], rtol=0.12)
+    assert drawn.mean(axis=0)[100:].mean() == pytest.approx(0.5, abs=0.06)
+    normal = prior.sample(0, 4000, shrink=1.0)
+    np.testing.assert_allclose(normal.var(axis=0), 1.0, atol=0.12)
+    np.testing.assert_allclose(normal.mean(axis=0), 0.0, atol=0.08)
+    some = prior.sample(0, 4000, shrink={"z_0": 1.0}, temperature={"z_1": 0.0})
+    np.testing.assert_array_equal(some[:, :100], normal[:, :100])
+    np.testing.assert_allclose(some[:, 100:], prior.levels["z_1"].mean[None].repeat(4000, axis=0), rtol=1e-6)
+    for wrong in ({"shrink": 1.5}, {"shrink": {"z_3": 1.0}}, {"temperature": -1.0}):
+        with pytest.raises(InputError, match="expected"):
+            prior.sample(0, 2, **wrong)
+    again = Empirical.from_tree(prior.to_tree())
+    np.testing.assert_allclose(again.sample(0, 9), prior.sample(0, 9), atol=0.05)
+
+
+def test_pictures_are_drawn_from_either_prior(model):
+    empirical = model.sample(40, key=1, prior="empirical", temperature=1.0)
+    assert empirical.shape == (40, 16, 16, 3) and empirical.dtype == np.uint8
+    np.testing.assert_array_equal(empirical, model.sample(40, key=1, prior="empirical", temperature=1.0))
+    assert np.abs(empirical.mean() - faces(100, 9).mean()) < 15
+    with pytest.raises(InputError, match="'normal' or 'empirical'"):
+        model.sample(2, prior="uniform")
+    with pytest.raises(InputError, match="without empirical"):
+        replace(model, empirical=None).sample(2, prior="empirical")
+
+
+def test_what_was_kept_of_the_training_pictures_is_saved(model, tmp_path):
+    model.save(tmp_path)
+    loaded = fk.load(tmp_path)
+    np.testing.assert_array_equal(loaded.thumbnails, model.thumbnails)
+    assert loaded.sample(3, key=0, prior="empirical").shape == (3, 16, 16, 3)
+    new = faces(5, key=11)
+    np.testing.assert_allclose(loaded.surprise(new), model.surprise(new), atol=1e-2)
+    replace(model, empirical=None, thumbnails=None).save(tmp_path / "without")
+    assert fk.load(tmp_path / "without").empirical is None
+
+
+# -- how strange, and where -------------------------------------------------------------------------------------------
+
+
+def test_scores_tell_strange_pictures_in_both_directions(model):
+    normal = model.score(faces(200, key=12))
+    grey = np.full((8, 16, 16, 3), 90, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    for other in (grey, noise):
+        scores = model.score(other)
+        assert scores["flag"].all() and (scores["radius_p"] < 0.05).all()
+        assert fk.diagnostics.auroc(normal["score"], scores["score"]) > 0.97
+    # what a PNG file needs less than the others is what the likelihood owes to being simple
+    assert model.score(grey)["bits_per_dim"].max() < np.quantile(normal["bits_per_dim"], 0.1)
+    assert model.score(grey)["complexity"].min() > np.median(normal["complexity"])
+    assert np.mean(normal["radius_p"] < 0.1) < 0.25
+
+
+def test_discoveries_are_the_rows_that_benjamini_and_hochberg_reject(model):
+    noise = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    scores = model.score(np.concatenate([faces(60, key=13), noise]))
+    rejected = fk.diagnostics.benjamini_hochberg(scores["p_value"], model.config.alpha)
+    np.testing.assert_array_equal(scores["discovery"], rejected)
+    assert scores["discovery"][60:].all() and scores["discovery"][:60].mean() < 0.1
+    assert (scores["q_value"] >= scores["p_value"]).all()
+
+
+def test_the_map_of_surprise_shows_where_the_odd_part_is(model):
+    plain = faces(40, key=14)
+    odd = plain.copy()
+    odd[:, 11:15, 11:15] = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3))
+    maps = model.surprise(odd) - model.surprise(plain)
+    assert maps.shape == (40, 16, 16)
+    inside = maps[:, 11:15, 11:15].mean()
+    assert inside > 1 and inside > 5 * np.abs(maps[:, :8, :8]).mean()
+    usual = model.surprise(faces(200, key=15))
+    np.testing.assert_allclose(usual.mean(), 0.0, atol=0.2)
+
+
+def test_maps_are_standardised_place_by_place_in_both_directions():
+    generator = np.random.default_rng(0)
+    centre = np.array([[0.0, 5.0], [-3.0, 1.0]])
+    usual = centre + [[1.0, 2.0], [1.0, 2.0]] * generator.normal(size=(4000, 2, 2))
+    maps = standardise_maps([centre[None] + [[0.0, 4.0], [-3.0, 0.0]]], [usual], (4, 6))
+    assert maps.shape == (1, 4, 6)
+    np.testing.assert_allclose(maps[0, ::2, ::3], [[0, 1.8], [-2.3, 0]], atol=0.3)
+    np.testing.assert_array_equal(maps[0, :2, 3:], maps[0, 0, 3])
+
+
+def test_png_bits_grow_with_what_there_is_to_tell():
+    blank = np.zeros((1, 32, 32, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    few, many = (float(png_bits(noise, bits)[0]) for bits in (2, 8))
+    assert png_bits(blank, 8)[0] < 0.5 < 2 < few < many
+    # noise cannot be compressed
+    assert many == pytest.approx(8, rel=0.05)
+
+
+def test_temperatures_by_level_change_that_level_alone(model):
+    hot = {"z_0": 1.0, "z_1": 1.0}
+    both, cold = (model.sample(32, key=0, temperature=t).astype(float) for t in (hot, {**hot, "z_1": 0.0}))
+
+    def detail(x):
+        return np.abs(np.diff(x, axis=2)).mean()
+
+    assert detail(cold) < 0.9 * detail(both)
+    with pytest.raises(InputError, match="z_9"):
+        model.sample(2, temperature={"z_9": 1.0})
