@@ -179,7 +179,7 @@ def test_the_levels_add_up_to_the_likelihood(make, independent, key):
     assert independent_levels(bijection) is independent
 
 
-@pytest.mark.parametrize("size", [8, 36])
+@pytest.mark.parametrize("size", [8, pytest.param(36, marks=pytest.mark.slow)])
 def test_a_level_part_is_all_that_a_level_depends_on(size, key):
     shape, sizes = (size, size, 1), {"width": 4, "features": 4, "key": key}
     model = eqx.filter_jit(lambda: image_model(shape, Pixels(5), wavelet(shape, levels=2, **sizes)))()

@@ -595,6 +595,7 @@ def test_rebuilt_activations_give_the_same_gradients(kind, method, double, toler
         assert np.linalg.norm(a - b) < tolerance * np.linalg.norm(b)
 
 
+@pytest.mark.slow
 def test_rebuilt_activations_need_no_more_memory_with_more_layers():
     def temporary(memory, times):
         flow = _deep("glow", memory, times)

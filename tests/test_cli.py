@@ -358,7 +358,7 @@ def test_a_run_that_is_none_is_told_by_every_verb(tmp_path, density, table, name
         ["fit", "density", "data", "--out", "run", "--set", "seed"],
         ["sample", "run"],
         ["sample", "run", "-n", "0", "--out", "new.csv"],
-        ["sample", "run", "--temperature", "-1", "--out", "new.csv"],
+        ["sample", "run", "--shrink", "-1", "--out", "new.csv"],
         ["demo", "origami"],
         ["origami"],
     ],

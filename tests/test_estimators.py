@@ -141,6 +141,7 @@ def test_a_classifier_keeps_the_order_of_the_classes():
     np.testing.assert_allclose(corners.sum(axis=1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_regressor_knows_how_uncertain_it_is():
     generator = np.random.default_rng(0)
     x = generator.uniform(-1, 1, size=(2000, 1))

@@ -267,6 +267,7 @@ def test_trained_noise_bounds_the_probability_of_every_bin():
     assert np.all(np.abs(draws.mean(axis=0) - bound) < 5 * draws.std(axis=0) / 4000**0.5 + 0.01)
 
 
+@pytest.mark.slow
 def test_trained_noise_gives_a_higher_bound_where_a_flow_is_smooth():
     shape = (2, 2, 1)
     rng = np.random.default_rng(0)

@@ -153,6 +153,7 @@ def framed(tmp_path_factory):
     return place, pictures, inside
 
 
+@pytest.mark.slow
 def test_smoke_mode_runs_and_says_what_to_expect(tmp_path, framed):
     options = ("--recipe", "digits-8", "--set", "train.steps=2", "-s", "width=8", "-s", "crop=0.5")
     text = call("fit", "images", framed[0] / "folder", "--out", tmp_path / "run", *options).stdout

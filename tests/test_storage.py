@@ -216,10 +216,15 @@ def test_a_newer_format_asks_for_a_newer_version(tmp_path):
 
 @pytest.mark.parametrize("change", ["missing", "extra"])
 def test_wrong_fields_are_refused(change, tmp_path):
-    fields = {"scale": 1.0, "surprise": 2.0} if change == "extra" else {}
-    message = refused(write_header(tmp_path / "model", {"format": 1, "tree": {"class": "Given", "fields": fields}}))
-    assert "Given" in message
-    assert "scale" in message
+    fields = {"bijections": [], "surprise": 2.0} if change == "extra" else {}
+    message = refused(write_header(tmp_path / "model", {"format": 1, "tree": {"class": "Chain", "fields": fields}}))
+    assert "Chain" in message
+    assert "bijections" in message
+
+
+def test_a_field_that_an_older_version_did_not_know_has_its_default(tmp_path):
+    path = write_header(tmp_path / "model", {"format": 1, "tree": {"class": "Pixels", "fields": {"bits": 5}}})
+    assert storage.load_tree(path) == Pixels(5)
 
 
 @pytest.mark.parametrize(

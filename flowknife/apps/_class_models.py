@@ -232,4 +232,4 @@ def coarse_class_terms(model: INN, x: Array) -> Float[Array, "n k"]:
 
 def coarse_part(model: INN) -> Any:
     """The part of a model of pictures that belongs to its coarsest level: layers and class law."""
-    return level_part(0)(model), class_law(model)
+    return [*level_part(0)(model), class_law(model)]

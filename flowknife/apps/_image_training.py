@@ -47,7 +47,7 @@ def train_images(
     """
     together = not independent_levels(model.bijection)
     batch = 2 ** round(np.log2(_NUMBERS_PER_STEP / pixels[0].size))
-    training = training.or_else(minutes=15, batch_size=int(np.clip(batch, 8, 64)))
+    training = training.or_else(minutes=15, batch_size=int(np.clip(batch, 8, 32)))
     training = training.or_else(
         # levels of few layers each bear large steps
         learning_rate=1e-3 if together else 5e-3,

@@ -250,12 +250,13 @@ class Images:
 
         At each place of each level, the log mean square of the latents is compared with that of held-out pictures at
         the same place; the levels are added. Positive where there is more than usual, edges or noise, say; negative
-        where there is less, as in a blank part. A level without places is left out.
+        where there is less, as in a blank part. A level without places is left out; where no level has any, all is 0.
         """
-        maps, usual = local_maps(self.model, self._pixels(pictures).pixels), self._held_out_maps
+        pixels = self._pixels(pictures).pixels
+        maps = local_maps(self.model, pixels)
         if not maps:
-            raise InputError("got a model whose latent has no places; expected one of architecture wavelet or glow")
-        return standardise_maps(maps, usual, self.shape[:2])
+            return np.zeros(pixels.shape[:3])
+        return standardise_maps(maps, self._held_out_maps, self.shape[:2])
 
     @cached_property
     def metrics(self) -> dict[str, float]:

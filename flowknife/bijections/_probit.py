@@ -191,7 +191,7 @@ class PixelsToNormal(_ToNormal):
     def interval(self) -> tuple[Array, Array]:
         """Lowest and highest value."""
         bins = len(self.weight.value)
-        return jnp.asarray(0.0), jnp.asarray(bins * (1 - jnp.finfo(float).epsneg))
+        return jnp.asarray(0.0), jnp.asarray(bins * (1 - float(jnp.finfo(self.weight.value.dtype).epsneg)))
 
     def _at(self, k):
         return tuple(table.value[k] for table in (self.below, self.above, self.weight))

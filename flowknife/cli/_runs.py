@@ -58,6 +58,8 @@ def _sample(
     from flowknife.apps import load
 
     require_writable(out.parent)
+    if prior not in (None, "normal", "empirical"):
+        raise InputError(f"got --prior {prior!r}; expected normal or empirical")
     fitted: Any = load(run)
     only_for(["classify"], fitted, label=label)
     only_for(["invert"], fitted, given=given)

@@ -69,8 +69,11 @@ def surprises(model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray]
     """Heat maps of pictures from among the flagged ones, or of the strangest where few are flagged."""
     some = max(int(scores["flag"].sum()), min(_MAPPED, len(pixels)))
     order = ranked(scores, some)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
+    maps = model.surprise(pixels[order])
+    if not maps.any():  # a latent without places
+        return []
     captions = [f"p = {p:.3f}" for p in scores["p_value"][order]]
-    return [keep(plots.surprise(pixels[order], model.surprise(pixels[order]), captions), folder, "surprise")]
+    return [keep(plots.surprise(pixels[order], maps, captions), folder, "surprise")]
 
 
 def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[Picture]:
