@@ -179,7 +179,8 @@ def test_the_levels_add_up_to_the_likelihood(make, independent, key):
     assert independent_levels(bijection) is independent
 
 
-@pytest.mark.parametrize("size", [8, pytest.param(36, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [8, 36])
 def test_a_level_part_is_all_that_a_level_depends_on(size, key):
     shape, sizes = (size, size, 1), {"width": 4, "features": 4, "key": key}
     model = eqx.filter_jit(lambda: image_model(shape, Pixels(5), wavelet(shape, levels=2, **sizes)))()
@@ -190,6 +191,7 @@ def test_a_level_part_is_all_that_a_level_depends_on(size, key):
         assert 0 < whole == pytest.approx(own, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_learned_noise_is_trained_with_the_finest_level_and_counted_there(key):
     shape = (8, 8, 1)
     noise = dequantiser(shape, layers=0, width=4, depth=1, key=key)

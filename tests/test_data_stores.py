@@ -232,6 +232,7 @@ def weights(model):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(model.model, eqx.is_array))]
 
 
+@pytest.mark.slow
 def test_a_store_and_a_folder_train_the_same_model(bucket, folder, monkeypatch):
     """The pictures of the folder are in memory, those of the store, larger than what is allowed, on disk."""
     url = bucket(contents(folder))

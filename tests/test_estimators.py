@@ -116,6 +116,7 @@ def test_a_detector_goes_into_a_pipeline_and_is_cloned(moons):
     assert first[-1].get_params()["settings"] == QUICK
 
 
+@pytest.mark.slow
 def test_a_density_scores_and_samples(moons):
     from sklearn.model_selection import cross_val_score
 
@@ -127,6 +128,7 @@ def test_a_density_scores_and_samples(moons):
     assert np.isfinite(cross_val_score(fk.FlowDensity(settings=QUICK, random_state=0), moons[:300], cv=2)).all()
 
 
+@pytest.mark.slow
 def test_a_classifier_keeps_the_order_of_the_classes():
     generator = np.random.default_rng(0)
     # the labels come in an order that is not that of the alphabet
