@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowknife.apps._class_models import class_law, coarse_class_terms, coarse_part, fit_start, given_label, labels_of
-from flowknife.apps._image_training import closed_form_start
+from flowknife.apps._image_training import History, Stage, closed_form_start, fit_stages
 from flowknife.apps._levels import latent_sizes, level_nll, level_part
 from flowknife.bijections import Affine
 from flowknife.data import Augmentation, augment
@@ -21,7 +21,6 @@ from flowknife.train import Training, fit
 _START_NUMBERS = 30_000_000  # the start is fitted to at most so many numbers
 _NUMBERS_PER_STEP = 100_000
 
-History = dict[str, list[float]]
 Items = tuple[np.ndarray, np.ndarray]
 """Rows or pictures, and their labels."""
 
@@ -128,28 +127,22 @@ def train_pictures(
     most = max(_START_NUMBERS // pixels[0].size, 16)
     model = fit_start(model, augment(move_key, jnp.asarray(pixels[:most]), moves), labels[:most])
 
-    history: History = {}
-    spent = 0.0
+    stages = []
     for level in range(levels):
-        # the classes have half of the time, the details the rest
-        share = 0.5 if level == 0 and levels > 1 else 1 / (levels - level)
-        minutes = training.minutes and max((training.minutes - spent / 60) * share, 0.01)
-        result = fit(
-            model,
-            _batch(model, "image", train),
-            training.model_copy(update={"minutes": minutes}),
-            objective=coarse_objective if level == 0 else level_nll(level),
-            where=coarse_part if level == 0 else level_part(level),
-            held_out=None if stopping is None else _batch(model, "image", stopping),
-            key=jax.random.fold_in(key, level),
-            label="classes" if level == 0 else f"details {level} of {levels - 1}",
-            show_progress=show_progress,
-            throw=True,
+        objective = coarse_objective if level == 0 else level_nll(level)
+        stages.append(
+            Stage(
+                level=level,
+                # the classes have half of the time, the details the rest
+                share=0.5 if level == 0 and levels > 1 else 1 / (levels - level),
+                label="classes" if level == 0 else f"details {level} of {levels - 1}",
+                where=coarse_part if level == 0 else level_part(level),
+                objective=objective,
+                held_out_objective=objective,
+            )
         )
-        model = result.model
-        spent += result.seconds
-        columns = {"level": [float(level)] * len(result.history["step"]), **result.history}
-        history = {name: history.get(name, []) + column for name, column in columns.items()}
+    data, held_out = (None if items is None else _batch(model, "image", items) for items in (train, stopping))
+    model, history, spent = fit_stages(model, data, held_out, training, stages, key, show_progress)
     return model, history, training, {"seconds": round(spent, 1)}
 
 

@@ -16,8 +16,7 @@ from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
 from flowknife.apps._class_data import Names, as_codes
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
-from flowknife.apps._image_batches import as_pictures, in_batches
-from flowknife.apps._image_scores import png_bits
+from flowknife.apps._image_batches import as_pictures, in_batches, with_complexity
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
     Check,
@@ -34,7 +33,6 @@ from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
 
 _ROWS_AT_ONCE = 4096
-_DETECTOR = ("mean", "scale", "precision", "held_out")
 _ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
 
 
@@ -191,9 +189,9 @@ class Classifier:
             whatever the class; flag, p_value < alpha. Of new items of the classes a share alpha is flagged.
         """
         items, names = self._items(x)
-        by_class, features = self._look(items)
-        joint = by_class + self.log_prior
-        strangeness = self._strangeness(joint, features)
+        look = self._look(items)
+        joint = look[0] + self.log_prior
+        strangeness = self._strangeness(items, look)
         p_value = conformal_p_values(strangeness, self._held_out_strangeness)
         return {
             ("path" if self.pictures else "row"): np.asarray(names),
@@ -247,8 +245,7 @@ class Classifier:
             labels: their classes, for the calibration of probabilities.
         """
         items = self.held_out if x is None else self._items(x)[0]
-        by_class, features = self._held_out_look if x is None else self._look(items)
-        strangeness = self._strangeness(by_class + self.log_prior, features)
+        strangeness = self._strangeness(items, self._held_out_look if x is None else self._look(items))
         alpha = self.config.alpha
         alarms = np.mean(conformal_p_values(strangeness, self._held_out_strangeness) < alpha)
         checks = [
@@ -267,12 +264,11 @@ class Classifier:
             "data": {"names": list(self.names), "classes": list(self.classes), "temperature": self.temperature},
             "facts": self.facts,
         }
-        detector = self.detector and {name: np.asarray(getattr(self.detector, name)) for name in _DETECTOR}
         # the origin needs double precision: text keeps it, whatever precision arrays are loaded in
         tree = {
             "model": self.model,
             "origin": tuple(float(value) for value in self.origin),
-            "detector": detector,
+            "detector": self.detector and self.detector.to_tree(),
             **{name: np.asarray(getattr(self, name)) for name in _ARRAYS},
         }
         run = write_run(folder, record, tree, self.history)
@@ -284,7 +280,7 @@ class Classifier:
     def load(cls, folder: str | Path) -> "Classifier":
         """Read a run directory that `save` wrote."""
         record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
-        detector = tree["detector"] and Typicality(**{name: np.asarray(tree["detector"][name]) for name in _DETECTOR})
+        detector = tree["detector"] and Typicality.from_tree(tree["detector"])
         return cls(
             model=tree["model"],
             classes=tuple(record["data"]["classes"]),
@@ -328,7 +324,8 @@ class Classifier:
         )
         if not self.pictures:
             return fitted
-        return replace(fitted, detector=Typicality.fit(self._look(looked_at)[1], self._look(self.held_out)[1]))
+        seen, held_out = (self._features(each, self._look(each)) for each in (looked_at, self.held_out))
+        return replace(fitted, detector=Typicality.fit(seen, held_out))
 
     def _items(self, x) -> tuple[np.ndarray, Sequence[Any]]:
         """Items and their names."""
@@ -359,7 +356,7 @@ class Classifier:
         return ((len(part), np.resize(part, (size, *part.shape[1:]))) for part in parts)
 
     def _look(self, items) -> tuple[np.ndarray, np.ndarray]:
-        """Log p(x | class), `(n, K)`, and the features of the detector, `(n, 0)` for rows."""
+        """Log p(x | class), `(n, K)`, and the features of pictures, see `level_features`, `(n, 0)` for rows."""
         prior = jnp.asarray(self.log_prior)
         # the same noise for every batch: items differ by what they are, not by a draw
         looks = [
@@ -371,11 +368,13 @@ class Classifier:
         by_class, features = (
             np.concatenate([np.asarray(look[i], np.float64)[:count] for count, look in looks]) for i in (0, 1)
         )
-        if self.pictures:
-            bits = -np.logaddexp.reduce(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
-            simple = png_bits(items, self.model.partition.left[0].law.bits)
-            features = np.column_stack([bits - simple, features])
         return by_class, features
+
+    def _features(self, items, look):
+        """What the detector is given of pictures that were looked at."""
+        by_class, features = look
+        bits = -np.logaddexp.reduce(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
+        return with_complexity(self.model, features, bits, items)
 
     def _joint(self, items):
         return self._look(items)[0] + self.log_prior
@@ -387,15 +386,14 @@ class Classifier:
     def _held_out_look(self):
         return self._look(self.held_out)
 
-    def _strangeness(self, log_joint, features):
+    def _strangeness(self, items, look):
         if self.detector is not None:
-            return self.detector.score(features)
-        return -np.logaddexp.reduce(log_joint, axis=1)
+            return self.detector.score(self._features(items, look))
+        return -np.logaddexp.reduce(look[0] + self.log_prior, axis=1)
 
     @cached_property
     def _held_out_strangeness(self):
-        by_class, features = self._held_out_look
-        return self._strangeness(by_class + self.log_prior, features)
+        return self._strangeness(self.held_out, self._held_out_look)
 
     def _judged(self, x, labels):
         """Probabilities and classes by number of the items whose class is known."""

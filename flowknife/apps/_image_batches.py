@@ -53,16 +53,17 @@ def bits_of(model, features):
 
 
 def look(model, pixels):
-    """What tells strange pictures, `(n, k)`; and the latents of every picture, `(n, H W C)`, coarsest first.
-
-    First bits/dim less those of a PNG file, then `level_features`.
-    """
+    """The `level_features` of every picture, `(n, k)`, and its latents, `(n, H W C)`, coarsest first."""
     # the same noise for every batch: pictures differ by what they show, not by a draw
     looks = [(count, _look(model, part, as_key(0))) for count, part in in_batches(pixels)]
     features, latents = (np.concatenate([np.asarray(x[i])[:count] for count, x in looks]) for i in (0, 1))
-    features = features.astype(np.float64)
-    complexity = bits_of(model, features) - png_bits(pixels, model.partition.left[0].law.bits)
-    return np.concatenate([complexity[:, None], features], axis=1), latents
+    return features.astype(np.float64), latents
+
+
+def with_complexity(model, features, bits, pixels):
+    """What a detector is given: bits/dim less those of a PNG file, then the features of the levels, `(n, 1 + k)`."""
+    complexity = bits - png_bits(pixels, model.partition.left[0].law.bits)
+    return np.concatenate([complexity[:, None], features], axis=1)
 
 
 @eqx.filter_jit

@@ -1,5 +1,8 @@
 """Training of an image flow: closed-form start, then level after level, or all levels together."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ from flowknife.apps._levels import independent_levels, joint_nll, latent_sizes, 
 from flowknife.data import Augmentation, augment
 from flowknife.inn import INN
 from flowknife.laws import Pixels
+from flowknife.objectives import Objective
 from flowknife.train import Training, fit
 
 _NUMBERS_FOR_START = 60_000_000  # closed-form parts are fitted to at most so many numbers
@@ -60,34 +64,83 @@ def train_images(
     model = closed_form_start(model, pixels, augmentation, flip, start_key)
     # the time of a level grows slower than its size, since the large ones are the regular ones
     shares = np.sqrt([1.0] if together else latent_sizes(model.bijection))
-    history: History = {}
-    spent = 0.0
     order = list(range(len(shares)))
     if model.partition.left[0].law.noise is not None:
         # the noise within the bins belongs to the finest level, and the others have to do with it
         order = [order[-1], *order[:-1]]
+    stages = []
     for i, level in enumerate(order):
-        share = shares[level] / shares[order[i:]].sum()
-        minutes = training.minutes and max((training.minutes - spent / 60) * share, 0.01)
         objective = joint_nll if together else level_nll(level)
+        stages.append(
+            Stage(
+                level=-1 if together else level,
+                share=shares[level] / shares[order[i:]].sum(),
+                label="images" if together else f"level {level}, {i + 1} of {len(shares)}",
+                where=(lambda whole: whole) if together else level_part(level),
+                objective=_augmented(objective, augmentation, flip),
+                held_out_objective=objective,
+            )
+        )
+    model, history, spent = fit_stages(model, pixels, held_out, training, stages, key, show_progress)
+    return model, history, training, spent
+
+
+class Stage(NamedTuple):
+    """What is trained at one time.
+
+    Attributes:
+        level: 0 is the coarsest, -1 all together.
+        share: of the time that is left.
+        label: what the progress bar says.
+        where: the part of the model.
+        objective: of that part.
+        held_out_objective: that of held-out rows.
+    """
+
+    level: int
+    share: float
+    label: str
+    where: Callable[[INN], Any]
+    objective: Objective
+    held_out_objective: Objective
+
+
+def fit_stages(
+    model: INN,
+    data: Any,
+    held_out: Any,
+    training: Training,
+    stages: Sequence[Stage],
+    key: jax.Array,
+    show_progress: bool,
+) -> tuple[INN, History, float]:
+    """Train one part after another within one time budget; what one leaves of its time the others have.
+
+    Returns:
+        the model, the columns of the training curve, with the level, and seconds.
+    """
+    history: History = {}
+    spent = 0.0
+    for stage in stages:
+        minutes = training.minutes and max((training.minutes - spent / 60) * stage.share, 0.01)
         result = fit(
             model,
-            pixels,
+            data,
             training.model_copy(update={"minutes": minutes}),
-            objective=_augmented(objective, augmentation, flip),
-            held_out_objective=objective,
-            where=(lambda whole: whole) if together else level_part(level),
+            objective=stage.objective,
+            held_out_objective=stage.held_out_objective,
+            where=stage.where,
             held_out=held_out,
-            key=jax.random.fold_in(key, level),
-            label="images" if together else f"level {level}, {i + 1} of {len(shares)}",
+            key=jax.random.fold_in(key, max(stage.level, 0)),
+            label=stage.label,
             show_progress=show_progress,
             throw=True,
         )
         model = result.model
         spent += result.seconds
-        columns = {"level": [-1.0 if together else float(level)] * len(result.history["step"]), **result.history}
+        columns = {"level": [float(stage.level)] * len(result.history["step"]), **result.history}
         history = {name: history.get(name, []) + column for name, column in columns.items()}
-    return model, history, training, spent
+    return model, history, spent
 
 
 def closed_form_start(model, train, augmentation, flip, key):

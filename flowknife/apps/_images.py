@@ -22,6 +22,7 @@ from flowknife.apps._image_batches import (
     in_batches,
     local_maps,
     look,
+    with_complexity,
 )
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_scores import standardise_maps
@@ -39,8 +40,6 @@ from flowknife.diagnostics import (
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
-
-_DETECTOR = ("mean", "scale", "precision", "held_out")
 
 
 @dataclass(frozen=True)
@@ -227,8 +226,9 @@ class Images:
             share alpha at most is normal.
         """
         data = self._pixels(pictures)
-        features, latents = look(self.model, data.pixels)
-        bits, held = bits_of(self.model, features), self.held_out_bits
+        levels, latents = look(self.model, data.pixels)
+        bits, held = bits_of(self.model, levels), self.held_out_bits
+        features = with_complexity(self.model, levels, bits, data.pixels)
         p_value = self.detector.p_values(features)
         q_value = adjusted_p_values(p_value)
         return {
@@ -268,6 +268,7 @@ class Images:
         """Round trip, latents and false alarms of held-out pictures, or of `pictures`, against what they should be."""
         pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
         features, z = self._held_out_look if pictures is None else look(self.model, pixels)
+        features = with_complexity(self.model, features, bits_of(self.model, features), pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
         alarms = np.mean(self.detector.p_values(features) < self.config.alpha)
         return [
@@ -289,10 +290,9 @@ class Images:
             "data": {"fingerprint": self.facts["fingerprint"]},
             "facts": self.facts,
         }
-        detector = {name: np.asarray(getattr(self.detector, name)) for name in _DETECTOR}
         tree = {
             "model": self.model,
-            "detector": detector,
+            "detector": self.detector.to_tree(),
             "held_out_bits": self.held_out_bits,
             "held_out": self.held_out,
         }
@@ -310,7 +310,7 @@ class Images:
         record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
         return cls(
             model=tree["model"],
-            detector=Typicality(**{name: np.asarray(tree["detector"][name]) for name in _DETECTOR}),
+            detector=Typicality.from_tree(tree["detector"]),
             held_out_bits=np.asarray(tree["held_out_bits"]),
             held_out=np.asarray(tree["held_out"]),
             config=ImagesConfig.model_validate(record["config"]),

@@ -65,12 +65,8 @@ def level_terms(bijection: Bijection, x: Array) -> list[Term]:
     if end is None:
         return [term(x, log_det)]
     if isinstance(end, CoarseToFine):
-        y, added = end.transform.encode(x)
-        blocks = end.split(y)
-        (z, own), *finer = [
-            part.encode(blocks[level], end.condition(blocks, level)) for level, part in enumerate(end.parts)
-        ]
-        return [term(z, own + log_det + added), *(term(*pair) for pair in finer)]
+        (z, own), *finer = end.encode_blocks(x)
+        return [term(z, own + log_det), *(term(*pair) for pair in finer)]
     kept, moved = end.split.split(x)
     if end.factored is not None:
         moved, added = end.factored.encode(moved, end.condition(kept))

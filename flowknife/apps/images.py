@@ -13,10 +13,11 @@ from flowknife._feeds import take
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import Empirical
+from flowknife.apps._image_batches import as_pictures, bits_of, look, with_complexity
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_training import train_images
 from flowknife.apps._image_uses import thumbnails
-from flowknife.apps._images import Images, as_pictures, bits_of, look
+from flowknife.apps._images import Images
 from flowknife.apps._levels import image_model
 from flowknife.architectures import dequantiser, glow, jet, lattice, levels_for, realnvp, wavelet
 from flowknife.bijections import Bijection
@@ -48,8 +49,8 @@ def images(
             (s3://bucket/folder); or a uint8 array of pictures (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or
             FILE.npz:NAME that holds one; or paths. Where a `list_eval_partition.txt` tells them, as for CelebA, only
             the training pictures are used.
-        config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the
-                lattice flow for pictures that are flat for the most part), 15 minutes at most.
+        config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the lattice flow for pictures that are
+            flat for the most part), 15 minutes at most.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
         **settings: fields of `ImagesConfig` that replace those in `config`; `train` may be a dict.
@@ -95,15 +96,20 @@ def images(
         key=fit_key,
         show_progress=show_progress,
     )
+    looked_at = np.asarray(train[:_LOOKED_AT])
     features, _ = look(model, held_out)
-    train_features, train_latents = look(model, train[:_LOOKED_AT])
+    train_features, train_latents = look(model, looked_at)
+    held_out_bits = bits_of(model, features)
     return Images(
         model=model,
-        detector=Typicality.fit(train_features, features),
-        held_out_bits=bits_of(model, features),
+        detector=Typicality.fit(
+            with_complexity(model, train_features, bits_of(model, train_features), looked_at),
+            with_complexity(model, features, held_out_bits, held_out),
+        ),
+        held_out_bits=held_out_bits,
         held_out=held_out[:_KEPT_IMAGES],
         empirical=Empirical.fit(train_latents, {block.name: block.size for block in model.partition.right}),
-        thumbnails=thumbnails(np.asarray(train[:_LOOKED_AT])),
+        thumbnails=thumbnails(looked_at),
         config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,
         skipped=data.skipped,

@@ -73,12 +73,8 @@ def wavelet(
     Returns:
         a bijection from `shape` to one flat vector; the coarsest latent comes first.
     """
-    shape = as_shape(shape)
-    levels = _levels(shape) if levels is None else levels
-    check_image(shape, levels)
+    shape, levels, leading, key = _begun(shape, levels, leading, bins, key)
     sizes = _Sizes(width, features, depth, groups, Composed([ShiftScale(bound=3.0), Spline(bins=bins, tail=_TAIL)]))
-    leading_key, key = jax.random.split(as_key(key))
-    leading = partial(_leading, bins=bins, key=leading_key) if leading is None else leading
     return Chain([PrincipalRotation(shape, whiten=False), _above(shape, levels, 1.0, sizes, leading, key)])
 
 
@@ -116,13 +112,9 @@ def lattice(
     Returns:
         a bijection from `shape` to one flat vector; the coarsest latent comes first.
     """
-    shape = as_shape(shape)
-    levels = _levels(shape) if levels is None else levels
-    check_image(shape, levels)
+    shape, levels, leading, key = _begun(shape, levels, leading, bins, key)
     # normal scores need no scaling, which would carry what is far out further
     sizes = _Sizes(width, features, depth, groups, Spline(bins=bins, tail=_TAIL))
-    leading_key, key = jax.random.split(as_key(key))
-    leading = partial(_leading, bins=bins, key=leading_key) if leading is None else leading
     transform, grids = _pyramid(shape, levels, Squeeze)
     return Chain([PixelsToNormal(shape, values), _coarse_to_fine(transform, grids, 1.0, sizes, leading, _local, key)])
 
@@ -133,6 +125,15 @@ class _Sizes(NamedTuple):
     depth: int
     groups: int
     scalar: Scalar
+
+
+def _begun(shape, levels, leading, bins, key):
+    """The arguments of both flows, with their defaults."""
+    shape = as_shape(shape)
+    levels = _levels(shape) if levels is None else levels
+    check_image(shape, levels)
+    leading_key, key = jax.random.split(as_key(key))
+    return shape, levels, leading or partial(_leading, bins=bins, key=leading_key), key
 
 
 def _levels(shape):

@@ -1,5 +1,9 @@
 """How strange an item is: scores, p-values that keep their promise, and which of many items to call strange."""
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +137,15 @@ class Typicality(eqx.Module):
     scale: Float[np.ndarray, " k"]
     precision: Float[np.ndarray, "k k"]
     held_out: Float[np.ndarray, " m"]
+
+    def to_tree(self) -> dict[str, np.ndarray]:
+        """Its arrays by name, to be saved."""
+        return {item.name: np.asarray(getattr(self, item.name)) for item in fields(self)}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "Typicality":
+        """The inverse of `to_tree`."""
+        return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
     @classmethod
     def fit(cls, features: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"]) -> "Typicality":

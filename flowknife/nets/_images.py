@@ -60,7 +60,7 @@ class Conv(eqx.Module):
         return gathered(rows.reshape(*x.shape[:-1], -1), size) + self.dense.bias
 
 
-def _join_images(x, cond, cond_shape):
+def join_images(x, cond, cond_shape):
     """X and cond as one image; a condition without space is the same at every pixel."""
     if cond_shape is None:
         return x
@@ -91,7 +91,8 @@ class ConvNet(eqx.Module):
         key: Key = None,
     ):
         self.cond_shape, self.activation = cond_shape, activation
-        _check_grid(in_shape, out_shape, activation)
+        _activation(activation)
+        check_grid(in_shape, out_shape)
         inputs = in_shape[-1] + (0 if cond_shape is None else cond_shape[-1])
         keys = jax.random.split(as_key(key), 3)
         self.layers = (
@@ -101,7 +102,7 @@ class ConvNet(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
-        x = _join_images(x, cond, self.cond_shape)
+        x = join_images(x, cond, self.cond_shape)
         for layer in self.layers[:-1]:
             x = _activation(self.activation)(layer(x))
         return self.layers[-1](x)
@@ -133,7 +134,8 @@ class PatchMLP(eqx.Module):
         key: Key = None,
     ):
         self.cond_shape, self.activation = cond_shape, activation
-        _check_grid(in_shape, out_shape, activation)
+        _activation(activation)
+        check_grid(in_shape, out_shape)
         look, listen, think, last = jax.random.split(as_key(key), 4)
         self.look = Conv(in_shape[-1], width, key=look)
         self.place = jnp.zeros((*in_shape[:2], width))
@@ -151,8 +153,8 @@ class PatchMLP(eqx.Module):
         return self.last(act(self.think(act(hidden))))
 
 
-def _check_grid(in_shape, out_shape, activation):
-    _activation(activation)
+def check_grid(in_shape, out_shape):
+    """Refuse what is not two images on one grid."""
     if len(in_shape) != 3 or in_shape[:2] != out_shape[:2]:
         raise InputError(f"got shapes {in_shape} -> {out_shape}; expected (height, width, channels) on one grid")
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key
 from flowknife.errors import InputError
+from flowknife.nets._images import check_grid, join_images
 from flowknife.nets._vectors import Cond, Dense
 
 
@@ -50,8 +51,7 @@ class ViT(eqx.Module):
         heads: int = 4,
         key: Key = None,
     ):
-        if len(in_shape) != 3 or in_shape[:2] != out_shape[:2]:
-            raise InputError(f"got shapes {in_shape} -> {out_shape}; expected (height, width, channels) on one grid")
+        check_grid(in_shape, out_shape)
         if heads < 1 or width % heads:
             raise InputError(f"got width={width} and heads={heads}; expected a width that is a multiple of the heads")
         self.cond_shape, self.heads = cond_shape, heads
@@ -70,9 +70,7 @@ class ViT(eqx.Module):
         self.last = Dense(width, out_shape[-1], zero=True, key=last)
 
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
-        if self.cond_shape is not None:
-            cond = cond[..., None, None, :] if len(self.cond_shape) == 1 else cond
-            x = jnp.concatenate([x, jnp.broadcast_to(cond, (*x.shape[:-1], cond.shape[-1]))], axis=-1)
+        x = join_images(x, cond, self.cond_shape)
         grid = x.shape[:-1]
         hidden = self.first(x) + self.place
         hidden = hidden.reshape(math.prod(grid[:-2]), grid[-2] * grid[-1], -1)  # (batch, tokens, width)
