@@ -32,7 +32,7 @@ check: $(INSTALLED)-dev ## lint, format, types and layers, in seconds
 	$(BIN)/lint-imports --no-logo
 
 check-slow: $(INSTALLED)-dev $(INSTALLED)-digits ## run the slow tests, which train
-	$(PYTEST) -m slow $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow $(ARGS)
 
 bench: $(INSTALLED)-dev $(INSTALLED)-digits ## run the benchmarks; ARGS=NAME runs one
 	$(BIN)/python -m benchmarks $(ARGS)

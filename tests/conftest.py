@@ -3,17 +3,23 @@
 - Types and jaxtyping's shapes of every function of flowknife are checked at every call by beartype; only inside
   `pytest.raises(FlowknifeError)` they are not, since there the words of flowknife itself are what is tested.
 - Warnings are errors; the exceptions are listed in pyproject.toml.
-- Compiled programs are kept in .pytest_cache, which makes a second run about three times faster.
+- Programs are compiled with few optimisations, in half the time, and kept in .pytest_cache, which makes a second run about
+  three times faster. `make check-slow`, which trains, compiles them as they are in use.
 """
 
 import os
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "agg"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if version("jaxlib").startswith("0.10."):  # compiles small programs in half the time; later ones know no such choice
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jaxtyping
@@ -58,8 +64,12 @@ def float64():
         yield
 
 
+_MAPS = Path("/proc/self/maps")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def room_for_compiled_code():
-    """Forgets a module's compiled programs: a process on Linux has room for some 65,000 pieces of them."""
+    """Forgets compiled programs when they become many: a process on Linux has room for some 65,000 pieces of them."""
     yield
-    jax.clear_caches()
+    if not _MAPS.exists() or len(_MAPS.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()

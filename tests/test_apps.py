@@ -91,8 +91,9 @@ def _blobs(n, key, size=16):
 
 @pytest.fixture(scope="module")
 def blobs():
-    """A small image model of blobs."""
-    return fk.images(_blobs(300, 0), width=24, train={"steps": 150, "batch_size": 64}, key=0, show_progress=False)
+    """A small image model of blobs; noise within the bins that is learned takes long to compile."""
+    settings = {"width": 24, "dequantisation": "uniform", "train": {"steps": 150, "batch_size": 64}}
+    return fk.images(_blobs(300, 0), key=0, show_progress=False, **settings)
 
 
 def test_pictures_come_back_exactly_but_for_their_lost_bits(blobs):
@@ -122,7 +123,7 @@ def test_an_image_model_survives_saving(blobs, tmp_path):
     for name, column in blobs.score(pictures).items():
         same = np.testing.assert_allclose if column.dtype.kind == "f" else np.testing.assert_array_equal
         # other programs may be compiled with constants in other places, and round differently
-        same(loaded.score(pictures)[name], column, **({"rtol": 1e-4} if column.dtype.kind == "f" else {}))
+        same(loaded.score(pictures)[name], column, **({"rtol": 1e-4, "atol": 1e-5} if column.dtype.kind == "f" else {}))
     np.testing.assert_array_equal(loaded.sample(3, key=1), blobs.sample(3, key=1))
     assert loaded.metrics == pytest.approx(blobs.metrics)
     assert (tmp_path / "run" / "skipped.csv").read_text().startswith("path,reason")
