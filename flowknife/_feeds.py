@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import jax
@@ -232,3 +232,31 @@ def prefetch(items: Iterator, size: int = 4) -> Generator:
     finally:
         closed.set()
         thread.join(timeout=1.0)  # longer than a put waits; a source that is slower ends by itself
+
+
+def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
+    """Results of the calls, made in so many threads; with one, made here. An interruption waits for none of them."""
+    if threads == 1:
+        return [call() for call in calls]
+    todo: queue.SimpleQueue = queue.SimpleQueue()
+    done: queue.SimpleQueue = queue.SimpleQueue()
+    for place in range(len(calls)):
+        todo.put(place)
+
+    def work():
+        with contextlib.suppress(queue.Empty):
+            while True:
+                place = todo.get_nowait()
+                try:
+                    done.put((place, calls[place](), None))
+                except BaseException as error:
+                    done.put((place, None, error))
+
+    for _ in range(min(threads, len(calls))):
+        threading.Thread(target=work, daemon=True).start()
+    results = [None] * len(calls)
+    for _ in calls:
+        place, results[place], error = done.get()
+        if error is not None:
+            raise error
+    return results

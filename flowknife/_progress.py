@@ -1,10 +1,11 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 _LINE_EVERY = 15.0  # seconds between plain lines
 
@@ -36,22 +37,47 @@ def progress(label: str, show: bool = True) -> Generator[Report, None, None]:
             yield report
 
 
+_lock = threading.Lock()
+_bars: list[Any] = []  # the one display of a terminal, and once more for each bar in it beyond the first
+
+
 @contextmanager
 def _bar(label):
+    bars = _join_display()
+    task = bars.add_task(label, total=1.0, text="")
+    try:
+        yield lambda fraction, text="": bars.update(task, completed=fraction, text=text)
+    finally:
+        _leave_display()
+
+
+def _join_display():
+    """The display of all bars: work in several threads shows a bar for each."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(label, total=1.0, text="")
-        yield lambda fraction, text="": bars.update(task, completed=fraction, text=text)
+    with _lock:
+        if not _bars:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            _bars.append(Progress(*columns, console=Console(stderr=True)))
+            _bars[0].start()
+        else:
+            _bars.append(_bars[0])
+        return _bars[0]
+
+
+def _leave_display():
+    with _lock:
+        bars = _bars.pop()
+        if not _bars:
+            bars.stop()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from catalogue import perturbed
 
 import flowknife as fk
 from flowknife._types import split_trainable
+from flowknife.apps import _image_training
 from flowknife.apps._levels import (
     image_model,
     image_terms,
@@ -19,6 +20,7 @@ from flowknife.apps._levels import (
     level_terms,
 )
 from flowknife.architectures import dequantiser, glow, lattice, realnvp, wavelet
+from flowknife.data import Augmentation
 from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_normal, principal_plane
 from flowknife.errors import InputError, StorageError
 from flowknife.laws import Pixels
@@ -259,3 +261,27 @@ def test_defaults_come_close_to_the_entropy(name, rows, goal):
     toy = fk.data.TOYS[name]
     density = fk.density(toy.sample(rows, key=1), key=0, show_progress=False)
     assert -density.log_prob(toy.sample(50_000, key=2)).mean() - toy.entropy < goal
+
+
+def test_the_coarse_grid_of_large_pictures_starts_with_all_of_them(monkeypatch, key):
+    pixels = _blobs(64, 0, size=36)
+    bijection = wavelet((36, 36, 1), levels=2, width=4, features=4, key=key)
+    model = image_model(bijection.shape, Pixels(5), bijection)
+    # at full size there is room for 16 pictures, at the size of the coarse grid for all
+    monkeypatch.setattr(_image_training, "_NUMBERS_FOR_START", 64 * 18 * 18)
+    started = _image_training.closed_form_start(model, pixels, Augmentation(), False, key)
+    z = started.encode(jnp.asarray(pixels), key=key)["z_0"]
+    np.testing.assert_allclose(jnp.mean(z, axis=0), 0.0, atol=0.1)
+
+
+@pytest.mark.slow
+def test_levels_trained_at_the_same_time_are_those_trained_one_by_one(key):
+    settings = {"width": 8, "dequantisation": "uniform", "train": {"steps": 5, "batch_size": 16}, "key": 0}
+    one, both = (fk.images(_blobs(64, 0), show_progress=False, parallel=n, **settings) for n in (1, 2))
+    same = jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *map(_arrays, (one, both)))
+    assert same is not None
+    assert one.history["level"] == both.history["level"]
+
+
+def _arrays(images):
+    return eqx.filter(images.model, eqx.is_array)

@@ -134,7 +134,7 @@ def train_pictures(
             Stage(
                 level=level,
                 # the classes have half of the time, the details the rest
-                share=0.5 if level == 0 and levels > 1 else 1 / (levels - level),
+                share=max(levels - 1, 1) if level == 0 else 1,
                 label="classes" if level == 0 else f"details {level} of {levels - 1}",
                 where=coarse_part if level == 0 else level_part(level),
                 objective=objective,

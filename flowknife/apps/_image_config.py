@@ -29,6 +29,9 @@ class ImagesConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         "standard", description="glow and jet; reversible: activations are rebuilt, not kept, for a third more time"
     )
     width: int = pydantic.Field(128, ge=8, description="hidden channels")
+    parallel: int = pydantic.Field(
+        1, ge=1, description="levels of wavelet and lattice that are trained at the same time, in threads"
+    )
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="pictures with a p-value below are flagged")
     augment: Augmentation = Augmentation()
     train: Training = Training()

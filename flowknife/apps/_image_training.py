@@ -1,6 +1,9 @@
 """Training of an image flow: closed-form start, then level after level, or all levels together."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,8 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowknife._feeds import Rows
-from flowknife.apps._levels import independent_levels, joint_nll, latent_sizes, level_nll, level_part
+from flowknife._feeds import Rows, in_threads
+from flowknife.apps._levels import (
+    coarse_flow,
+    coarse_input,
+    independent_levels,
+    joint_nll,
+    latent_sizes,
+    level_nll,
+    level_part,
+)
 from flowknife.data import Augmentation, augment
 from flowknife.inn import INN
 from flowknife.laws import Pixels
@@ -30,6 +41,7 @@ def train_images(
     *,
     augmentation: Augmentation,
     flip: bool,
+    parallel: int,
     key: jax.Array,
     show_progress: bool,
 ) -> tuple[INN, History, Training, float]:
@@ -42,6 +54,7 @@ def train_images(
         training: settings; a time budget is for all levels together, epochs and steps are for each.
         augmentation: changes of the training pictures; those for early stopping stay as they are.
         flip: mirror half of the pictures of every batch.
+        parallel: how many levels are trained at the same time, where they can be trained one by one.
         key: JAX key.
         show_progress: show progress bars.
 
@@ -74,14 +87,17 @@ def train_images(
         stages.append(
             Stage(
                 level=-1 if together else level,
-                share=shares[level] / shares[order[i:]].sum(),
+                share=shares[level],
                 label="images" if together else f"level {level}, {i + 1} of {len(shares)}",
                 where=(lambda whole: whole) if together else level_part(level),
                 objective=_augmented(objective, augmentation, flip),
                 held_out_objective=objective,
             )
         )
-    model, history, spent = fit_stages(model, pixels, held_out, training, stages, key, show_progress)
+    alone = 1 if model.partition.left[0].law.noise is not None else 0
+    model, history, spent = fit_stages(
+        model, pixels, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel
+    )
     return model, history, training, spent
 
 
@@ -90,7 +106,7 @@ class Stage(NamedTuple):
 
     Attributes:
         level: 0 is the coarsest, -1 all together.
-        share: of the time that is left.
+        share: of the time, relative to those of the other stages.
         label: what the progress bar says.
         where: the part of the model.
         objective: of that part.
@@ -113,17 +129,28 @@ def fit_stages(
     stages: Sequence[Stage],
     key: jax.Array,
     show_progress: bool,
+    *,
+    alone: int = 0,
+    parallel: int = 1,
 ) -> tuple[INN, History, float]:
-    """Train one part after another within one time budget; what one leaves of its time the others have.
+    """Train the parts of a model within one time budget; what one leaves of its time the others have.
+
+    Args:
+        model: the model to start from.
+        data: as for `fit`.
+        held_out: as for `fit`.
+        training: settings of every stage; its time budget is for all of them together.
+        stages: in their order; their parts do not overlap.
+        key: JAX key.
+        show_progress: show progress bars.
+        alone: the first so many stages come before all others, which see what these have learned.
+        parallel: the others run in so many threads; from 2 on they do not see what each other has learned.
 
     Returns:
         the model, the columns of the training curve, with the level, and seconds.
     """
-    history: History = {}
-    spent = 0.0
-    for stage in stages:
-        minutes = training.minutes and max((training.minutes - spent / 60) * stage.share, 0.01)
-        result = fit(
+    def run(stage, model, minutes):
+        return fit(
             model,
             data,
             training.model_copy(update={"minutes": minutes}),
@@ -136,25 +163,53 @@ def fit_stages(
             show_progress=show_progress,
             throw=True,
         )
-        model = result.model
-        spent += result.seconds
-        columns = {"level": [float(stage.level)] * len(result.history["step"]), **result.history}
-        history = {name: history.get(name, []) + column for name, column in columns.items()}
-    return model, history, spent
+
+    history: History = {}
+    start, todo = time.monotonic(), sum(stage.share for stage in stages)
+    one_by_one = len(stages) if parallel == 1 else alone
+    groups = [*([stage] for stage in stages[:one_by_one]), *([stages[one_by_one:]] if stages[one_by_one:] else [])]
+    for group in groups:
+        threads = min(parallel, len(group))
+        left = training.minutes and training.minutes - (time.monotonic() - start) / 60
+        minutes = [left and max(left * min(threads * stage.share / todo, 1.0), 0.01) for stage in group]
+        results = in_threads([partial(run, stage, model, m) for stage, m in zip(group, minutes, strict=True)], threads)
+        for stage, result in zip(group, results, strict=True):
+            model = eqx.tree_at(stage.where, model, stage.where(result.model))
+            columns = {"level": [float(stage.level)] * len(result.history["step"]), **result.history}
+            history = {name: history.get(name, []) + column for name, column in columns.items()}
+        todo -= sum(stage.share for stage in group)
+    return model, history, time.monotonic() - start
 
 
 def closed_form_start(model, train, augmentation, flip, key):
-    """Fit what has a closed form (colours, whitenings, actnorm) to as many training pictures as fit in memory."""
-    # actnorm needs the output of every layer before it, a wavelet flow's whitenings need none
-    most = _NUMBERS_FOR_START if independent_levels(model.bijection) else _NUMBERS_FOR_START // 20
-    count = max(most // train[0].size // (2 if flip else 1), 16)
-    rows = augment(key, jnp.asarray(train[:count]), augmentation, flip=False)
-    rows = jnp.concatenate([rows, rows[:, :, ::-1]]) if flip else rows
-    # the noise within the bins starts as uniform: there is no need to ask its network about all rows at once
+    """Fit what has a closed form (colours, whitenings, actnorm) to as many training pictures as fit in memory.
+
+    Of large pictures those are few, too few for the principal directions of the whole: the flow of the coarsest grid is
+    fitted once more, to as many coarse pictures as fit.
+    """
+    independent = independent_levels(model.bijection)
     image = model.partition.left[0]
-    x = Pixels(image.law.bits).prepare(key, rows, rows.shape[:1], image.shape)
-    fitted = eqx.filter_jit(lambda f, x: f.initialise(x)[0])(model.bijection, x)
-    return eqx.tree_at(lambda m: m.bijection, model, fitted)
+    copies = 2 if flip else 1
+
+    def rows(start, count):
+        pixels = jnp.asarray(train[start : start + count])
+        pixels = augment(jax.random.fold_in(key, start), pixels, augmentation, flip=False)
+        pixels = jnp.concatenate([pixels, pixels[:, :, ::-1]]) if flip else pixels
+        # the noise within the bins starts as uniform: there is no need to ask its network about all rows at once
+        return Pixels(image.law.bits).prepare(key, pixels, pixels.shape[:1], image.shape)
+
+    initialise = eqx.filter_jit(lambda flow, x: flow.initialise(x)[0])
+    # actnorm needs the output of every layer before it, a wavelet flow's whitenings need none
+    most = _NUMBERS_FOR_START if independent else _NUMBERS_FOR_START // 20
+    count = max(most // image.size // copies, 16)
+    flow = initialise(model.bijection, rows(0, count))
+    coarse = coarse_flow(flow)
+    if independent and coarse.shape != flow.shape and count < len(train):
+        enough = min(most // math.prod(coarse.shape) // copies, len(train))
+        to_coarse = eqx.filter_jit(coarse_input)
+        x = jnp.concatenate([to_coarse(flow, rows(start, count)) for start in range(0, enough, count)])
+        flow = eqx.tree_at(coarse_flow, flow, initialise(coarse, x))
+    return eqx.tree_at(lambda m: m.bijection, model, flow)
 
 
 def _augmented(objective, augmentation, flip):

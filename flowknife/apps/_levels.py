@@ -40,6 +40,22 @@ def _peel(bijection: Bijection) -> tuple[list[Bijection], Split | CoarseToFine |
     return (layers[:-1], layers[-1]) if isinstance(layers[-1], Split | CoarseToFine) else (layers, None)
 
 
+def coarse_flow(bijection: Bijection) -> Bijection:
+    """What is left of a flow below all its splits: the flow of the coarsest grid."""
+    _, end = _peel(bijection)
+    return coarse_flow(end.inner) if isinstance(end, Split) else bijection
+
+
+def coarse_input(bijection: Bijection, x: Array) -> Array:
+    """What enters `coarse_flow` of dequantised images `(*batch, *shape)`."""
+    layers, end = _peel(bijection)
+    if not isinstance(end, Split):
+        return x
+    for layer in layers:
+        x, _ = layer.encode(x)
+    return coarse_input(end.inner, end.split.split(x)[0])
+
+
 def latent_sizes(bijection: Bijection) -> list[int]:
     """Number of latents per level, coarsest first."""
     _, end = _peel(bijection)

@@ -93,6 +93,7 @@ def images(
         config.train,
         augmentation=config.augment,
         flip=flip,
+        parallel=config.parallel,
         key=fit_key,
         show_progress=show_progress,
     )
@@ -127,6 +128,8 @@ def images(
 
 def default_size(source, crop: float = 1.0):
     """The usual shorter side of the pictures, to the nearest size that halves well, at most 64."""
+    if isinstance(source, ImageSet):
+        return source.pixels.shape[1]
     side = (usual_side(source) or 64) * crop
     return min((8, 16, 24, 28, 32, 48, 64), key=lambda size: abs(size - side))
 
