@@ -3,8 +3,8 @@
 - Types and jaxtyping's shapes of every function of flowknife are checked at every call by beartype; only inside
   `pytest.raises(FlowknifeError)` they are not, since there the words of flowknife itself are what is tested.
 - Warnings are errors; the exceptions are listed in pyproject.toml.
-- Programs are compiled with few optimisations, in half the time, and kept in .pytest_cache, which makes a second run about
-  three times faster. `make check-slow`, which trains, compiles them as they are in use.
+- Programs are compiled with few optimisations, in half the time, and kept in .pytest_cache, which makes a second run
+  about three times faster. `make check-slow`, which trains, compiles them as they are in use.
 """
 
 import os

@@ -149,6 +149,7 @@ def fit_stages(
     Returns:
         the model, the columns of the training curve, with the level, and seconds.
     """
+
     def run(stage, model, minutes):
         return fit(
             model,
