@@ -37,19 +37,10 @@ class Labelled:
 
 def read_pictures(data: str, shape: Sequence[int], crop: float = 1.0) -> "ImageSet":
     """Pictures of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked."""
-    from flowknife._progress import progress
-    from flowknife.data import load_images
+    from flowknife.apps._image_batches import as_pictures
 
     height, width, channels = shape
-    grey_or_rgb: Any = channels
-    with progress("reading pictures") as report:
-        return load_images(
-            data,
-            (height, width),
-            channels=grey_or_rgb,
-            crop=crop,
-            on_progress=lambda done, total: report(done / total, f"{done} of {total}"),
-        )
+    return as_pictures(data, (height, width), show_progress=True, channels=channels, crop=crop)
 
 
 def read_labelled(data: str, column: str = "", *, drop_invalid: bool = False, required: bool = True) -> Labelled:
@@ -166,20 +157,6 @@ def _number(cell: str) -> float | None:
     return _parse_cell(cell)
 
 
-def columns_named(table: "Table", names: Sequence[str], source: str) -> "np.ndarray":
-    """The columns of these names, in this order; all of them, where the table has no names, or the names are numbers.
-
-    Raises:
-        InputError: the table lacks one of the columns.
-    """
-    numbered = [tuple(f"{letter}{i + 1}" for i in range(len(names))) for letter in "xy"]
-    if set(names) <= set(table.names):
-        return table.values[:, [table.names.index(name) for name in names]]
-    if len(names) == len(table.names) and (tuple(table.names) in numbered or tuple(names) in numbered):
-        return table.values
-    raise InputError(f"got {source!r} with the columns {_some(table.names)}; expected {_some(names)}, as in training")
-
-
 def read_observations(posterior: "Posterior", data: str, drop_invalid: bool = False) -> "tuple[np.ndarray, Table]":
     """Observations (k, m) of a table, one in each row; a plain array of m numbers is one observation."""
     from dataclasses import replace
@@ -189,7 +166,7 @@ def read_observations(posterior: "Posterior", data: str, drop_invalid: bool = Fa
     table = load_table(data, drop_invalid=drop_invalid, min_rows=1)
     if table.values.shape == (len(posterior.y_names), 1) != (1, 1) and data.lower().endswith((".npy", ".npz")):
         table = replace(table, values=table.values.T, names=posterior.y_names)
-    return columns_named(table, posterior.y_names, data), table
+    return table.columns(posterior.y_names, repr(data)), table
 
 
 def read_pairs(
@@ -219,7 +196,7 @@ def read_pairs(
     rest = tuple(y_names) or tuple(name for name in table.names if name not in parameters)
     if not rest:
         raise InputError(f"got only parameters in {data!r}; expected columns of data beside them")
-    return columns_named(table, parameters, data), columns_named(table, rest, data), tuple(parameters), rest
+    return table.columns(parameters, repr(data)), table.columns(rest, repr(data)), tuple(parameters), rest
 
 
 def arrays_of(data: str, names: tuple[str, str]) -> "tuple[np.ndarray, np.ndarray]":

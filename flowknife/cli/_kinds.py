@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowknife.cli._data import LABEL, columns_named, read_labelled, read_observations, read_pairs, read_pictures
+from flowknife.cli._data import LABEL, read_labelled, read_observations, read_pairs, read_pictures
 from flowknife.cli._files import picture_writer, row_writer
 from flowknife.errors import InputError
 
@@ -72,7 +72,7 @@ def _rows(fitted, data, drop_invalid):
         table, labels = found.table, found.labels
     else:
         table = load_table(data, drop_invalid=drop_invalid, min_rows=1)
-    return Items.of_table(columns_named(table, fitted.names, data), table, labels)
+    return Items.of_table(table.columns(fitted.names, repr(data)), table, labels)
 
 
 def _pictures(fitted, data, drop_invalid):

@@ -53,18 +53,22 @@ class Table:
     dropped: int = 0
     dropped_rows: tuple[int, ...] = ()
 
-    def columns(self, names: tuple[str, ...]) -> np.ndarray:
+    def columns(self, names: Sequence[str], source: str = "a table") -> np.ndarray:
         """The columns of those names, in their order; by place where one of the two has no names.
+
+        Args:
+            names: of the columns.
+            source: where the table comes from, for the error.
 
         Raises:
             InputError: if one of them is missing.
         """
-        unnamed = tuple(f"x{i + 1}" for i in range(len(names)))
+        unnamed = [tuple(f"{letter}{i + 1}" for i in range(len(names))) for letter in "xy"]
         if set(names) <= set(self.names):
             return self.values[:, [self.names.index(name) for name in names]]
-        if len(names) == len(self.names) and unnamed in (names, self.names):
+        if len(names) == len(self.names) and (tuple(names) in unnamed or tuple(self.names) in unnamed):
             return self.values
-        raise InputError(f"got the columns {', '.join(self.names)}; expected {', '.join(names)}, as in training")
+        raise InputError(f"got {source} with the columns {_some(self.names)}; expected {_some(names)}, as in training")
 
 
 def load_table(source: Any, *, drop_invalid: bool = False, min_rows: int = 2) -> Table:
