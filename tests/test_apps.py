@@ -264,14 +264,15 @@ def test_defaults_come_close_to_the_entropy(name, rows, goal):
 
 
 def test_the_coarse_grid_of_large_pictures_starts_with_all_of_them(monkeypatch, key):
-    pixels = _blobs(64, 0, size=36)
+    pixels = _blobs(256, 0, size=36)
     bijection = wavelet((36, 36, 1), levels=2, width=4, features=4, key=key)
     model = image_model(bijection.shape, Pixels(5), bijection)
-    # at full size there is room for 16 pictures, at the size of the coarse grid for all
-    monkeypatch.setattr(_image_training, "_NUMBERS_FOR_START", 64 * 18 * 18)
+    # at full size there is room for 64 pictures, at the size of the coarse grid for all
+    monkeypatch.setattr(_image_training, "_NUMBERS_FOR_START", 256 * 18 * 18)
     started = _image_training.closed_form_start(model, pixels, Augmentation(), False, key)
     z = started.encode(jnp.asarray(pixels), key=key)["z_0"]
-    np.testing.assert_allclose(jnp.mean(z, axis=0), 0.0, atol=0.1)
+    # 1/8 if fitted to a quarter of them, and the noise within the bins is another one here
+    assert np.sqrt(np.mean(jnp.mean(z, axis=0) ** 2)) < 0.09
 
 
 @pytest.mark.slow

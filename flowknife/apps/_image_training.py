@@ -193,18 +193,18 @@ def closed_form_start(model, train, augmentation, flip, key):
     copies = 2 if flip else 1
 
     def rows(start, count):
-        pixels = jnp.asarray(train[start : start + count])
-        pixels = augment(jax.random.fold_in(key, start), pixels, augmentation, flip=False)
+        augment_key, noise_key = jax.random.split(jax.random.fold_in(key, start))
+        pixels = augment(augment_key, jnp.asarray(train[start : start + count]), augmentation, flip=False)
         pixels = jnp.concatenate([pixels, pixels[:, :, ::-1]]) if flip else pixels
         # the noise within the bins starts as uniform: there is no need to ask its network about all rows at once
-        return Pixels(image.law.bits).prepare(key, pixels, pixels.shape[:1], image.shape)
+        return Pixels(image.law.bits).prepare(noise_key, pixels, pixels.shape[:1], image.shape)
 
     initialise = eqx.filter_jit(lambda flow, x: flow.initialise(x)[0])
     # actnorm needs the output of every layer before it, a wavelet flow's whitenings need none
     most = _NUMBERS_FOR_START if independent else _NUMBERS_FOR_START // 20
     count = max(most // image.size // copies, 16)
     flow = initialise(model.bijection, rows(0, count))
-    coarse = coarse_flow(flow)
+    coarse = coarse_flow(model.bijection)  # not yet fitted: what is fitted stays as it is
     if independent and coarse.shape != flow.shape and count < len(train):
         enough = min(most // math.prod(coarse.shape) // copies, len(train))
         to_coarse = eqx.filter_jit(coarse_input)

@@ -26,7 +26,8 @@ _TRAIN = (
 SETTINGS = {
     "density": f"seed, layers, width, depth, scalar, mixing, smoothing, alpha, {_TRAIN}",
     "images": "seed, image_size, crop, bits, architecture, dequantisation, levels, steps_per_level, memory, width, "
-    "alpha, augment.flip, augment.zoom, augment.shear, augment.rotation, augment.shift, augment.brightness, " + _TRAIN,
+    "parallel, alpha, augment.flip, augment.zoom, augment.shear, augment.rotation, augment.shift, augment.brightness, "
+    + _TRAIN,
     "classify": "seed, law, beta, classes, layers, width, depth, scalar, smoothing, image_size, bits, shift, slant, "
     f"alpha, {_TRAIN}",
     "invert": "seed, form, num_simulations, noise, scale, layers, width, depth, features, matching, independence, "
