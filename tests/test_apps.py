@@ -240,6 +240,17 @@ def test_typicality_is_two_sided_and_calibrated():
         assert detector.p_values(sign * 8.0 * np.ones((1, 4)) @ mix)[0] < 0.01
 
 
+def test_more_of_an_upward_feature_is_stranger_than_less():
+    generator = np.random.default_rng(0)
+    train, held_out = generator.normal(size=(500, 30)), generator.normal(size=(300, 30))
+    usual, more = np.zeros((1, 30)), 4.0 * np.eye(30)[:1]
+    two_sided, upward = (Typicality.fit(train, held_out, upward=columns) for columns in ((), (0,)))
+    assert two_sided.score(more) == pytest.approx(two_sided.score(-more), rel=0.1)
+    assert upward.score(more) > 1.3 * upward.score(-more) > 1.3 * upward.score(usual)
+    np.testing.assert_allclose(upward.score(-more), two_sided.score(-more), rtol=0.01)
+    assert upward.p_values(more) < two_sided.p_values(more)
+
+
 def test_ks_distance_of_a_shifted_normal():
     z = np.random.default_rng(0).normal(size=20_000)
     assert ks_normal(z) < 0.015

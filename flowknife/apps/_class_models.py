@@ -191,7 +191,7 @@ def look_at_pictures(model: INN, pixels: Array, log_prior: Array, key: Array) ->
     z, by_class, details = _levels(model, image.law.prepare(key, pixels, (), image.shape))
     joint = by_class + log_prior
     residual = _residual(model, z, jnp.argmax(joint, axis=-1))
-    terms = [(residual[..., None], jax.nn.logsumexp(joint, axis=-1)), *details]
+    terms = [(residual, jax.nn.logsumexp(joint, axis=-1)), *details]
     rest = sum((term for _, term in details), jnp.zeros(len(z)))
     return by_class + rest[:, None], level_features(terms)
 

@@ -17,6 +17,7 @@ from flowknife.apps._class_config import ClassifyConfig
 from flowknife.apps._class_data import Names, as_codes
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
 from flowknife.apps._image_batches import as_pictures, in_batches, with_complexity
+from flowknife.apps._image_scores import COMPLEXITY
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
     Check,
@@ -325,7 +326,7 @@ class Classifier:
         if not self.pictures:
             return fitted
         seen, held_out = (self._features(each, self._look(each)) for each in (looked_at, self.held_out))
-        return replace(fitted, detector=Typicality.fit(seen, held_out))
+        return replace(fitted, detector=Typicality.fit(seen, held_out, upward=[COMPLEXITY]))
 
     def _items(self, x) -> tuple[np.ndarray, Sequence[Any]]:
         """Items and their names."""

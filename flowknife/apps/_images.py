@@ -25,7 +25,7 @@ from flowknife.apps._image_batches import (
     with_complexity,
 )
 from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._image_scores import standardise_maps
+from flowknife.apps._image_scores import COMPLEXITY, standardise_maps
 from flowknife.apps._image_uses import How, Nearest, nearest, redrawn, thumbnails, way
 from flowknife.data import ImageSet, Skipped, write_skipped
 from flowknife.data._arrays import array_file
@@ -234,7 +234,7 @@ class Images:
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
-            "complexity": features[:, 0],
+            "complexity": features[:, COMPLEXITY],
             "typicality": np.abs(bits - held.mean()) / held.std(),
             "radius": np.sqrt(np.mean(latents**2, axis=1)),
             "radius_p": radius_p_values(self._squares(latents), self._squares(self._held_out_look[1])),

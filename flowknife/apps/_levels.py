@@ -101,8 +101,10 @@ def image_terms(model: INN, pixels: Array, key: Array) -> list[Term]:
 def level_features(terms: list[Term]) -> Array:
     """What an anomaly detector should look at: numbers that are the same for all pictures of a kind, up to chance.
 
-    Per level the log of the latents' root mean square, as a whole and channel by channel, and bits/dim. The channels
-    tell a picture of too little detail of one kind (blurred, say) from one that has merely little of all kinds.
+    Per level the log of the latents' root mean square, as a whole and channel by channel where it has places, and
+    bits/dim. The channels tell a picture of too little detail of one kind (blurred, say) from one that has merely
+    little of all kinds; the four grids that a `Squeeze` interleaves are one. More numbers than that hide what is
+    strange among them.
 
     Args:
         terms: of one batch axis, as `level_terms` returns them.
@@ -112,9 +114,12 @@ def level_features(terms: list[Term]) -> Array:
     """
     spread, bits = [], []
     for z, term in terms:
-        batch, channels = z.shape[0], z.shape[-1]
-        square = jnp.mean(z.reshape(batch, -1, channels) ** 2, axis=1)
-        spread += [0.5 * jnp.log(jnp.mean(square, axis=1, keepdims=True) + 1e-6), 0.5 * jnp.log(square + 1e-3)]
+        square = z.reshape(len(z), -1, z.shape[-1] if z.ndim == 4 else 1) ** 2
+        spread.append(0.5 * jnp.log(jnp.mean(square, axis=(1, 2))[:, None] + 1e-6))
+        if square.shape[-1] > 1:
+            channels = square.shape[-1]
+            of_channel = jnp.mean(square, axis=1).reshape(len(z), 4 if channels % 4 == 0 else 1, -1)
+            spread.append(0.5 * jnp.log(jnp.mean(of_channel, axis=1) + 1e-3))
         bits.append(-term / (z[0].size * math.log(2)))
     return jnp.concatenate([*spread, jnp.stack(bits, axis=1)], axis=1)
 

@@ -15,6 +15,7 @@ from flowknife._types import Key, as_key
 from flowknife.apps._empirical import Empirical
 from flowknife.apps._image_batches import as_pictures, bits_of, look, with_complexity
 from flowknife.apps._image_config import ImagesConfig
+from flowknife.apps._image_scores import COMPLEXITY
 from flowknife.apps._image_training import train_images
 from flowknife.apps._image_uses import thumbnails
 from flowknife.apps._images import Images
@@ -106,6 +107,7 @@ def images(
         detector=Typicality.fit(
             with_complexity(model, train_features, bits_of(model, train_features), looked_at),
             with_complexity(model, features, held_out_bits, held_out),
+            upward=[COMPLEXITY],
         ),
         held_out_bits=held_out_bits,
         held_out=held_out[:_KEPT_IMAGES],

@@ -1,6 +1,6 @@
 """How strange an item is: scores, p-values that keep their promise, and which of many items to call strange."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -116,26 +116,33 @@ def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> fl
     return float(np.mean(below) / (2 * len(ordered)))
 
 
+_UPWARD = 0.2  # weight of an upward feature beside the others: from 0.1 to 0.4 the AUROC of pictures hardly changes
+
+
 class Typicality(eqx.Module):
     """How far a feature vector is from those of normal items, in both directions.
 
-        score = sqrt((f - m)^T S^-1 (f - m))
+        score = sqrt((f - m)^T S^-1 (f - m) + k/5 * sum over upward j of max((f_j - m_j) / s_j, 0)^2)
 
-    with the mean m and the (shrunk) covariance S of the features of training items; p-values come from items that were
-    held out. Fed with the spread of the latents and the likelihood of every level of a flow, it is a two-sided
-    typical-set test: a blurred or a blank picture, of *higher* likelihood than the training pictures, is as strange as
-    a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
+    with the mean m, the standard deviations s and the (shrunk) covariance S of the k features of training items;
+    p-values come from items that were held out. A feature that grows with strangeness may be named as upward: the first
+    term alone, an average over k directions, would drown it. Fed with the spread of the latents and the likelihood of
+    every level of a flow, it is a two-sided typical-set test: a blurred or a blank picture, of *higher* likelihood than
+    the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv
+    1810.09136).
 
     Attributes:
         mean: m, shape (k,).
         scale: standard deviation of each feature, shape (k,).
         precision: inverse covariance of the features in these units, shape (k, k).
+        upward: weight of each feature's excess, shape (k,).
         held_out: sorted scores of the held-out items, shape (m,).
     """
 
     mean: Float[np.ndarray, " k"]
     scale: Float[np.ndarray, " k"]
     precision: Float[np.ndarray, "k k"]
+    upward: Float[np.ndarray, " k"]
     held_out: Float[np.ndarray, " m"]
 
     def to_tree(self) -> dict[str, np.ndarray]:
@@ -148,8 +155,15 @@ class Typicality(eqx.Module):
         return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
     @classmethod
-    def fit(cls, features: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"]) -> "Typicality":
+    def fit(
+        cls, features: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"], upward: Sequence[int] = ()
+    ) -> "Typicality":
         """Fit the mean and the covariance to training features, and calibrate with held-out features.
+
+        Args:
+            features: of training items.
+            held_out: features of held-out items.
+            upward: columns of which more than usual is stranger than less.
 
         Raises:
             InputError: for fewer than 2 training or held-out rows.
@@ -161,13 +175,16 @@ class Typicality(eqx.Module):
         mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
         variances, axes = shrunk_covariance(jnp.asarray((features - mean) / scale))
         precision = np.asarray((axes / np.maximum(variances, 1e-6)) @ axes.T, float)
-        fitted = cls(mean, scale, precision, np.zeros(0))
-        return cls(mean, scale, precision, np.sort(fitted.score(held_out)))
+        weights = np.zeros(len(mean))
+        weights[list(upward)] = _UPWARD * len(mean)
+        fitted = cls(mean, scale, precision, weights, np.zeros(0))
+        return cls(mean, scale, precision, weights, np.sort(fitted.score(held_out)))
 
     def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Scores of items; larger is stranger."""
         difference = (np.asarray(features, float) - self.mean) / self.scale
-        return np.sqrt(np.einsum("ni,ij,nj->n", difference, self.precision, difference))
+        square = np.einsum("ni,ij,nj->n", difference, self.precision, difference)
+        return np.sqrt(square + np.maximum(difference, 0.0) ** 2 @ self.upward)
 
     def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Split-conformal p-values of new items."""
