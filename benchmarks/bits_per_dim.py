@@ -1,10 +1,11 @@
 """Bits/dim of new pictures after equal time: `fk.images` with its defaults beside normflows' Glow.
 
-    DATA=pictures.npz BITS=8 MINUTES=30 PEER=other/bin/python python -m benchmarks bits_per_dim
+    DATA=pictures.npz BITS=8 MINUTES=30 PEER=other/bin/python OUT=folder python -m benchmarks bits_per_dim
 
 `DATA` holds uint8 pictures `x_train` and `x_test`, (n, H, W) or (n, H, W, C). `PEER` is the Python of an environment
 with torch and normflows, see `glow_step`; without it only ours is measured. The peer's Glow has levels of eight steps,
-width 96, and trains by Adamax with warm-up in channels-last layout, the best setting found for it here.
+width 96, and trains by Adamax with warm-up in channels-last layout, the best setting found for it here. `OUT` receives
+our run, and pictures of samples: ours, the peer's and those of a Gaussian, and the training pictures nearest to ours.
 """
 
 import os
@@ -17,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 import flowknife as fk
+from benchmarks.images import principal_gaussian
+from flowknife.apps import Images
 
 _THEIRS = """
 import sys, time
 import numpy as np, torch, normflows as nf
-path, bits, minutes = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+path, bits, minutes, samples = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 data = np.load(path)
 torch.manual_seed(0)
 
@@ -60,6 +63,10 @@ while time.time() - start < 60 * minutes:
     step += 1
 with torch.no_grad():
     parts = [float(loss_of(part)) * len(part) for part in test.split(200)]
+    model.set_temperature(0.7)
+    drawn, _ = model.sample(64)
+drawn = torch.nan_to_num(drawn * values).floor().clamp(0, values - 1) * 2 ** (8 - bits)
+np.save(samples, drawn.numpy().astype(np.uint8).transpose(0, 2, 3, 1))
 print("RESULT", sum(parts) / len(test), step)
 """
 
@@ -70,6 +77,8 @@ def run() -> None:
     if "DATA" not in os.environ:
         print("bits_per_dim: got no DATA; expected a file of pictures x_train and x_test; try DATA=pictures.npz")
         return
+    out = Path(os.environ.get("OUT") or tempfile.mkdtemp())
+    out.mkdir(parents=True, exist_ok=True)
     data = np.load(os.environ["DATA"])
     start = time.perf_counter()
     ours = fk.images(data["x_train"], bits=bits, train={"minutes": minutes}, augment={"flip": False}, key=0)
@@ -78,9 +87,29 @@ def run() -> None:
     print(
         f"ours ({ours.config.architecture}): {found:.4f} bits/dim, {seconds / 60:.1f} minutes, all included", flush=True
     )
-    ours.save(Path(os.environ.get("OUT", tempfile.mkdtemp())) / "run")
-    if "PEER" in os.environ:
-        command = [os.environ["PEER"], "-W", "ignore", "-c", _THEIRS, os.environ["DATA"], str(bits), str(minutes)]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=sys.stderr, text=True).stdout
-        _, theirs, steps = output.split()[-3:]
-        print(f"normflows' Glow: {float(theirs):.4f} bits/dim, {minutes:g} minutes, {steps} steps", flush=True)
+    ours.save(out / "run")
+    theirs = peer(bits, minutes, out / "peer.npy") if "PEER" in os.environ else None
+    print(contact_sheets(ours, data["x_train"], theirs, out), flush=True)
+
+
+def peer(bits: int, minutes: float, samples: Path) -> np.ndarray:
+    """Train the peer, print its bits/dim, and return 64 samples at T = 0.7."""
+    settings = [os.environ["DATA"], str(bits), str(minutes), str(samples)]
+    command = [os.environ["PEER"], "-W", "ignore", "-c", _THEIRS, *settings]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=sys.stderr, text=True).stdout
+    _, theirs, steps = output.split()[-3:]
+    print(f"normflows' Glow: {float(theirs):.4f} bits/dim, {minutes:g} minutes, {steps} steps", flush=True)
+    return np.load(samples)
+
+
+def contact_sheets(ours: Images, train: np.ndarray, theirs: np.ndarray | None, out: Path) -> Path:
+    """64 samples of each at T = 0.7, and the training pictures nearest to ours."""
+    train = train.reshape(-1, *ours.shape)
+    drawn = ours.sample(64, key=0, temperature=0.7)
+    groups = [("Flow", drawn), ("Gaussian, 200 principal directions", principal_gaussian(train, 64))]
+    if theirs is not None:
+        groups.append(("normflows' Glow", theirs))
+    fk.plots.compare(groups, "Samples at T = 0.7.").savefig(out / "samples.png")
+    found, usual = ours.nearest(drawn[:12], k=5), np.median(ours.nearest(ours.held_out, k=1).distances)
+    fk.plots.nearest(drawn[:12], found.pictures, found.distances, usual).savefig(out / "nearest.png")
+    return out / "samples.png"

@@ -15,6 +15,8 @@ import numpy as np
 import flowknife as fk
 from flowknife.apps import Images
 
+_DIRECTIONS = 200  # of the Gaussian that samples are shown beside
+
 
 def run() -> None:
     """Print bits/dim, the false-alarm rate and the AUROC, and write the report beside the pictures."""
@@ -43,20 +45,24 @@ def run() -> None:
     print(model.report(folder / "run", others if others.is_dir() else None))
 
 
-def _beside_principal_gaussian(model: Images, folder: Path, directions: int = 200) -> Path:
+def principal_gaussian(train: np.ndarray, n: int) -> np.ndarray:
+    """`n` draws at T = 0.7 of the Gaussian of the leading principal directions of pictures."""
+    rows = train.reshape(len(train), -1).astype(float)
+    mean = rows.mean(axis=0)
+    _, spread, axes = np.linalg.svd(rows - mean, full_matrices=False)
+    spread, axes = spread[:_DIRECTIONS] / len(rows) ** 0.5, axes[:_DIRECTIONS]
+    draws = mean + 0.7 * np.random.default_rng(0).normal(size=(n, len(spread))) * spread @ axes
+    return np.clip(np.round(draws), 0, 255).astype(np.uint8).reshape(-1, *train.shape[1:])
+
+
+def _beside_principal_gaussian(model: Images, folder: Path) -> Path:
     """Samples beside those of a Gaussian in the leading principal directions, the least that a model has to surpass."""
     size = model.shape[0]
     train = fk.data.load_images(folder / "train", size).pixels
     new = fk.data.load_images(folder / "val", size).pixels
-    rows = train.reshape(len(train), -1).astype(float)
-    mean = rows.mean(axis=0)
-    _, spread, axes = np.linalg.svd(rows - mean, full_matrices=False)
-    spread, axes = spread[:directions] / len(rows) ** 0.5, axes[:directions]
-    draws = mean + 0.7 * np.random.default_rng(0).normal(size=(30, len(spread))) * spread @ axes
-    gaussian = np.clip(np.round(draws), 0, 255).astype(np.uint8).reshape(-1, *model.shape)
     groups = [
         ("Flow, T = 0.7", model.sample(30, key=0, temperature=0.7)),
-        (f"Gaussian, {len(spread)} directions, T = 0.7", gaussian),
+        (f"Gaussian, {_DIRECTIONS} directions, T = 0.7", principal_gaussian(train, 30)),
         ("New pictures", new[:30]),
     ]
     path = folder / "run" / "figures" / "beside_gaussian.png"

@@ -151,7 +151,8 @@ class Typicality(eqx.Module):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Typicality":
-        """The inverse of `to_tree`."""
+        """The inverse of `to_tree`; detectors once had no `upward`."""
+        tree = {"upward": np.zeros(len(tree["mean"])), **tree}
         return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
     @classmethod
