@@ -8,7 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from flowknife import _xla
 from flowknife.errors import InputError
+
+_xla.choose()  # here, since whatever computes comes by here first
 
 Key = int | np.integer | Array | None
 """A source of randomness: an int (a seed), a JAX key, or None (fresh entropy)."""

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import flowknife as fk
+from flowknife import _xla
 
 STUB = Path(fk.__file__).with_suffix(".pyi")
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "equinox", "optax", "matplotlib", "sklearn", "pandas", "PIL", "fsspec"}
@@ -88,3 +90,25 @@ def test_functions_win_over_modules_of_their_name():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         fk.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("chosen", "then"),
+    [
+        ("", "--xla_cpu_use_fusion_emitters=false"),
+        ("--xla_a=1", "--xla_a=1 --xla_cpu_use_fusion_emitters=false"),
+        ("--xla_cpu_use_fusion_emitters=true", "--xla_cpu_use_fusion_emitters=true"),
+    ],
+)
+def test_the_compiler_flag_of_the_user_stays(chosen, then, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", chosen)
+    monkeypatch.setattr(_xla.jaxlib, "__version__", "0.10.2")
+    _xla.choose()
+    assert os.environ["XLA_FLAGS"] == then
+
+
+def test_other_versions_of_the_compiler_are_left_alone(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(_xla.jaxlib, "__version__", "0.12.0")
+    _xla.choose()
+    assert os.environ["XLA_FLAGS"] == ""
