@@ -106,10 +106,10 @@ def contact_sheets(ours: Images, train: np.ndarray, theirs: np.ndarray | None, o
     """64 samples of each at T = 0.7, and the training pictures nearest to ours."""
     train = train.reshape(-1, *ours.shape)
     drawn = ours.sample(64, key=0, temperature=0.7)
-    groups = [("Flow", drawn), ("Gaussian, 200 principal directions", principal_gaussian(train, 64))]
+    groups = [("Flow, T = 0.7", drawn), principal_gaussian(train, 64)]
     if theirs is not None:
-        groups.append(("normflows' Glow", theirs))
-    fk.plots.compare(groups, "Samples at T = 0.7.").savefig(out / "samples.png")
+        groups.append(("normflows' Glow, T = 0.7", theirs))
+    fk.plots.compare(groups, "Samples beside those of others.").savefig(out / "samples.png")
     found, usual = ours.nearest(drawn[:12], k=5), np.median(ours.nearest(ours.held_out, k=1).distances)
     fk.plots.nearest(drawn[:12], found.pictures, found.distances, usual).savefig(out / "nearest.png")
     return out / "samples.png"

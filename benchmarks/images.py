@@ -45,14 +45,15 @@ def run() -> None:
     print(model.report(folder / "run", others if others.is_dir() else None))
 
 
-def principal_gaussian(train: np.ndarray, n: int) -> np.ndarray:
-    """`n` draws at T = 0.7 of the Gaussian of the leading principal directions of pictures."""
+def principal_gaussian(train: np.ndarray, n: int) -> tuple[str, np.ndarray]:
+    """`n` draws at T = 0.7 of the Gaussian of the leading principal directions of pictures, and what they are."""
     rows = train.reshape(len(train), -1).astype(float)
     mean = rows.mean(axis=0)
     _, spread, axes = np.linalg.svd(rows - mean, full_matrices=False)
     spread, axes = spread[:_DIRECTIONS] / len(rows) ** 0.5, axes[:_DIRECTIONS]
     draws = mean + 0.7 * np.random.default_rng(0).normal(size=(n, len(spread))) * spread @ axes
-    return np.clip(np.round(draws), 0, 255).astype(np.uint8).reshape(-1, *train.shape[1:])
+    pixels = np.clip(np.round(draws), 0, 255).astype(np.uint8).reshape(-1, *train.shape[1:])
+    return f"Gaussian, {len(spread)} directions, T = 0.7", pixels
 
 
 def _beside_principal_gaussian(model: Images, folder: Path) -> Path:
@@ -62,7 +63,7 @@ def _beside_principal_gaussian(model: Images, folder: Path) -> Path:
     new = fk.data.load_images(folder / "val", size).pixels
     groups = [
         ("Flow, T = 0.7", model.sample(30, key=0, temperature=0.7)),
-        (f"Gaussian, {_DIRECTIONS} directions, T = 0.7", principal_gaussian(train, 30)),
+        principal_gaussian(train, 30),
         ("New pictures", new[:30]),
     ]
     path = folder / "run" / "figures" / "beside_gaussian.png"

@@ -127,20 +127,17 @@ def train_pictures(
     most = max(_START_NUMBERS // pixels[0].size, 16)
     model = fit_start(model, augment(move_key, jnp.asarray(pixels[:most]), moves), labels[:most])
 
-    stages = []
-    for level in range(levels):
-        objective = coarse_objective if level == 0 else level_nll(level)
-        stages.append(
-            Stage(
-                level=level,
-                # the classes have half of the time, the details the rest
-                share=max(levels - 1, 1) if level == 0 else 1,
-                label="classes" if level == 0 else f"details {level} of {levels - 1}",
-                where=coarse_part if level == 0 else level_part(level),
-                objective=objective,
-                held_out_objective=objective,
-            )
+    stages = [
+        Stage(
+            level=level,
+            # the classes have half of the time, the details the rest
+            share=max(levels - 1, 1) if level == 0 else 1,
+            label="classes" if level == 0 else f"details {level} of {levels - 1}",
+            where=coarse_part if level == 0 else level_part(level),
+            objective=coarse_objective if level == 0 else level_nll(level),
         )
+        for level in range(levels)
+    ]
     data, held_out = (None if items is None else _batch(model, "image", items) for items in (train, stopping))
     model, history, spent = fit_stages(model, data, held_out, training, stages, key, show_progress)
     return model, history, training, {"seconds": round(spent, 1)}

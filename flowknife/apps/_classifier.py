@@ -16,8 +16,7 @@ from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
 from flowknife.apps._class_data import Names, as_codes
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
-from flowknife.apps._image_batches import as_pictures, in_batches, with_complexity
-from flowknife.apps._image_scores import COMPLEXITY
+from flowknife.apps._image_batches import COMPLEXITY, as_pictures, in_batches, with_complexity
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
     Check,

@@ -15,6 +15,9 @@ from flowknife.data import ImageSet, load_images
 DRAWN_AT_ONCE = 16  # pictures
 _NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
 
+COMPLEXITY = 0
+"""The column that `with_complexity` puts before the others; the more, the stranger."""
+
 
 def as_pictures(
     folder, size, show_progress, channels: Any = "auto", partition: Any = None, crop: float = 1.0

@@ -9,10 +9,6 @@ Maps = list[np.ndarray]
 """A number for each place of each level that has places: shapes (n, h, w)."""
 
 
-COMPLEXITY = 0
-"""The column of a picture's features that says how much less simple it is to the model than to a PNG file."""
-
-
 def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarray, " n"]:
     """Bits per dimension of each picture of `bits` bits as a PNG file: what a simple code needs for it.
 

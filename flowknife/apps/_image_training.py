@@ -1,5 +1,6 @@
 """Training of an image flow: closed-form start, then level after level, or all levels together."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -78,7 +79,8 @@ def train_images(
     # the time of a level grows slower than its size, since the large ones are the regular ones
     shares = np.sqrt([1.0] if together else latent_sizes(model.bijection))
     order = list(range(len(shares)))
-    if model.partition.left[0].law.noise is not None:
+    learned_noise = model.partition.left[0].law.noise is not None
+    if learned_noise:
         # the noise within the bins belongs to the finest level, and the others have to do with it
         order = [order[-1], *order[:-1]]
     stages = []
@@ -94,7 +96,7 @@ def train_images(
                 held_out_objective=objective,
             )
         )
-    alone = 1 if model.partition.left[0].law.noise is not None else 0
+    alone = 1 if learned_noise else 0
     model, history, spent = fit_stages(
         model, pixels, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel
     )
@@ -110,7 +112,7 @@ class Stage(NamedTuple):
         label: what the progress bar says.
         where: the part of the model.
         objective: of that part.
-        held_out_objective: that of held-out rows.
+        held_out_objective: that of held-out rows, where the other one augments.
     """
 
     level: int
@@ -118,7 +120,7 @@ class Stage(NamedTuple):
     label: str
     where: Callable[[INN], Any]
     objective: Objective
-    held_out_objective: Objective
+    held_out_objective: Objective | None = None
 
 
 def fit_stages(
@@ -168,7 +170,7 @@ def fit_stages(
     history: History = {}
     start, todo = time.monotonic(), sum(stage.share for stage in stages)
     one_by_one = len(stages) if parallel == 1 else alone
-    groups = [*([stage] for stage in stages[:one_by_one]), *([stages[one_by_one:]] if stages[one_by_one:] else [])]
+    groups = [*([stage] for stage in stages[:one_by_one]), stages[one_by_one:]]  # the last one may be empty
     for group in groups:
         threads = min(parallel, len(group))
         left = training.minutes and training.minutes - (time.monotonic() - start) / 60
@@ -203,12 +205,14 @@ def closed_form_start(model, train, augmentation, flip, key):
     # actnorm needs the output of every layer before it, a wavelet flow's whitenings need none
     most = _NUMBERS_FOR_START if independent else _NUMBERS_FOR_START // 20
     count = max(most // image.size // copies, 16)
-    flow = initialise(model.bijection, rows(0, count))
+    first = rows(0, count)
+    flow = initialise(model.bijection, first)
     coarse = coarse_flow(model.bijection)  # not yet fitted: what is fitted stays as it is
     if independent and coarse.shape != flow.shape and count < len(train):
         enough = min(most // math.prod(coarse.shape) // copies, len(train))
         to_coarse = eqx.filter_jit(coarse_input)
-        x = jnp.concatenate([to_coarse(flow, rows(start, count)) for start in range(0, enough, count)])
+        others = (rows(start, count) for start in range(count, enough, count))
+        x = jnp.concatenate([to_coarse(flow, part) for part in itertools.chain([first], others)])
         flow = eqx.tree_at(coarse_flow, flow, initialise(coarse, x))
     return eqx.tree_at(lambda m: m.bijection, model, flow)
 

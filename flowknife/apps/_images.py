@@ -13,6 +13,7 @@ import numpy as np
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import ByLevel, Empirical
 from flowknife.apps._image_batches import (
+    COMPLEXITY,
     DRAWN_AT_ONCE,
     as_pictures,
     bits_of,
@@ -25,7 +26,7 @@ from flowknife.apps._image_batches import (
     with_complexity,
 )
 from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._image_scores import COMPLEXITY, standardise_maps
+from flowknife.apps._image_scores import standardise_maps
 from flowknife.apps._image_uses import How, Nearest, nearest, redrawn, thumbnails, way
 from flowknife.data import ImageSet, Skipped, write_skipped
 from flowknife.data._arrays import array_file

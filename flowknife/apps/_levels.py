@@ -114,10 +114,10 @@ def level_features(terms: list[Term]) -> Array:
     """
     spread, bits = [], []
     for z, term in terms:
-        square = z.reshape(len(z), -1, z.shape[-1] if z.ndim == 4 else 1) ** 2
+        channels = z.shape[-1] if z.ndim == 4 else 1
+        square = z.reshape(len(z), -1, channels) ** 2
         spread.append(0.5 * jnp.log(jnp.mean(square, axis=(1, 2))[:, None] + 1e-6))
-        if square.shape[-1] > 1:
-            channels = square.shape[-1]
+        if channels > 1:
             of_channel = jnp.mean(square, axis=1).reshape(len(z), 4 if channels % 4 == 0 else 1, -1)
             spread.append(0.5 * jnp.log(jnp.mean(of_channel, axis=1) + 1e-3))
         bits.append(-term / (z[0].size * math.log(2)))

@@ -13,9 +13,8 @@ from flowknife._feeds import take
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_batches import as_pictures, bits_of, look, with_complexity
+from flowknife.apps._image_batches import COMPLEXITY, as_pictures, bits_of, look, with_complexity
 from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._image_scores import COMPLEXITY
 from flowknife.apps._image_training import train_images
 from flowknife.apps._image_uses import thumbnails
 from flowknife.apps._images import Images

@@ -1,7 +1,7 @@
 """How strange an item is: scores, p-values that keep their promise, and which of many items to call strange."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import equinox as eqx
@@ -179,7 +179,7 @@ class Typicality(eqx.Module):
         weights = np.zeros(len(mean))
         weights[list(upward)] = _UPWARD * len(mean)
         fitted = cls(mean, scale, precision, weights, np.zeros(0))
-        return cls(mean, scale, precision, weights, np.sort(fitted.score(held_out)))
+        return replace(fitted, held_out=np.sort(fitted.score(held_out)))
 
     def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Scores of items; larger is stranger."""
