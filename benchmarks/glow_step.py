@@ -94,7 +94,7 @@ def _measure(python: str, program: str, *arguments: object) -> tuple[float, floa
     return float(seconds), float(mebibytes)
 
 
-def run(rounds: int = 3, repeats: int = 5) -> None:
+def run(rounds: int = 5, repeats: int = 10) -> None:
     """Print the seconds of a step with 8 steps per level, and the peak memory with 8 and with 32."""
     peer = os.environ.get("PEER", ".venv-normflows/bin/python")
     if not Path(peer).exists():

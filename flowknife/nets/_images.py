@@ -3,6 +3,9 @@
 A 3x3 convolution is written as patches times a matrix: in a compiled training loop on a CPU, XLA's own convolution and
 its gradients run 20 to 50 times slower (measured for 32 images of 16x16 to 64x64 with 12 to 128 channels); outside of
 loops, and on accelerators, the two are alike.
+
+The networks of couplings compute their hidden layers a second time for the gradient. To keep them, for every layer of a
+scan, takes longer: training steps of Glow and of wavelet flows became 20 to 30 % faster on a CPU, in half the memory.
 """
 
 import functools
@@ -101,6 +104,7 @@ class ConvNet(eqx.Module):
             Conv(width, out_shape[-1], zero=True, key=keys[2]),
         )
 
+    @eqx.filter_checkpoint
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         x = join_images(x, cond, self.cond_shape)
         for layer in self.layers[:-1]:
@@ -143,6 +147,7 @@ class PatchMLP(eqx.Module):
         self.think = Dense(width, width, key=think)
         self.last = Dense(width, out_shape[-1], zero=True, key=last)
 
+    @eqx.filter_checkpoint
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         act = _activation(self.activation)
         hidden = self.look(x) + self.place
