@@ -251,6 +251,19 @@ def test_more_of_an_upward_feature_is_stranger_than_less():
     assert upward.p_values(more) < two_sided.p_values(more)
 
 
+def test_an_upward_feature_weighs_more_where_training_items_hardly_are():
+    generator = np.random.default_rng(0)
+    detector = Typicality.fit(generator.normal(size=(5000, 30)), generator.normal(size=(300, 30)), upward=(0,))
+    excess = [detector.score(x * np.eye(30)[:1])[0] ** 2 - detector.score(-x * np.eye(30)[:1])[0] ** 2 for x in (2, 4)]
+    beyond = np.array([2.0, 4.0]) - 2.054  # the 98 % quantile of N(0, 1)
+    np.testing.assert_allclose(excess, [6 * 2**2, 6 * 4**2 + 150 * beyond[1] ** 2], rtol=0.1)
+    # detectors of before had neither
+    tree = {name: array for name, array in detector.to_tree().items() if name not in ("upward", "beyond")}
+    assert Typicality.from_tree(tree).score(4 * np.eye(30)[:1]) < 0.3 * detector.score(4 * np.eye(30)[:1])
+    with pytest.raises(InputError, match="got 29 features"):
+        detector.score(np.zeros((1, 29)))
+
+
 def test_ks_distance_of_a_shifted_normal():
     z = np.random.default_rng(0).normal(size=20_000)
     assert ks_normal(z) < 0.015

@@ -228,6 +228,17 @@ def test_scores_tell_strange_pictures_in_both_directions(model):
     assert np.mean(normal["radius_p"] < 0.1) < 0.25
 
 
+@pytest.mark.parametrize(
+    ("column", "reverse"), [("upside_down", lambda x: x[:, ::-1]), ("negative", lambda x: 255 - x)]
+)
+def test_pictures_that_are_turned_round_are_likelier_as_they_were(model, column, reverse):
+    usual, other = (model.score(pixels) for pixels in (faces(60, key=16), reverse(faces(60, key=16))))
+    # each is compared with the other
+    np.testing.assert_allclose(other[column], -usual[column], atol=1e-4)
+    assert fk.diagnostics.auroc(usual[column], other[column]) > 0.99
+    assert fk.diagnostics.auroc(usual["score"], other["score"]) > 0.95 and np.mean(other["flag"]) > 0.6
+
+
 def test_discoveries_are_the_rows_that_benjamini_and_hochberg_reject(model):
     noise = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     scores = model.score(np.concatenate([faces(60, key=13), noise]))

@@ -18,6 +18,9 @@ _NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many
 COMPLEXITY = 0
 """The column that `with_complexity` puts before the others; the more, the stranger."""
 
+COMPARISONS = ("upside_down", "negative", "complexity")
+"""The columns that `with_comparisons` puts before the others; the more, the stranger."""
+
 
 def as_pictures(
     folder, size, show_progress, channels: Any = "auto", partition: Any = None, crop: float = 1.0
@@ -67,6 +70,22 @@ def with_complexity(model, features, bits, pixels):
     """What a detector is given: bits/dim less those of a PNG file, then the features of the levels, `(n, 1 + k)`."""
     complexity = bits - png_bits(pixels, model.partition.left[0].law.bits)
     return np.concatenate([complexity[:, None], features], axis=1)
+
+
+def with_comparisons(model, features, pixels):
+    """As `with_complexity`, and before it how much less likely each picture is than the same picture reversed.
+
+    In bits/dim, the mean over the levels: against itself upside down, and against its negative. A picture and its
+    reversal are equally simple, so the difference says what the likelihood of each, apart, cannot: which way up, and
+    which way round in brightness, the pictures of this model are. About zero where they have no such way.
+    """
+    levels = len(model.partition.right)
+
+    def excess(other):
+        return np.mean(features[:, -levels:] - look(model, other)[0][:, -levels:], axis=1)
+
+    reversals = np.stack([excess(pixels[:, ::-1]), excess(255 - pixels)], axis=1)
+    return np.concatenate([reversals, with_complexity(model, features, bits_of(model, features), pixels)], axis=1)
 
 
 @eqx.filter_jit

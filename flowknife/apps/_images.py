@@ -13,7 +13,7 @@ import numpy as np
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import ByLevel, Empirical
 from flowknife.apps._image_batches import (
-    COMPLEXITY,
+    COMPARISONS,
     DRAWN_AT_ONCE,
     as_pictures,
     bits_of,
@@ -23,7 +23,7 @@ from flowknife.apps._image_batches import (
     in_batches,
     local_maps,
     look,
-    with_complexity,
+    with_comparisons,
 )
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_scores import standardise_maps
@@ -219,8 +219,8 @@ class Images:
                 `flowknife.data.load_images` to learn why).
 
         Returns:
-            columns by name: path; bits_per_dim; complexity, bits/dim less those of a PNG file of the picture;
-            typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius, |z| /
+            columns by name: path; bits_per_dim; upside_down and negative, bits/dim (the mean of the levels) more than
+            those of the picture reversed; complexity, bits/dim less those of a PNG file of the picture; typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius, |z| /
             sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, the combined two-sided
             score over all levels; p_value, of that score, split-conformal; flag, p_value < alpha; q_value, the
             p-value adjusted for the number of pictures; discovery, q_value <= alpha: of the pictures called so, a
@@ -229,13 +229,13 @@ class Images:
         data = self._pixels(pictures)
         levels, latents = look(self.model, data.pixels)
         bits, held = bits_of(self.model, levels), self.held_out_bits
-        features = with_complexity(self.model, levels, bits, data.pixels)
+        features = with_comparisons(self.model, levels, data.pixels)
         p_value = self.detector.p_values(features)
         q_value = adjusted_p_values(p_value)
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
-            "complexity": features[:, COMPLEXITY],
+            **dict(zip(COMPARISONS, features.T, strict=False)),
             "typicality": np.abs(bits - held.mean()) / held.std(),
             "radius": np.sqrt(np.mean(latents**2, axis=1)),
             "radius_p": radius_p_values(self._squares(latents), self._squares(self._held_out_look[1])),
@@ -269,7 +269,7 @@ class Images:
         """Round trip, latents and false alarms of held-out pictures, or of `pictures`, against what they should be."""
         pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
         features, z = self._held_out_look if pictures is None else look(self.model, pixels)
-        features = with_complexity(self.model, features, bits_of(self.model, features), pixels)
+        features = with_comparisons(self.model, features, pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
         alarms = np.mean(self.detector.p_values(features) < self.config.alpha)
         return [

@@ -13,7 +13,7 @@ from flowknife._feeds import take
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_batches import COMPLEXITY, as_pictures, bits_of, look, with_complexity
+from flowknife.apps._image_batches import COMPARISONS, as_pictures, bits_of, look, with_comparisons
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_training import train_images
 from flowknife.apps._image_uses import thumbnails
@@ -104,9 +104,9 @@ def images(
     return Images(
         model=model,
         detector=Typicality.fit(
-            with_complexity(model, train_features, bits_of(model, train_features), looked_at),
-            with_complexity(model, features, held_out_bits, held_out),
-            upward=[COMPLEXITY],
+            with_comparisons(model, train_features, looked_at),
+            with_comparisons(model, features, held_out),
+            upward=range(len(COMPARISONS)),
         ),
         held_out_bits=held_out_bits,
         held_out=held_out[:_KEPT_IMAGES],

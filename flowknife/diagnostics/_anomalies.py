@@ -117,16 +117,18 @@ def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> fl
 
 
 _UPWARD = 0.2  # weight of an upward feature beside the others: from 0.1 to 0.4 the AUROC of pictures hardly changes
+_BEYOND = 0.98  # a value that so large a share of the training items stays below
+_STEEPER = 25.0  # weight of an upward feature beyond that, relative to below: from 10 to 50 there is little difference
 
 
 class Typicality(eqx.Module):
     """How far a feature vector is from those of normal items, in both directions.
 
-        score = sqrt((f - m)^T S^-1 (f - m) + k/5 * sum over upward j of max((f_j - m_j) / s_j, 0)^2)
+        score^2 = (f - m)^T S^-1 (f - m) + sum over upward j of k/5 max((f_j - m_j) / s_j, 0)^2 + 5k max((f_j - q_j) / s_j, 0)^2
 
-    with the mean m, the standard deviations s and the (shrunk) covariance S of the k features of training items;
-    p-values come from items that were held out. A feature that grows with strangeness may be named as upward: the first
-    term alone, an average over k directions, would drown it. Fed with the spread of the latents and the likelihood of
+    with the mean m, the standard deviations s, the (shrunk) covariance S and the 98 % quantiles q of the k features of
+    training items; p-values come from items that were held out. A feature that grows with strangeness may be named as
+    upward: the first term alone, an average over k directions, would drown it. Fed with the spread of the latents and the likelihood of
     every level of a flow, it is a two-sided typical-set test: a blurred or a blank picture, of *higher* likelihood than
     the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv
     1810.09136).
@@ -135,7 +137,8 @@ class Typicality(eqx.Module):
         mean: m, shape (k,).
         scale: standard deviation of each feature, shape (k,).
         precision: inverse covariance of the features in these units, shape (k, k).
-        upward: weight of each feature's excess, shape (k,).
+        upward: weight of each feature's excess over the mean, shape (k,).
+        beyond: (q - m) / s, beyond which it weighs 25 times as much, shape (k,).
         held_out: sorted scores of the held-out items, shape (m,).
     """
 
@@ -143,6 +146,7 @@ class Typicality(eqx.Module):
     scale: Float[np.ndarray, " k"]
     precision: Float[np.ndarray, "k k"]
     upward: Float[np.ndarray, " k"]
+    beyond: Float[np.ndarray, " k"]
     held_out: Float[np.ndarray, " m"]
 
     def to_tree(self) -> dict[str, np.ndarray]:
@@ -151,8 +155,9 @@ class Typicality(eqx.Module):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Typicality":
-        """The inverse of `to_tree`; detectors once had no `upward`."""
-        tree = {"upward": np.zeros(len(tree["mean"])), **tree}
+        """The inverse of `to_tree`; detectors once had no `upward` and no `beyond`."""
+        k = len(tree["mean"])
+        tree = {"upward": np.zeros(k), "beyond": np.full(k, np.inf), **tree}
         return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
     @classmethod
@@ -174,18 +179,30 @@ class Typicality(eqx.Module):
                 f"got {len(features)} training and {len(held_out)} held-out rows; expected at least 2 each"
             )
         mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
-        variances, axes = shrunk_covariance(jnp.asarray((features - mean) / scale))
+        standard = (features - mean) / scale
+        variances, axes = shrunk_covariance(jnp.asarray(standard))
         precision = np.asarray((axes / np.maximum(variances, 1e-6)) @ axes.T, float)
         weights = np.zeros(len(mean))
         weights[list(upward)] = _UPWARD * len(mean)
-        fitted = cls(mean, scale, precision, weights, np.zeros(0))
+        fitted = cls(mean, scale, precision, weights, np.quantile(standard, _BEYOND, axis=0), np.zeros(0))
         return replace(fitted, held_out=np.sort(fitted.score(held_out)))
 
     def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-        """Scores of items; larger is stranger."""
-        difference = (np.asarray(features, float) - self.mean) / self.scale
+        """Scores of items; larger is stranger.
+
+        Raises:
+            InputError: for another number of features than those that it was fitted to.
+        """
+        features = np.asarray(features, float)
+        if features.shape[-1] != len(self.mean):
+            raise InputError(
+                f"got {features.shape[-1]} features for a detector of {len(self.mean)}; expected those that it was "
+                "fitted to; try to fit anew, if it is of an earlier version"
+            )
+        difference = (features - self.mean) / self.scale
         square = np.einsum("ni,ij,nj->n", difference, self.precision, difference)
-        return np.sqrt(square + np.maximum(difference, 0.0) ** 2 @ self.upward)
+        excess = np.maximum(difference, 0.0) ** 2 + _STEEPER * np.maximum(difference - self.beyond, 0.0) ** 2
+        return np.sqrt(square + excess @ self.upward)
 
     def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Split-conformal p-values of new items."""
