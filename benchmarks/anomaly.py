@@ -18,7 +18,15 @@ from flowknife.data import digits, load_images
 from flowknife.diagnostics import auroc
 
 _EACH = 200  # pictures of a kind at most
-SCORES = {"bits_per_dim": 1, "typicality": 1, "radius_p": -1, "upside_down": 1, "negative": 1, "complexity": 1, "score": 1}
+SCORES = {
+    "bits_per_dim": 1,
+    "typicality": 1,
+    "radius_p": -1,
+    "upside_down": 1,
+    "negative": 1,
+    "complexity": 1,
+    "score": 1,
+}
 """The columns of `Images.score` that are compared, and the sign with which they grow with strangeness."""
 
 

@@ -46,7 +46,9 @@ def run() -> None:
             y = np.asarray(problem.simulate(8, truth))
         with joblib.parallel_config("loky", n_jobs=os.cpu_count(), inner_max_num_threads=1):  # the folds of C2ST
             found = [
-                fk.diagnostics.c2st(problem.reference_posterior(20 + i, y[i], draws), posterior.sample(draws, y[i], key=i))
+                fk.diagnostics.c2st(
+                    problem.reference_posterior(20 + i, y[i], draws), posterior.sample(draws, y[i], key=i)
+                )
                 for i in range(int(os.environ.get("OBSERVATIONS", observations)))
             ]
         inside, of_noise = _coverage(posterior, truth, y, y - clean)

@@ -104,6 +104,7 @@ def fit(
     held_out_objective: Objective | None = None,
     where: Callable[[INN], Any] = lambda model: model,
     held_out: Any = None,
+    initialise: bool = True,
     key: Key = None,
     label: str = "training",
     show_progress: bool = True,
@@ -113,7 +114,7 @@ def fit(
     """Minimise an objective over data.
 
     Args:
-        model: the network to start from; closed-form parts are fitted to the first batch.
+        model: the network to start from.
         data: an array of rows (the only data block), a dict of arrays with equal rows (left-hand blocks, known values
             and conditions by name), or an iterable of such batches.
         training: settings; default `Training()`.
@@ -121,6 +122,7 @@ def fit(
         held_out_objective: that of held-out rows, where the other one augments; default the same.
         where: the part of the model that is trained, `where(model)`; default all of it.
         held_out: held-out data; default the share `training.validation` of the rows.
+        initialise: fit closed-form parts that have not been fitted yet to the first batch.
         key: int, JAX key or None.
         label: what the progress bar says.
         show_progress: whether there is one.
@@ -138,7 +140,8 @@ def fit(
     training = validated(Training, {**given, **settings}).or_else(epochs=100)
     key, split_key, init_key, valid_key = jax.random.split(as_key(key), 4)
     feed, held_out = make_feed(model, data, held_out, training, split_key)
-    model = _initialise(model, feed.first, init_key)
+    if initialise:
+        model = _initialise(model, feed.first, init_key)
     trainer = _Trainer(model, where, training, (objective, held_out_objective or objective), held_out, valid_key)
     with progress(label, show_progress) as report, contextlib.closing(feed):
         result = trainer.run(feed, key, report)
@@ -285,7 +288,8 @@ class _Trainer:
         sums = 0.0
         for start in range(0, rows, size):
             stop = min(start + size, rows)
-            batch = {name: array[start:stop] for name, array in self.held_out.items()}
+            # what is left at the end is filled up with rows before it: batches of one size are one compiled program
+            batch = {name: array[stop - size : stop] for name, array in self.held_out.items()}
             sums += float(self._evaluate(params, (self.model, self.rest), batch, self.valid_key)) * (stop - start)
         return sums / rows
 

@@ -240,6 +240,11 @@ def test_layers_are_fitted_to_the_data_first_and_only_once():
     np.testing.assert_allclose(again.model.bijection.shift, first.model.bijection.shift, rtol=1e-6)
 
 
+def test_layers_stay_as_they_are_where_it_is_asked_for():
+    unfitted = fit(coupling(ActNorm(2)), 100 + 10 * rows(), initialise=False, steps=1, learning_rate=1e-9)
+    np.testing.assert_allclose(unfitted.model.bijection.shift, 0, atol=1e-6)
+
+
 def test_noise_known_values_and_conditions_are_trained_together():
     rng = np.random.default_rng(0)
     x, c = rng.normal(size=(2, 300, 1)).astype(np.float32)
@@ -272,6 +277,18 @@ def test_held_out_rows_are_never_trained_on():
     assert len(epoch) == 30
     assert np.all(counts == 1)
     assert not np.all(np.diff(trained[:30, 0]) > 0)  # shuffled
+
+
+def test_held_out_rows_are_looked_at_in_batches_of_one_size():
+    held_out, seen = rows(23), []
+    settings = Training(batch_size=10, steps=1, learning_rate=1e-9)
+    result = fit(affine(), rows(), settings, held_out_objective=spied(seen), held_out=held_out)
+    jax.effects_barrier()
+    assert {len(batch) for batch in seen} == {10}
+    assert {row.tobytes() for row in np.concatenate(seen)} == {row.tobytes() for row in held_out}
+    # three rows are left at the end; the last ten stand for them
+    means = [-np.mean(result.model.log_prob(batch)) for batch in (held_out[:10], held_out[10:20], held_out[13:])]
+    assert result.loss == pytest.approx(np.average(means, weights=[10, 10, 3]), abs=1e-5)
 
 
 def test_given_held_out_rows_leave_all_others_for_training():

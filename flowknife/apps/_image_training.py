@@ -138,7 +138,7 @@ def fit_stages(
     """Train the parts of a model within one time budget; what one leaves of its time the others have.
 
     Args:
-        model: the model to start from.
+        model: the model to start from, its closed-form parts fitted.
         data: as for `fit`.
         held_out: as for `fit`.
         training: settings of every stage; its time budget is for all of them together.
@@ -161,6 +161,7 @@ def fit_stages(
             held_out_objective=stage.held_out_objective,
             where=stage.where,
             held_out=held_out,
+            initialise=False,
             key=jax.random.fold_in(key, max(stage.level, 0)),
             label=stage.label,
             show_progress=show_progress,

@@ -118,20 +118,21 @@ def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> fl
 
 _UPWARD = 0.2  # weight of an upward feature beside the others: from 0.1 to 0.4 the AUROC of pictures hardly changes
 _BEYOND = 0.98  # a value that so large a share of the training items stays below
-_STEEPER = 25.0  # weight of an upward feature beyond that, relative to below: from 10 to 50 there is little difference
+_STEEPER = 25.0  # weight of an upward feature beyond that, relative to below: 10 or 50 make little difference
 
 
 class Typicality(eqx.Module):
     """How far a feature vector is from those of normal items, in both directions.
 
-        score^2 = (f - m)^T S^-1 (f - m) + sum over upward j of k/5 max((f_j - m_j) / s_j, 0)^2 + 5k max((f_j - q_j) / s_j, 0)^2
+        score^2 = (f - m)^T S^-1 (f - m)
+                  + sum over upward j of k/5 max((f_j - m_j) / s_j, 0)^2 + 5 k max((f_j - q_j) / s_j, 0)^2
 
     with the mean m, the standard deviations s, the (shrunk) covariance S and the 98 % quantiles q of the k features of
     training items; p-values come from items that were held out. A feature that grows with strangeness may be named as
-    upward: the first term alone, an average over k directions, would drown it. Fed with the spread of the latents and the likelihood of
-    every level of a flow, it is a two-sided typical-set test: a blurred or a blank picture, of *higher* likelihood than
-    the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv
-    1810.09136).
+    upward: the first term alone, an average over k directions, would drown it. Fed with the spread of the latents and
+    the likelihood of every level of a flow, it is a two-sided typical-set test: a blurred or a blank picture, of
+    *higher* likelihood than the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et
+    al. 2019, arXiv 1810.09136).
 
     Attributes:
         mean: m, shape (k,).
