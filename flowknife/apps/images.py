@@ -28,7 +28,8 @@ from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.laws import Pixels
 
-_LOOKED_AT = 2000  # training pictures that the detector is fitted to
+_LOOKED_AT = 2000  # training pictures that the detector is fitted to, at most
+_NUMBERS_LOOKED_AT = 40_000_000  # of large pictures fewer: of 256x256 in colour 203
 _MOST_HELD_OUT = 8000  # pictures, unless a share is asked for: more change no decision
 _MOST_STOPPING = 1000  # held-out pictures that decide when to stop
 _KEPT_IMAGES = 400  # held-out pictures kept with the run
@@ -97,7 +98,8 @@ def images(
         key=fit_key,
         show_progress=show_progress,
     )
-    looked_at = np.asarray(train[:_LOOKED_AT])
+    some = np.asarray(train[:_LOOKED_AT])
+    looked_at = some[: max(_NUMBERS_LOOKED_AT // some[0].size, 100)]
     features, _ = look(model, held_out)
     train_features, train_latents = look(model, looked_at)
     held_out_bits = bits_of(model, features)
@@ -111,7 +113,7 @@ def images(
         held_out_bits=held_out_bits,
         held_out=held_out[:_KEPT_IMAGES],
         empirical=Empirical.fit(train_latents, {block.name: block.size for block in model.partition.right}),
-        thumbnails=thumbnails(looked_at),
+        thumbnails=thumbnails(some),
         config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,
         skipped=data.skipped,
