@@ -52,10 +52,15 @@ def _look(model, pixels, key):
     return level_features(terms), jnp.concatenate([z.reshape(len(pixels), -1) for z, _ in terms], axis=1)
 
 
+def _level_bits(model, features):
+    """Bits/dim of each level, coarsest first: the last of the `level_features`."""
+    return features[:, -len(model.partition.right) :]
+
+
 def bits_of(model, features):
     """Bits/dim of whole pictures, from those of their levels."""
     sizes = np.array([block.size for block in model.partition.right])
-    return features[:, -len(sizes) :] @ sizes / sizes.sum()
+    return _level_bits(model, features) @ sizes / sizes.sum()
 
 
 def look(model, pixels):
@@ -79,10 +84,9 @@ def with_comparisons(model, features, pixels):
     reversal are equally simple, so the difference says what the likelihood of each, apart, cannot: which way up, and
     which way round in brightness, the pictures of this model are. About zero where they have no such way.
     """
-    levels = len(model.partition.right)
 
     def excess(other):
-        return np.mean(features[:, -levels:] - look(model, other)[0][:, -levels:], axis=1)
+        return np.mean(_level_bits(model, features) - _level_bits(model, look(model, other)[0]), axis=1)
 
     reversals = np.stack([excess(pixels[:, ::-1]), excess(255 - pixels)], axis=1)
     return np.concatenate([reversals, with_complexity(model, features, bits_of(model, features), pixels)], axis=1)
