@@ -24,6 +24,7 @@ SCORES = {
     "radius_p": -1,
     "upside_down": 1,
     "negative": 1,
+    "softness": 1,
     "complexity": 1,
     "score": 1,
 }

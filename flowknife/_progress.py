@@ -5,15 +5,20 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 _LINE_EVERY = 15.0  # seconds between plain lines
 
 
+@runtime_checkable
 class Report(Protocol):
     """Tell how far the work is: `report(0.4, "loss 1.23")`."""
 
     def __call__(self, fraction: float, text: str = "") -> None: ...
+
+
+def unreported(fraction: float, text: str = "") -> None:
+    """A report to nobody."""
 
 
 @contextmanager
@@ -28,7 +33,7 @@ def progress(label: str, show: bool = True) -> Generator[Report, None, None]:
         a function of the finished fraction in [0, 1] and a short text.
     """
     if not show:
-        yield lambda fraction, text="": None
+        yield unreported
     elif sys.stderr.isatty():
         with _bar(label) as report:
             yield report

@@ -174,6 +174,7 @@ _SCALARS = [
     Row("Shift", lambda key: Shift(), (1,)),
     Row("ShiftScale", lambda key: ShiftScale(), (2,)),
     Row("ShiftScale, bound 0.5", lambda key: ShiftScale(bound=0.5), (2,)),
+    Row("ShiftScale, bounds 3 and 0.5", lambda key: ShiftScale(bound=3.0, least=0.5), (2,)),
     Row("SigmoidScale", lambda key: SigmoidScale(), (2,)),
     Row("Spline", lambda key: SPLINE, (11,)),
     Row("Spline, default", lambda key: Spline(), (23,)),

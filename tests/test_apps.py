@@ -22,6 +22,7 @@ from flowknife.apps._levels import (
 from flowknife.architectures import dequantiser, glow, lattice, realnvp, wavelet
 from flowknife.data import Augmentation
 from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_normal, principal_plane
+from flowknife.diagnostics._anomalies import _surprise
 from flowknife.errors import InputError, StorageError
 from flowknife.laws import Pixels
 
@@ -243,23 +244,35 @@ def test_typicality_is_two_sided_and_calibrated():
 def test_more_of_an_upward_feature_is_stranger_than_less():
     generator = np.random.default_rng(0)
     train, held_out = generator.normal(size=(500, 30)), generator.normal(size=(300, 30))
-    usual, more = np.zeros((1, 30)), 4.0 * np.eye(30)[:1]
+    usual, more = np.zeros((1, 30)), 6.0 * np.eye(30)[:1]
     two_sided, upward = (Typicality.fit(train, held_out, upward=columns) for columns in ((), (0,)))
     assert two_sided.score(more) == pytest.approx(two_sided.score(-more), rel=0.1)
-    assert upward.score(more) > 1.3 * upward.score(-more) > 1.3 * upward.score(usual)
+    assert upward.score(more) > 2 * upward.score(-more) and two_sided.score(-more) > 2 * two_sided.score(usual)
     np.testing.assert_allclose(upward.score(-more), two_sided.score(-more), rtol=0.01)
     assert upward.p_values(more) < two_sided.p_values(more)
 
 
-def test_an_upward_feature_weighs_more_where_training_items_hardly_are():
+def test_scores_are_surprises_in_one_unit_however_heavy_the_tail():
+    # of an exponential T, -log P(T >= t) = t; and of any increasing function of T as well, as far as T was seen
+    quantiles = -np.log1p(-(np.arange(2000) + 0.5) / 2000)
+    t = np.array([0.1, 1.0, 3.0, 5.0])
+    np.testing.assert_allclose(_surprise(t, quantiles), t, rtol=0.02)
+    np.testing.assert_allclose(_surprise(np.exp(t[:3]), np.exp(quantiles)), t[:3], rtol=0.02)
+    np.testing.assert_allclose(_surprise(np.array([20.0]), quantiles), 20, rtol=0.03)  # as far as nothing was seen
+    # continuous where the counting ends, and of few values as well
+    edge = quantiles[-41]
+    np.testing.assert_allclose(*(_surprise(np.array([edge + step]), quantiles) for step in (0, 1e-6)), rtol=0.01)
+    assert np.isfinite(_surprise(np.array([0.0, 3.0]), np.array([1.0, 2.0]))).all()
+    assert np.isnan(_surprise(np.array([np.nan]), quantiles)).all()
+
+
+def test_a_detector_is_told_from_one_of_another_version():
     generator = np.random.default_rng(0)
-    detector = Typicality.fit(generator.normal(size=(5000, 30)), generator.normal(size=(300, 30)), upward=(0,))
-    excess = [detector.score(x * np.eye(30)[:1])[0] ** 2 - detector.score(-x * np.eye(30)[:1])[0] ** 2 for x in (2, 4)]
-    beyond = np.array([2.0, 4.0]) - 2.054  # the 98 % quantile of N(0, 1)
-    np.testing.assert_allclose(excess, [6 * 2**2, 6 * 4**2 + 150 * beyond[1] ** 2], rtol=0.1)
-    # detectors of before had neither
-    tree = {name: array for name, array in detector.to_tree().items() if name not in ("upward", "beyond")}
-    assert Typicality.from_tree(tree).score(4 * np.eye(30)[:1]) < 0.3 * detector.score(4 * np.eye(30)[:1])
+    detector = Typicality.fit(generator.normal(size=(200, 30)), generator.normal(size=(300, 30)), upward=(0,))
+    tree = detector.to_tree()
+    np.testing.assert_array_equal(Typicality.from_tree(tree).score(np.eye(30)), detector.score(np.eye(30)))
+    with pytest.raises(InputError, match="fit anew"):
+        Typicality.from_tree({name: array for name, array in tree.items() if name != "usual"})
     with pytest.raises(InputError, match="got 29 features"):
         detector.score(np.zeros((1, 29)))
 

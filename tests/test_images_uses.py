@@ -239,6 +239,23 @@ def test_pictures_that_are_turned_round_are_likelier_as_they_were(model, column,
     assert fk.diagnostics.auroc(usual["score"], other["score"]) > 0.95 and np.mean(other["flag"]) > 0.6
 
 
+def test_blurred_pictures_are_soft(model):
+    from scipy.ndimage import gaussian_filter
+
+    sharp = faces(60, key=16)
+    usual, soft = (model.score(pixels) for pixels in (sharp, gaussian_filter(sharp, (0, 2, 2, 0))))
+    # little is left to lose
+    assert np.abs(soft["softness"]).mean() < 0.2 * np.abs(usual["softness"]).mean()
+    assert fk.diagnostics.auroc(usual["softness"], soft["softness"]) > 0.85
+
+
+def test_long_scoring_says_how_far_it_is(model, capsys):
+    quiet, told = (model.score(faces(3, key=5), show_progress=show) for show in (False, True))
+    np.testing.assert_array_equal(quiet["score"], told["score"])
+    err = capsys.readouterr().err
+    assert err.count("scoring pictures: 100 %") == 1 and "3 of 3" in err
+
+
 def test_discoveries_are_the_rows_that_benjamini_and_hochberg_reject(model):
     noise = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     scores = model.score(np.concatenate([faces(60, key=13), noise]))

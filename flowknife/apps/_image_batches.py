@@ -1,12 +1,12 @@
 """An image model at work on many pictures: compiled, and in batches of one size."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from flowknife._progress import progress
+from flowknife._progress import Report, progress, unreported
 from flowknife._types import as_key
 from flowknife.apps._image_scores import png_bits
 from flowknife.apps._levels import image_terms, level_features
@@ -18,8 +18,16 @@ _NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many
 COMPLEXITY = 0
 """The column that `with_complexity` puts before the others; the more, the stranger."""
 
-COMPARISONS = ("upside_down", "negative", "complexity")
-"""The columns that `with_comparisons` puts before the others; the more, the stranger."""
+COMPARISONS = ("upside_down", "negative", "softness", "complexity")
+"""The columns that `compare` puts before the others; the more, the stranger."""
+
+
+class Comparison(NamedTuple):
+    """What `compare` saw: the `level_features`, the latents, and what a detector is given, `(n, 4 + k)`."""
+
+    levels: np.ndarray
+    latents: np.ndarray
+    given: np.ndarray
 
 
 def as_pictures(
@@ -63,11 +71,15 @@ def bits_of(model, features):
     return _level_bits(model, features) @ sizes / sizes.sum()
 
 
-def look(model, pixels):
+def look(model, pixels, report: Report = unreported):
     """The `level_features` of every picture, `(n, k)`, and its latents, `(n, H W C)`, coarsest first."""
-    # the same noise for every batch: pictures differ by what they show, not by a draw
-    looks = [(count, _look(model, part, as_key(0))) for count, part in in_batches(pixels)]
-    features, latents = (np.concatenate([np.asarray(x[i])[:count] for count, x in looks]) for i in (0, 1))
+    looks, done = [], 0
+    for count, part in in_batches(pixels):
+        # the same noise for every batch: pictures differ by what they show, not by a draw
+        looks.append([np.asarray(seen)[:count] for seen in _look(model, part, as_key(0))])
+        done += count
+        report(done / len(pixels), f"{done} of {len(pixels)}")
+    features, latents = (np.concatenate(parts) for parts in zip(*looks, strict=True))
     return features.astype(np.float64), latents
 
 
@@ -77,19 +89,38 @@ def with_complexity(model, features, bits, pixels):
     return np.concatenate([complexity[:, None], features], axis=1)
 
 
-def with_comparisons(model, features, pixels):
-    """As `with_complexity`, and before it how much less likely each picture is than the same picture reversed.
+def compare(model, pixels, report: Report = unreported):
+    """A `look` at every picture and at three changed forms of it, of which only what the detector is given is kept.
 
-    In bits/dim, the mean over the levels: against itself upside down, and against its negative. A picture and its
-    reversal are equally simple, so the difference says what the likelihood of each, apart, cannot: which way up, and
-    which way round in brightness, the pictures of this model are. About zero where they have no such way.
+    In the columns `COMPARISONS`, differences to the same picture in another form, in bits/dim. A picture and its
+    reversal are equally simple, so how much less likely it is than upside down, and than its negative (the mean over
+    the levels), says what the likelihood of each, apart, cannot: which way up, and which way round in brightness, the
+    pictures of this model are. About zero where they have no such way. How much less likely the blurred form is, at the
+    finest level, says how soft the picture was.
     """
+    features, latents = look(model, pixels, _quarter(report, 0))
 
-    def excess(other):
-        return np.mean(_level_bits(model, features) - _level_bits(model, look(model, other)[0]), axis=1)
+    def excess(other, i):
+        return _level_bits(model, features) - _level_bits(model, look(model, other, _quarter(report, i))[0])
 
-    reversals = np.stack([excess(pixels[:, ::-1]), excess(255 - pixels)], axis=1)
-    return np.concatenate([reversals, with_complexity(model, features, bits_of(model, features), pixels)], axis=1)
+    comparisons = [
+        np.mean(excess(pixels[:, ::-1], 1), axis=1),
+        np.mean(excess(255 - pixels, 2), axis=1),
+        -excess(_blurred(pixels), 3)[:, -1],
+    ]
+    given = with_complexity(model, features, bits_of(model, features), pixels)
+    return Comparison(features, latents, np.column_stack([*comparisons, given]))
+
+
+def _quarter(report, i):
+    return lambda fraction, text="": report((i + fraction) / 4, text)
+
+
+def _blurred(pixels):
+    """By a Gaussian of one pixel."""
+    from scipy.ndimage import gaussian_filter
+
+    return np.rint(gaussian_filter(pixels.astype(np.float32), (0, 1, 1, 0))).astype(np.uint8)
 
 
 @eqx.filter_jit

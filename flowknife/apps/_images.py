@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife._progress import progress
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import ByLevel, Empirical
 from flowknife.apps._image_batches import (
@@ -17,13 +18,13 @@ from flowknife.apps._image_batches import (
     DRAWN_AT_ONCE,
     as_pictures,
     bits_of,
+    compare,
     decode_batch,
     draw_batch,
     encode_batch,
     in_batches,
     local_maps,
     look,
-    with_comparisons,
 )
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_scores import standardise_maps
@@ -211,16 +212,18 @@ class Images:
         features, _ = look(self.model, self._pixels(pictures).pixels)
         return -bits_of(self.model, features) * np.prod(self.shape) * np.log(2)
 
-    def score(self, pictures: Any) -> dict[str, np.ndarray]:
+    def score(self, pictures: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
         """How strange each picture is.
 
         Args:
             pictures: as for `images`; files that cannot be used are left out (read them with
                 `flowknife.data.load_images` to learn why).
+            show_progress: show a progress bar.
 
         Returns:
             columns by name: path; bits_per_dim; upside_down and negative, bits/dim (the mean of the levels) more than
-            those of the picture so reversed; complexity, bits/dim less those of a PNG file of the picture; typicality,
+            those of the picture so reversed; softness, bits/dim of the finest level less than those of the picture
+            blurred by one pixel; complexity, bits/dim less those of a PNG file of the picture; typicality,
             the distance of bits/dim from that of held-out pictures in standard deviations; radius, |z| /
             sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, all of these in one,
             over all levels; p_value, of that score, split-conformal; flag, p_value < alpha; q_value, the p-value
@@ -228,9 +231,9 @@ class Images:
             at most is normal.
         """
         data = self._pixels(pictures)
-        levels, latents = look(self.model, data.pixels)
+        with progress("scoring pictures", show_progress) as report:
+            levels, latents, features = compare(self.model, data.pixels, report)
         bits, held = bits_of(self.model, levels), self.held_out_bits
-        features = with_comparisons(self.model, levels, data.pixels)
         p_value = self.detector.p_values(features)
         q_value = adjusted_p_values(p_value)
         return {
@@ -269,8 +272,7 @@ class Images:
     def check(self, pictures: Any = None) -> list[Check]:
         """Round trip, latents and false alarms of held-out pictures, or of `pictures`, against what they should be."""
         pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
-        features, z = self._held_out_look if pictures is None else look(self.model, pixels)
-        features = with_comparisons(self.model, features, pixels)
+        _, z, features = compare(self.model, pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
         alarms = np.mean(self.detector.p_values(features) < self.config.alpha)
         return [

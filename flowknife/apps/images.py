@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from flowknife._feeds import take
+from flowknife._progress import progress
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_batches import COMPARISONS, as_pictures, bits_of, look, with_comparisons
+from flowknife.apps._image_batches import COMPARISONS, as_pictures, bits_of, compare
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_training import train_images
 from flowknife.apps._image_uses import thumbnails
@@ -100,19 +101,15 @@ def images(
     )
     some = np.asarray(train[:_LOOKED_AT])
     looked_at = some[: max(_NUMBERS_LOOKED_AT // some[0].size, 100)]
-    features, _ = look(model, held_out)
-    train_features, train_latents = look(model, looked_at)
-    held_out_bits = bits_of(model, features)
+    with progress("calibrating the detector", show_progress) as report:
+        seen = compare(model, np.concatenate([looked_at, held_out]), report)
+    n = len(looked_at)
     return Images(
         model=model,
-        detector=Typicality.fit(
-            with_comparisons(model, train_features, looked_at),
-            with_comparisons(model, features, held_out),
-            upward=range(len(COMPARISONS)),
-        ),
-        held_out_bits=held_out_bits,
+        detector=Typicality.fit(seen.given[:n], seen.given[n:], upward=range(len(COMPARISONS))),
+        held_out_bits=bits_of(model, seen.levels[n:]),
         held_out=held_out[:_KEPT_IMAGES],
-        empirical=Empirical.fit(train_latents, {block.name: block.size for block in model.partition.right}),
+        empirical=Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
         thumbnails=thumbnails(some),
         config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,

@@ -55,13 +55,21 @@ class ShiftScale(Scalar):
 
     Args:
         bound: largest |s|, the log of the scale.
+        least: largest -s, if another; `decode` multiplies by at most exp(least). Where x has a spread of one, hardly
+            anything is gained by more than one, and a network that is asked about what it has never seen does less
+            harm.
     """
 
     num_params: ClassVar[int] = 2
     bound: float = eqx.field(static=True, default=2.0)
+    least: float | None = eqx.field(static=True, default=None)
 
     def _log_scale(self, cond):
-        return self.bound * jnp.tanh(cond[..., 1] / self.bound)
+        raw = cond[..., 1]
+        if self.least is None:
+            return self.bound * jnp.tanh(raw / self.bound)
+        bound = jnp.where(raw > 0, self.bound, self.least)
+        return bound * jnp.tanh(raw / bound)
 
     def encode(self, x, cond: Any = None):
         s = self._log_scale(cond)

@@ -137,7 +137,8 @@ def _score(
     fitted: Any = load(run)
     only_for(["images"], fitted, gallery=gallery)
     items = kind_of(fitted).read(fitted, data, drop_invalid)
-    columns = _numbered(fitted.score(items.values), items)
+    options = {"show_progress": True} if fitted.application == "images" else {}
+    columns = _numbered(fitted.score(items.values, **options), items)
     write_columns(out, columns)
     if gallery is not None:
         _write_gallery(gallery, fitted, items.values.pixels, columns)

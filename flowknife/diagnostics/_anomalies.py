@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from flowknife.bijections._linear import shrunk_covariance
 from flowknife.diagnostics._check import Values
@@ -116,38 +116,38 @@ def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> fl
     return float(np.mean(below) / (2 * len(ordered)))
 
 
-_UPWARD = 0.2  # weight of an upward feature beside the others: from 0.1 to 0.4 the AUROC of pictures hardly changes
-_BEYOND = 0.98  # a value that so large a share of the training items stays below
-_STEEPER = 25.0  # weight of an upward feature beyond that, relative to below: 10 or 50 make little difference
+_BEYOND = 0.02  # the share of training items whose tail is taken to be exponential
+_FEWEST_BEYOND = 5
 
 
 class Typicality(eqx.Module):
     """How far a feature vector is from those of normal items, in both directions.
 
-        score^2 = (f - m)^T S^-1 (f - m)
-                  + sum over upward j of k/5 max((f_j - m_j) / s_j, 0)^2 + 5 k max((f_j - q_j) / s_j, 0)^2
+        score^2 = s(d)^2 + sum over upward j of s(f_j)^2,   d^2 = (f - m)^T S^-1 (f - m)
+        s(t) = -log P(T >= t), the surprise at t
 
-    with the mean m, the standard deviations s, the (shrunk) covariance S and the 98 % quantiles q of the k features of
-    training items; p-values come from items that were held out. A feature that grows with strangeness may be named as
-    upward: the first term alone, an average over k directions, would drown it. Fed with the spread of the latents and
-    the likelihood of every level of a flow, it is a two-sided typical-set test: a blurred or a blank picture, of
-    *higher* likelihood than the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et
-    al. 2019, arXiv 1810.09136).
+    with the mean m and the (shrunk) covariance S of the features f of training items, from whom the probabilities are
+    counted as well; beyond their 98 % quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T > q]. The p-values come from
+    items that were held out. A feature that grows with strangeness may be named as upward: an average over all
+    directions such as d would drown it. As surprises, all are in one unit, and those with a heavy tail do not drown the
+    others. Fed with the spread of the latents and the likelihood of every level of a flow, it is a two-sided
+    typical-set test: a blurred or a blank picture, of *higher* likelihood than the training pictures, is as strange as
+    a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
 
     Attributes:
         mean: m, shape (k,).
         scale: standard deviation of each feature, shape (k,).
         precision: inverse covariance of the features in these units, shape (k, k).
-        upward: weight of each feature's excess over the mean, shape (k,).
-        beyond: (q - m) / s, beyond which it weighs 25 times as much, shape (k,).
+        upward: the u columns of features of which more is stranger.
+        usual: d and the upward features of the training items, each sorted, shape (n, 1 + u).
         held_out: sorted scores of the held-out items, shape (m,).
     """
 
     mean: Float[np.ndarray, " k"]
     scale: Float[np.ndarray, " k"]
     precision: Float[np.ndarray, "k k"]
-    upward: Float[np.ndarray, " k"]
-    beyond: Float[np.ndarray, " k"]
+    upward: Int[np.ndarray, " u"]
+    usual: Float[np.ndarray, "n v"]
     held_out: Float[np.ndarray, " m"]
 
     def to_tree(self) -> dict[str, np.ndarray]:
@@ -156,9 +156,13 @@ class Typicality(eqx.Module):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Typicality":
-        """The inverse of `to_tree`; detectors once had no `upward` and no `beyond`."""
-        k = len(tree["mean"])
-        tree = {"upward": np.zeros(k), "beyond": np.full(k, np.inf), **tree}
+        """The inverse of `to_tree`.
+
+        Raises:
+            InputError: for the detector of an earlier version.
+        """
+        if "usual" not in tree:
+            raise InputError("got a run whose detector is of an earlier version; expected one of this; try to fit anew")
         return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
     @classmethod
@@ -180,12 +184,11 @@ class Typicality(eqx.Module):
                 f"got {len(features)} training and {len(held_out)} held-out rows; expected at least 2 each"
             )
         mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
-        standard = (features - mean) / scale
-        variances, axes = shrunk_covariance(jnp.asarray(standard))
+        variances, axes = shrunk_covariance(jnp.asarray((features - mean) / scale))
         precision = np.asarray((axes / np.maximum(variances, 1e-6)) @ axes.T, float)
-        weights = np.zeros(len(mean))
-        weights[list(upward)] = _UPWARD * len(mean)
-        fitted = cls(mean, scale, precision, weights, np.quantile(standard, _BEYOND, axis=0), np.zeros(0))
+        columns = np.array(upward, int)
+        fitted = cls(mean, scale, precision, columns, np.zeros((0, 1 + len(columns))), np.zeros(0))
+        fitted = replace(fitted, usual=np.sort(fitted._graded(features), axis=0))
         return replace(fitted, held_out=np.sort(fitted.score(held_out)))
 
     def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
@@ -200,11 +203,27 @@ class Typicality(eqx.Module):
                 f"got {features.shape[-1]} features for a detector of {len(self.mean)}; expected those that it was "
                 "fitted to; try to fit anew, if it is of an earlier version"
             )
+        graded = self._graded(features)
+        surprises = [_surprise(t, usual) for t, usual in zip(graded.T, self.usual.T, strict=True)]
+        return np.linalg.norm(surprises, axis=0)
+
+    def _graded(self, features):
+        """What grows with strangeness: the distance d, then the upward features."""
         difference = (features - self.mean) / self.scale
         square = np.einsum("ni,ij,nj->n", difference, self.precision, difference)
-        excess = np.maximum(difference, 0.0) ** 2 + _STEEPER * np.maximum(difference - self.beyond, 0.0) ** 2
-        return np.sqrt(square + excess @ self.upward)
+        return np.concatenate([np.sqrt(square)[:, None], features[:, self.upward]], axis=1)
 
     def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Split-conformal p-values of new items."""
         return conformal_p_values(self.score(features), self.held_out)
+
+
+def _surprise(t, usual):
+    """-log P(T >= t), counted among the sorted usual values; of the largest ones the tail is exponential."""
+    n = len(usual)
+    beyond = max(round(_BEYOND * n), min(_FEWEST_BEYOND, n // 2))
+    start = usual[-beyond - 1]
+    excess = max(np.mean(usual[-beyond:]) - start, 1e-9)
+    return np.where(
+        t <= start, -np.log(conformal_p_values(t, usual)), np.log((1 + n) / (1 + beyond)) + (t - start) / excess
+    )

@@ -33,16 +33,17 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
     simulated = model.sample(32, key=0)
     z_real, z_simulated = model.latents(real), model.latents(simulated)
     other = None if others is None else _other(model, others)
+    scores = model.score(real if other is None else other)
     sections = [
         _pictures(model, real, simulated, folder),
-        _anomalies(model, real, other, folder),
+        _anomalies(model, real, other, scores, folder),
         _latents(model, real, simulated, other, z_real, z_simulated, folder),
         through_latent(model, folder),
         *training(model.history, folder, "Each level keeps its best held-out weights.", _OBJECTIVE),
     ]
     metrics = dict(model.metrics)
     if other is not None:
-        metrics["auroc"] = auroc(model.detector.held_out, model.score(other)["score"])
+        metrics["auroc"] = auroc(model.detector.held_out, scores["score"])
     return write_report(folder, "Images", sections, metrics, model.facts, ends(model.model))
 
 
@@ -71,17 +72,15 @@ def _pictures(model, real, simulated, folder):
     )
 
 
-def _anomalies(model, real, other, folder):
+def _anomalies(model, real, other, scores, folder):
     held = conformal_p_values(model.detector.held_out, model.detector.held_out)
     if other is None:
-        scores = model.score(real)
         figures = [
             keep(plots.anomaly_scores(held), folder, "p_values"),
             keep(plots.outliers(real, scores["p_value"]), folder, "outliers", "The strangest held-out pictures first."),
             *surprises(model, real, scores, folder),
         ]
     else:
-        scores = model.score(other)
         figures = [
             keep(plots.anomaly_scores(held, scores["p_value"]), folder, "p_values"),
             keep(plots.outliers(other.pixels, scores["p_value"], list(other.names)), folder, "outliers"),
