@@ -157,7 +157,7 @@ def framed(tmp_path_factory):
 def test_smoke_mode_runs_and_says_what_to_expect(tmp_path, framed):
     options = ("--recipe", "digits-8", "--set", "train.steps=2", "-s", "width=8", "-s", "crop=0.5")
     text = call("fit", "images", framed[0] / "folder", "--out", tmp_path / "run", *options).stdout
-    assert re.search(r"recipe +digits-8\n", text) and re.search(r"expected +not measured\n", text)
+    assert re.search(r"recipe +digits-8\n", text) and re.search(r"expected +1\.89 bits", text)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["facts"]["recipe"] == "digits-8" and record["config"]["architecture"] == "lattice"
     assert record["config"]["train"]["steps"] == 2 and record["config"]["train"].get("minutes") is None
