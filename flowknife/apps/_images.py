@@ -222,13 +222,12 @@ class Images:
 
         Returns:
             columns by name: path; bits_per_dim; upside_down and negative, bits/dim (the mean of the levels) more than
-            those of the picture so reversed; softness, bits/dim of the finest level less than those of the picture
-            blurred by one pixel; complexity, bits/dim less those of a PNG file of the picture; typicality,
-            the distance of bits/dim from that of held-out pictures in standard deviations; radius, |z| /
-            sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, all of these in one,
-            over all levels; p_value, of that score, split-conformal; flag, p_value < alpha; q_value, the p-value
-            adjusted for the number of pictures; discovery, q_value <= alpha: of the pictures called so, a share alpha
-            at most is normal.
+            those of the picture so reversed; softness, bits/dim of the finest level of the picture blurred by one
+            pixel, less its own; complexity, bits/dim less those of a PNG file of the picture; typicality, the distance
+            of bits/dim from that of held-out pictures in standard deviations; radius, |z| / sqrt(dimensions); radius_p,
+            the two-sided p-value of the radii of all levels; score, all of these in one, over all levels; p_value, of
+            that score, split-conformal; flag, p_value < alpha; q_value, the p-value adjusted for the number of
+            pictures; discovery, q_value <= alpha: of the pictures called so, a share alpha at most is normal.
         """
         data = self._pixels(pictures)
         with progress("scoring pictures", show_progress) as report:

@@ -55,9 +55,8 @@ class ShiftScale(Scalar):
 
     Args:
         bound: largest |s|, the log of the scale.
-        least: largest -s, if another; `decode` multiplies by at most exp(least). Where x has a spread of one, hardly
-            anything is gained by more than one, and a network that is asked about what it has never seen does less
-            harm.
+        least: largest -s, if another; `decode` multiplies by at most exp(least). Where x has a spread of one already,
+            little more is of use, and a network that is asked about what it has never seen does less harm.
     """
 
     num_params: ClassVar[int] = 2
@@ -66,9 +65,7 @@ class ShiftScale(Scalar):
 
     def _log_scale(self, cond):
         raw = cond[..., 1]
-        if self.least is None:
-            return self.bound * jnp.tanh(raw / self.bound)
-        bound = jnp.where(raw > 0, self.bound, self.least)
+        bound = self.bound if self.least is None else jnp.where(raw > 0, self.bound, self.least)
         return bound * jnp.tanh(raw / bound)
 
     def encode(self, x, cond: Any = None):

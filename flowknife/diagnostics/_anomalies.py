@@ -211,7 +211,7 @@ class Typicality(eqx.Module):
         """What grows with strangeness: the distance d, then the upward features."""
         difference = (features - self.mean) / self.scale
         square = np.einsum("ni,ij,nj->n", difference, self.precision, difference)
-        return np.concatenate([np.sqrt(square)[:, None], features[:, self.upward]], axis=1)
+        return np.column_stack([np.sqrt(square), features[:, self.upward]])
 
     def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Split-conformal p-values of new items."""
