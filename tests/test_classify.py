@@ -295,7 +295,7 @@ def test_the_levels_of_pictures_add_up_to_the_model():
     )(jax.random.key(0))
     assert [block.name for block in model.partition.right] == ["y", "z_0", "z_1"]
     x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
-    by_class, _ = look_at_pictures(model, jnp.asarray(x), jnp.zeros(3), jax.random.key(0))
+    by_class, features = look_at_pictures(model, jnp.asarray(x), jnp.zeros(3), jax.random.key(0))
     image = model.partition.left[0]
     continuous = image.law.prepare(jax.random.key(0), x, (), image.shape)
     right, log_det = eqx.filter_jit(lambda m, x: m._encode({"image": x}, {}, (2,)))(model, continuous)
@@ -303,6 +303,9 @@ def test_the_levels_of_pictures_add_up_to_the_model():
         block.law.log_prob(right[block.name], block.shape, jnp.asarray(1)) for block in model.partition.right
     )
     np.testing.assert_allclose(by_class[:, 1] - np.log(3), expected, rtol=1e-4)
+    law, shape = model.partition.right[0].law, model.partition.right[0].shape
+    own = law.residual(right["y"], shape, jnp.argmax(by_class, axis=1))
+    np.testing.assert_allclose(np.exp(2 * features[:, 0]), np.mean(np.asarray(own) ** 2, axis=1), rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -182,10 +182,11 @@ def look_at_rows(model: INN, rows: Array, key: Array) -> Float[Array, "n k"]:
 
 @eqx.filter_jit
 def look_at_pictures(model: INN, pixels: Array, log_prior: Array, key: Array) -> tuple[Array, Array]:
-    """Log p(x | class) of pictures, `(n, K)`, and what a detector should look at, see `level_features`.
+    """Log p(x | class) of pictures, `(n, K)`, and what a detector should look at, `(n, 1 + k)`.
 
-    At the coarsest level the detector looks at the residual of the likeliest class, so that no class is stranger than
-    another.
+    First how far the block that carries the label is from the likeliest class: the log of the root mean square of its
+    residual, which all other numbers together would drown. Then the `level_features`, at the coarsest level of the
+    residual as well, so that no class is stranger than another.
     """
     image = model.partition.left[0]
     z, by_class, details = _levels(model, image.law.prepare(key, pixels, (), image.shape))
@@ -193,7 +194,9 @@ def look_at_pictures(model: INN, pixels: Array, log_prior: Array, key: Array) ->
     residual = _residual(model, z, jnp.argmax(joint, axis=-1))
     terms = [(residual, jax.nn.logsumexp(joint, axis=-1)), *details]
     rest = sum((term for _, term in details), jnp.zeros(len(z)))
-    return by_class + rest[:, None], level_features(terms)
+    own, *_ = _parts(residual, _coarse_blocks(model))
+    distance = 0.5 * jnp.log(jnp.mean(own**2, axis=-1, keepdims=True) + 1e-6)
+    return by_class + rest[:, None], jnp.concatenate([distance, level_features(terms)], axis=-1)
 
 
 def _levels(model, x):

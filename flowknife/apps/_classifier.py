@@ -16,7 +16,7 @@ from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
 from flowknife.apps._class_data import Names, as_codes
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
-from flowknife.apps._image_batches import COMPLEXITY, as_pictures, in_batches, with_complexity
+from flowknife.apps._image_batches import as_pictures, in_batches, with_complexity
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
     Check,
@@ -33,6 +33,7 @@ from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
 
 _ROWS_AT_ONCE = 4096
+_UPWARD = 3  # of what the detector is given, the first columns: the more, the stranger
 _ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
 
 
@@ -325,7 +326,7 @@ class Classifier:
         if not self.pictures:
             return fitted
         seen, held_out = (self._features(each, self._look(each)) for each in (looked_at, self.held_out))
-        return replace(fitted, detector=Typicality.fit(seen, held_out, upward=[COMPLEXITY]))
+        return replace(fitted, detector=Typicality.fit(seen, held_out, upward=range(_UPWARD)))
 
     def _items(self, x) -> tuple[np.ndarray, Sequence[Any]]:
         """Items and their names."""
@@ -356,7 +357,7 @@ class Classifier:
         return ((len(part), np.resize(part, (size, *part.shape[1:]))) for part in parts)
 
     def _look(self, items) -> tuple[np.ndarray, np.ndarray]:
-        """Log p(x | class), `(n, K)`, and the features of pictures, see `level_features`, `(n, 0)` for rows."""
+        """Log p(x | class), `(n, K)`, and the features of pictures, see `look_at_pictures`, `(n, 0)` for rows."""
         prior = jnp.asarray(self.log_prior)
         # the same noise for every batch: items differ by what they are, not by a draw
         looks = [
@@ -371,10 +372,10 @@ class Classifier:
         return by_class, features
 
     def _features(self, items, look):
-        """What the detector is given of pictures that were looked at."""
+        """What the detector is given of pictures: bits/dim, those beyond a PNG file, and what was seen of them."""
         by_class, features = look
         bits = -np.logaddexp.reduce(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
-        return with_complexity(self.model, features, bits, items)
+        return np.column_stack([bits, with_complexity(self.model, features, bits, items)])
 
     def _joint(self, items):
         return self._look(items)[0] + self.log_prior

@@ -15,9 +15,6 @@ from flowknife.data import ImageSet, load_images
 DRAWN_AT_ONCE = 16  # pictures
 _NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
 
-COMPLEXITY = 0
-"""The column that `with_complexity` puts before the others; the more, the stranger."""
-
 COMPARISONS = ("upside_down", "negative", "softness", "complexity")
 """The columns that `compare` puts before the others; the more, the stranger."""
 

@@ -32,6 +32,8 @@ from flowknife.laws import Pixels
 _LOOKED_AT = 2000  # training pictures that the detector is fitted to, at most
 _NUMBERS_LOOKED_AT = 15_000_000  # of large pictures fewer: of 64x64 in colour 1220, of 256x256 76
 _MOST_HELD_OUT = 8000  # pictures, unless a share is asked for: more change no decision
+_NUMBERS_HELD_OUT = 50_000_000  # of large pictures fewer: of 64x64 in colour 4069, of 256x256 500
+_FEWEST_HELD_OUT = 500
 _MOST_STOPPING = 1000  # held-out pictures that decide when to stop
 _KEPT_IMAGES = 400  # held-out pictures kept with the run
 
@@ -74,8 +76,7 @@ def images(
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
-    asked = "validation" in config.train.model_fields_set
-    share = config.train.validation if asked else min(0.2, _MOST_HELD_OUT / len(data))
+    share = config.train.validation if "validation" in config.train.model_fields_set else _share_held_out(data.pixels)
     order = np.asarray(jax.random.permutation(split_key, len(data)))
     held = max(round(share * len(data)), 4)
     # what decides when to stop must not calibrate: its pictures have become the model's favourites
@@ -132,6 +133,11 @@ def default_size(source, crop: float = 1.0):
         return source.pixels.shape[1]
     side = (usual_side(source) or 64) * crop
     return min((8, 16, 24, 28, 32, 48, 64), key=lambda size: abs(size - side))
+
+
+def _share_held_out(pixels):
+    most = np.clip(_NUMBERS_HELD_OUT // pixels[0].size, _FEWEST_HELD_OUT, _MOST_HELD_OUT)
+    return min(0.2, float(most) / len(pixels))
 
 
 def _require_uncut(source, size, crop):
