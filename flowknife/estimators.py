@@ -216,9 +216,14 @@ class FlowRegressor(RegressorMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
     def fit(self, X: Any, y: Any) -> "FlowRegressor":
         """Fit p(y | X) to rows and their targets, shape (n,) or (n, k)."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
         self._single = y.ndim == 1
         # single precision knows no numbers far from zero well: both are told in units of their spread
         self._x_units, self._y_units = _units(X), _units(y.reshape(len(y), -1))

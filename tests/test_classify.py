@@ -9,7 +9,7 @@ import pytest
 import flowknife as fk
 from flowknife.apps._class_data import as_codes, label_codes, split
 from flowknife.apps._class_models import look_at_pictures, look_at_rows, picture_model, table_model
-from flowknife.apps._classifier import _fit_temperature
+from flowknife.apps._class_training import fit_temperature
 from flowknife.bijections import Affine
 from flowknife.diagnostics import auroc
 from flowknife.errors import InputError
@@ -147,7 +147,7 @@ def test_the_temperature_undoes_a_known_one():
     logits = 2 * rng.normal(size=(4000, 5))
     probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = np.array([rng.choice(5, p=p) for p in probability])
-    assert _fit_temperature(3.0 * logits, labels) == pytest.approx(3.0, rel=0.1)
+    assert fit_temperature(3.0 * logits, labels) == pytest.approx(3.0, rel=0.1)
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------
@@ -269,7 +269,8 @@ def _pictures(n, key, size=8):
 def bars():
     """A small classifier of pictures, their details apart from their coarse part."""
     x, labels = _pictures(400, 0)
-    settings = {"width": 32, "shift": 0.0, "slant": 0.0, "train": {"steps": 150, "batch_size": 64, "validation": 0.25}}
+    still = {"zoom": 0.0, "shear": 0.0, "rotation": 0.0, "shift": 0.0}
+    settings = {"width": 32, "augment": still, "train": {"steps": 150, "batch_size": 64, "validation": 0.25}}
     return fk.classify(x, labels, **{**QUICK, **settings})
 
 

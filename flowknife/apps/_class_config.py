@@ -4,7 +4,18 @@ from typing import Literal
 
 import pydantic
 
+from flowknife.data import Augmentation
 from flowknife.train import Training
+
+
+class Moves(Augmentation):
+    """Changes of training pictures that leave the class what it is; a mirrored b would be a d."""
+
+    flip: bool | None = pydantic.Field(False, description="mirror half of the pictures")
+    zoom: float = pydantic.Field(0.1, ge=0, lt=1, description="larger or smaller by up to this share")
+    shear: float = pydantic.Field(0.2, ge=0, le=1, description="slanted, in columns per row")
+    rotation: float = pydantic.Field(10.0, ge=0, le=180, description="turned, in degrees")
+    shift: float = pydantic.Field(0.08, ge=0, lt=0.5, description="moved, as a share of the side")
 
 
 class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -33,7 +44,6 @@ class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
         None, ge=4, description="side in pixels; default: the pictures', at most 64"
     )
     bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel")
-    shift: float = pydantic.Field(0.08, ge=0, lt=0.5, description="moves of training pictures, as a share of the side")
-    slant: float = pydantic.Field(0.2, ge=0, le=1, description="shear of training pictures, in columns per row")
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="items with a p-value below are flagged")
+    augment: Moves = Moves()
     train: Training = Training()

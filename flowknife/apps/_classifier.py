@@ -10,12 +10,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from scipy.special import softmax
 
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
 from flowknife.apps._class_data import Names, as_codes
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
+from flowknife.apps._class_training import fit_temperature
 from flowknife.apps._image_batches import as_pictures, in_batches, with_complexity
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
@@ -35,27 +36,6 @@ from flowknife.storage import load_tree, read_history, read_run, write_run
 _ROWS_AT_ONCE = 4096
 _UPWARD = 3  # of what the detector is given, the first columns: the more, the stranger
 _ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
-
-
-def _softmax(log_joint):
-    log_joint = log_joint - np.max(log_joint, axis=-1, keepdims=True)
-    probability = np.exp(log_joint)
-    return probability / probability.sum(axis=-1, keepdims=True)
-
-
-def _fit_temperature(log_joint: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:
-    """T of softmax(log_joint / T) with the least cross entropy (Guo et al. 2017, arXiv 1706.04599, sec. 4.2).
-
-    One pseudo-observation, log T ~ N(0, 1), decides where no item does: with perfectly separate classes.
-    """
-
-    def loss(log_temperature):
-        scaled = np.asarray(log_joint, np.float64) / np.exp(log_temperature)
-        total = np.logaddexp.reduce(scaled, axis=1)
-        return np.sum(total - scaled[np.arange(len(labels)), labels]) + 0.5 * log_temperature**2
-
-    grid = np.linspace(-3, 6, 181)
-    return float(np.exp(grid[np.argmin([loss(value) for value in grid])]))
 
 
 @eqx.filter_jit
@@ -136,7 +116,7 @@ class Classifier:
             x: items, as for `classify`.
             calibrated: apply the temperature that was fitted to held-out items; otherwise plain Bayes' rule.
         """
-        return _softmax(self._log_joint(x) / (self.temperature if calibrated else 1.0))
+        return softmax(self._log_joint(x) / (self.temperature if calibrated else 1.0), axis=1)
 
     def log_prob(self, x: Any, label: Any = None) -> np.ndarray:
         """Log density of each item, in nats, shape (n,); of pictures log-probability, of `config.bits` bits.
@@ -197,7 +177,7 @@ class Classifier:
         return {
             ("path" if self.pictures else "row"): np.asarray(names),
             "label": np.asarray(self.classes)[np.argmax(joint, axis=1)],
-            "probability": _softmax(joint / self.temperature).max(axis=1),
+            "probability": softmax(joint / self.temperature, axis=1).max(axis=1),
             "log_prob": np.logaddexp.reduce(joint, axis=1),
             "score": strangeness,
             "p_value": p_value,
@@ -220,7 +200,7 @@ class Classifier:
         if known.any():
             labels = self.held_out_labels[known]
             own = np.arange(len(labels)), labels
-            probability = _softmax(joint[known] / self.temperature)
+            probability = softmax(joint[known] / self.temperature, axis=1)
             metrics |= {
                 "accuracy": accuracy(labels, probability),
                 "nll_given_label": float(-np.mean((joint[known] - self.log_prior)[own])),
@@ -318,11 +298,9 @@ class Classifier:
             looked_at: training pictures that the detector is fitted to.
         """
         known = codes >= 0
-        fitted = (
-            replace(self, temperature=_fit_temperature(self._joint(items[known]), codes[known]))
-            if known.any()
-            else self
-        )
+        fitted = self
+        if known.any():
+            fitted = replace(self, temperature=fit_temperature(self._joint(items[known]), codes[known]))
         if not self.pictures:
             return fitted
         seen, held_out = (self._features(each, self._look(each)) for each in (looked_at, self.held_out))
@@ -406,7 +384,7 @@ class Classifier:
         known = codes >= 0
         if not known.any():
             raise InputError("got no held-out items with a label; expected some; try x and labels as arguments")
-        return _softmax(joint[known] / self.temperature), codes[known]
+        return softmax(joint[known] / self.temperature, axis=1), codes[known]
 
     def _round_trip(self, items):
         left, _, batch = self.model._prepare(0, items, {})

@@ -26,7 +26,7 @@ from flowknife.errors import InputError
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
 _KEPT_PICTURES = 400
 _LOOKED_AT = 2000  # training pictures that the detector is fitted to
-_OF_PICTURES = ("image_size", "bits", "shift", "slant")
+_OF_PICTURES = ("image_size", "bits", "augment")
 _OF_TABLES = ("smoothing",)
 
 
@@ -77,7 +77,7 @@ def classify(
         data, labels = read_pictures(x, labels, size, show_progress)
         items, names, origin, skipped = data.pixels, (), np.zeros(0), data.skipped
         facts = {"pictures": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
-        make, teach = _picture_model, partial(train_pictures, shift=config.shift, slant=config.slant)
+        make, teach = _picture_model, partial(train_pictures, augmentation=config.augment)
     else:
         _refuse(config, _OF_PICTURES, "a table")
         if isinstance(labels, str) and labels in getattr(x, "columns", ()):

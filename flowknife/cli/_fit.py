@@ -17,19 +17,19 @@ from flowknife.cli._files import require_writable
 from flowknife.cli._kinds import LABEL_FACT
 from flowknife.errors import InputError, StorageError
 
+# Told here as well as in the configurations, since these need JAX, for which a help text should not wait.
 _TRAIN = (
     "train.epochs, train.steps, train.minutes, train.batch_size, train.learning_rate, train.optimiser, train.schedule, "
     "train.decay, train.warmup, train.clip, train.weight_decay, train.average, train.validation, train.evaluate_every, "
     "train.patience"
 )
-# Told here as well as in the configurations, since these need JAX, for which a help text should not wait.
+_AUGMENT = "augment.flip, augment.zoom, augment.shear, augment.rotation, augment.shift, augment.brightness"
 SETTINGS = {
     "density": f"seed, layers, width, depth, scalar, mixing, smoothing, alpha, {_TRAIN}",
     "images": "seed, image_size, crop, bits, architecture, dequantisation, levels, steps_per_level, memory, width, "
-    "parallel, alpha, augment.flip, augment.zoom, augment.shear, augment.rotation, augment.shift, augment.brightness, "
-    + _TRAIN,
-    "classify": "seed, law, beta, classes, layers, width, depth, scalar, smoothing, image_size, bits, shift, slant, "
-    f"alpha, {_TRAIN}",
+    f"parallel, alpha, {_AUGMENT}, {_TRAIN}",
+    "classify": "seed, law, beta, classes, layers, width, depth, scalar, smoothing, image_size, bits, alpha, "
+    f"{_AUGMENT}, {_TRAIN}",
     "invert": "seed, form, num_simulations, noise, scale, layers, width, depth, features, matching, independence, "
     f"alpha, {_TRAIN}",
 }
