@@ -25,7 +25,11 @@ class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     law: Literal["mixture", "label"] = pydantic.Field(
         "mixture", description="what carries the class: a Gaussian per class, or a one-hot block"
     )
-    beta: float = pydantic.Field(4.0, ge=0, description="weight of the labels; 1/dimensions is plain likelihood")
+    beta: float | None = pydantic.Field(
+        None,
+        ge=0,
+        description="weight of the labels; 1/dimensions is plain likelihood; default 4 for rows, 0.5 for pictures",
+    )
     classes: int | None = pydantic.Field(
         None, ge=2, description="number of classes 0, 1, ..., where some do not occur; default: those that occur"
     )

@@ -26,6 +26,9 @@ from flowknife.errors import InputError
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
 _KEPT_PICTURES = 400
 _LOOKED_AT = 2000  # training pictures that the detector is fitted to
+# What a setting is that was left open. With a beta of 0.5 pictures are classified as well as with 4, and drawn better.
+_ROWS = {"beta": 4.0, "width": 64, "scalar": "spline"}
+_PICTURES = {"beta": 0.5, "width": 256, "scalar": "affine"}
 _OF_PICTURES = ("image_size", "bits", "augment")
 _OF_TABLES = ("smoothing",)
 
@@ -72,14 +75,14 @@ def classify(
     config = validated(ClassifyConfig, {**base, **settings})
     if is_picture_source(x):
         _refuse(config, _OF_TABLES, "pictures")
-        size = config.image_size or default_size(x)
-        config = config.model_copy(update={"image_size": size})
-        data, labels = read_pictures(x, labels, size, show_progress)
+        config = _completed(config, image_size=config.image_size or default_size(x), **_PICTURES)
+        data, labels = read_pictures(x, labels, config.image_size, show_progress)
         items, names, origin, skipped = data.pixels, (), np.zeros(0), data.skipped
         facts = {"pictures": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
         make, teach = _picture_model, partial(train_pictures, augmentation=config.augment)
     else:
         _refuse(config, _OF_PICTURES, "a table")
+        config = _completed(config, **_ROWS)
         if isinstance(labels, str) and labels in getattr(x, "columns", ()):
             x, labels = x.drop(columns=[labels]), x[labels]
         table = load_table(x)
@@ -128,6 +131,11 @@ def classify(
     return classifier.calibrated(items[stopping], codes[stopping], items[train][:_LOOKED_AT])
 
 
+def _completed(config, **defaults):
+    """With these where the configuration says nothing."""
+    return config.model_copy(update={name: value for name, value in defaults.items() if getattr(config, name) is None})
+
+
 def _refuse(config, names, what):
     for name in names:
         if name in config.model_fields_set:
@@ -141,8 +149,7 @@ def _log_prior(codes, classes):
 
 
 def _table_model(rows, config, classes, key):
-    width, scalar = config.width or 64, config.scalar or "spline"
-    sizes = {"layers": config.layers, "depth": config.depth, "width": width, "scalar": scalar}
+    sizes = _sizes(config)
     make = eqx.filter_jit(lambda unit, k: table_model(unit, config.law, classes, key=k, **sizes))
     unit = Affine.standardise(rows)
     # a column that is nearly always the same would be blown up by its standard deviation
@@ -151,9 +158,12 @@ def _table_model(rows, config, classes, key):
 
 
 def _picture_model(pixels, config, classes, key):
-    width, scalar = config.width or 256, config.scalar or "affine"
-    sizes = {"layers": config.layers, "depth": config.depth, "scalar": scalar, "mixing": "permute"}
+    sizes = _sizes(config) | {"mixing": "permute"}
     shape = pixels.shape[1:]
     # compiled as a whole: the many small draws of initial weights would take longer one by one
-    make = eqx.filter_jit(lambda k: picture_model(shape, config.bits, config.law, classes, width=width, key=k, **sizes))
+    make = eqx.filter_jit(lambda k: picture_model(shape, config.bits, config.law, classes, key=k, **sizes))
     return make(key)
+
+
+def _sizes(config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("layers", "depth", "width", "scalar")}
