@@ -158,10 +158,9 @@ def _table_model(rows, config, classes, key):
 
 
 def _picture_model(pixels, config, classes, key):
-    sizes = _sizes(config) | {"mixing": "permute"}
-    shape = pixels.shape[1:]
+    fixed = pixels.shape[1:], config.bits, config.law, classes
     # compiled as a whole: the many small draws of initial weights would take longer one by one
-    make = eqx.filter_jit(lambda k: picture_model(shape, config.bits, config.law, classes, key=k, **sizes))
+    make = eqx.filter_jit(lambda k: picture_model(*fixed, mixing="permute", key=k, **_sizes(config)))
     return make(key)
 
 
