@@ -64,9 +64,12 @@ def test_passes_all_checks_of_scikit_learn(estimator):
         "check_methods_subset_invariance": "means are of draws, which differ from row to row",
         "check_methods_sample_order_invariance": "the same",
     }
-    # every check compiles anew, and a process has no room for all of it
-    forget = {"callback": lambda **result: jax.clear_caches()}
-    failed = checks.check_estimator(estimator, expected_failed_checks=expected, on_fail=None, **forget)
+
+    def forget(**result):
+        """Every check compiles anew, and a process has no room for all of it."""
+        jax.clear_caches()
+
+    failed = checks.check_estimator(estimator, expected_failed_checks=expected, on_fail=None, callback=forget)
     assert not [result["check_name"] for result in failed if result["status"] == "failed"]
 
 

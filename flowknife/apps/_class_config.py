@@ -5,6 +5,7 @@ from typing import Literal
 import pydantic
 
 from flowknife.data import Augmentation
+from flowknife.data.augmentation import Rotation, Shear, Shift, Zoom
 from flowknife.train import Training
 
 
@@ -12,10 +13,10 @@ class Moves(Augmentation):
     """Changes of training pictures that leave the class what it is; a mirrored b would be a d."""
 
     flip: bool | None = pydantic.Field(False, description="mirror half of the pictures")
-    zoom: float = pydantic.Field(0.1, ge=0, lt=1, description="larger or smaller by up to this share")
-    shear: float = pydantic.Field(0.2, ge=0, le=1, description="slanted, in columns per row")
-    rotation: float = pydantic.Field(10.0, ge=0, le=180, description="turned, in degrees")
-    shift: float = pydantic.Field(0.08, ge=0, lt=0.5, description="moved, as a share of the side")
+    zoom: Zoom = 0.1
+    shear: Shear = 0.2
+    rotation: Rotation = 10.0
+    shift: Shift = 0.08
 
 
 class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowknife._types import Key, as_key
-from flowknife.apps._levels import latent_sizes, level_features, level_part, level_terms
+from flowknife.apps._levels import latent_sizes, level_features, level_part, level_terms, log_spread
 from flowknife.architectures import coupling_flow, wavelet
 from flowknife.bijections import (
     Affine,
@@ -195,8 +195,7 @@ def look_at_pictures(model: INN, pixels: Array, log_prior: Array, key: Array) ->
     terms = [(residual, jax.nn.logsumexp(joint, axis=-1)), *details]
     rest = sum((term for _, term in details), jnp.zeros(len(z)))
     own, *_ = _parts(residual, _coarse_blocks(model))
-    distance = 0.5 * jnp.log(jnp.mean(own**2, axis=-1, keepdims=True) + 1e-6)
-    return by_class + rest[:, None], jnp.concatenate([distance, level_features(terms)], axis=-1)
+    return by_class + rest[:, None], jnp.concatenate([log_spread(own), level_features(terms)], axis=-1)
 
 
 def _levels(model, x):

@@ -34,7 +34,7 @@ from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
 
 _ROWS_AT_ONCE = 4096
-_UPWARD = 3  # of what the detector is given, the first columns: the more, the stranger
+_UPWARD = ("bits_per_dim", "complexity", "distance")  # the detector's first columns: the more, the stranger
 _ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
 
 
@@ -304,7 +304,7 @@ class Classifier:
         if not self.pictures:
             return fitted
         seen, held_out = (self._features(each, self._look(each)) for each in (looked_at, self.held_out))
-        return replace(fitted, detector=Typicality.fit(seen, held_out, upward=range(_UPWARD)))
+        return replace(fitted, detector=Typicality.fit(seen, held_out, upward=range(len(_UPWARD))))
 
     def _items(self, x) -> tuple[np.ndarray, Sequence[Any]]:
         """Items and their names."""

@@ -116,12 +116,17 @@ def level_features(terms: list[Term]) -> Array:
     for z, term in terms:
         channels = z.shape[-1] if z.ndim == 4 else 1
         square = z.reshape(len(z), -1, channels) ** 2
-        spread.append(0.5 * jnp.log(jnp.mean(square, axis=(1, 2))[:, None] + 1e-6))
+        spread.append(log_spread(z))
         if channels > 1:
             of_channel = jnp.mean(square, axis=1).reshape(len(z), 4 if channels % 4 == 0 else 1, -1)
             spread.append(0.5 * jnp.log(jnp.mean(of_channel, axis=1) + 1e-3))
         bits.append(-term / (z[0].size * math.log(2)))
     return jnp.concatenate([*spread, jnp.stack(bits, axis=1)], axis=1)
+
+
+def log_spread(z: Array) -> Array:
+    """Log of the root mean square of each latent of a batch, shape `(batch, 1)`."""
+    return 0.5 * jnp.log(jnp.mean(z.reshape(len(z), -1) ** 2, axis=1, keepdims=True) + 1e-6)
 
 
 def independent_levels(bijection: Bijection) -> bool:

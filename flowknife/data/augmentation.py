@@ -1,9 +1,22 @@
 """Augmentation: training pictures moved, turned, scaled, slanted, mirrored or lit differently, anew for every batch."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Float, Num
+
+Zoom = Annotated[float, pydantic.Field(ge=0, lt=1, description="larger or smaller by up to this share")]
+Shear = Annotated[float, pydantic.Field(ge=0, le=1, description="slanted, in columns per row")]
+Rotation = Annotated[float, pydantic.Field(ge=0, le=180, description="turned, in degrees")]
+Shift = Annotated[
+    float,
+    pydantic.Field(
+        ge=0, lt=0.5, description="moved, as a share of the side; by whole pixels where that is at least one"
+    ),
+]
+Brightness = Annotated[float, pydantic.Field(ge=0, lt=1, description="darker or brighter by up to this share")]
 
 
 class Augmentation(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -15,13 +28,11 @@ class Augmentation(pydantic.BaseModel, frozen=True, extra="forbid"):
     flip: bool | None = pydantic.Field(
         None, description="mirror half of the pictures; default: if the mean picture is symmetric"
     )
-    zoom: float = pydantic.Field(0.0, ge=0, lt=1, description="larger or smaller by up to this share")
-    shear: float = pydantic.Field(0.0, ge=0, le=1, description="slanted, in columns per row")
-    rotation: float = pydantic.Field(0.0, ge=0, le=180, description="turned, in degrees")
-    shift: float = pydantic.Field(
-        0.0, ge=0, lt=0.5, description="moved, as a share of the side; by whole pixels where that is at least one"
-    )
-    brightness: float = pydantic.Field(0.0, ge=0, lt=1, description="darker or brighter by up to this share")
+    zoom: Zoom = 0.0
+    shear: Shear = 0.0
+    rotation: Rotation = 0.0
+    shift: Shift = 0.0
+    brightness: Brightness = 0.0
 
     @property
     def moves(self) -> bool:
