@@ -25,6 +25,7 @@ SCORES = {
     "upside_down": 1,
     "negative": 1,
     "softness": 1,
+    "spot": 1,
     "complexity": 1,
     "score": 1,
 }

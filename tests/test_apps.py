@@ -252,6 +252,20 @@ def test_more_of_an_upward_feature_is_stranger_than_less():
     assert upward.p_values(more) < two_sided.p_values(more)
 
 
+def test_columns_apart_are_not_drowned_by_the_others():
+    generator = np.random.default_rng(0)
+    train, held_out = (generator.normal(size=(n, 40)) for n in (2000, 500))
+    strange = generator.normal(size=(500, 40))
+    strange[:, 38:] *= 3.0
+    together, apart = (Typicality.fit(train, held_out, apart=columns) for columns in ((), (38, 39)))
+    areas = [auroc(detector.score(held_out), detector.score(strange)) for detector in (together, apart)]
+    assert areas[0] < 0.8 and areas[1] > areas[0] + 0.05
+    # every group sees its own columns only
+    only = np.zeros((1, 40))
+    only[0, 38] = 9.0
+    assert (apart.precisions[0] @ only[0] == 0).all() and (apart.precisions[1] @ only[0] != 0).any()
+
+
 def test_scores_are_surprises_in_one_unit_however_heavy_the_tail():
     # of an exponential T, -log P(T >= t) = t; and of any increasing function of T as well, as far as T was seen
     quantiles = -np.log1p(-(np.arange(2000) + 0.5) / 2000)
@@ -272,7 +286,7 @@ def test_a_detector_is_told_from_one_of_another_version():
     tree = detector.to_tree()
     np.testing.assert_array_equal(Typicality.from_tree(tree).score(np.eye(30)), detector.score(np.eye(30)))
     with pytest.raises(InputError, match="fit anew"):
-        Typicality.from_tree({name: array for name, array in tree.items() if name != "usual"})
+        Typicality.from_tree({name: array for name, array in tree.items() if name != "precisions"})
     with pytest.raises(InputError, match="got 29 features"):
         detector.score(np.zeros((1, 29)))
 

@@ -249,6 +249,16 @@ def test_blurred_pictures_are_soft(model):
     assert fk.diagnostics.auroc(usual["softness"], soft["softness"]) > 0.85
 
 
+@pytest.mark.parametrize("start", [8, 9])
+def test_what_is_pasted_is_strange_on_the_grid_and_off_it(model, start):
+    pasted = faces(60, key=16).copy()
+    side = pasted.shape[1] // 2
+    pasted[:, start : start + side, start : start + side] = 0
+    usual, other = (model.score(pixels) for pixels in (faces(60, key=16), pasted))
+    assert fk.diagnostics.auroc(usual["spot"], other["spot"]) > 0.7
+    assert fk.diagnostics.auroc(usual["score"], other["score"]) > 0.95
+
+
 def test_long_scoring_says_how_far_it_is(model, capsys):
     quiet, told = (model.score(faces(3, key=5), show_progress=show) for show in (False, True))
     np.testing.assert_array_equal(quiet["score"], told["score"])

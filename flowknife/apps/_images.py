@@ -14,8 +14,8 @@ from flowknife._progress import progress
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import ByLevel, Empirical
 from flowknife.apps._image_batches import (
-    COMPARISONS,
     DRAWN_AT_ONCE,
+    UPWARD,
     as_pictures,
     bits_of,
     compare,
@@ -124,7 +124,7 @@ class Images:
 
     def latents(self, pictures: Any) -> np.ndarray:
         """Latents (n, H W C) that follow N(0, I): the noise within the bins, left out by `encode`, is drawn."""
-        return look(self.model, self._pixels(pictures).pixels)[1]
+        return look(self.model, self._pixels(pictures).pixels).latents
 
     def decode(self, z: Any) -> np.ndarray:
         """Pictures, uint8 (n, H, W, C), of latents (n, H W C)."""
@@ -209,7 +209,7 @@ class Images:
 
     def log_prob(self, pictures: Any) -> np.ndarray:
         """Log-probability of the discrete pictures of `config.bits` bits, in nats, shape (n,)."""
-        features, _ = look(self.model, self._pixels(pictures).pixels)
+        features = look(self.model, self._pixels(pictures).pixels).levels
         return -bits_of(self.model, features) * np.prod(self.shape) * np.log(2)
 
     def score(self, pictures: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
@@ -223,11 +223,13 @@ class Images:
         Returns:
             columns by name: path; bits_per_dim; upside_down and negative, bits/dim (the mean of the levels) more than
             those of the picture so reversed; softness, bits/dim of the finest level of the picture blurred by one
-            pixel, less its own; complexity, bits/dim less those of a PNG file of the picture; typicality, the distance
-            of bits/dim from that of held-out pictures in standard deviations; radius, |z| / sqrt(dimensions); radius_p,
-            the two-sided p-value of the radii of all levels; score, all of these in one, over all levels; p_value, of
-            that score, split-conformal; flag, p_value < alpha; q_value, the p-value adjusted for the number of
-            pictures; discovery, q_value <= alpha: of the pictures called so, a share alpha at most is normal.
+            pixel, less its own; spot, the log of the largest mean square of the finest latents at one place, of the
+            picture as it is and moved by one and by two pixels; complexity, bits/dim less those of a PNG file of the
+            picture; typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius,
+            |z| / sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, all of these in
+            one, over all levels; p_value, of that score, split-conformal; flag, p_value < alpha; q_value, the p-value
+            adjusted for the number of pictures; discovery, q_value <= alpha: of the pictures called so, a share alpha
+            at most is normal.
         """
         data = self._pixels(pictures)
         with progress("scoring pictures", show_progress) as report:
@@ -238,10 +240,10 @@ class Images:
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
-            **dict(zip(COMPARISONS, features.T, strict=False)),
+            **dict(zip(UPWARD, features.T, strict=False)),
             "typicality": np.abs(bits - held.mean()) / held.std(),
             "radius": np.sqrt(np.mean(latents**2, axis=1)),
-            "radius_p": radius_p_values(self._squares(latents), self._squares(self._held_out_look[1])),
+            "radius_p": radius_p_values(self._squares(latents), self._squares(self._held_out_look.latents)),
             "score": self.detector.score(features),
             "p_value": p_value,
             "flag": p_value < self.config.alpha,

@@ -129,6 +129,13 @@ def log_spread(z: Array) -> Array:
     return 0.5 * jnp.log(jnp.mean(z.reshape(len(z), -1) ** 2, axis=1, keepdims=True) + 1e-6)
 
 
+def largest_spot(z: Array) -> Array:
+    """Log of the largest mean square of the latents at one place, of each latent of a batch; of all, without places."""
+    axes = z.ndim - 1 if z.ndim == 4 else tuple(range(1, z.ndim))
+    at_place = jnp.mean(z**2, axis=axes)
+    return jnp.log(jnp.max(at_place.reshape(len(z), -1), axis=1) + 1e-6)
+
+
 def independent_levels(bijection: Bijection) -> bool:
     """Whether no level's parameters appear in another's term, so that levels can be trained one by one."""
     layers, end = _peel(bijection)

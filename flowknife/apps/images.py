@@ -14,7 +14,7 @@ from flowknife._progress import progress
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_batches import COMPARISONS, as_pictures, bits_of, compare
+from flowknife.apps._image_batches import as_pictures, bits_of, compare, fit_detector
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_training import train_images
 from flowknife.apps._image_uses import thumbnails
@@ -24,7 +24,6 @@ from flowknife.architectures import dequantiser, glow, jet, lattice, levels_for,
 from flowknife.bijections import Bijection
 from flowknife.data import ImageSet, find_images, fingerprint, usual_side
 from flowknife.data._find import PARTITION_FILE
-from flowknife.diagnostics import Typicality
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.laws import Pixels
@@ -107,7 +106,7 @@ def images(
     n = len(looked_at)
     return Images(
         model=model,
-        detector=Typicality.fit(seen.given[:n], seen.given[n:], upward=range(len(COMPARISONS))),
+        detector=fit_detector(model, seen.given[:n], seen.given[n:]),
         held_out_bits=bits_of(model, seen.levels[n:]),
         held_out=held_out[:_KEPT_IMAGES],
         empirical=Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),

@@ -123,29 +123,31 @@ _FEWEST_BEYOND = 5
 class Typicality(eqx.Module):
     """How far a feature vector is from those of normal items, in both directions.
 
-        score^2 = s(d)^2 + sum over upward j of s(f_j)^2,   d^2 = (f - m)^T S^-1 (f - m)
-        s(t) = -log P(T >= t), the surprise at t
+        score^2 = sum over groups g of s(d_g)^2 + sum over upward j of s(f_j)^2
+        d_g^2 = (f - m)^T P_g (f - m),   s(t) = -log P(T >= t), the surprise at t
 
-    with the mean m and the (shrunk) covariance S of the features f of training items, from whom the probabilities are
-    counted as well; beyond their 98 % quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T > q]. The p-values come from
-    items that were held out. A feature that grows with strangeness may be named as upward: an average over all
-    directions such as d would drown it. As surprises, all are in one unit, and those with a heavy tail do not drown the
-    others. Fed with the spread of the latents and the likelihood of every level of a flow, it is a two-sided
-    typical-set test: a blurred or a blank picture, of *higher* likelihood than the training pictures, is as strange as
-    a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
+    with the mean m of the features f of training items, and P_g the inverse of the (shrunk) covariance of the features
+    of a group, zero elsewhere. The probabilities are counted among the training items as well; beyond their 98 %
+    quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T > q]. The p-values come from items that were held out. A
+    feature that grows with strangeness may be named as upward, and features that tell together what no other tells may
+    stand apart, as a group of their own: an average over all directions would drown both. As surprises, all are in one
+    unit, and those with a heavy tail do not drown the others. Fed with the spread of the latents and the likelihood of
+    every level of a flow, it is a two-sided typical-set test: a blurred or a blank picture, of *higher* likelihood than
+    the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv
+    1810.09136).
 
     Attributes:
         mean: m, shape (k,).
         scale: standard deviation of each feature, shape (k,).
-        precision: inverse covariance of the features in these units, shape (k, k).
+        precisions: P_g of the features in these units, shape (g, k, k).
         upward: the u columns of features of which more is stranger.
-        usual: d and the upward features of the training items, each sorted, shape (n, 1 + u).
+        usual: d_g and the upward features of the training items, each sorted, shape (n, g + u).
         held_out: sorted scores of the held-out items, shape (m,).
     """
 
     mean: Float[np.ndarray, " k"]
     scale: Float[np.ndarray, " k"]
-    precision: Float[np.ndarray, "k k"]
+    precisions: Float[np.ndarray, "g k k"]
     upward: Int[np.ndarray, " u"]
     usual: Float[np.ndarray, "n v"]
     held_out: Float[np.ndarray, " m"]
@@ -161,20 +163,25 @@ class Typicality(eqx.Module):
         Raises:
             InputError: for the detector of an earlier version.
         """
-        if "usual" not in tree:
+        if "precisions" not in tree:
             raise InputError("got a run whose detector is of an earlier version; expected one of this; try to fit anew")
         return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
     @classmethod
     def fit(
-        cls, features: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"], upward: Sequence[int] = ()
+        cls,
+        features: Float[np.ndarray, "n k"],
+        held_out: Float[np.ndarray, "m k"],
+        upward: Sequence[int] = (),
+        apart: Sequence[int] = (),
     ) -> "Typicality":
-        """Fit the mean and the covariance to training features, and calibrate with held-out features.
+        """Fit the mean and the covariances to training features, and calibrate with held-out features.
 
         Args:
             features: of training items.
             held_out: features of held-out items.
             upward: columns of which more than usual is stranger than less.
+            apart: columns that are a group of their own; all others are the first one.
 
         Raises:
             InputError: for fewer than 2 training or held-out rows.
@@ -184,10 +191,11 @@ class Typicality(eqx.Module):
                 f"got {len(features)} training and {len(held_out)} held-out rows; expected at least 2 each"
             )
         mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
-        variances, axes = shrunk_covariance(jnp.asarray((features - mean) / scale))
-        precision = np.asarray((axes / np.maximum(variances, 1e-6)) @ axes.T, float)
+        standard = (features - mean) / scale
+        groups = [np.setdiff1d(np.arange(features.shape[1]), np.array(apart, int)), np.array(apart, int)]
+        precisions = np.stack([_precision(standard, group) for group in groups if len(group)])
         columns = np.array(upward, int)
-        fitted = cls(mean, scale, precision, columns, np.zeros((0, 1 + len(columns))), np.zeros(0))
+        fitted = cls(mean, scale, precisions, columns, np.zeros((0, len(precisions) + len(columns))), np.zeros(0))
         fitted = replace(fitted, usual=np.sort(fitted._graded(features), axis=0))
         return replace(fitted, held_out=np.sort(fitted.score(held_out)))
 
@@ -208,14 +216,22 @@ class Typicality(eqx.Module):
         return np.linalg.norm(surprises, axis=0)
 
     def _graded(self, features):
-        """What grows with strangeness: the distance d, then the upward features."""
+        """What grows with strangeness: the distances d_g, then the upward features."""
         difference = (features - self.mean) / self.scale
-        square = np.einsum("ni,ij,nj->n", difference, self.precision, difference)
-        return np.column_stack([np.sqrt(square), features[:, self.upward]])
+        squares = np.einsum("ni,gij,nj->ng", difference, self.precisions, difference, optimize=True)
+        return np.column_stack([np.sqrt(squares), features[:, self.upward]])
 
     def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Split-conformal p-values of new items."""
         return conformal_p_values(self.score(features), self.held_out)
+
+
+def _precision(features, group):
+    """The inverse covariance of a group of features, at its place in a matrix of all of them."""
+    variances, axes = shrunk_covariance(jnp.asarray(features[:, group]))
+    precision = np.zeros((features.shape[1],) * 2)
+    precision[np.ix_(group, group)] = (axes / np.maximum(variances, 1e-6)) @ axes.T
+    return precision
 
 
 def _surprise(t, usual):
