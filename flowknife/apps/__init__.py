@@ -19,7 +19,7 @@ def load(folder: str | Path) -> Classifier | Density | Images | Posterior:
     """Read a run directory, of whichever application.
 
     Raises:
-        StorageError: if there is none, it is damaged, or of an application that this version does not know.
+        StorageError: if there is none, it is damaged, of another version, or of an unknown application.
     """
     application = read_run(folder)["application"]
     if application not in APPLICATIONS:
@@ -31,7 +31,10 @@ def load(folder: str | Path) -> Classifier | Density | Images | Posterior:
         return APPLICATIONS[application].load(folder)
     except (KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise StorageError(f"got {folder}, a damaged run ({reason}); expected one that flowknife wrote") from None
+        raise StorageError(
+            f"got {folder}, a run that is damaged or of another version ({reason}); expected one that this version of "
+            "flowknife wrote; try to fit anew"
+        ) from None
 
 
 __all__ = [

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
+from flowknife._progress import Report, progress, unreported
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
 from flowknife.apps._class_data import Names, as_codes
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
 from flowknife.apps._class_training import fit_temperature
-from flowknife.apps._image_batches import as_pictures, in_batches, with_complexity
+from flowknife.apps._image_batches import as_pictures, in_batches
+from flowknife.apps._image_scores import with_complexity
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
     Check,
@@ -161,8 +163,12 @@ class Classifier:
         parts = self._parts(self._items(x)[0])
         return np.concatenate([np.asarray(_encode(self.model, part, as_key(0)))[:count] for count, part in parts])
 
-    def score(self, x: Any) -> dict[str, np.ndarray]:
+    def score(self, x: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
         """Class and strangeness of each item.
+
+        Args:
+            x: as for `classify`.
+            show_progress: show a progress bar.
 
         Returns:
             columns by name: row (or path); label, the likeliest class; probability, of that class; log_prob; score,
@@ -170,7 +176,8 @@ class Classifier:
             whatever the class; flag, p_value < alpha. Of new items of the classes a share alpha is flagged.
         """
         items, names = self._items(x)
-        look = self._look(items)
+        with progress("scoring", show_progress) as report:
+            look = self._look(items, report)
         joint = look[0] + self.log_prior
         strangeness = self._strangeness(items, look)
         p_value = conformal_p_values(strangeness, self._held_out_strangeness)
@@ -334,19 +341,20 @@ class Classifier:
         parts = [items[start : start + size] for start in range(0, len(items), size)]
         return ((len(part), np.resize(part, (size, *part.shape[1:]))) for part in parts)
 
-    def _look(self, items) -> tuple[np.ndarray, np.ndarray]:
+    def _look(self, items, report: Report = unreported) -> tuple[np.ndarray, np.ndarray]:
         """Log p(x | class), `(n, K)`, and the features of pictures, see `look_at_pictures`, `(n, 0)` for rows."""
         prior = jnp.asarray(self.log_prior)
         # the same noise for every batch: items differ by what they are, not by a draw
-        looks = [
-            (count, look_at_pictures(self.model, jnp.asarray(part), prior, as_key(0)))
-            if self.pictures
-            else (count, (look_at_rows(self.model, jnp.asarray(part), as_key(0)), np.zeros((len(part), 0))))
-            for count, part in self._parts(items)
-        ]
-        by_class, features = (
-            np.concatenate([np.asarray(look[i], np.float64)[:count] for count, look in looks]) for i in (0, 1)
-        )
+        looks, done = [], 0
+        for count, part in self._parts(items):
+            if self.pictures:
+                seen = look_at_pictures(self.model, jnp.asarray(part), prior, as_key(0))
+            else:
+                seen = look_at_rows(self.model, jnp.asarray(part), as_key(0)), np.zeros((len(part), 0))
+            looks.append([np.asarray(each, np.float64)[:count] for each in seen])
+            done += count
+            report(done / len(items), f"{done} of {len(items)}")
+        by_class, features = (np.concatenate(parts) for parts in zip(*looks, strict=True))
         return by_class, features
 
     def _features(self, items, look):

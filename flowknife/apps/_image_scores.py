@@ -1,12 +1,36 @@
-"""How strange a picture is, and where: what a PNG file says of it, and the latents place by place."""
+"""How strange a picture is, and where: beside changed forms of itself and a PNG file, and place by place."""
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flowknife._progress import Report, unreported
+from flowknife.apps._image_batches import bits_of, level_bits, look
+from flowknife.diagnostics import Typicality
+
 Maps = list[np.ndarray]
 """A number for each place of each level that has places: shapes (n, h, w)."""
+
+
+_MOVES = (1, 2)  # pixels, down and to the right
+UPWARD = ("upside_down", "negative", "softness", "spot", "complexity")
+"""The columns that `compare` puts before the others; the more, the stranger."""
+
+
+class Comparison(NamedTuple):
+    """What `compare` saw.
+
+    Attributes:
+        levels: the `level_features`.
+        latents: `(n, H W C)`, coarsest first.
+        given: what a detector is given, `(n, u + k + c)`: the columns `UPWARD`, the levels, the changes.
+    """
+
+    levels: np.ndarray
+    latents: np.ndarray
+    given: np.ndarray
 
 
 def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarray, " n"]:
@@ -23,6 +47,67 @@ def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarra
         Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, "PNG", optimize=True)
         sizes.append(8 * len(file.getvalue()))
     return np.asarray(sizes) / pixels[0].size
+
+
+def with_complexity(model, features, bits, pixels):
+    """What a detector is given: bits/dim less those of a PNG file, then the features of the levels, `(n, 1 + k)`."""
+    complexity = bits - png_bits(pixels, model.partition.left[0].law.bits)
+    return np.concatenate([complexity[:, None], features], axis=1)
+
+
+def compare(model, pixels, report: Report = unreported) -> Comparison:
+    """A `look` at every picture and at changed forms of it, of which only what the detector is given is kept.
+
+    In the columns `UPWARD`, differences to the same picture in another form, in bits/dim. A picture and its reversal
+    are equally simple, so how much less likely it is than upside down, and than its negative (the mean over the
+    levels), says what the likelihood of each, apart, cannot: which way up, and which way round in brightness, the
+    pictures of this model are. About zero where they have no such way. How much less likely the blurred form is, at the
+    finest level, says how soft the picture was.
+
+    Photographs do not know the model's grid of places; what was pasted or painted may happen to lie along it, and shows
+    no edge then. So each picture is moved by a pixel, and by two: the largest spot of all positions counts, and how the
+    levels change with the position.
+    """
+    changed = [pixels[:, ::-1], 255 - pixels, _blurred(pixels), *(_moved(pixels, by) for by in _MOVES)]
+
+    def part(i):
+        return lambda fraction, text="": report((i + fraction) / (1 + len(changed)), text)
+
+    own = look(model, pixels, part(0))
+    # the latents take as much memory as the pictures do in floating point: those of one form at a time
+    others = [look(model, form, part(i))._replace(latents=None) for i, form in enumerate(changed, start=1)]
+    turned, negative, blurred, *moved = [level_bits(model, own.levels) - level_bits(model, o.levels) for o in others]
+    upward = [
+        np.mean(turned, axis=1),
+        np.mean(negative, axis=1),
+        -blurred[:, -1],
+        np.max([own.spot, *(other.spot for other in others[-len(_MOVES) :])], axis=0),
+    ]
+    given = with_complexity(model, own.levels, bits_of(model, own.levels), pixels)
+    return Comparison(own.levels, own.latents, np.column_stack([*upward, given, *moved]))
+
+
+def _moved(pixels, by):
+    """Down and to the right; what comes in repeats the border."""
+    height, width = pixels.shape[1:3]
+    return np.pad(pixels, ((0, 0), (by, 0), (by, 0), (0, 0)), mode="edge")[:, :height, :width]
+
+
+def _blurred(pixels):
+    """By a Gaussian of one pixel."""
+    from scipy.ndimage import gaussian_filter
+
+    return np.rint(gaussian_filter(pixels.astype(np.float32), (0, 1, 1, 0))).astype(np.uint8)
+
+
+def fit_detector(model, training, held_out) -> Typicality:
+    """Fitted to what is given of training pictures, calibrated with what is given of others.
+
+    How the levels change as a picture moves has a distance of its own: in one of all columns it would drown.
+    """
+    columns = training.shape[1]
+    changes = range(columns - len(_MOVES) * len(model.partition.right), columns)
+    return Typicality.fit(training, held_out, upward=range(len(UPWARD)), apart=changes)
 
 
 def standardise_maps(maps: Maps, usual: Maps, shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:

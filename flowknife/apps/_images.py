@@ -15,10 +15,8 @@ from flowknife._types import Key, as_key
 from flowknife.apps._empirical import ByLevel, Empirical
 from flowknife.apps._image_batches import (
     DRAWN_AT_ONCE,
-    UPWARD,
     as_pictures,
     bits_of,
-    compare,
     decode_batch,
     draw_batch,
     encode_batch,
@@ -27,7 +25,7 @@ from flowknife.apps._image_batches import (
     look,
 )
 from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._image_scores import standardise_maps
+from flowknife.apps._image_scores import UPWARD, compare, standardise_maps
 from flowknife.apps._image_uses import How, Nearest, nearest, redrawn, thumbnails, way
 from flowknife.data import ImageSet, Skipped, write_skipped
 from flowknife.data._arrays import array_file

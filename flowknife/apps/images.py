@@ -14,8 +14,9 @@ from flowknife._progress import progress
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_batches import as_pictures, bits_of, compare, fit_detector
+from flowknife.apps._image_batches import as_pictures, bits_of
 from flowknife.apps._image_config import ImagesConfig
+from flowknife.apps._image_scores import compare, fit_detector
 from flowknife.apps._image_training import train_images
 from flowknife.apps._image_uses import thumbnails
 from flowknife.apps._images import Images

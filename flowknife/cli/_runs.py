@@ -137,7 +137,7 @@ def _score(
     fitted: Any = load(run)
     only_for(["images"], fitted, gallery=gallery)
     items = kind_of(fitted).read(fitted, data, drop_invalid)
-    options = {"show_progress": True} if fitted.application == "images" else {}
+    options = {"show_progress": True} if fitted.application in ("images", "classify") else {}
     columns = _numbered(fitted.score(items.values, **options), items)
     write_columns(out, columns)
     if gallery is not None:

@@ -164,7 +164,7 @@ class Typicality(eqx.Module):
             InputError: for the detector of an earlier version.
         """
         if "precisions" not in tree:
-            raise InputError("got a run whose detector is of an earlier version; expected one of this; try to fit anew")
+            raise InputError("got a detector of an earlier version; expected one of this; try to fit anew")
         return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
     @classmethod
