@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from flowknife._progress import Report, unreported
-from flowknife.apps._image_batches import bits_of, level_bits, look
+from flowknife.apps._image_batches import bits_of, level_bits, local_maps, look
 from flowknife.diagnostics import Typicality
 
 Maps = list[np.ndarray]
@@ -15,6 +15,7 @@ Maps = list[np.ndarray]
 
 
 _MOVES = (1, 2)  # pixels, down and to the right
+_POSITIONS = (0, 1, 2, 3)  # the same, for maps: a place of the finest level is four pixels wide, of most models
 UPWARD = ("upside_down", "negative", "softness", "spot", "complexity")
 """The columns that `compare` puts before the others; the more, the stranger."""
 
@@ -108,6 +109,21 @@ def fit_detector(model, training, held_out) -> Typicality:
     columns = training.shape[1]
     changes = range(columns - len(_MOVES) * len(model.partition.right), columns)
     return Typicality.fit(training, held_out, upward=range(len(UPWARD)), apart=changes)
+
+
+def maps_by_position(model, pixels) -> list[Maps]:
+    """Maps of the latents' log mean square, of pictures in each of the positions on the model's grid."""
+    return [local_maps(model, _moved(pixels, by)) for by in _POSITIONS]
+
+
+def surprise_maps(maps: list[Maps], usual: list[Maps], shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
+    """`standardise_maps` of each position, moved back; their mean, which is finer than a place."""
+    found = [standardise_maps(here, held, shape) for here, held in zip(maps, usual, strict=True)]
+    back = [
+        np.pad(each, ((0, 0), (0, by), (0, by)), mode="edge")[:, by:, by:]
+        for by, each in zip(_POSITIONS, found, strict=True)
+    ]
+    return np.mean(back, axis=0)
 
 
 def standardise_maps(maps: Maps, usual: Maps, shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:

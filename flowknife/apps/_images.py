@@ -21,11 +21,10 @@ from flowknife.apps._image_batches import (
     draw_batch,
     encode_batch,
     in_batches,
-    local_maps,
     look,
 )
 from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._image_scores import UPWARD, compare, standardise_maps
+from flowknife.apps._image_scores import UPWARD, compare, maps_by_position, surprise_maps
 from flowknife.apps._image_uses import How, Nearest, nearest, redrawn, thumbnails, way
 from flowknife.data import ImageSet, Skipped, write_skipped
 from flowknife.data._arrays import array_file
@@ -253,14 +252,15 @@ class Images:
         """Where each picture is strange: standard deviations from the usual at each place, float (n, H, W).
 
         At each place of each level, the log mean square of the latents is compared with that of held-out pictures at
-        the same place; the levels are added. Positive where there is more than usual, edges or noise, say; negative
+        the same place; the levels are added. A place is some pixels wide, so that this is done in four positions on the
+        model's grid, and their mean taken. Positive where there is more than usual, edges or noise, say; negative
         where there is less, as in a blank part. A level without places is left out; where no level has any, all is 0.
         """
         pixels = self._pixels(pictures).pixels
-        maps = local_maps(self.model, pixels)
-        if not maps:
+        maps = maps_by_position(self.model, pixels)
+        if not maps[0]:
             return np.zeros(pixels.shape[:3])
-        return standardise_maps(maps, self._held_out_maps, self.shape[:2])
+        return surprise_maps(maps, self._held_out_maps, self.shape[:2])
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -363,7 +363,7 @@ class Images:
 
     @cached_property
     def _held_out_maps(self):
-        return local_maps(self.model, self.held_out)
+        return maps_by_position(self.model, self.held_out)
 
 
 def _one(picture):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FRAME_MS = 120
 _HOLD_MS = 600  # rest at both ends, so that the eye can read them
 _GIF_SIDE = 256
-_STRONGEST = 4.0  # standard deviations at which the colour of a heat map is full
+_STRONGEST = 3.0  # standard deviations at which the colour of a heat map is full
 
 
 def along(images: Values, strengths: Sequence[SupportsFloat], heading: str = "") -> "Figure":
