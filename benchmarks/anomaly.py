@@ -26,6 +26,7 @@ SCORES = {
     "negative": 1,
     "softness": 1,
     "spot": 1,
+    "nearest": 1,
     "complexity": 1,
     "score": 1,
 }

@@ -69,7 +69,7 @@ def test_sample_writes_a_sheet_an_array_or_a_folder(tmp_path, images):
 def test_score_lists_skipped_files_beside_the_scores(tmp_path, place, images, folder):
     result = call("score", images, folder, "--out", tmp_path / "new" / "scores.csv")
     rows = rows_of(tmp_path / "new" / "scores.csv")
-    columns = "path bits_per_dim upside_down negative softness spot complexity typicality radius radius_p"
+    columns = "path bits_per_dim upside_down negative softness spot nearest complexity typicality radius radius_p"
     assert list(rows[0]) == [*columns.split(), "score", "p_value", "flag", "q_value", "discovery"]
     assert len(rows) == 60 and "0/000000.png" in {row["path"] for row in rows}
     assert len(rows_of(tmp_path / "new" / "skipped.csv")) == 3 and "skipped 3 files" in result.stderr

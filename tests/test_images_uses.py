@@ -259,6 +259,19 @@ def test_what_is_pasted_is_strange_on_the_grid_and_off_it(model, start):
     assert fk.diagnostics.auroc(usual["score"], other["score"]) > 0.95
 
 
+def test_what_no_training_picture_looks_like_is_strange(model):
+    usual, elsewhere = faces(60, key=16), np.roll(faces(60, key=16), 4, axis=2)
+    nearest = [model.score(pixels)["nearest"] for pixels in (usual, elsewhere)]
+    np.testing.assert_allclose(nearest[1], nearest_image(elsewhere, model, mirrored=model.facts["mirrored"]))
+    assert fk.diagnostics.auroc(*nearest) > 0.95
+    # of a training picture the nearest other one counted when the detector was fitted: it is not taken for the usual
+    assert model.score(faces(240)[:20])["nearest"].max() < 1e-3 < nearest[0].min()
+
+
+def nearest_image(pixels, model, mirrored):
+    return nearest(pixels, model.thumbnails, 1, mirrored).distances[:, 0]
+
+
 def test_long_scoring_says_how_far_it_is(model, capsys):
     quiet, told = (model.score(faces(3, key=5), show_progress=show) for show in (False, True))
     np.testing.assert_array_equal(quiet["score"], told["score"])

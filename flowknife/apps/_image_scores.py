@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 
 from flowknife._progress import Report, unreported
 from flowknife.apps._image_batches import bits_of, level_bits, local_maps, look
+from flowknife.apps._image_uses import nearest
 from flowknife.diagnostics import Typicality
 
 Maps = list[np.ndarray]
@@ -16,7 +17,7 @@ Maps = list[np.ndarray]
 
 _MOVES = (1, 2)  # pixels, down and to the right
 _POSITIONS = (0, 1, 2, 3)  # the same, for maps: a place of the finest level is four pixels wide, of most models
-UPWARD = ("upside_down", "negative", "softness", "spot", "complexity")
+UPWARD = ("upside_down", "negative", "softness", "spot", "nearest", "complexity")
 """The columns that `compare` puts before the others; the more, the stranger."""
 
 
@@ -56,8 +57,16 @@ def with_complexity(model, features, bits, pixels):
     return np.concatenate([complexity[:, None], features], axis=1)
 
 
-def compare(model, pixels, report: Report = unreported) -> Comparison:
+def compare(model, pixels, training, mirrored, own=0, report: Report = unreported) -> Comparison:
     """A `look` at every picture and at changed forms of it, of which only what the detector is given is kept.
+
+    Args:
+        model: of the pictures.
+        pixels: pictures.
+        training: thumbnails of training pictures.
+        mirrored: a mirror image of a picture is one of its kind.
+        own: so many of the first pictures are among the training pictures.
+        report: told how far it is.
 
     In the columns `UPWARD`, differences to the same picture in another form, in bits/dim. A picture and its reversal
     are equally simple, so how much less likely it is than upside down, and than its negative (the mean over the
@@ -68,24 +77,30 @@ def compare(model, pixels, report: Report = unreported) -> Comparison:
     Photographs do not know the model's grid of places; what was pasted or painted may happen to lie along it, and shows
     no edge then. So each picture is moved by a pixel, and by two: the largest spot of all positions counts, and how the
     levels change with the position.
+
+    A digit that no training picture shows is made of the same strokes, and no less likely to a flow, which knows best
+    what pixels have to do with their neighbours. That no training picture looks like it, the thumbnails tell.
     """
     changed = [pixels[:, ::-1], 255 - pixels, _blurred(pixels), *(_moved(pixels, by) for by in _MOVES)]
 
     def part(i):
         return lambda fraction, text="": report((i + fraction) / (1 + len(changed)), text)
 
-    own = look(model, pixels, part(0))
+    seen = look(model, pixels, part(0))
     # the latents take as much memory as the pictures do in floating point: those of one form at a time
     others = [look(model, form, part(i))._replace(latents=None) for i, form in enumerate(changed, start=1)]
-    turned, negative, blurred, *moved = [level_bits(model, own.levels) - level_bits(model, o.levels) for o in others]
+    turned, negative, blurred, *moved = [level_bits(model, seen.levels) - level_bits(model, o.levels) for o in others]
+    # of a training picture the nearest is itself
+    distances = nearest(pixels, training, min(2, len(training)), mirrored).distances
     upward = [
         np.mean(turned, axis=1),
         np.mean(negative, axis=1),
         -blurred[:, -1],
-        np.max([own.spot, *(other.spot for other in others[-len(_MOVES) :])], axis=0),
+        np.max([seen.spot, *(other.spot for other in others[-len(_MOVES) :])], axis=0),
+        np.where(np.arange(len(pixels)) < own, distances[:, -1], distances[:, 0]),
     ]
-    given = with_complexity(model, own.levels, bits_of(model, own.levels), pixels)
-    return Comparison(own.levels, own.latents, np.column_stack([*upward, given, *moved]))
+    given = with_complexity(model, seen.levels, bits_of(model, seen.levels), pixels)
+    return Comparison(seen.levels, seen.latents, np.column_stack([*upward, given, *moved]))
 
 
 def _moved(pixels, by):

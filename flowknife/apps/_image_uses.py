@@ -13,6 +13,7 @@ Pictures = UInt8[np.ndarray, "_ _ _ _"]
 Latents = Float[np.ndarray, "_ _"]
 
 _THUMBNAIL = 32  # largest side of what is kept of a training picture
+_COMPARED_AT_ONCE = 1000  # pictures
 
 
 class Nearest(NamedTuple):
@@ -57,26 +58,35 @@ def thumbnails(pixels: Pictures) -> Pictures:
     return np.round(_reduced(pixels, -(-max(pixels.shape[1:3]) // _THUMBNAIL))).astype(np.uint8)
 
 
-def nearest(pixels: Pictures, training: Pictures, k: int) -> Nearest:
+def nearest(pixels: Pictures, training: Pictures, k: int, mirrored: bool = True) -> Nearest:
     """The `k` of the training thumbnails that look most like each picture, or like its mirror image.
 
     Args:
         pixels: pictures.
         training: `thumbnails` of the training pictures.
         k: how many for each.
+        mirrored: a mirror image is the same picture.
     """
-    small = thumbnails(pixels)
-    near, far = _reduced(small, 2), _reduced(training, 2)
-    size = near[0].size
-    stored = far.reshape(len(far), -1)
+    stored = _reduced(training, 2).reshape(len(training), -1)
+    found = [
+        _nearest(pixels[start : start + _COMPARED_AT_ONCE], stored, k, mirrored)
+        for start in range(0, len(pixels), _COMPARED_AT_ONCE)
+    ]
+    order, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Nearest(training[order], distances)
+
+
+def _nearest(pixels, stored, k, mirrored):
+    near = _reduced(thumbnails(pixels), 2)
 
     def squares(rows):
         rows = rows.reshape(len(rows), -1)
         return np.sum(rows**2, axis=1)[:, None] + np.sum(stored**2, axis=1) - 2 * rows @ stored.T
 
-    distances = np.sqrt(np.maximum(np.minimum(squares(near), squares(near[:, :, ::-1])), 0) / size)
+    least = np.minimum(squares(near), squares(near[:, :, ::-1])) if mirrored else squares(near)
+    distances = np.sqrt(np.maximum(least, 0) / stored.shape[1])
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return Nearest(training[order], np.take_along_axis(distances, order, axis=1))
+    return order, np.take_along_axis(distances, order, axis=1)
 
 
 def _reduced(pixels, factor):

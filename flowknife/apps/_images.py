@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowknife._progress import progress
+from flowknife._progress import Report, progress, unreported
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import ByLevel, Empirical
 from flowknife.apps._image_batches import (
@@ -221,8 +221,9 @@ class Images:
             columns by name: path; bits_per_dim; upside_down and negative, bits/dim (the mean of the levels) more than
             those of the picture so reversed; softness, bits/dim of the finest level of the picture blurred by one
             pixel, less its own; spot, the log of the largest mean square of the finest latents at one place, of the
-            picture as it is and moved by one and by two pixels; complexity, bits/dim less those of a PNG file of the
-            picture; typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius,
+            picture as it is and moved by one and by two pixels; nearest, the distance of the training picture that
+            looks most like it, as in `nearest`; complexity, bits/dim less those of a PNG file of the picture;
+            typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius,
             |z| / sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, all of these in
             one, over all levels; p_value, of that score, split-conformal; flag, p_value < alpha; q_value, the p-value
             adjusted for the number of pictures; discovery, q_value <= alpha: of the pictures called so, a share alpha
@@ -230,7 +231,7 @@ class Images:
         """
         data = self._pixels(pictures)
         with progress("scoring pictures", show_progress) as report:
-            levels, latents, features = compare(self.model, data.pixels, report)
+            levels, latents, features = self._compare(data.pixels, report)
         bits, held = bits_of(self.model, levels), self.held_out_bits
         p_value = self.detector.p_values(features)
         q_value = adjusted_p_values(p_value)
@@ -271,7 +272,7 @@ class Images:
     def check(self, pictures: Any = None) -> list[Check]:
         """Round trip, latents and false alarms of held-out pictures, or of `pictures`, against what they should be."""
         pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
-        _, z, features = compare(self.model, pixels)
+        _, z, features = self._compare(pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
         alarms = np.mean(self.detector.p_values(features) < self.config.alpha)
         return [
@@ -353,6 +354,10 @@ class Images:
         if getattr(self, name) is None:
             raise InputError(f"got a run without {name} of its training pictures; expected one fitted by this version")
         return getattr(self, name)
+
+    def _compare(self, pixels, report: Report = unreported):
+        training = self._of_training("thumbnails")
+        return compare(self.model, pixels, training, bool(self.facts["mirrored"]), report=report)
 
     def _squares(self, latents):
         return np.stack([np.sum(latents[:, columns] ** 2, axis=1) for columns in self.levels.values()], axis=1)

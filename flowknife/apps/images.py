@@ -102,16 +102,16 @@ def images(
     )
     some = np.asarray(train[:_LOOKED_AT])
     looked_at = some[: max(_NUMBERS_LOOKED_AT // some[0].size, 100)]
+    small, n = thumbnails(some), len(looked_at)
     with progress("calibrating the detector", show_progress) as report:
-        seen = compare(model, np.concatenate([looked_at, held_out]), report)
-    n = len(looked_at)
+        seen = compare(model, np.concatenate([looked_at, held_out]), small, flip, own=n, report=report)
     return Images(
         model=model,
         detector=fit_detector(model, seen.given[:n], seen.given[n:]),
         held_out_bits=bits_of(model, seen.levels[n:]),
         held_out=held_out[:_KEPT_IMAGES],
         empirical=Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
-        thumbnails=thumbnails(some),
+        thumbnails=small,
         config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,
         skipped=data.skipped,

@@ -135,7 +135,9 @@ IMAGES = (
         "data/train",
         {"width": 256, "train": {"minutes": 60}},
         60,
-        Expected(1.37, "bits/dim", f"{_NEW_CATS}, 64x64 and 5 bits", 48, "on one core, when no level improved any more"),
+        Expected(
+            1.37, "bits/dim", f"{_NEW_CATS}, 64x64 and 5 bits", 48, "on one core, when no level improved any more"
+        ),
     ),
 )
 """Recipes of `flowknife fit images`."""
