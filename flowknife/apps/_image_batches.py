@@ -19,7 +19,7 @@ class Look(NamedTuple):
     """What a model says of pictures: the `level_features`, the latents `(n, H W C)`, the finest `largest_spot`."""
 
     levels: np.ndarray
-    latents: np.ndarray | None
+    latents: np.ndarray
     spot: np.ndarray
 
 

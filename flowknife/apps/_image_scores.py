@@ -88,7 +88,7 @@ def compare(model, pixels, training, mirrored, own=0, report: Report = unreporte
 
     seen = look(model, pixels, part(0))
     # the latents take as much memory as the pictures do in floating point: those of one form at a time
-    others = [look(model, form, part(i))._replace(latents=None) for i, form in enumerate(changed, start=1)]
+    others = [look(model, form, part(i))._replace(latents=np.empty(0)) for i, form in enumerate(changed, start=1)]
     turned, negative, blurred, *moved = [level_bits(model, seen.levels) - level_bits(model, o.levels) for o in others]
     # of a training picture the nearest is itself
     distances = nearest(pixels, training, min(2, len(training)), mirrored).distances
