@@ -123,8 +123,6 @@ def test_the_nearest_training_picture_is_found_mirrored_too(model):
     np.testing.assert_array_equal(given.pictures[0, 0], train[0])
     with pytest.raises(InputError, match="1 to 240"):
         model.nearest(train[:1], k=241)
-    with pytest.raises(InputError, match="without thumbnails"):
-        replace(model, thumbnails=None).nearest(train[:1])
 
 
 def test_distances_are_those_of_a_double_loop():
@@ -196,8 +194,6 @@ def test_pictures_are_drawn_from_either_prior(model):
     assert np.abs(empirical.mean() - faces(100, 9).mean()) < 15
     with pytest.raises(InputError, match="'normal' or 'empirical'"):
         model.sample(2, prior="uniform")
-    with pytest.raises(InputError, match="without empirical"):
-        replace(model, empirical=None).sample(2, prior="empirical")
 
 
 def test_what_was_kept_of_the_training_pictures_is_saved(model, tmp_path):
@@ -207,8 +203,6 @@ def test_what_was_kept_of_the_training_pictures_is_saved(model, tmp_path):
     assert loaded.sample(3, key=0, prior="empirical").shape == (3, 16, 16, 3)
     new = faces(5, key=11)
     np.testing.assert_allclose(loaded.surprise(new), model.surprise(new), atol=1e-2)
-    replace(model, empirical=None, thumbnails=None).save(tmp_path / "without")
-    assert fk.load(tmp_path / "without").empirical is None
 
 
 # -- how strange, and where -------------------------------------------------------------------------------------------

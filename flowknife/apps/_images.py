@@ -66,8 +66,8 @@ class Images:
     history: dict[str, list[float]] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(repr=False)
     facts: dict[str, Any]
-    empirical: Empirical | None = field(default=None, repr=False)
-    thumbnails: np.ndarray | None = field(default=None, repr=False)
+    empirical: Empirical = field(repr=False)
+    thumbnails: np.ndarray = field(repr=False)
 
     application = "images"
 
@@ -107,7 +107,7 @@ class Images:
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 picture")
         if prior == "empirical":
-            return self.decode(self._of_training("empirical").sample(key, n, temperature, shrink))
+            return self.decode(self.empirical.sample(key, n, temperature, shrink))
         if prior != "normal":
             raise InputError(f"got prior={prior!r}; expected 'normal' or 'empirical'")
         keys = jax.random.split(as_key(key), -(-n // DRAWN_AT_ONCE))
@@ -199,7 +199,7 @@ class Images:
             k: how many for each.
             folder: pictures to compare with; default: up to 2000 training pictures that the run keeps in small.
         """
-        known = self._of_training("thumbnails") if folder is None else thumbnails(self._pixels(folder).pixels)
+        known = self.thumbnails if folder is None else thumbnails(self._pixels(folder).pixels)
         if not 1 <= k <= len(known):
             raise InputError(f"got k={k}; expected 1 to {len(known)}, the pictures that there are")
         return nearest(self._pixels(pictures).pixels, known, k)
@@ -299,11 +299,9 @@ class Images:
             "detector": self.detector.to_tree(),
             "held_out_bits": self.held_out_bits,
             "held_out": self.held_out,
+            "empirical": self.empirical.to_tree(),
+            "thumbnails": self.thumbnails,
         }
-        if self.empirical is not None:
-            tree["empirical"] = self.empirical.to_tree()
-        if self.thumbnails is not None:
-            tree["thumbnails"] = self.thumbnails
         run = write_run(folder, record, tree, self.history)
         write_skipped(run / "skipped.csv", self.skipped)
         return run
@@ -321,8 +319,8 @@ class Images:
             history=read_history(folder),
             skipped=(),
             facts=record["facts"],
-            empirical=Empirical.from_tree(tree["empirical"]) if "empirical" in tree else None,
-            thumbnails=np.asarray(tree["thumbnails"]) if "thumbnails" in tree else None,
+            empirical=Empirical.from_tree(tree["empirical"]),
+            thumbnails=np.asarray(tree["thumbnails"]),
         )
 
     def report(self, folder: str | Path, others: Any = None) -> Path:
@@ -350,14 +348,8 @@ class Images:
         """Pictures of latents of more than one axis before the last."""
         return self.decode(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.shape)
 
-    def _of_training(self, name) -> Any:
-        if getattr(self, name) is None:
-            raise InputError(f"got a run without {name} of its training pictures; expected one fitted by this version")
-        return getattr(self, name)
-
     def _compare(self, pixels, report: Report = unreported):
-        training = self._of_training("thumbnails")
-        return compare(self.model, pixels, training, bool(self.facts["mirrored"]), report=report)
+        return compare(self.model, pixels, self.thumbnails, bool(self.facts["mirrored"]), report=report)
 
     def _squares(self, latents):
         return np.stack([np.sum(latents[:, columns] ** 2, axis=1) for columns in self.levels.values()], axis=1)
