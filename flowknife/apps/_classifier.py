@@ -167,7 +167,7 @@ class Classifier:
         """Class and strangeness of each item.
 
         Args:
-            x: as for `classify`.
+            x: items, as for `classify`.
             show_progress: show a progress bar.
 
         Returns:

@@ -131,9 +131,9 @@ def log_spread(z: Array) -> Array:
 
 def largest_spot(z: Array) -> Array:
     """Log of the largest mean square of the latents at one place, of each latent of a batch; of all, without places."""
-    axes = z.ndim - 1 if z.ndim == 4 else tuple(range(1, z.ndim))
-    at_place = jnp.mean(z**2, axis=axes)
-    return jnp.log(jnp.max(at_place.reshape(len(z), -1), axis=1) + 1e-6)
+    channels = z.shape[-1] if z.ndim == 4 else z[0].size
+    at_place = jnp.mean(z.reshape(len(z), -1, channels) ** 2, axis=-1)
+    return jnp.log(jnp.max(at_place, axis=1) + 1e-6)
 
 
 def independent_levels(bijection: Bijection) -> bool:
