@@ -243,13 +243,40 @@ def test_typicality_is_two_sided_and_calibrated():
 
 def test_more_of_an_upward_feature_is_stranger_than_less():
     generator = np.random.default_rng(0)
-    train, held_out = generator.normal(size=(500, 30)), generator.normal(size=(300, 30))
+    train, held_out = generator.normal(size=(1000, 30)), generator.normal(size=(1000, 30))
     usual, more = np.zeros((1, 30)), 6.0 * np.eye(30)[:1]
-    two_sided, upward = (Typicality.fit(train, held_out, upward=columns) for columns in ((), (0,)))
+    two_sided, upward = (Typicality.fit(train, held_out, upward=columns) for columns in ({}, {0: 1.0}))
     assert two_sided.score(more) == pytest.approx(two_sided.score(-more), rel=0.1)
     assert upward.score(more) > 2 * upward.score(-more) and two_sided.score(-more) > 2 * two_sided.score(usual)
     np.testing.assert_allclose(upward.score(-more), two_sided.score(-more), rtol=0.01)
     assert upward.p_values(more) < two_sided.p_values(more)
+    # its weight is a factor of its surprise, and of nothing else
+    heavy = Typicality.fit(train, held_out, upward={0: 2.0})
+    squares = [np.square(each.score(more)) - np.square(two_sided.score(more)) for each in (upward, heavy)]
+    np.testing.assert_allclose(squares[1], 4 * squares[0])
+
+
+def test_what_is_usual_is_where_held_out_items_are():
+    generator = np.random.default_rng(0)
+    # a model knows its training items better: theirs are narrower, and elsewhere
+    train, held_out, new = 0.4 * generator.normal(size=(2000, 6)) - 1, *generator.normal(size=(2, 1500, 6))
+    detector = Typicality.fit(train, held_out, upward=dict.fromkeys(range(6), 1.0))
+    p = detector.p_values(new)
+    for level in (0.02, 0.1, 0.5):
+        assert abs(np.mean(p <= level) - level) < 0.03
+    # each surprise is what it is of new items, so that no column drowns the others
+    surprises = np.stack([_surprise(t, u) for t, u in zip(detector._graded(new).T, detector.usual.T, strict=True)])
+    np.testing.assert_allclose(surprises.mean(axis=1), 1.0, atol=0.15)
+
+
+def test_cross_conformal_p_values_keep_their_promise_with_few_held_out_items():
+    flagged = []
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        train, held_out, new = (generator.standard_t(4, size=(n, 8)) for n in (200, 40, 500))
+        detector = Typicality.fit(0.5 * train, held_out, upward={0: 1.0, 1: 2.0}, apart=(6, 7))
+        flagged.append(np.mean(detector.p_values(new) <= 0.1))
+    assert abs(np.mean(flagged) - 0.1) < 0.02
 
 
 def test_columns_apart_are_not_drowned_by_the_others():
@@ -282,11 +309,11 @@ def test_scores_are_surprises_in_one_unit_however_heavy_the_tail():
 
 def test_a_detector_is_told_from_one_of_another_version():
     generator = np.random.default_rng(0)
-    detector = Typicality.fit(generator.normal(size=(200, 30)), generator.normal(size=(300, 30)), upward=(0,))
+    detector = Typicality.fit(generator.normal(size=(200, 30)), generator.normal(size=(300, 30)), upward={0: 1.0})
     tree = detector.to_tree()
     np.testing.assert_array_equal(Typicality.from_tree(tree).score(np.eye(30)), detector.score(np.eye(30)))
     with pytest.raises(InputError, match="fit anew"):
-        Typicality.from_tree({name: array for name, array in tree.items() if name != "precisions"})
+        Typicality.from_tree({name: array for name, array in tree.items() if name != "weights"})
     with pytest.raises(InputError, match="got 29 features"):
         detector.score(np.zeros((1, 29)))
 

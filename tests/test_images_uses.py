@@ -8,7 +8,8 @@ import pytest
 import flowknife as fk
 from flowknife.apps._empirical import Empirical
 from flowknife.apps._image_scores import png_bits, standardise_maps
-from flowknife.apps._image_uses import nearest, thumbnails, way
+from flowknife.apps._image_uses import way
+from flowknife.apps._neighbours import Neighbours, thumbnails
 from flowknife.errors import InputError
 
 
@@ -29,7 +30,7 @@ def model():
     train = faces(240)
     sizes = {name: columns.stop - columns.start for name, columns in fitted.levels.items()}
     empirical = Empirical.fit(fitted.latents(train), sizes)
-    return replace(fitted, empirical=empirical, thumbnails=thumbnails(train))
+    return replace(fitted, empirical=empirical, neighbours=Neighbours.fit(thumbnails(train), mirrored=True))
 
 
 def close(a, b, bits=5):
@@ -125,14 +126,77 @@ def test_the_nearest_training_picture_is_found_mirrored_too(model):
         model.nearest(train[:1], k=241)
 
 
-def test_distances_are_those_of_a_double_loop():
-    a, b = faces(4, key=1), thumbnails(faces(6, key=2))
-    halved = [x.reshape(len(x), 8, 2, 8, 2, 3).mean(axis=(2, 4)) for x in (a.astype(float), b.astype(float))]
-    naive = [
-        [min(np.sqrt(np.mean((x - y) ** 2)), np.sqrt(np.mean((x[:, ::-1] - y) ** 2))) for y in halved[1]]
-        for x in halved[0]
+def distance(x, t):
+    """Of two pictures, place by place, as `Neighbours` defines it."""
+    from scipy.ndimage import convolve
+
+    across = np.outer([1, 2, 0, -2, -1], [1, 4, 6, 4, 1]) / 128
+    gradients = [
+        [convolve(c.astype(float), kernel, mode="nearest") for kernel in (across, across.T) for c in p.T]
+        for p in (x, t)
     ]
-    np.testing.assert_allclose(nearest(a, b, 6).distances, np.sort(naive, axis=1), rtol=1e-3)
+    a, b = (np.pad(each, ((0, 0), (2, 2), (2, 2))) for each in gradients)
+    height, width = a.shape[1] - 4, a.shape[2] - 4
+    total = 0.0
+    for i in range(height):
+        for j in range(width):
+            inside = [(p, q) for p in (0, 1, 2) for q in (0, 1, 2) if 0 < i + p < height + 1 and 0 < j + q < width + 1]
+            total += min(
+                sum(np.sum((a[:, i + p + 1, j + q + 1] - b[:, i + p + s, j + q + r]) ** 2) for p, q in inside) / 9
+                for s in (0, 1, 2)
+                for r in (0, 1, 2)
+            )
+    return np.sqrt(total / (height * width))
+
+
+def test_distances_are_those_of_many_loops():
+    a, b = faces(3, key=1), faces(4, key=2)
+    plain = [[distance(x, t) for t in b] for x in a]
+    found = Neighbours.fit(b, mirrored=False).nearest(a, 4)
+    np.testing.assert_allclose(found.distances, np.sort(plain, axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(found.pictures, b[np.argsort(plain, axis=1)])
+    # of a picture and its mirror image the one that is nearer at half size
+    assert np.all(Neighbours.fit(b, mirrored=True).nearest(b[:, :, ::-1], 1).distances < 1e-3)
+
+
+def test_what_is_drawn_a_little_elsewhere_is_the_same_picture():
+    places = [(row, column) for row in range(5, 23, 4) for column in range(5, 23, 4)]
+    strokes = np.zeros((len(places), 28, 28, 1), np.uint8)
+    for i, (row, column) in enumerate(places):
+        strokes[i, row, 4:24] = strokes[i, 4:24, column] = 255
+    known = Neighbours.fit(strokes, mirrored=False)
+    moved = np.roll(strokes, (1, 1), axis=(1, 2))
+    found = known.nearest(moved, 1)
+    np.testing.assert_array_equal(found.pictures[:, 0], strokes)
+    assert found.distances.max() < 1e-3
+    further = known.nearest(np.roll(moved, (1, 1), axis=(1, 2)), 1).distances
+    assert further.min() > 5
+
+
+def test_novelty_is_distance_beyond_that_of_the_neighbours():
+    generator = np.random.default_rng(0)
+
+    def around(picture, n, spread):
+        return np.clip(picture + generator.normal(0, spread, (n, *picture.shape)), 0, 255).astype(np.uint8)
+
+    dense, sparse = generator.uniform(80, 170, (2, 16, 16, 1))
+    known = Neighbours.fit(np.concatenate([around(dense, 60, 5), around(sparse, 60, 20)]), mirrored=False)
+    assert known.spacing[60:].min() > 2 * known.spacing[:60].max()
+    # new ones of either kind are as far as their neighbours are from each other
+    usual = [known.novelty(around(middle, 40, spread)) for middle, spread in ((dense, 5), (sparse, 20))]
+    np.testing.assert_allclose([each.mean() for each in usual], 0.0, atol=0.5)
+    # what lies at the edge of the dense kind is not farther from all than the sparse ones are, but it is novel
+    assert known.novelty(around(dense, 40, 20)).min() > max(each.max() for each in usual)
+    # a picture is not its own neighbour
+    own = known.novelty(known.pictures[:60], own=60)
+    np.testing.assert_allclose(own.mean(), 0.0, atol=0.5)
+    assert known.novelty(known.pictures[:60]).max() < own.min()
+
+
+def test_a_single_picture_has_no_neighbours_of_its_own():
+    alone = Neighbours.fit(faces(1), mirrored=False)
+    assert alone.nearest(faces(2), 1).distances.shape == (2, 1)
+    assert alone.spacing.tolist() == [0.0]
 
 
 def test_thumbnails_are_means_at_a_whole_fraction():
@@ -199,7 +263,9 @@ def test_pictures_are_drawn_from_either_prior(model):
 def test_what_was_kept_of_the_training_pictures_is_saved(model, tmp_path):
     model.save(tmp_path)
     loaded = fk.load(tmp_path)
-    np.testing.assert_array_equal(loaded.thumbnails, model.thumbnails)
+    np.testing.assert_array_equal(loaded.neighbours.pictures, model.neighbours.pictures)
+    np.testing.assert_array_equal(loaded.neighbours.spacing, model.neighbours.spacing)
+    assert loaded.neighbours.mirrored
     assert loaded.sample(3, key=0, prior="empirical").shape == (3, 16, 16, 3)
     new = faces(5, key=11)
     np.testing.assert_allclose(loaded.surprise(new), model.surprise(new), atol=1e-2)
@@ -255,15 +321,9 @@ def test_what_is_pasted_is_strange_on_the_grid_and_off_it(model, start):
 
 def test_what_no_training_picture_looks_like_is_strange(model):
     usual, elsewhere = faces(60, key=16), np.roll(faces(60, key=16), 4, axis=2)
-    nearest = [model.score(pixels)["nearest"] for pixels in (usual, elsewhere)]
-    np.testing.assert_allclose(nearest[1], nearest_image(elsewhere, model, mirrored=model.facts["mirrored"]))
-    assert fk.diagnostics.auroc(*nearest) > 0.95
-    # of a training picture the nearest other one counted when the detector was fitted: it is not taken for the usual
-    assert model.score(faces(240)[:20])["nearest"].max() < 1e-3 < nearest[0].min()
-
-
-def nearest_image(pixels, model, mirrored):
-    return nearest(pixels, model.thumbnails, 1, mirrored).distances[:, 0]
+    novelty = [model.score(pixels)["novelty"] for pixels in (usual, elsewhere)]
+    np.testing.assert_allclose(novelty[1], model.neighbours.novelty(elsewhere))
+    assert fk.diagnostics.auroc(*novelty) > 0.95
 
 
 def test_long_scoring_says_how_far_it_is(model, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import flowknife as fk
+from flowknife.apps._neighbours import Neighbours
 from flowknife.report import ends, report_classify, report_invert
 
 TINY = {"layers": 1, "width": 8, "depth": 1, "show_progress": False}
@@ -89,7 +90,7 @@ def digits():
 
 
 def test_report_of_an_image_model_shows_what_one_does_with_it(tmp_path, digits):
-    known = replace(digits, thumbnails=fk.data.digits()[0][:80])
+    known = replace(digits, neighbours=Neighbours.fit(fk.data.digits()[0][:80], mirrored=False))
     text, figures = page(known.report(tmp_path))
     drawn = {"pictures", "temperatures", "level_temperatures", "nearest", "interpolation", "resampled"}
     assert drawn | {"surprise", "clusters", "outliers", "cloud", "p_values"} <= figures

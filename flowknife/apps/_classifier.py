@@ -311,7 +311,7 @@ class Classifier:
         if not self.pictures:
             return fitted
         seen, held_out = (self._features(each, self._look(each)) for each in (looked_at, self.held_out))
-        return replace(fitted, detector=Typicality.fit(seen, held_out, upward=range(len(_UPWARD))))
+        return replace(fitted, detector=Typicality.fit(seen, held_out, upward=dict.fromkeys(range(len(_UPWARD)), 1.0)))
 
     def _items(self, x) -> tuple[np.ndarray, Sequence[Any]]:
         """Items and their names."""

@@ -1,6 +1,6 @@
 """Where the latents of training pictures really lie: a Gaussian beside N(0, I), to draw from and to shrink to it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,8 +68,8 @@ class Empirical:
         Raises:
             InputError: for the name of a level that does not exist, or a number out of range.
         """
-        temperatures = _by_level(temperature, self.levels, "temperature", 1.0, np.inf)
-        shrinks = _by_level(shrink, self.levels, "shrink", 0.0, 1.0)
+        temperatures = by_level(temperature, self.levels, "temperature", 1.0, np.inf)
+        shrinks = by_level(shrink, self.levels, "shrink", 0.0, 1.0)
         keys = jax.random.split(as_key(key), len(self.levels))
         parts = []
         for (name, level), level_key in zip(self.levels.items(), keys, strict=True):
@@ -131,13 +131,28 @@ def _fit_level(z):
     )
 
 
-def _by_level(value, levels, what, default, most):
-    """A number for each level, of one number or of some by name."""
+def by_level(value: Any, levels: Collection[str], what: str, default: float, most: float) -> dict[str, float]:
+    """A number for each level, of one number or of some by name.
+
+    Args:
+        value: the number or numbers.
+        levels: the names of all.
+        what: the numbers are, for messages.
+        default: for levels that are not named.
+        most: the largest that is allowed; the least is 0.
+
+    Raises:
+        InputError: for anything else.
+    """
     given = value if isinstance(value, Mapping) else dict.fromkeys(levels, value)
     unknown = [name for name in given if name not in levels]
     if unknown:
         raise InputError(f"got {what} of {unknown[0]!r}; expected levels among {', '.join(levels)}")
-    numbers = {name: float(given.get(name, default)) for name in levels}
+    try:
+        numbers = {name: float(given.get(name, default)) for name in levels}
+    except (TypeError, ValueError):
+        example = dict.fromkeys(levels, default)
+        raise InputError(f"got {what}={value!r}; expected one number, or one by name, such as {example}") from None
     bad = [number for number in numbers.values() if not 0 <= number <= most]
     if bad:
         raise InputError(f"got {what} {bad[0]:g}; expected {'0 or more' if most == np.inf else f'0 to {most:g}'}")

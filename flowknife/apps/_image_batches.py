@@ -1,5 +1,6 @@
 """An image model at work on many pictures: compiled, and in batches of one size."""
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -59,6 +60,12 @@ def level_bits(model, features):
     return features[:, -len(model.partition.right) :]
 
 
+def level_squares(model, latents):
+    """|z|^2 of each level, coarsest first, `(n, levels)`."""
+    ends = np.cumsum([block.size for block in model.partition.right])[:-1]
+    return np.stack([np.sum(part**2, axis=1) for part in np.split(latents, ends, axis=1)], axis=1)
+
+
 def bits_of(model, features):
     """Bits/dim of whole pictures, from those of their levels."""
     sizes = np.array([block.size for block in model.partition.right])
@@ -75,6 +82,21 @@ def look(model, pixels, report: Report = unreported) -> Look:
         report(done / len(pixels), f"{done} of {len(pixels)}")
     levels, latents, spot = (np.concatenate(parts) for parts in zip(*looks, strict=True))
     return Look(levels.astype(np.float64), latents, spot)
+
+
+@eqx.filter_jit
+def _bits_at(model, pixels, key, first, last):
+    return jnp.stack([-term / (z[0].size * math.log(2)) for z, term in image_terms(model, pixels, key)[first:last]], 1)
+
+
+def bits_at(model, pixels, levels: range, report: Report = unreported):
+    """Bits/dim of the levels in this range alone, `(n, len(levels))`; what they do not need is never computed."""
+    parts, done = [], 0
+    for count, part in in_batches(pixels):
+        parts.append(np.asarray(_bits_at(model, part, as_key(0), levels.start, levels.stop), np.float64)[:count])
+        done += count
+        report(done / len(pixels), f"{done} of {len(pixels)}")
+    return np.concatenate(parts)
 
 
 @eqx.filter_jit

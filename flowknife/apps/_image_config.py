@@ -5,7 +5,17 @@ from typing import Literal
 import pydantic
 
 from flowknife.data import Augmentation
+from flowknife.errors import InputError
 from flowknife.train import Training
+
+_APPLIES = {
+    "levels": ("wavelet", "lattice", "glow"),
+    "steps_per_level": ("glow", "jet"),
+    "scalar": ("glow",),
+    "memory": ("glow", "jet"),
+    "parallel": ("wavelet", "lattice"),
+}
+"""The architectures to which a setting applies, where not to all."""
 
 
 class ImagesConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -25,6 +35,9 @@ class ImagesConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     levels: int | None = pydantic.Field(None, ge=1, description="scales; default: by image size")
     steps_per_level: int = pydantic.Field(8, ge=1, description="steps of glow per level; couplings of jet")
+    scalar: Literal["affine", "additive", "spline"] = pydantic.Field(
+        "affine", description="glow: what its couplings do to single numbers"
+    )
     memory: Literal["standard", "reversible"] = pydantic.Field(
         "standard", description="glow and jet; reversible: activations are rebuilt, not kept, for a third more time"
     )
@@ -35,3 +48,17 @@ class ImagesConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="pictures with a p-value below are flagged")
     augment: Augmentation = Augmentation()
     train: Training = Training()
+
+    def require_applicable(self) -> None:
+        """Refuse what would have no effect.
+
+        Raises:
+            InputError: for a setting that the architecture does not have.
+        """
+        for name, those in _APPLIES.items():
+            value = getattr(self, name)
+            if self.architecture not in ("auto", *those) and value != type(self).model_fields[name].default:
+                raise InputError(
+                    f"got {name}={value} for architecture={self.architecture}; expected it with {' or '.join(those)} "
+                    f"alone; try architecture={those[-1]}, or leave {name} out"
+                )

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from flowknife._progress import Report, unreported
-from flowknife.apps._image_batches import bits_of, level_bits, local_maps, look
-from flowknife.apps._image_uses import nearest
+from flowknife.apps._image_batches import bits_at, bits_of, level_bits, local_maps, look
+from flowknife.apps._neighbours import Neighbours
 from flowknife.diagnostics import Typicality
 
 Maps = list[np.ndarray]
@@ -17,8 +17,9 @@ Maps = list[np.ndarray]
 
 _MOVES = (1, 2)  # pixels, down and to the right
 _POSITIONS = (0, 1, 2, 3)  # the same, for maps: a place of the finest level is four pixels wide, of most models
-UPWARD = ("upside_down", "negative", "softness", "spot", "nearest", "complexity")
-"""The columns that `compare` puts before the others; the more, the stranger."""
+_WHOLE = 3072  # latents, at most, of the coarse levels that reversals are compared at: those of 32 x 32 in colour
+UPWARD = {"upside_down": 1.0, "negative": 1.0, "softness": 1.0, "spot": 1.0, "novelty": 1.5}
+"""The columns that `compare` puts before the others; the more, the stranger. What weighs most asks most."""
 
 
 class Comparison(NamedTuple):
@@ -27,7 +28,8 @@ class Comparison(NamedTuple):
     Attributes:
         levels: the `level_features`.
         latents: `(n, H W C)`, coarsest first.
-        given: what a detector is given, `(n, u + k + c)`: the columns `UPWARD`, the levels, the changes.
+        given: what a detector is given, `(n, u + 1 + k + c)`: the columns `UPWARD`, bits/dim beyond a PNG file, the
+            levels, the changes.
     """
 
     levels: np.ndarray
@@ -57,50 +59,60 @@ def with_complexity(model, features, bits, pixels):
     return np.concatenate([complexity[:, None], features], axis=1)
 
 
-def compare(model, pixels, training, mirrored, own=0, report: Report = unreported) -> Comparison:
+def compare(model, pixels, neighbours: Neighbours, own=0, report: Report = unreported) -> Comparison:
     """A `look` at every picture and at changed forms of it, of which only what the detector is given is kept.
 
     Args:
         model: of the pictures.
         pixels: pictures.
-        training: thumbnails of training pictures.
-        mirrored: a mirror image of a picture is one of its kind.
-        own: so many of the first pictures are among the training pictures.
+        neighbours: training pictures.
+        own: so many of the first pictures are the first of the training pictures.
         report: told how far it is.
 
     In the columns `UPWARD`, differences to the same picture in another form, in bits/dim. A picture and its reversal
-    are equally simple, so how much less likely it is than upside down, and than its negative (the mean over the
-    levels), says what the likelihood of each, apart, cannot: which way up, and which way round in brightness, the
-    pictures of this model are. About zero where they have no such way. How much less likely the blurred form is, at the
-    finest level, says how soft the picture was.
+    are equally simple, so how much less likely it is than upside down, and than its negative (the mean over the coarse
+    levels, which say what the whole looks like), says what the likelihood of each, apart, cannot: which way up, and
+    which way round in brightness, the pictures of this model are. About zero where they have no such way. How much less
+    likely the blurred form is, at the finest level, says how soft the picture was.
 
     Photographs do not know the model's grid of places; what was pasted or painted may happen to lie along it, and shows
     no edge then. So each picture is moved by a pixel, and by two: the largest spot of all positions counts, and how the
     levels change with the position.
 
     A digit that no training picture shows is made of the same strokes, and no less likely to a flow, which knows best
-    what pixels have to do with their neighbours. That no training picture looks like it, the thumbnails tell.
+    what pixels have to do with their neighbours. That no training picture looks like it, the neighbours tell.
     """
-    changed = [pixels[:, ::-1], 255 - pixels, _blurred(pixels), *(_moved(pixels, by) for by in _MOVES)]
+    parts = iter(range(4 + len(_MOVES)))
 
-    def part(i):
-        return lambda fraction, text="": report((i + fraction) / (1 + len(changed)), text)
+    def next_part() -> Report:
+        i = next(parts)
+        return lambda fraction, text="": report((i + fraction) / (4 + len(_MOVES)), text)
 
-    seen = look(model, pixels, part(0))
-    # the latents take as much memory as the pictures do in floating point: those of one form at a time
-    others = [look(model, form, part(i))._replace(latents=np.empty(0)) for i, form in enumerate(changed, start=1)]
-    turned, negative, blurred, *moved = [level_bits(model, seen.levels) - level_bits(model, o.levels) for o in others]
-    # of a training picture the nearest is itself
-    distances = nearest(pixels, training, min(2, len(training)), mirrored).distances
-    upward = [
-        np.mean(turned, axis=1),
-        np.mean(negative, axis=1),
-        -blurred[:, -1],
-        np.max([seen.spot, *(other.spot for other in others[-len(_MOVES) :])], axis=0),
-        np.where(np.arange(len(pixels)) < own, distances[:, -1], distances[:, 0]),
-    ]
+    seen = look(model, pixels, next_part())
+    own_bits = level_bits(model, seen.levels)
+    whole = _levels_of_the_whole(model)
+    finest = range(own_bits.shape[1] - 1, own_bits.shape[1])
+
+    def beyond(changed, levels):
+        """How many bits/dim a picture takes more than its changed form, at each of these levels."""
+        return own_bits[:, levels] - bits_at(model, changed, levels, next_part())
+
+    upside_down, negative = (beyond(changed, whole).mean(axis=1) for changed in (pixels[:, ::-1], 255 - pixels))
+    softness = -beyond(_blurred(pixels), finest)[:, 0]
+    spots, changes = [seen.spot], []
+    for by in _MOVES:
+        moved = look(model, _moved(pixels, by), next_part())
+        spots.append(moved.spot)
+        changes.append(own_bits - level_bits(model, moved.levels))
+    upward = [upside_down, negative, softness, np.max(spots, axis=0), neighbours.novelty(pixels, own)]
     given = with_complexity(model, seen.levels, bits_of(model, seen.levels), pixels)
-    return Comparison(seen.levels, seen.latents, np.column_stack([*upward, given, *moved]))
+    return Comparison(seen.levels, seen.latents, np.column_stack([*upward, given, *changes]))
+
+
+def _levels_of_the_whole(model) -> range:
+    """The coarsest levels, one at least, that together have no more latents than a small picture."""
+    sizes = np.cumsum([block.size for block in model.partition.right])
+    return range(max(int(np.sum(sizes <= _WHOLE)), 1))
 
 
 def _moved(pixels, by):
@@ -123,7 +135,7 @@ def fit_detector(model, training, held_out) -> Typicality:
     """
     columns = training.shape[1]
     changes = range(columns - len(_MOVES) * len(model.partition.right), columns)
-    return Typicality.fit(training, held_out, upward=range(len(UPWARD)), apart=changes)
+    return Typicality.fit(training, held_out, upward=dict(enumerate(UPWARD.values())), apart=changes)
 
 
 def maps_by_position(model, pixels) -> list[Maps]:

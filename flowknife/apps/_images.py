@@ -12,7 +12,7 @@ import numpy as np
 
 from flowknife._progress import Report, progress, unreported
 from flowknife._types import Key, as_key
-from flowknife.apps._empirical import ByLevel, Empirical
+from flowknife.apps._empirical import ByLevel, Empirical, by_level
 from flowknife.apps._image_batches import (
     DRAWN_AT_ONCE,
     as_pictures,
@@ -21,11 +21,13 @@ from flowknife.apps._image_batches import (
     draw_batch,
     encode_batch,
     in_batches,
+    level_squares,
     look,
 )
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_scores import UPWARD, compare, maps_by_position, surprise_maps
-from flowknife.apps._image_uses import How, Nearest, nearest, redrawn, thumbnails, way
+from flowknife.apps._image_uses import How, redrawn, way
+from flowknife.apps._neighbours import Nearest, Neighbours, thumbnails
 from flowknife.data import ImageSet, Skipped, write_skipped
 from flowknife.data._arrays import array_file
 from flowknife.diagnostics import (
@@ -49,25 +51,27 @@ class Images:
         model: the network, image <-> z_0 ... z_L (z_0 the coarsest).
         detector: the typicality test over levels, calibrated on held-out pictures.
         held_out_bits: bits/dim of the held-out pictures.
+        held_out_squares: |z|^2 of each level of theirs, shape (n, levels).
         held_out: held-out pictures, uint8 (n, H, W, C).
         config: settings.
         history: columns of the training curve.
         skipped: files that could not be used, and why.
         facts: what is worth knowing about the run.
         empirical: where the latents of the training pictures lie.
-        thumbnails: training pictures, small, uint8 (n, h, w, C).
+        neighbours: training pictures, small.
     """
 
     model: INN = field(repr=False)
     detector: Typicality = field(repr=False)
     held_out_bits: np.ndarray = field(repr=False)
+    held_out_squares: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
     config: ImagesConfig
     history: dict[str, list[float]] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(repr=False)
     facts: dict[str, Any]
     empirical: Empirical = field(repr=False)
-    thumbnails: np.ndarray = field(repr=False)
+    neighbours: Neighbours = field(repr=False)
 
     application = "images"
 
@@ -106,13 +110,15 @@ class Images:
         """
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 picture")
+        temperatures = by_level(temperature, self.levels, "temperature", 1.0, np.inf)
         if prior == "empirical":
-            return self.decode(self.empirical.sample(key, n, temperature, shrink))
+            return self.decode(self.empirical.sample(key, n, temperatures, shrink))
         if prior != "normal":
             raise InputError(f"got prior={prior!r}; expected 'normal' or 'empirical'")
         keys = jax.random.split(as_key(key), -(-n // DRAWN_AT_ONCE))
-        temperature = jax.tree.map(jnp.asarray, temperature)  # an argument of the compiled function, not part of it
-        return np.concatenate([np.asarray(draw_batch(self.model, k, temperature)) for k in keys])[:n]
+        # arguments of the compiled function, not part of it
+        arguments = {name: jnp.asarray(number) for name, number in temperatures.items()}
+        return np.concatenate([np.asarray(draw_batch(self.model, k, arguments)) for k in keys])[:n]
 
     def encode(self, pictures: Any) -> np.ndarray:
         """Latents (n, H W C) of pictures, coarsest level first; `decode` gives back every bin of every pixel."""
@@ -197,12 +203,14 @@ class Images:
         Args:
             pictures: one picture or several, such as samples.
             k: how many for each.
-            folder: pictures to compare with; default: up to 2000 training pictures that the run keeps in small.
+            folder: pictures to compare with; default: up to 10,000 training pictures that the run keeps in small.
         """
-        known = self.thumbnails if folder is None else thumbnails(self._pixels(folder).pixels)
-        if not 1 <= k <= len(known):
-            raise InputError(f"got k={k}; expected 1 to {len(known)}, the pictures that there are")
-        return nearest(self._pixels(pictures).pixels, known, k)
+        known = self.neighbours
+        if folder is not None:
+            known = Neighbours.fit(thumbnails(self._pixels(folder).pixels), known.mirrored)
+        if not 1 <= k <= len(known.pictures):
+            raise InputError(f"got k={k}; expected 1 to {len(known.pictures)}, the pictures that there are")
+        return known.nearest(self._pixels(pictures).pixels, k)
 
     def log_prob(self, pictures: Any) -> np.ndarray:
         """Log-probability of the discrete pictures of `config.bits` bits, in nats, shape (n,)."""
@@ -218,11 +226,11 @@ class Images:
             show_progress: show a progress bar.
 
         Returns:
-            columns by name: path; bits_per_dim; upside_down and negative, bits/dim (the mean of the levels) more than
-            those of the picture so reversed; softness, bits/dim of the finest level of the picture blurred by one
+            columns by name: path; bits_per_dim; upside_down and negative, bits/dim (the mean of the coarse levels) more
+            than those of the picture so reversed; softness, bits/dim of the finest level of the picture blurred by one
             pixel, less its own; spot, the log of the largest mean square of the finest latents at one place, of the
-            picture as it is and moved by one and by two pixels; nearest, the distance of the training picture that
-            looks most like it, as in `nearest`; complexity, bits/dim less those of a PNG file of the picture;
+            picture as it is and moved by one and by two pixels; novelty, how much farther the training pictures that
+            look most like it are than these are from each other; complexity, bits/dim less those of a PNG file;
             typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius,
             |z| / sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, all of these in
             one, over all levels; p_value, of that score, split-conformal; flag, p_value < alpha; q_value, the p-value
@@ -238,10 +246,10 @@ class Images:
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
-            **dict(zip(UPWARD, features.T, strict=False)),
+            **dict(zip([*UPWARD, "complexity"], features.T, strict=False)),
             "typicality": np.abs(bits - held.mean()) / held.std(),
             "radius": np.sqrt(np.mean(latents**2, axis=1)),
-            "radius_p": radius_p_values(self._squares(latents), self._squares(self._held_out_look.latents)),
+            "radius_p": radius_p_values(level_squares(self.model, latents), self.held_out_squares),
             "score": self.detector.score(features),
             "p_value": p_value,
             "flag": p_value < self.config.alpha,
@@ -298,9 +306,10 @@ class Images:
             "model": self.model,
             "detector": self.detector.to_tree(),
             "held_out_bits": self.held_out_bits,
+            "held_out_squares": self.held_out_squares,
             "held_out": self.held_out,
             "empirical": self.empirical.to_tree(),
-            "thumbnails": self.thumbnails,
+            "neighbours": self.neighbours.to_tree(),
         }
         run = write_run(folder, record, tree, self.history)
         write_skipped(run / "skipped.csv", self.skipped)
@@ -314,13 +323,14 @@ class Images:
             model=tree["model"],
             detector=Typicality.from_tree(tree["detector"]),
             held_out_bits=np.asarray(tree["held_out_bits"]),
+            held_out_squares=np.asarray(tree["held_out_squares"]),
             held_out=np.asarray(tree["held_out"]),
             config=ImagesConfig.model_validate(record["config"]),
             history=read_history(folder),
             skipped=(),
             facts=record["facts"],
             empirical=Empirical.from_tree(tree["empirical"]),
-            thumbnails=np.asarray(tree["thumbnails"]),
+            neighbours=Neighbours.from_tree(tree["neighbours"]),
         )
 
     def report(self, folder: str | Path, others: Any = None) -> Path:
@@ -349,14 +359,7 @@ class Images:
         return self.decode(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.shape)
 
     def _compare(self, pixels, report: Report = unreported):
-        return compare(self.model, pixels, self.thumbnails, bool(self.facts["mirrored"]), report=report)
-
-    def _squares(self, latents):
-        return np.stack([np.sum(latents[:, columns] ** 2, axis=1) for columns in self.levels.values()], axis=1)
-
-    @cached_property
-    def _held_out_look(self):
-        return look(self.model, self.held_out)
+        return compare(self.model, pixels, self.neighbours, report=report)
 
     @cached_property
     def _held_out_maps(self):

@@ -14,14 +14,14 @@ from flowknife._progress import progress
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_batches import as_pictures, bits_of
+from flowknife.apps._image_batches import as_pictures, bits_of, level_squares
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_scores import compare, fit_detector
 from flowknife.apps._image_training import train_images
-from flowknife.apps._image_uses import thumbnails
 from flowknife.apps._images import Images
 from flowknife.apps._levels import image_model
-from flowknife.architectures import dequantiser, glow, jet, lattice, levels_for, realnvp, wavelet
+from flowknife.apps._neighbours import Neighbours, thumbnails
+from flowknife.architectures import dequantiser, glow, jet, lattice, realnvp, wavelet
 from flowknife.bijections import Bijection
 from flowknife.data import ImageSet, find_images, fingerprint, usual_side
 from flowknife.data._find import PARTITION_FILE
@@ -29,11 +29,13 @@ from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.laws import Pixels
 
-_LOOKED_AT = 2000  # training pictures that the detector is fitted to, at most
-_NUMBERS_LOOKED_AT = 15_000_000  # of large pictures fewer: of 64x64 in colour 1220, of 256x256 76
-_MOST_HELD_OUT = 8000  # pictures, unless a share is asked for: more change no decision
-_NUMBERS_HELD_OUT = 50_000_000  # of large pictures fewer: of 64x64 in colour 4069, of 256x256 500
-_FEWEST_HELD_OUT = 500
+_LOOKED_AT = 1000  # training pictures that the detector is fitted to, at most
+_NUMBERS_LOOKED_AT = 8_000_000  # of large pictures fewer, 100 at least: of 64x64 in colour 651
+_REMEMBERED = 10_000  # training pictures, at most, that others are compared with
+_NUMBERS_REMEMBERED = 8_000_000  # of their thumbnails: of 32x32 in colour 2604
+_MOST_HELD_OUT = 6000  # pictures, unless a share is asked for: more change no decision
+_NUMBERS_HELD_OUT = 40_000_000  # of large pictures fewer: of 64x64 in colour 3255, of 256x256 400
+_FEWEST_HELD_OUT = 400
 _MOST_STOPPING = 1000  # held-out pictures that decide when to stop
 _KEPT_IMAGES = 400  # held-out pictures kept with the run
 
@@ -67,6 +69,7 @@ def images(
     """
     base = {} if config is None else config.model_dump(exclude_unset=True)
     config = validated(ImagesConfig, {**base, **settings})
+    config.require_applicable()
     found = folder if isinstance(folder, ImageSet) else find_images(folder)
     size = config.image_size or default_size(found, config.crop)
     _require_uncut(folder, size, config.crop)
@@ -87,6 +90,7 @@ def images(
     shape = data.pixels.shape[1:]
     if config.architecture == "auto":
         config = config.model_copy(update={"architecture": "lattice" if _flat(train, config.bits) else "wavelet"})
+        config.require_applicable()
     # compiled as a whole: the many small draws of initial weights would take longer one by one
     model = eqx.filter_jit(lambda k: _model(shape, config, k))(model_key)
     model, history, training, seconds = train_images(
@@ -100,18 +104,20 @@ def images(
         key=fit_key,
         show_progress=show_progress,
     )
-    some = np.asarray(train[:_LOOKED_AT])
-    looked_at = some[: max(_NUMBERS_LOOKED_AT // some[0].size, 100)]
-    small, n = thumbnails(some), len(looked_at)
+    with progress("remembering training pictures", show_progress) as report:
+        neighbours = Neighbours.fit(_small(train), flip, report)
+    looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // data.pixels[0].size, 100))])
+    n = len(looked_at)
     with progress("calibrating the detector", show_progress) as report:
-        seen = compare(model, np.concatenate([looked_at, held_out]), small, flip, own=n, report=report)
+        seen = compare(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
     return Images(
         model=model,
         detector=fit_detector(model, seen.given[:n], seen.given[n:]),
         held_out_bits=bits_of(model, seen.levels[n:]),
+        held_out_squares=level_squares(model, seen.latents[n:]),
         held_out=held_out[:_KEPT_IMAGES],
         empirical=Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
-        thumbnails=small,
+        neighbours=neighbours,
         config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,
         skipped=data.skipped,
@@ -125,6 +131,14 @@ def images(
             "fingerprint": fingerprint(data),
         },
     )
+
+
+def _small(train):
+    """Thumbnails of training pictures, of many or large ones the first."""
+    first = thumbnails(np.asarray(train[:1]))
+    count = min(len(train), _REMEMBERED, max(_NUMBERS_REMEMBERED // first.size, 100))
+    parts = [range(start, min(start + 500, count)) for start in range(0, count, 500)]
+    return np.concatenate([thumbnails(np.asarray(train[part.start : part.stop])) for part in parts])
 
 
 def default_size(source, crop: float = 1.0):
@@ -178,9 +192,14 @@ def _bijection(shape, config, key) -> Bijection:
     if config.architecture == "lattice":
         return lattice(shape, 2**config.bits, levels=config.levels, width=config.width, features=config.width, key=key)
     if config.architecture == "glow":
-        levels = config.levels or levels_for(shape)
         return glow(
-            shape, levels=levels, steps=config.steps_per_level, width=config.width, memory=config.memory, key=key
+            shape,
+            levels=config.levels,
+            steps=config.steps_per_level,
+            width=config.width,
+            scalar=config.scalar,
+            memory=config.memory,
+            key=key,
         )
     if config.architecture == "jet":
         return jet(shape, couplings=config.steps_per_level, width=config.width, memory=config.memory, key=key)

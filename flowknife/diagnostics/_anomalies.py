@@ -118,30 +118,38 @@ def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> fl
 
 _BEYOND = 0.02  # the share of training items whose tail is taken to be exponential
 _FEWEST_BEYOND = 5
+_WIDTH = 0.9  # the quantile whose distance from the median says how wide a distribution is
+_FOLDS = 10
 
 
 class Typicality(eqx.Module):
     """How far a feature vector is from those of normal items, in both directions.
 
-        score^2 = sum over groups g of s(d_g)^2 + sum over upward j of s(f_j)^2
+        score^2 = sum over groups g of s(d_g)^2 + sum over upward j of (w_j s(f_j))^2
         d_g^2 = (f - m)^T P_g (f - m),   s(t) = -log P(T >= t), the surprise at t
 
-    with the mean m of the features f of training items, and P_g the inverse of the (shrunk) covariance of the features
-    of a group, zero elsewhere. The probabilities are counted among the training items as well; beyond their 98 %
-    quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T > q]. The p-values come from items that were held out. A
-    feature that grows with strangeness may be named as upward, and features that tell together what no other tells may
-    stand apart, as a group of their own: an average over all directions would drown both. As surprises, all are in one
-    unit, and those with a heavy tail do not drown the others. Fed with the spread of the latents and the likelihood of
-    every level of a flow, it is a two-sided typical-set test: a blurred or a blank picture, of *higher* likelihood than
-    the training pictures, is as strange as a noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv
-    1810.09136).
+    with the mean m of the features f of held-out items, and P_g the inverse of the (shrunk) covariance of the features
+    of a group among training items, zero elsewhere. What is usual has the shape of the training items' distribution,
+    since they are many, and the place and the width (median, and 90 % quantile) of the held-out ones', since a model
+    knows its training items better than others. Beyond its 98 % quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T >
+    q]. A feature that grows with strangeness may be named as upward, with its weight w, and features that tell together
+    what no other tells may stand apart, as a group of their own: an average over all directions would drown both. As
+    surprises, all are in one unit, and those with a heavy tail do not drown the others.
+
+    The p-values are cross-conformal (Vovk 2015, arXiv 1208.0806): each held-out item is scored by what the other nine
+    tenths of them say of place and width.
+
+    Fed with the spread of the latents and the likelihood of every level of a flow, it is a two-sided typical-set test:
+    a blurred or a blank picture, of *higher* likelihood than the training pictures, is as strange as a noisy one. Raw
+    likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
 
     Attributes:
         mean: m, shape (k,).
         scale: standard deviation of each feature, shape (k,).
         precisions: P_g of the features in these units, shape (g, k, k).
         upward: the u columns of features of which more is stranger.
-        usual: d_g and the upward features of the training items, each sorted, shape (n, g + u).
+        weights: w of these, shape (u,).
+        usual: what d_g and the upward features usually are, each sorted, shape (n, g + u).
         held_out: sorted scores of the held-out items, shape (m,).
     """
 
@@ -149,6 +157,7 @@ class Typicality(eqx.Module):
     scale: Float[np.ndarray, " k"]
     precisions: Float[np.ndarray, "g k k"]
     upward: Int[np.ndarray, " u"]
+    weights: Float[np.ndarray, " u"]
     usual: Float[np.ndarray, "n v"]
     held_out: Float[np.ndarray, " m"]
 
@@ -163,7 +172,7 @@ class Typicality(eqx.Module):
         Raises:
             InputError: for the detector of an earlier version.
         """
-        if "precisions" not in tree:
+        if "weights" not in tree:
             raise InputError("got a detector of an earlier version; expected one of this; try to fit anew")
         return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
@@ -172,15 +181,15 @@ class Typicality(eqx.Module):
         cls,
         features: Float[np.ndarray, "n k"],
         held_out: Float[np.ndarray, "m k"],
-        upward: Sequence[int] = (),
+        upward: Mapping[int, float | int] | None = None,
         apart: Sequence[int] = (),
     ) -> "Typicality":
-        """Fit the mean and the covariances to training features, and calibrate with held-out features.
+        """Fit the covariances to training features, and calibrate with held-out features.
 
         Args:
             features: of training items.
             held_out: features of held-out items.
-            upward: columns of which more than usual is stranger than less.
+            upward: columns of which more than usual is stranger than less, each with its weight.
             apart: columns that are a group of their own; all others are the first one.
 
         Raises:
@@ -191,13 +200,27 @@ class Typicality(eqx.Module):
                 f"got {len(features)} training and {len(held_out)} held-out rows; expected at least 2 each"
             )
         mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
-        standard = (features - mean) / scale
         groups = [np.setdiff1d(np.arange(features.shape[1]), np.array(apart, int)), np.array(apart, int)]
-        precisions = np.stack([_precision(standard, group) for group in groups if len(group)])
-        columns = np.array(upward, int)
-        fitted = cls(mean, scale, precisions, columns, np.zeros((0, len(precisions) + len(columns))), np.zeros(0))
-        fitted = replace(fitted, usual=np.sort(fitted._graded(features), axis=0))
-        return replace(fitted, held_out=np.sort(fitted.score(held_out)))
+        precisions = np.stack([_precision((features - mean) / scale, group) for group in groups if len(group)])
+        columns = np.array(list(upward or {}), int)
+        weights = np.array(list((upward or {}).values()), float)
+        nothing = np.zeros((0, len(precisions) + len(columns))), np.zeros(0)
+        fitted = cls(mean, scale, precisions, columns, weights, *nothing)
+        scores = np.empty(len(held_out))
+        for fold in np.array_split(np.arange(len(held_out)), min(_FOLDS, len(held_out))):
+            others = fitted._placed(features, np.delete(held_out, fold, axis=0))
+            scores[fold] = others.score(held_out[fold])
+        return replace(fitted._placed(features, held_out), held_out=np.sort(scores))
+
+    def _placed(self, features, held_out):
+        """What is usual, of the shape that training features have, at the place and of the width of held-out ones."""
+        centred = replace(self, mean=held_out.mean(axis=0))
+        training, others = (centred._graded(items) for items in (features, held_out))
+        (at, wide), (other_at, other_wide) = (
+            (np.median(items, axis=0), np.quantile(items, _WIDTH, axis=0)) for items in (training, others)
+        )
+        stretch = np.maximum(other_wide - other_at, 1e-9) / np.maximum(wide - at, 1e-9)
+        return replace(centred, usual=np.sort(other_at + (training - at) * stretch, axis=0))
 
     def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Scores of items; larger is stranger.
@@ -212,7 +235,8 @@ class Typicality(eqx.Module):
                 "fitted to; try to fit anew, if it is of an earlier version"
             )
         graded = self._graded(features)
-        surprises = [_surprise(t, usual) for t, usual in zip(graded.T, self.usual.T, strict=True)]
+        surprises = np.stack([_surprise(t, usual) for t, usual in zip(graded.T, self.usual.T, strict=True)])
+        surprises[len(self.precisions) :] *= self.weights[:, None]
         return np.linalg.norm(surprises, axis=0)
 
     def _graded(self, features):

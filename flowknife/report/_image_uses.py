@@ -56,7 +56,7 @@ def level_temperatures(model: "Images", folder: str | Path) -> list[Picture]:
 
 def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path) -> list[Picture]:
     """Samples above the training pictures that look most like them."""
-    found = model.nearest(simulated[:10], k=min(_NEIGHBOURS, len(model.thumbnails)))
+    found = model.nearest(simulated[:10], k=min(_NEIGHBOURS, len(model.neighbours.pictures)))
     usual = np.median(model.nearest(model.held_out, k=1).distances)
     figure = plots.nearest(simulated[:10], found.pictures, found.distances, usual)
     caption = "Samples much nearer to training pictures than new real pictures are would be remembered, not made."

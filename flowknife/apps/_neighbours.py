@@ -1,0 +1,186 @@
+"""Which training pictures look most like a picture, and whether any of them does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from flowknife._progress import Report, unreported
+from flowknife.apps._image_batches import in_batches
+
+Pictures = UInt8[np.ndarray, "_ _ _ _"]
+
+_THUMBNAIL = 32  # largest side of what is kept of a training picture
+_CANDIDATES = 40  # pictures, nearest at half size, of which the distance is computed
+_NEAREST = 5  # whose mean distance counts
+_AROUND = 20  # to whose own such distances it is compared
+
+
+class Nearest(NamedTuple):
+    """The training pictures that look most like each of n pictures.
+
+    Attributes:
+        pictures: small, uint8 (n, k, h, w, C), the nearest first.
+        distances: of the two, both small, in grey levels per pixel, see `Neighbours`, shape (n, k).
+    """
+
+    pictures: np.ndarray
+    distances: np.ndarray
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Training pictures, small, and how far each of them is from the others.
+
+    The distance of two pictures is that of their gradients, where each place may be moved by a pixel, as a stroke or a
+    whisker is without being another one:
+
+        d(x, t)^2 = mean over p of min over |s| <= 1 of mean over |q| <= 1 of |grad x(p + q) - grad t(p + q + s)|^2
+
+    for places p and offsets q, s in both directions, the image distortion model (Keysers et al. 2007, doi
+    10.1109/TPAMI.2007.1153, sec. 4). It is computed for the pictures that are nearest without it, at half size.
+
+    Attributes:
+        pictures: `thumbnails`, uint8 (n, h, w, C).
+        mirrored: whether the mirror image of a picture is as good as the picture.
+        spacing: mean distance of each from the 5 others that are nearest, shape (n,).
+    """
+
+    pictures: np.ndarray = field(repr=False)
+    mirrored: bool
+    spacing: np.ndarray = field(repr=False)
+
+    @classmethod
+    def fit(cls, pictures: Pictures, mirrored: bool, report: Report = unreported) -> "Neighbours":
+        """Of `thumbnails`."""
+        alone = cls(pictures, mirrored, np.zeros(len(pictures)))
+        if len(pictures) == 1:
+            return alone
+        _, distances = alone._find(pictures, _NEAREST, own=len(pictures), report=report)
+        return replace(alone, spacing=distances.mean(axis=1))
+
+    def nearest(self, pixels: Pictures, k: int) -> Nearest:
+        """The `k` that look most like each picture, the nearest first."""
+        order, distances = self._find(pixels, k)
+        return Nearest(self.pictures[order], distances)
+
+    def novelty(self, pixels: Pictures, own: int = 0, report: Report = unreported) -> Float[np.ndarray, " n"]:
+        """How much farther each picture is from its neighbours than these are from theirs.
+
+        The mean distance from the 5 nearest, less the mean spacing of the 20 nearest, since some kinds of pictures lie
+        closer than others: a local outlier factor (Breunig et al. 2000, doi 10.1145/335191.335388) as a difference.
+
+        Args:
+            pixels: pictures.
+            own: the first so many are the first of the training pictures, none of which is its own neighbour.
+            report: told how far it is.
+        """
+        order, distances = self._find(pixels, _AROUND, own, report)
+        return distances[:, :_NEAREST].mean(axis=1) - self.spacing[order].mean(axis=1)
+
+    def to_tree(self) -> dict[str, Any]:
+        """Arrays for a model file."""
+        return {"pictures": self.pictures, "mirrored": np.asarray(self.mirrored), "spacing": self.spacing}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "Neighbours":
+        """What `to_tree` returned."""
+        return cls(np.asarray(tree["pictures"]), bool(tree["mirrored"]), np.asarray(tree["spacing"]))
+
+    def _find(self, pixels, k, own=0, report: Report = unreported):
+        """The `k` nearest, or as many as there are, and their distances, both (n, k)."""
+        k = min(k, len(self.pictures) - (own > 0))
+        candidates = min(max(k, _CANDIDATES), len(self.pictures) - (own > 0))
+        found, done = [], 0
+        for count, part in in_batches(thumbnails(pixels)):
+            forms = np.stack([part, part[:, :, ::-1]] if self.mirrored else [part])
+            squares = np.stack([_squares(_halved(form), self._halved) for form in forms])
+            which, least = squares.argmin(axis=0), squares.min(axis=0)
+            itself = np.arange(done, min(done + count, own))
+            least[itself - done, itself] = np.inf
+            near = np.argpartition(least, candidates - 1, axis=1)[:, :candidates]
+            which = np.take_along_axis(which, near, axis=1)
+            distances = np.asarray(_distances(forms, self._gradients, which, near))
+            order = np.argsort(distances, axis=1, kind="stable")[:count, :k]
+            found.append([np.take_along_axis(each[:count], order, axis=1) for each in (near, distances)])
+            done += count
+            report(done / len(pixels), f"{done} of {len(pixels)}")
+        near, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return near, distances
+
+    @cached_property
+    def _halved(self):
+        return _halved(self.pictures)
+
+    @cached_property
+    def _gradients(self):
+        return _gradients(self.pictures)
+
+
+def thumbnails(pixels: Pictures) -> Pictures:
+    """Pictures at a whole fraction of their size, 32 pixels at most, each pixel the mean of those it stands for."""
+    return np.round(_reduced(pixels, -(-max(pixels.shape[1:3]) // _THUMBNAIL))).astype(np.uint8)
+
+
+def _halved(pictures):
+    return _reduced(pictures, 2).reshape(len(pictures), -1).astype(np.float32)
+
+
+def _squares(rows, others):
+    return np.sum(rows**2, axis=1)[:, None] + np.sum(others**2, axis=1) - 2 * rows @ others.T
+
+
+def _reduced(pixels, factor):
+    """Means of factor x factor pixels; what is left over at the right and at the bottom is cut off."""
+    factor = min(factor, *pixels.shape[1:3])
+    count, height, width, channels = pixels.shape
+    rows, columns = height // factor, width // factor
+    cut = pixels[:, : rows * factor, : columns * factor].astype(np.float64)
+    return cut.reshape(count, rows, factor, columns, factor, channels).mean(axis=(2, 4))
+
+
+@jax.jit
+def _gradients(pictures):
+    """Differences across two places, down and to the right, of smoothed pictures: Sobel's, shape (n, 2 C, h, w)."""
+    x = jnp.moveaxis(jnp.asarray(pictures, jnp.float32), -1, 1)
+    x = jnp.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
+
+    def along(x, axis, weights):
+        size = x.shape[axis] - len(weights) + 1
+        parts = (w * jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i, w in enumerate(weights))
+        return sum(parts, jnp.zeros(()))
+
+    smooth, slope = np.array([1, 4, 6, 4, 1]) / 16, np.array([-1, -2, 0, 2, 1]) / 8
+    down, right = (along(along(x, axis, slope), 5 - axis, smooth) for axis in (2, 3))
+    return jnp.concatenate([down, right], axis=1)
+
+
+@jax.jit
+def _distances(forms, gradients, which, near):
+    """Distances, shape (n, k), of pictures (f, n, h, w, C), in form `which` (n, k), from those at `near` (n, k)."""
+    height, width = gradients.shape[2:]
+    own = jax.vmap(_gradients)(forms)
+
+    def around(x):
+        """The mean of each place and the eight around it, beyond the border zeros."""
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1)))
+        x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
+        return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]) / 9
+
+    def of_one(one):
+        forms, which, near = one
+        x = forms[which]
+        others = jnp.pad(gradients[near], ((0, 0), (0, 0), (1, 1), (1, 1)))
+        least = jnp.inf
+        for down in range(3):
+            for right in range(3):
+                moved = others[:, :, down : down + height, right : right + width]
+                least = jnp.minimum(least, around(jnp.sum((x - moved) ** 2, axis=1)))
+        return jnp.sqrt(jnp.mean(least, axis=(1, 2)))
+
+    return jax.lax.map(of_one, (jnp.moveaxis(own, 1, 0), which, near))
