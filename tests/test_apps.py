@@ -19,7 +19,10 @@ from flowknife.apps._levels import (
     level_part,
     level_terms,
 )
+from flowknife.apps.images import _model
 from flowknife.architectures import dequantiser, glow, lattice, realnvp, wavelet
+from flowknife.architectures._vectors import SCALARS
+from flowknife.bijections import Coupling
 from flowknife.data import Augmentation
 from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_normal, principal_plane
 from flowknife.diagnostics._anomalies import _surprise
@@ -139,6 +142,13 @@ def test_a_low_temperature_varies_less(blobs):
     assert by_level == pytest.approx(cold, rel=1e-3)
 
 
+@pytest.mark.parametrize("temperature", [[1.0, 0.5], "cold", {"z_0": [1.0]}, -1.0])
+@pytest.mark.parametrize("prior", ["normal", "empirical"])
+def test_a_temperature_that_is_no_number_is_refused(blobs, temperature, prior):
+    with pytest.raises(InputError, match="temperature"):
+        blobs.sample(2, temperature=temperature, prior=prior)
+
+
 def test_bits_per_dim_is_that_of_the_whole_model(blobs):
     pictures = _blobs(8, 5)
     whole = -np.asarray(blobs.model.log_prob(jnp.asarray(pictures), key=0)) / (256 * np.log(2))
@@ -157,6 +167,32 @@ def test_an_unknown_application_is_refused(flow, tmp_path):
 def test_too_few_pictures_are_refused():
     with pytest.raises(InputError, match="at least 8"):
         fk.images(_blobs(5, 0), show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"architecture": "jet", "levels": 2}, "levels=2 for architecture=jet"),
+        ({"architecture": "wavelet", "memory": "reversible"}, "glow or jet alone"),
+        ({"scalar": "spline"}, "scalar=spline for architecture=lattice"),
+        ({"architecture": "realnvp", "steps_per_level": 4}, "leave steps_per_level out"),
+    ],
+)
+def test_settings_that_an_architecture_does_not_have_are_refused(settings, words):
+    flat = np.zeros((16, 8, 8), np.uint8)
+    with pytest.raises(InputError, match=words):
+        fk.images(flat, show_progress=False, **settings)
+
+
+@pytest.mark.parametrize("scalar", ["affine", "additive", "spline"])
+def test_the_couplings_of_glow_are_chosen(scalar):
+    config = fk.apps.ImagesConfig.model_validate(
+        {"architecture": "glow", "levels": 1, "steps_per_level": 1, "width": 8, "scalar": scalar}
+    )
+    made = eqx.filter_eval_shape(lambda: _model((8, 8, 1), config, jax.random.key(0)))
+    layers = jax.tree.leaves(made, is_leaf=lambda layer: isinstance(layer, Coupling))
+    (coupling,) = (layer for layer in layers if isinstance(layer, Coupling))
+    assert eqx.tree_equal(coupling.scalar, SCALARS[scalar])
 
 
 @pytest.mark.parametrize(

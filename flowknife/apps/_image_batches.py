@@ -13,6 +13,7 @@ from flowknife.apps._levels import image_terms, largest_spot, level_features
 from flowknife.data import ImageSet, load_images
 
 DRAWN_AT_ONCE = 16  # pictures
+SMALL = 3072  # numbers of a picture of 32 x 32 in colour
 _NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
 
 
@@ -91,6 +92,8 @@ def _bits_at(model, pixels, key, first, last):
 
 def bits_at(model, pixels, levels: range, report: Report = unreported):
     """Bits/dim of the levels in this range alone, `(n, len(levels))`; what they do not need is never computed."""
+    if pixels[0].size <= SMALL:  # computing all takes less than compiling another program
+        return level_bits(model, look(model, pixels, report).levels)[:, levels]
     parts, done = [], 0
     for count, part in in_batches(pixels):
         parts.append(np.asarray(_bits_at(model, part, as_key(0), levels.start, levels.stop), np.float64)[:count])

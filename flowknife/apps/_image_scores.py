@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from flowknife._progress import Report, unreported
-from flowknife.apps._image_batches import bits_at, bits_of, level_bits, local_maps, look
+from flowknife.apps._image_batches import SMALL, bits_at, bits_of, level_bits, local_maps, look
 from flowknife.apps._neighbours import Neighbours
 from flowknife.diagnostics import Typicality
 
@@ -17,7 +17,6 @@ Maps = list[np.ndarray]
 
 _MOVES = (1, 2)  # pixels, down and to the right
 _POSITIONS = (0, 1, 2, 3)  # the same, for maps: a place of the finest level is four pixels wide, of most models
-_WHOLE = 3072  # latents, at most, of the coarse levels that reversals are compared at: those of 32 x 32 in colour
 UPWARD = {"upside_down": 1.0, "negative": 1.0, "softness": 1.0, "spot": 1.0, "novelty": 1.5}
 """The columns that `compare` puts before the others; the more, the stranger. What weighs most asks most."""
 
@@ -110,9 +109,9 @@ def compare(model, pixels, neighbours: Neighbours, own=0, report: Report = unrep
 
 
 def _levels_of_the_whole(model) -> range:
-    """The coarsest levels, one at least, that together have no more latents than a small picture."""
+    """The coarsest levels, one at least, that together have no more latents than a small picture has numbers."""
     sizes = np.cumsum([block.size for block in model.partition.right])
-    return range(max(int(np.sum(sizes <= _WHOLE)), 1))
+    return range(max(int(np.sum(sizes <= SMALL)), 1))
 
 
 def _moved(pixels, by):

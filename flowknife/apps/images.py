@@ -104,20 +104,9 @@ def images(
         key=fit_key,
         show_progress=show_progress,
     )
-    with progress("remembering training pictures", show_progress) as report:
-        neighbours = Neighbours.fit(_small(train), flip, report)
-    looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // data.pixels[0].size, 100))])
-    n = len(looked_at)
-    with progress("calibrating the detector", show_progress) as report:
-        seen = compare(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
     return Images(
         model=model,
-        detector=fit_detector(model, seen.given[:n], seen.given[n:]),
-        held_out_bits=bits_of(model, seen.levels[n:]),
-        held_out_squares=level_squares(model, seen.latents[n:]),
-        held_out=held_out[:_KEPT_IMAGES],
-        empirical=Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
-        neighbours=neighbours,
+        **_calibration(model, train, held_out, flip, show_progress),
         config=config.model_copy(update={"image_size": size, "train": training}),
         history=history,
         skipped=data.skipped,
@@ -131,6 +120,24 @@ def images(
             "fingerprint": fingerprint(data),
         },
     )
+
+
+def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
+    """What an `Images` keeps of its training pictures and of those held out."""
+    with progress("remembering training pictures", show_progress) as report:
+        neighbours = Neighbours.fit(_small(train), flip, report)
+    looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // held_out[0].size, 100))])
+    n = len(looked_at)
+    with progress("calibrating the detector", show_progress) as report:
+        seen = compare(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
+    return {
+        "detector": fit_detector(model, seen.given[:n], seen.given[n:]),
+        "held_out_bits": bits_of(model, seen.levels[n:]),
+        "held_out_squares": level_squares(model, seen.latents[n:]),
+        "held_out": held_out[:_KEPT_IMAGES],
+        "empirical": Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
+        "neighbours": neighbours,
+    }
 
 
 def _small(train):

@@ -127,9 +127,11 @@ def _score(
     One line each, with a p-value and a flag. Of new data of the same kind as in training a share alpha is flagged
     (alpha is a setting, 0.05). Observations are compared with what the simulator makes.
 
-    Pictures that cannot be used are listed with the reasons in skipped.csv beside FILE.csv.
+    Of pictures the strangest come first. Those that cannot be used are listed with the reasons in skipped.csv beside
+    FILE.csv.
     """
     from flowknife.apps import load
+    from flowknife.diagnostics import ranked
 
     _require_table(out)
     if gallery is not None and gallery.suffix.lower() not in (".html", ".htm"):
@@ -139,7 +141,8 @@ def _score(
     items = kind_of(fitted).read(fitted, data, drop_invalid)
     options = {"show_progress": True} if fitted.application in ("images", "classify") else {}
     columns = _numbered(fitted.score(items.values, **options), items)
-    write_columns(out, columns)
+    order = ranked(columns) if fitted.application == "images" else slice(None)
+    write_columns(out, {name: column[order] for name, column in columns.items()})
     if gallery is not None:
         _write_gallery(gallery, fitted, items.values.pixels, columns)
     _tell_left_out(items, out)
@@ -148,10 +151,11 @@ def _score(
 
 
 def _write_gallery(path, model, pixels, scores):
-    from flowknife.report import ranked, write_gallery
+    from flowknife.diagnostics import ranked
+    from flowknife.report import MOST_SHOWN, write_gallery
 
     require_writable(path.parent)
-    strangest = pixels[ranked(scores)]
+    strangest = pixels[ranked(scores)[:MOST_SHOWN]]
     write_gallery(path, strangest, model.surprise(strangest), scores, model.config.alpha)
     typer.echo(f"gallery: {path}")
 

@@ -2,7 +2,7 @@
 
 Of flows: `round_trip_error`, `ks_normal`, `principal_plane`.
 Of strange items: `Typicality`, `conformal_p_values`, `radius_p_values`, `combined_p_values`, `adjusted_p_values`,
-`benjamini_hochberg`, `auroc`.
+`benjamini_hochberg`, `ranked`, `auroc`.
 Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
 Of two sets of samples: `mmd2`, `c2st`.
 Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
@@ -18,6 +18,7 @@ from flowknife.diagnostics._anomalies import (
     combined_p_values,
     conformal_p_values,
     radius_p_values,
+    ranked,
 )
 from flowknife.diagnostics._check import Check
 from flowknife.diagnostics._classes import Reliability, accuracy, confusion, expected_calibration_error, reliability
@@ -50,6 +51,7 @@ __all__ = [
     "mmd2",
     "principal_plane",
     "radius_p_values",
+    "ranked",
     "reliability",
     "resimulation_error",
     "round_trip_error",

@@ -89,6 +89,15 @@ def combined_p_values(p_values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "
     return np.where(mean > 1e9, 1 / (np.pi * np.maximum(mean, 1.0)), 0.5 - np.arctan(mean) / np.pi)
 
 
+def ranked(scores: Mapping[str, np.ndarray]) -> Int[np.ndarray, " n"]:
+    """The places of items, the strangest first: the smallest p-values, among equal ones the largest scores.
+
+    Args:
+        scores: columns by name, of which it looks at `p_value` and `score`.
+    """
+    return np.lexsort((-scores["score"], scores["p_value"]))
+
+
 def radius_p_values(squares: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"]) -> Float[np.ndarray, " n"]:
     """Two-sided p-values of latent radii |z|^2, combined over the k blocks of the latent.
 

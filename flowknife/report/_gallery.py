@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flowknife.diagnostics import ranked
 from flowknife.plots import heat_maps
 from flowknife.report._page import PAGE, STYLE
 from flowknife.storage import replacing
+
+MOST_SHOWN = 500  # pictures of a gallery
 
 _GALLERY_STYLE = """
 main { max-width: 90rem; }
@@ -32,13 +35,13 @@ def write_gallery(
     maps: Float[np.ndarray, "n h w"],
     scores: Mapping[str, np.ndarray],
     alpha: float,
-    most: int = 500,
+    most: int = MOST_SHOWN,
 ) -> Path:
     """Write a page of pictures sorted by p-value; it has no script, fetches nothing, and opens offline.
 
     Args:
         path: the file to write.
-        pixels: the strangest pictures, in the order of `ranked`.
+        pixels: the strangest pictures, in the order of `diagnostics.ranked`.
         maps: their heat maps, `Images.surprise`.
         scores: the columns of `Images.score`, of all pictures.
         alpha: the rate at which pictures are flagged.
@@ -47,7 +50,7 @@ def write_gallery(
     Returns:
         The path of the page.
     """
-    order = ranked(scores, most)
+    order = ranked(scores)[:most]
     heat = heat_maps(pixels, maps)
     items = [_item(scores, i, pixel, hot) for i, pixel, hot in zip(order, pixels, heat, strict=True)]
     count, flags, found = len(scores["p_value"]), int(scores["flag"].sum()), int(scores["discovery"].sum())
@@ -63,11 +66,6 @@ def write_gallery(
     with replacing(path) as place:
         place.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
-
-
-def ranked(scores: Mapping[str, np.ndarray], most: int = 500) -> np.ndarray:
-    """The places of the strangest pictures: the smallest p-values first, among equal ones the largest scores."""
-    return np.lexsort((-scores["score"], scores["p_value"]))[:most]
 
 
 def _item(scores, i, pixels, heat):

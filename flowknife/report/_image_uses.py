@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowknife import plots
-from flowknife.diagnostics import principal_plane
+from flowknife.diagnostics import principal_plane, ranked
 from flowknife.report._figures import keep
-from flowknife.report._gallery import ranked
 from flowknife.report._page import Picture, Section
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path)
 def surprises(model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path) -> list[Picture]:
     """Heat maps of pictures from among the flagged ones, or of the strangest where few are flagged."""
     some = max(int(scores["flag"].sum()), min(_MAPPED, len(pixels)))
-    order = ranked(scores, some)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
+    order = ranked(scores)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
     maps = model.surprise(pixels[order])
     if not maps.any():  # a latent without places
         return []

@@ -88,8 +88,9 @@ def _anomalies(model, real, other, scores, folder):
         ]
     return Section(
         "Anomalies",
-        "The score compares the latent radius and the likelihood of every level, and what the likelihood owes to mere "
-        "simplicity, with those of training pictures, in both directions. Its p-value is calibrated on held-out ones: "
+        "The score compares the latent radius and the likelihood of every level with the usual ones, in both "
+        "directions, the picture with changed forms of itself, and it with the training pictures that look most like "
+        "it. Its p-value is calibrated on held-out pictures: "
         f"of new pictures of the same kind a share {model.config.alpha:g} is flagged. "
         f"Here {int(scores['discovery'].sum())} of {len(scores['discovery'])} remain when the number of pictures is "
         f"allowed for (Benjamini-Hochberg at {model.config.alpha:g}).",
