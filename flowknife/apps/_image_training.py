@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,20 +64,29 @@ def train_images(
         with their defaults, and seconds.
     """
     together = not independent_levels(model.bijection)
-    batch = 2 ** round(np.log2(_NUMBERS_PER_STEP / pixels[0].size))
-    training = training.or_else(minutes=15, batch_size=int(np.clip(batch, 8, 32)))
-    training = training.or_else(
+    asked = training
+    training = asked.or_else(
+        minutes=15,
+        batch_size=max(_batch(pixels[0].size, most=32), 8),
         # levels of few layers each bear large steps
         learning_rate=1e-3 if together else 5e-3,
         average=0.995,
-        # looking at the held-out pictures takes about a tenth of the time
-        evaluate_every=max(60, 3 * len(held_out) // training.batch_size),
         patience=8,
     )
+
+    def settings(size):
+        """Those that depend on how many latents a level has."""
+        # of large pictures the fine levels have places enough in few of them
+        batch = asked.or_else(batch_size=_batch(size, most=training.batch_size)).batch_size
+        # looking at the held-out pictures takes about a tenth of the time
+        every = asked.or_else(evaluate_every=max(60, 3 * len(held_out) // batch)).evaluate_every
+        return {"batch_size": batch, "evaluate_every": every}
+
     start_key, key = jax.random.split(key)
     model = closed_form_start(model, pixels, augmentation, flip, start_key)
     # the time of a level grows slower than its size, since the large ones are the regular ones
-    shares = np.sqrt([1.0] if together else latent_sizes(model.bijection))
+    sizes = [pixels[0].size] if together else latent_sizes(model.bijection)
+    shares = np.sqrt(sizes)
     order = list(range(len(shares)))
     learned_noise = model.partition.left[0].law.noise is not None
     if learned_noise:
@@ -94,6 +103,7 @@ def train_images(
                 where=(lambda whole: whole) if together else level_part(level),
                 objective=_augmented(objective, augmentation, flip),
                 held_out_objective=objective,
+                settings=settings(sizes[level]),
             )
         )
     alone = 1 if learned_noise else 0
@@ -113,6 +123,7 @@ class Stage(NamedTuple):
         where: the part of the model.
         objective: of that part.
         held_out_objective: that of held-out rows, where the other one augments.
+        settings: of its training, where they differ from those of the others.
     """
 
     level: int
@@ -121,6 +132,12 @@ class Stage(NamedTuple):
     where: Callable[[INN], Any]
     objective: Objective
     held_out_objective: Objective | None = None
+    settings: Mapping[str, Any] = {}
+
+
+def _batch(size, most):
+    """So many pictures have about as many numbers as a step should see: a power of 2."""
+    return int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / size)), 1, most))
 
 
 def fit_stages(
@@ -156,7 +173,7 @@ def fit_stages(
         return fit(
             model,
             data,
-            training.model_copy(update={"minutes": minutes}),
+            training.model_copy(update={**stage.settings, "minutes": minutes}),
             objective=stage.objective,
             held_out_objective=stage.held_out_objective,
             where=stage.where,
