@@ -114,6 +114,7 @@ def test_score_finds_columns_by_name(tmp_path, density, table):
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     save_table(tmp_path / "foreign.csv", values, ["height", "width", "length"])
     words = ("height, width, length", "height, width, depth")
+    refused("score", density, table, "--partition", "test", "--out", tmp_path / "c.csv", words="--partition")
     refused("score", density, tmp_path / "foreign.csv", "--out", tmp_path / "c.csv", words=words)
     np.save(tmp_path / "bare.npy", values)  # an array has no names: its columns are taken as they come
     call("score", density, tmp_path / "bare.npy", "--out", tmp_path / "d.csv")

@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from flowknife import apps
+from flowknife.cli import app
 from flowknife.data import digits, write_folder
 from tests.command import call, refused, rows_of
 
@@ -92,6 +94,24 @@ def test_report_shows_other_pictures_in_the_size_of_training(tmp_path, images, m
     for options in ([], ["--others", tmp_path / "others"]):
         assert call("report", images, *options).stdout == f"report: {images / 'report.html'}\n"
     assert given[0] is None and given[1].pixels.shape == (3, 8, 8, 1)
+
+
+def test_a_partition_of_the_folder_is_scored_and_checked(tmp_path, place, images):
+    folder = place / "parts"
+    write_folder(digits()[0][60:90], folder)
+    names = sorted(path.name for path in folder.iterdir())
+    lines = [f"{name} {0 if i < 10 else 1 if i < 18 else 2}" for i, name in enumerate(names)]
+    (folder / "list_eval_partition.txt").write_text("\n".join(lines))
+    for partition, expected in (("train", names[:10]), ("validation", names[10:18]), ("test", names[18:])):
+        call("score", images, folder, "--partition", partition, "--out", tmp_path / f"{partition}.csv")
+        assert {row["path"] for row in rows_of(tmp_path / f"{partition}.csv")} == set(expected)
+    result = CliRunner().invoke(app, ["check", str(images), str(folder), "--partition", "test"])
+    assert result.exit_code in (0, 1) and "share of pictures flagged" in result.stdout
+    (folder / "list_eval_partition.txt").unlink()
+    out = ("--out", tmp_path / "no.csv")
+    refused("score", images, folder, "--partition", "test", *out, words="list_eval_partition.txt")
+    refused("check", images, "--partition", "test", words="without DATA")
+    call("score", images, folder, "--partition", "exam", *out, status=2)
 
 
 def test_score_and_check_refuse_what_is_no_folder_of_pictures(tmp_path, images):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from flowknife.apps import Posterior
     from flowknife.data import ImageSet, Table
+    from flowknife.data.images import Partition
 
 LABEL = "label"
 """The column of labels, if no other is named."""
@@ -35,12 +36,14 @@ class Labelled:
     column: str
 
 
-def read_pictures(data: str, shape: Sequence[int], crop: float = 1.0) -> "ImageSet":
+def read_pictures(
+    data: str, shape: Sequence[int], crop: float = 1.0, partition: "Partition | None" = None
+) -> "ImageSet":
     """Pictures of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked."""
     from flowknife.apps._image_batches import as_pictures
 
     height, width, channels = shape
-    return as_pictures(data, (height, width), show_progress=True, channels=channels, crop=crop)
+    return as_pictures(data, (height, width), True, channels, partition, crop)
 
 
 def read_labelled(data: str, column: str = "", *, drop_invalid: bool = False, required: bool = True) -> Labelled:

@@ -15,8 +15,33 @@ from flowknife.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowknife.data.images import Partition
+
 LABEL_FACT = "label column"
 """The fact of a run that tells which column of its table held the labels."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the data are read.
+
+    Attributes:
+        drop_invalid: of rows, those without missing or infinite values alone.
+        partition: of pictures, those that `list_eval_partition.txt` has for this.
+    """
+
+    drop_invalid: bool = False
+    partition: "Partition | None" = None
+
+    def for_rows(self) -> bool:
+        """Whether to drop invalid rows.
+
+        Raises:
+            InputError: for a choice among pictures.
+        """
+        if self.partition is not None:
+            raise InputError("got --partition for a table; expected a folder of pictures; try without")
+        return self.drop_invalid
 
 
 @dataclass(frozen=True)
@@ -52,21 +77,21 @@ class Kind:
 
     Attributes:
         word: what it is, in the plural.
-        read: (fitted, DATA, whether to drop invalid rows) -> what to score.
-        judged: (fitted, DATA) -> the arguments of `check`.
+        read: (fitted, DATA, which of them) -> what to score.
+        judged: (fitted, DATA, which of them) -> the arguments of `check`.
         writer: (fitted, FILE, how many) -> what writes draws; it refuses a FILE before there is anything to lose.
     """
 
     word: str
-    read: Callable[[Any, str, bool], Items]
-    judged: Callable[[Any, str], tuple[Any, ...]]
+    read: Callable[[Any, str, Choice], Items]
+    judged: Callable[[Any, str, Choice], tuple[Any, ...]]
     writer: Callable[[Any, Path, int], Callable[[Any], Any]]
 
 
-def _rows(fitted, data, drop_invalid):
+def _rows(fitted, data, choice):
     from flowknife.data import load_table
 
-    labels = None
+    labels, drop_invalid = None, choice.for_rows()
     if fitted.application == "classify":  # its table may still have the labels with it
         found = read_labelled(data, fitted.facts.get(LABEL_FACT, LABEL), drop_invalid=drop_invalid, required=False)
         table, labels = found.table, found.labels
@@ -75,29 +100,30 @@ def _rows(fitted, data, drop_invalid):
     return Items.of_table(table.columns(fitted.names, repr(data)), table, labels)
 
 
-def _pictures(fitted, data, drop_invalid):
-    if drop_invalid:
+def _pictures(fitted, data, choice):
+    if choice.drop_invalid:
         raise InputError("got --drop-invalid for pictures; files that cannot be used are always left out; try without")
-    pictures = read_pictures(data, fitted.held_out.shape[1:], getattr(fitted.config, "crop", 1.0))
+    pictures = read_pictures(data, fitted.held_out.shape[1:], getattr(fitted.config, "crop", 1.0), choice.partition)
     return Items(pictures, skipped=pictures.skipped)
 
 
-def _observations(posterior, data, drop_invalid):
-    values, table = read_observations(posterior, data, drop_invalid)
+def _observations(posterior, data, choice):
+    values, table = read_observations(posterior, data, choice.for_rows())
     return Items.of_table(values, table)
 
 
-def _pairs(posterior, data):
+def _pairs(posterior, data, choice):
+    choice.for_rows()
     return (read_pairs(data, posterior.names, posterior.y_names)[:2],)
 
 
-def _judged_rows(fitted, data):
-    items = _rows(fitted, data, False)
+def _judged_rows(fitted, data, choice):
+    items = _rows(fitted, data, choice)
     return (items.values,) if items.labels is None else (items.values, items.labels)
 
 
-def _judged_pictures(fitted, data):
-    pictures = _pictures(fitted, data, False).values
+def _judged_pictures(fitted, data, choice):
+    pictures = _pictures(fitted, data, choice).values
     return (pictures,) if fitted.application == "images" else (pictures, pictures.folders)
 
 

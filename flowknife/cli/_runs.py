@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
 from flowknife.cli._files import require_writable, write_columns
-from flowknife.cli._kinds import Items, kind_of, only_for
+from flowknife.cli._kinds import Choice, Items, kind_of, only_for
 from flowknife.cli._pictures import number_in
 from flowknife.errors import InputError
 
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
+OfPartition = Annotated[
+    Literal["train", "validation", "test"] | None,
+    typer.Option(help="Only the pictures that list_eval_partition.txt, in the folder or beside it, has for this."),
+]
 Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write.")]
 
 
@@ -120,6 +124,7 @@ def _score(
             metavar="FILE.html", help="A page with the 500 strangest pictures and where they are; images only."
         ),
     ] = None,
+    partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
 ) -> None:
     """Tell how usual each row, picture or observation is.
@@ -138,7 +143,7 @@ def _score(
         raise InputError(f"got --gallery {gallery}; expected a file that ends in .html")
     fitted: Any = load(run)
     only_for(["images"], fitted, gallery=gallery)
-    items = kind_of(fitted).read(fitted, data, drop_invalid)
+    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition))
     options = {"show_progress": True} if fitted.application in ("images", "classify") else {}
     columns = _numbered(fitted.score(items.values, **options), items)
     order = ranked(columns) if fitted.application == "images" else slice(None)
@@ -195,6 +200,7 @@ def _classify(
     run: Run,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A table with the columns of training, or a folder.")],
     out: Scores,
+    partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
 ) -> None:
     """Tell the class of each row or picture.
@@ -210,7 +216,7 @@ def _classify(
     fitted: Any = load(run)
     if fitted.application != "classify":
         raise InputError(f"got a run of {fitted.application}; expected one of classify; try flowknife score")
-    items = kind_of(fitted).read(fitted, data, drop_invalid)
+    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition))
     scores = _numbered(fitted.score(items.values), items)
     probabilities = fitted.predict_proba(items.values)
     labels = np.asarray(fitted.classes)[probabilities.argmax(axis=1)]
@@ -263,7 +269,7 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
 
     kind = kind_of(posterior)
     write = kind.writer(posterior, out, n)
-    items = kind.read(posterior, observations, drop_invalid)
+    items = kind.read(posterior, observations, Choice(drop_invalid))
     drawn = posterior.sample(n, items.values, key=seed, **options)
     scores = _numbered(posterior.score(items.values), items)
     rows = [np.repeat(scores["row"], n), drawn.reshape(-1, drawn.shape[-1])]
@@ -292,7 +298,7 @@ def _report(
 
     fitted: Any = load(run)
     only_for(["images", "classify"], fitted, others=others)
-    page = fitted.report(run, *([] if others is None else [kind_of(fitted).read(fitted, others, False).values]))
+    page = fitted.report(run, *([] if others is None else [kind_of(fitted).read(fitted, others, Choice()).values]))
     typer.echo(f"report: {page}")
 
 
@@ -340,6 +346,7 @@ def _check(
     data: Annotated[
         str | None, typer.Argument(metavar="DATA", help="Data as in training to check with; held-out if left out.")
     ] = None,
+    partition: OfPartition = None,
 ) -> None:
     """Measure whether a run can be trusted.
 
@@ -347,8 +354,11 @@ def _check(
     """
     from flowknife.apps import load
 
+    if data is None and partition is not None:
+        raise InputError("got --partition without DATA; expected the folder that has it; try the one of training")
     fitted: Any = load(run)
-    checks = fitted.check() if data is None else fitted.check(*kind_of(fitted).judged(fitted, data))
+    given = () if data is None else kind_of(fitted).judged(fitted, data, Choice(partition=partition))
+    checks = fitted.check(*given)
     width = max(len(check.name) for check in checks)
     for check in checks:
         verdict = "passed" if check.passed else "FAILED"
