@@ -305,6 +305,21 @@ def test_what_is_usual_is_where_held_out_items_are():
     np.testing.assert_allclose(surprises.mean(axis=1), 1.0, atol=0.15)
 
 
+def test_a_tail_is_no_lighter_than_held_out_items_allow():
+    generator = np.random.default_rng(0)
+    train, held_out = generator.normal(size=(1000, 3)), generator.normal(size=(200, 3))
+    held_out[:2, 0] = 40.0
+    detector = Typicality.fit(train, held_out, upward={0: 1.0, 1: 1.0})
+    far = np.zeros((1, 3))
+    far[0, 0] = 40.0
+    surprises = [_surprise(t, u) for t, u in zip(detector._graded(far).T, detector.usual.T, strict=True)]
+    # of 200 the largest: about log 200, not the hundreds that a normal tail would have
+    assert np.log(200) < surprises[1] < np.log(200) + 3.1
+    # where nothing contradicts it, the tail stays as it is
+    as_seen = Typicality.fit(train, held_out[2:], upward={0: 1.0, 1: 1.0})
+    np.testing.assert_allclose(detector.usual[:, 2], as_seen.usual[:, 2], atol=0.05)
+
+
 def test_cross_conformal_p_values_keep_their_promise_with_few_held_out_items():
     flagged = []
     for seed in range(40):

@@ -17,8 +17,8 @@ Maps = list[np.ndarray]
 
 _MOVES = (1, 2)  # pixels, down and to the right
 _POSITIONS = (0, 1, 2, 3)  # the same, for maps: a place of the finest level is four pixels wide, of most models
-UPWARD = {"upside_down": 1.0, "negative": 1.0, "softness": 1.0, "spot": 1.0, "novelty": 1.5}
-"""The columns that `compare` puts before the others; the more, the stranger. What weighs most asks most."""
+UPWARD = {"upside_down": 1.0, "negative": 1.0, "softness": 1.0, "spot": 1.0, "novelty": 1.6, "complexity": 0.5}
+"""The columns that `compare` puts before the others, each with its weight; the more, the stranger."""
 
 
 class Comparison(NamedTuple):
@@ -27,8 +27,7 @@ class Comparison(NamedTuple):
     Attributes:
         levels: the `level_features`.
         latents: `(n, H W C)`, coarsest first.
-        given: what a detector is given, `(n, u + 1 + k + c)`: the columns `UPWARD`, bits/dim beyond a PNG file, the
-            levels, the changes.
+        given: what a detector is given, `(n, u + k + c)`: the columns `UPWARD`, the levels, the changes.
     """
 
     levels: np.ndarray

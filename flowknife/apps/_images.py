@@ -246,7 +246,7 @@ class Images:
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
-            **dict(zip([*UPWARD, "complexity"], features.T, strict=False)),
+            **dict(zip(UPWARD, features.T, strict=False)),
             "typicality": np.abs(bits - held.mean()) / held.std(),
             "radius": np.sqrt(np.mean(latents**2, axis=1)),
             "radius_p": radius_p_values(level_squares(self.model, latents), self.held_out_squares),

@@ -26,8 +26,8 @@ _TRAIN = (
 _AUGMENT = "augment.flip, augment.zoom, augment.shear, augment.rotation, augment.shift, augment.brightness"
 SETTINGS = {
     "density": f"seed, layers, width, depth, scalar, mixing, smoothing, alpha, {_TRAIN}",
-    "images": "seed, image_size, crop, bits, architecture, dequantisation, levels, steps_per_level, memory, width, "
-    f"parallel, alpha, {_AUGMENT}, {_TRAIN}",
+    "images": "seed, image_size, crop, bits, architecture, dequantisation, levels, steps_per_level, scalar, memory, "
+    f"width, parallel, alpha, {_AUGMENT}, {_TRAIN}",
     "classify": "seed, law, beta, classes, layers, width, depth, scalar, smoothing, image_size, bits, alpha, "
     f"{_AUGMENT}, {_TRAIN}",
     "invert": "seed, form, num_simulations, noise, scale, layers, width, depth, features, matching, independence, "

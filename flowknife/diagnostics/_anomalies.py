@@ -141,7 +141,9 @@ class Typicality(eqx.Module):
     of a group among training items, zero elsewhere. What is usual has the shape of the training items' distribution,
     since they are many, and the place and the width (median, and 90 % quantile) of the held-out ones', since a model
     knows its training items better than others. Beyond its 98 % quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T >
-    q]. A feature that grows with strangeness may be named as upward, with its weight w, and features that tell together
+    q]; this tail is made no lighter than the largest of the held-out ones allows.
+
+    A feature that grows with strangeness may be named as upward, with its weight w, and features that tell together
     what no other tells may stand apart, as a group of their own: an average over all directions would drown both. As
     surprises, all are in one unit, and those with a heavy tail do not drown the others.
 
@@ -229,7 +231,9 @@ class Typicality(eqx.Module):
             (np.median(items, axis=0), np.quantile(items, _WIDTH, axis=0)) for items in (training, others)
         )
         stretch = np.maximum(other_wide - other_at, 1e-9) / np.maximum(wide - at, 1e-9)
-        return replace(centred, usual=np.sort(other_at + (training - at) * stretch, axis=0))
+        usual = np.sort(other_at + (training - at) * stretch, axis=0)
+        tails = [_no_lighter_tail(column, seen) for column, seen in zip(usual.T, others.T, strict=True)]
+        return replace(centred, usual=np.stack(tails, axis=1))
 
     def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Scores of items; larger is stranger.
@@ -269,10 +273,24 @@ def _precision(features, group):
 
 def _surprise(t, usual):
     """-log P(T >= t), counted among the sorted usual values; of the largest ones the tail is exponential."""
+    beyond, start, there = _tail(usual)
+    excess = max(np.mean(usual[-beyond:]) - start, 1e-9)
+    return np.where(t <= start, -np.log(conformal_p_values(t, usual)), there + (t - start) / excess)
+
+
+def _tail(usual):
+    """How many of the sorted usual values are its tail, where that starts, and the surprise there."""
     n = len(usual)
     beyond = max(round(_BEYOND * n), min(_FEWEST_BEYOND, n // 2))
-    start = usual[-beyond - 1]
-    excess = max(np.mean(usual[-beyond:]) - start, 1e-9)
-    return np.where(
-        t <= start, -np.log(conformal_p_values(t, usual)), np.log((1 + n) / (1 + beyond)) + (t - start) / excess
-    )
+    return beyond, usual[-beyond - 1], np.log((1 + n) / (1 + beyond))
+
+
+def _no_lighter_tail(usual, seen):
+    """The sorted usual values, their tail stretched until the largest of the seen ones is no surprise.
+
+    Of m values the largest has a surprise of more than log m + 3 with a probability of 5 %.
+    """
+    beyond, start, there = _tail(usual)
+    allowed = max(np.log(len(seen)) + 3, there + 1)
+    stretch = np.maximum((_surprise(np.max(seen, keepdims=True), usual) - there) / (allowed - there), 1.0)
+    return np.concatenate([usual[:-beyond], start + stretch * (usual[-beyond:] - start)])
