@@ -1,6 +1,7 @@
 """An image model at work on many pictures: compiled, and in batches of one size."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -75,14 +76,19 @@ def bits_of(model, features):
 
 def look(model, pixels, report: Report = unreported) -> Look:
     """A `Look` at every picture."""
-    looks, done = [], 0
+    # the same noise for every batch: pictures differ by what they show, not by a draw
+    levels, latents, spot = _of_all(pixels, lambda part: _look(model, part, as_key(0)), report)
+    return Look(levels.astype(np.float64), latents, spot)
+
+
+def _of_all(pixels, program: Callable[[Any], Sequence[Any]], report: Report = unreported) -> list[np.ndarray]:
+    """The arrays that a program returns for each batch, of all pictures."""
+    parts, done = [], 0
     for count, part in in_batches(pixels):
-        # the same noise for every batch: pictures differ by what they show, not by a draw
-        looks.append([np.asarray(seen)[:count] for seen in _look(model, part, as_key(0))])
+        parts.append([np.asarray(array)[:count] for array in program(part)])
         done += count
         report(done / len(pixels), f"{done} of {len(pixels)}")
-    levels, latents, spot = (np.concatenate(parts) for parts in zip(*looks, strict=True))
-    return Look(levels.astype(np.float64), latents, spot)
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 @eqx.filter_jit
@@ -94,12 +100,8 @@ def bits_at(model, pixels, levels: range, report: Report = unreported):
     """Bits/dim of the levels in this range alone, `(n, len(levels))`; what they do not need is never computed."""
     if pixels[0].size <= SMALL:  # computing all takes less than compiling another program
         return level_bits(model, look(model, pixels, report).levels)[:, levels]
-    parts, done = [], 0
-    for count, part in in_batches(pixels):
-        parts.append(np.asarray(_bits_at(model, part, as_key(0), levels.start, levels.stop), np.float64)[:count])
-        done += count
-        report(done / len(pixels), f"{done} of {len(pixels)}")
-    return np.concatenate(parts)
+    (bits,) = _of_all(pixels, lambda part: [_bits_at(model, part, as_key(0), levels.start, levels.stop)], report)
+    return bits.astype(np.float64)
 
 
 @eqx.filter_jit
@@ -111,10 +113,7 @@ def _local(model, pixels):
 
 def local_maps(model, pixels):
     """Log mean square of the latents at each place, for every level that has places: arrays (n, h, w)."""
-    looks = [(count, _local(model, part)) for count, part in in_batches(pixels)]
-    levels = zip(*(maps for _, maps in looks), strict=True)
-    counts = [count for count, _ in looks]
-    return [np.concatenate([np.asarray(m[:n]) for n, m in zip(counts, level, strict=True)]) for level in levels]
+    return _of_all(pixels, lambda part: _local(model, part))
 
 
 @eqx.filter_jit
