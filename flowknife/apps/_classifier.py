@@ -172,7 +172,7 @@ class Classifier:
 
         Returns:
             columns by name: row (or path); label, the likeliest class; probability, of that class; log_prob; score,
-            larger is stranger (rows: -log p(x); pictures: two-sided, over all levels); p_value, split-conformal,
+            larger is stranger (rows: -log p(x); pictures: two-sided, over all levels); p_value, conformal,
             whatever the class; flag, p_value < alpha. Of new items of the classes a share alpha is flagged.
         """
         items, names = self._items(x)

@@ -233,7 +233,7 @@ class Images:
             look most like it are than these are from each other; complexity, bits/dim less those of a PNG file;
             typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius,
             |z| / sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, all of these in
-            one, over all levels; p_value, of that score, split-conformal; flag, p_value < alpha; q_value, the p-value
+            one, over all levels; p_value, of that score, cross-conformal; flag, p_value < alpha; q_value, the p-value
             adjusted for the number of pictures; discovery, q_value <= alpha: of the pictures called so, a share alpha
             at most is normal.
         """

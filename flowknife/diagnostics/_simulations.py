@@ -62,7 +62,7 @@ class Misspecification:
     """Whether observations look as if the simulator had made them.
 
     Attributes:
-        p_values: split-conformal, one for each observation, shape (n,).
+        p_values: cross-conformal, one for each observation, shape (n,).
         scores: Mahalanobis distances from the simulations, shape (n,).
         verdict: a sentence.
     """
@@ -85,8 +85,8 @@ class Misspecification:
 def misspecification(simulated: Values, observed: Values, key: Key = 0) -> Misspecification:
     """P-value that an observation comes from the simulator: no posterior can be trusted where it does not.
 
-    Half the simulations give the mean and the shrunk covariance of a Mahalanobis distance, the other half its
-    split-conformal p-values (see `Typicality`). It sees what the features show and nothing else; with latents or
+    Half the simulations give the shrunk covariance of a Mahalanobis distance, the other half its mean and its
+    cross-conformal p-values (see `Typicality`). It sees what the features show and nothing else; with latents or
     learned summaries as features this is the test of Schmitt et al. 2021 (arXiv 2112.08866) for single observations.
     For a score of your own, such as -log p(y), use `conformal_p_values`. No p-value is below 2 / (n + 2).
 
