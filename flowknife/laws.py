@@ -233,7 +233,7 @@ def _spread(classes, dim):
     chosen, nearest = candidates[:1], np.full(len(candidates), np.inf)
     while len(chosen) < classes:
         nearest = np.minimum(nearest, np.linalg.norm(candidates - chosen[-1], axis=1))
-        chosen = np.concatenate([chosen, candidates[[nearest.argmax()]]])
+        chosen = np.concatenate([chosen, candidates[[np.argmax(nearest)]]])
     closest = min(np.linalg.norm(chosen[:k] - chosen[k], axis=1).min() for k in range(1, classes))
     return 5.0 / closest * chosen
 

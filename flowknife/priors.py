@@ -397,7 +397,7 @@ def likeliest(theta: Float[np.ndarray, "n d"]) -> Prior:
     return Product({f"x{i + 1}": _likeliest(column) for i, column in enumerate(np.asarray(theta, np.float64).T)})
 
 
-def _likeliest(draws: np.ndarray) -> Prior:
+def _likeliest(draws) -> Prior:
     mean, scale = draws.mean(), max(draws.std(), 1e-6 * np.abs(draws).max(), 1e-12)
     margin = max(np.ptp(draws), scale) / len(draws)
     low, high = draws.min() - margin, draws.max() + margin

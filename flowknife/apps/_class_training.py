@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.special import logsumexp
 
 from flowknife.apps._class_models import class_law, coarse_class_terms, coarse_part, fit_start, given_label, labels_of
 from flowknife.apps._image_training import History, Stage, closed_form_start, fit_stages
@@ -150,7 +151,7 @@ def fit_temperature(log_joint: Float[np.ndarray, "n k"], labels: Int[np.ndarray,
 
     def loss(log_temperature):
         scaled = np.asarray(log_joint, np.float64) / np.exp(log_temperature)
-        total = np.logaddexp.reduce(scaled, axis=1)
+        total = logsumexp(scaled, axis=1)
         return np.sum(total - scaled[np.arange(len(labels)), labels]) + 0.5 * log_temperature**2
 
     grid = np.linspace(-3, 6, 181)

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 
 from flowknife._progress import Report, progress, unreported
 from flowknife._types import Key, as_key
@@ -129,7 +129,7 @@ class Classifier:
         """
         by_class = self._look(self._items(x)[0])[0]
         if label is None:
-            return np.logaddexp.reduce(by_class + self.log_prior, axis=1)
+            return logsumexp(by_class + self.log_prior, axis=1)
         codes = np.broadcast_to(as_codes(label, self.classes), len(by_class))
         return by_class[np.arange(len(codes)), codes]
 
@@ -185,7 +185,7 @@ class Classifier:
             ("path" if self.pictures else "row"): np.asarray(names),
             "label": np.asarray(self.classes)[np.argmax(joint, axis=1)],
             "probability": softmax(joint / self.temperature, axis=1).max(axis=1),
-            "log_prob": np.logaddexp.reduce(joint, axis=1),
+            "log_prob": logsumexp(joint, axis=1),
             "score": strangeness,
             "p_value": p_value,
             "flag": p_value < self.config.alpha,
@@ -200,7 +200,7 @@ class Classifier:
         `expected_calibration_error`.
         """
         joint = self._held_out_look[0] + self.log_prior
-        metrics = {"nll": float(-np.mean(np.logaddexp.reduce(joint, axis=1)))}
+        metrics = {"nll": float(-np.mean(logsumexp(joint, axis=1)))}
         if self.pictures:
             metrics["bits_per_dim"] = metrics["nll"] / float(np.prod(self.held_out.shape[1:]) * np.log(2))
         known = self.held_out_labels >= 0
@@ -360,7 +360,7 @@ class Classifier:
     def _features(self, items, look):
         """What the detector is given of pictures: bits/dim, those beyond a PNG file, and what was seen of them."""
         by_class, features = look
-        bits = -np.logaddexp.reduce(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
+        bits = -logsumexp(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
         return np.column_stack([bits, with_complexity(self.model, features, bits, items)])
 
     def _joint(self, items):
@@ -376,7 +376,7 @@ class Classifier:
     def _strangeness(self, items, look):
         if self.detector is not None:
             return self.detector.score(self._features(items, look))
-        return -np.logaddexp.reduce(look[0] + self.log_prior, axis=1)
+        return -logsumexp(look[0] + self.log_prior, axis=1)
 
     @cached_property
     def _held_out_strangeness(self):

@@ -180,7 +180,7 @@ def _symmetric(pixels):
 def _flat(pixels, bits):
     """Whether a single value fills a third of all pixels, or more."""
     counts = np.bincount((pixels[:_LOOKED_AT] >> (8 - bits)).ravel())
-    return bool(counts.max() > counts.sum() / 3)
+    return bool(np.max(counts) > np.sum(counts) / 3)
 
 
 def _model(shape, config, key) -> INN:

@@ -114,7 +114,7 @@ def _as_eight_bit(image: "Image.Image") -> "Image.Image":
         raise InputError("floating-point pixels, which have no fixed range")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow keeps some of it in 32 bits
         values = np.asarray(image).astype(np.int32)
-        if values.min() < 0 or values.max() > 65535:
+        if np.min(values) < 0 or np.max(values) > 65535:
             raise InputError("32-bit pixels outside 0 to 65535")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import logsumexp
 
 from flowknife.errors import InputError
 
@@ -151,7 +152,7 @@ def pinwheel() -> Toy:
         arm = np.arange(5)
         u = _rotate(half, 2 * np.pi * arm / 5 + np.exp(np.linalg.norm(half, axis=-1)) / 4)  # (n, 5, 2)
         exponent = -0.5 * (((u - centre) / scale) ** 2).sum(axis=-1)
-        return np.logaddexp.reduce(exponent, axis=-1) - np.log(5 * 4 * 2 * np.pi * scale.prod())
+        return logsumexp(exponent, axis=-1) - np.log(5 * 4 * 2 * np.pi * scale.prod())
 
     return Toy("pinwheel", 2.32058849, "Johnson et al. 2016, arXiv 1603.06277", draw, log_density)
 

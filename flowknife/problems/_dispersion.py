@@ -169,9 +169,9 @@ def _laplace(residual, dim):
         candidates = mode - sizes * np.linalg.solve(curvature, mode + slope @ residual(mode))
         values = np.sum(candidates**2, axis=-1) + np.sum(residual(candidates) ** 2, axis=-1)
         values = np.where(np.isnan(values), np.inf, values)
-        if not values.min() < best - 1e-2:
+        if not np.min(values) < best - 1e-2:
             return mode, np.linalg.cholesky(np.linalg.inv(curvature))
-        mode, best = candidates[values.argmin()], values.min()
+        mode, best = candidates[np.argmin(values)], np.min(values)
 
 
 def _tempered(log_weight, enough):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import logsumexp
 
 from flowknife._types import Key, as_key
 from flowknife.errors import InputError
@@ -61,7 +62,7 @@ class Ring:
 
     def log_prob(self, x: ArrayLike) -> np.ndarray:
         """Log p(x) in nats, shape (...), for points of shape (..., 2)."""
-        return np.logaddexp.reduce(self._mode_log_probs(x), axis=-1) - np.log(8)
+        return logsumexp(self._mode_log_probs(x), axis=-1) - np.log(8)
 
     def log_prob_given(self, x: ArrayLike, label: ArrayLike) -> np.ndarray:
         """Log p(x | label) in nats, shape (...), for points of shape (..., 2) and labels of shape (...)."""
@@ -70,7 +71,7 @@ class Ring:
             raise InputError(f"got label={label}; expected whole numbers from 0 to {self.classes - 1}")
         own = np.asarray(self.mode_labels) == label[..., None]
         terms = np.where(own, self._mode_log_probs(x), -np.inf)
-        return np.logaddexp.reduce(terms, axis=-1) - np.log(np.sum(own, axis=-1))
+        return logsumexp(terms, axis=-1) - np.log(np.sum(own, axis=-1))
 
 
 def ring(labels: str = "all") -> Ring:
