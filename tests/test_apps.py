@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import perturbed
 
 import flowknife as fk
 from flowknife._types import split_trainable
@@ -18,16 +17,18 @@ from flowknife.apps._levels import (
     level_nll,
     level_part,
     level_terms,
+    local_log_probs,
 )
 from flowknife.apps.images import _model
 from flowknife.architectures import dequantiser, glow, lattice, realnvp, wavelet
 from flowknife.architectures._vectors import SCALARS
-from flowknife.bijections import Coupling
+from flowknife.bijections import Coupling, PixelsToNormal
 from flowknife.data import Augmentation
 from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_normal, principal_plane
 from flowknife.diagnostics._anomalies import _surprise
 from flowknife.errors import InputError, StorageError
 from flowknife.laws import Pixels
+from tests.catalogue import perturbed
 
 
 @pytest.fixture(scope="module")
@@ -196,25 +197,33 @@ def test_the_couplings_of_glow_are_chosen(scalar):
 
 
 @pytest.mark.parametrize(
-    ("make", "independent"),
+    ("make", "independent", "maps"),
     [
-        (lambda key: wavelet((8, 8, 3), width=8, features=8, key=key), True),
-        (lambda key: wavelet((40, 36, 1), levels=2, width=4, features=4, key=key), True),
-        (lambda key: lattice((8, 8, 1), 32, width=8, features=8, key=key), True),
-        (lambda key: glow((8, 8, 3), levels=2, steps=1, width=8, key=key), False),
-        (lambda key: realnvp((8, 8, 1), width=8, key=key), False),
+        (lambda key: wavelet((8, 8, 3), width=8, features=8, key=key), True, 1),
+        (lambda key: wavelet((40, 36, 1), levels=2, width=4, features=4, key=key), True, 2),
+        (lambda key: lattice((8, 8, 1), 32, width=8, features=8, key=key), True, 1),
+        (lambda key: glow((8, 8, 3), levels=2, steps=1, width=8, key=key), False, 2),
+        (lambda key: realnvp((8, 8, 1), width=8, key=key), False, 2),
     ],
     ids=["wavelet", "large wavelet", "lattice", "glow", "realnvp"],
 )
-def test_the_levels_add_up_to_the_likelihood(make, independent, key):
-    bijection = eqx.filter_jit(make)(key)
+def test_the_levels_add_up_to_the_likelihood(make, independent, maps, key):
+    bijection = perturbed(eqx.filter_jit(make)(key), np.random.default_rng(0))
     model = image_model(bijection.shape, Pixels(5), bijection)
     x = jax.random.uniform(key, (3, *bijection.shape)) * 32
-    (z, log_det), terms = eqx.filter_jit(lambda b, x: (b.encode(x), level_terms(b, x)))(bijection, x)
+    (z, log_det), terms, places = eqx.filter_jit(lambda b, x: (b.encode(x), level_terms(b, x), local_log_probs(b, x)))(
+        bijection, x
+    )
     flat = jnp.concatenate([latent.reshape(len(x), -1) for latent, _ in terms], axis=-1)
     np.testing.assert_allclose(flat, z, atol=1e-4)
     normal = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * np.log(2 * np.pi)
     np.testing.assert_allclose(sum(term for _, term in terms), normal + log_det, rtol=1e-4)
+    if isinstance(bijection.bijections[0], PixelsToNormal):  # has places, and the coarsest latent has none
+        pixels = places.pop(0)
+        np.testing.assert_allclose(pixels.sum(axis=(1, 2)), bijection.bijections[0].encode(x)[1], rtol=1e-4)
+    assert len(places) == maps
+    for (z, term), at_place in zip(terms[-len(places) :], places, strict=True):
+        np.testing.assert_allclose(at_place.sum(axis=(1, 2)) * z[0].size / at_place[0].size, term, rtol=1e-4, atol=1e-2)
     assert [block.size for block in model.partition.right] == latent_sizes(bijection)
     assert independent_levels(bijection) is independent
 

@@ -51,7 +51,7 @@ from flowknife.bijections import (
     Tanh,
 )
 from flowknife.errors import InputError
-from tests.catalogue import MLP, ROWS, perturbed, quick_jit
+from tests.catalogue import CONV, MLP, ROWS, perturbed, quick_jit
 
 NAMES = [row.name for row in ROWS]
 SPLINES = [Spline(), Spline(bins=2), Spline(bins=32, tail=5.0), Spline(bins=4, tail=1.0, min_bin=0.05, min_slope=0.1)]
@@ -522,6 +522,20 @@ def test_a_coupling_moves_its_part_only_and_looks_at_the_kept_part_only(split):
     np.testing.assert_array_equal(jacobian != 0, expected)
     unmoved = np.setdiff1d(np.arange(5), moved)
     np.testing.assert_array_equal(jacobian[unmoved], np.eye(5)[unmoved])
+
+
+@pytest.mark.parametrize(
+    ("split", "net"), [(Channels(5, 2), MLP), (Channels((2, 2, 3)), CONV), (Checkerboard((4, 2, 1), swap=True), CONV)]
+)
+def test_a_coupling_tells_the_slope_of_each_element(split, net):
+    coupling = perturbed(Coupling(split, Spline(), net, key=0), np.random.default_rng(0))
+    x = jax.random.normal(jax.random.key(1), split.shape)
+    y, log_slopes = coupling.encode_each(x)
+    encoded, log_det = coupling.encode(x)
+    np.testing.assert_allclose(y, encoded, atol=1e-6)
+    np.testing.assert_allclose(log_slopes.sum(), log_det, rtol=1e-5)
+    jacobian = jax.jacfwd(lambda x: coupling.encode(x)[0])(x).reshape(x.size, x.size)
+    np.testing.assert_allclose(jnp.exp(log_slopes).ravel(), jnp.diagonal(jacobian), rtol=1e-4)
 
 
 def test_a_coupling_starts_as_the_identity():

@@ -358,8 +358,9 @@ def test_maps_are_standardised_place_by_place_in_both_directions():
     generator = np.random.default_rng(0)
     centre = np.array([[0.0, 5.0], [-3.0, 1.0]])
     usual = centre + [[1.0, 2.0], [1.0, 2.0]] * generator.normal(size=(4000, 2, 2))
-    maps = standardise_maps([centre[None] + [[0.0, 4.0], [-3.0, 0.0]]], [usual], (4, 6))
+    maps = standardise_maps([centre[None] - [[0.0, 4.0], [-3.0, 0.0]]], [usual], (4, 6))
     assert maps.shape == (1, 4, 6)
+    # less likely than usual is positive: log-densities go down
     np.testing.assert_allclose(maps[0, ::2, ::3], [[0, 1.8], [-2.3, 0]], atol=0.3)
     np.testing.assert_array_equal(maps[0, :2, 3:], maps[0, 0, 3])
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowknife._progress import Report, progress, unreported
 from flowknife._types import as_key
-from flowknife.apps._levels import image_terms, largest_spot, level_features
+from flowknife.apps._levels import image_terms, largest_spot, level_features, local_log_probs
 from flowknife.data import ImageSet, load_images
 
 DRAWN_AT_ONCE = 16  # pictures
@@ -106,13 +106,12 @@ def bits_at(model, pixels, levels: range, report: Report = unreported):
 
 @eqx.filter_jit
 def _local(model, pixels):
-    terms = image_terms(model, pixels, as_key(0))
-    # the logarithm, so that too little stands out as well as too much
-    return [jnp.log(jnp.mean(z**2, axis=-1) + 1e-3) for z, _ in terms if z.ndim == 4 and z[0, ..., 0].size > 1]
+    image = model.partition.left[0]
+    return local_log_probs(model.bijection, image.law.prepare(as_key(0), pixels, pixels.shape[:1], image.shape))
 
 
 def local_maps(model, pixels):
-    """Log mean square of the latents at each place, for every level that has places: arrays (n, h, w)."""
+    """Log-density at each place, in nats per latent, for every level that has places: arrays (n, h, w)."""
     return _of_all(pixels, lambda part: _local(model, part))
 
 

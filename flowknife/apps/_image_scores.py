@@ -137,7 +137,7 @@ def fit_detector(model, training, held_out) -> Typicality:
 
 
 def maps_by_position(model, pixels) -> list[Maps]:
-    """Maps of the latents' log mean square, of pictures in each of the positions on the model's grid."""
+    """Maps of the log-density, of pictures in each of the positions on the model's grid."""
     return [local_maps(model, _moved(pixels, by)) for by in _POSITIONS]
 
 
@@ -152,7 +152,7 @@ def surprise_maps(maps: list[Maps], usual: list[Maps], shape: tuple[int, int]) -
 
 
 def standardise_maps(maps: Maps, usual: Maps, shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
-    """How many standard deviations above the usual each place lies, the levels added, shape (n, height, width).
+    """How many standard deviations less likely than usual each place is, the levels added, shape (n, height, width).
 
     Args:
         maps: of pictures.
@@ -162,7 +162,7 @@ def standardise_maps(maps: Maps, usual: Maps, shape: tuple[int, int]) -> Float[n
     total = np.zeros((len(maps[0]), *shape))
     for level, held in zip(maps, usual, strict=True):
         spread = held.std(axis=0) + 0.1 * held.std()
-        total += _enlarged((level - held.mean(axis=0)) / spread, shape)
+        total += _enlarged((held.mean(axis=0) - level) / spread, shape)
     return total / np.sqrt(len(maps))
 
 

@@ -260,10 +260,10 @@ class Images:
     def surprise(self, pictures: Any) -> np.ndarray:
         """Where each picture is strange: standard deviations from the usual at each place, float (n, H, W).
 
-        At each place of each level, the log mean square of the latents is compared with that of held-out pictures at
-        the same place; the levels are added. A place is some pixels wide, so that this is done in four positions on the
-        model's grid, and their mean taken. Positive where there is more than usual, edges or noise, say; negative
-        where there is less, as in a blank part. A level without places is left out; where no level has any, all is 0.
+        Minus the log-density at each place of each level is compared with that of held-out pictures at the same place;
+        the levels are added. A place is some pixels wide, so that this is done in four positions on the model's grid,
+        and their mean taken. Positive where a picture is less likely than usual, at edges or noise, say; negative where
+        it is more likely, as in a blank part. A level without places is left out; where no level has any, all is 0.
         """
         pixels = self._pixels(pictures).pixels
         maps = maps_by_position(self.model, pixels)

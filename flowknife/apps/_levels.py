@@ -12,12 +12,23 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from flowknife._types import split_trainable
-from flowknife.bijections import Bijection, Chain, CoarseToFine, Split
+from flowknife.bijections import (
+    Bijection,
+    Chain,
+    CoarseToFine,
+    Coupling,
+    Elementwise,
+    HistogramToNormal,
+    PixelsToNormal,
+    Repeat,
+    Split,
+)
 from flowknife.inn import INN, Block
 from flowknife.laws import Pixels, normal_log_prob
 from flowknife.objectives import Batch, nll
@@ -68,26 +79,91 @@ def latent_sizes(bijection: Bijection) -> list[int]:
 
 def level_terms(bijection: Bijection, x: Array) -> list[Term]:
     """Latent and log-likelihood term of each level, coarsest first, for dequantised images `(*batch, *shape)`."""
+    batch = x.ndim - len(bijection.shape)
+    levels = _encode_levels(bijection, x, lambda layer, x, cond: layer.encode(x, cond))
+    return [(z, normal_log_prob(z, z.shape[batch:]) + sum(log_dets)) for z, log_dets in levels]
+
+
+def _encode_levels(bijection, x, encode) -> list[tuple[Array, list[Any]]]:
+    """Latent of each level, coarsest first, and what `encode(layer, x, cond)` returns beside y for each of its layers.
+
+    A level with a `CoarseToFine` at its end has no layers of its own; those before belong to the coarsest block.
+    """
     layers, end = _peel(bijection)
-    batch = x.shape[: x.ndim - len(bijection.shape)]
-
-    def term(z, log_det):
-        return z, normal_log_prob(z, z.shape[len(batch) :]) + log_det
-
-    log_det = jnp.zeros(batch, x.dtype)
+    log_dets = []
     for layer in layers:
-        x, added = layer.encode(x)
-        log_det = log_det + added
+        x, log_det = encode(layer, x, None)
+        log_dets.append(log_det)
     if end is None:
-        return [term(x, log_det)]
+        return [(x, log_dets)]
     if isinstance(end, CoarseToFine):
-        (z, own), *finer = end.encode_blocks(x)
-        return [term(z, own + log_det), *(term(*pair) for pair in finer)]
+        y, log_det = encode(end.transform, x, None)
+        blocks = end.split(y)
+        found = [encode(part, blocks[i], end.condition(blocks, i)) for i, part in enumerate(end.parts)]
+        (z, own), *finer = [(z, [log_det]) for z, log_det in found]
+        return [(z, [*log_dets, log_det, *own]), *finer]
     kept, moved = end.split.split(x)
     if end.factored is not None:
-        moved, added = end.factored.encode(moved, end.condition(kept))
-        log_det = log_det + added
-    return [*level_terms(end.inner, kept), term(moved, log_det)]
+        moved, log_det = encode(end.factored, moved, end.condition(kept))
+        log_dets.append(log_det)
+    return [*_encode_levels(end.inner, kept, encode), (moved, log_dets)]
+
+
+def local_log_probs(bijection: Bijection, x: Float[Array, "n h w c"]) -> list[Float[Array, "n _ _"]]:
+    """Log-density at each place, in nats per latent, of every level whose latent has places, coarsest first.
+
+        log p(z_l at a place) + log_det_l of that place
+
+    Layers that apply a scalar map to each number have a part of the log-determinant at each place. What other layers
+    contribute is the same everywhere (`ActNorm`, 1x1 convolutions), or shared out as if it were. Where the coarsest
+    latent has no places but the layers above it do, what these contribute is a map before the others.
+    """
+    found = []
+    for z, log_dets in _encode_levels(bijection, x, _encode_locally):
+        terms = [each for layer in log_dets for each in layer]
+        local = [each for each in terms if each.ndim == 3]
+        grid = z.shape[1:3] if z.ndim == 4 else local[-1].shape[1:] if local else (1, 1)
+        if math.prod(grid) == 1:
+            continue
+        if z[0].size < math.prod(grid):
+            found.append(sum(_on_grid(each, grid) for each in local) / x.shape[3])
+            continue
+        places = z.reshape(len(z), *grid, -1)  # a coarsest latent is a grid as one vector, row by row
+        log_det = sum(_on_grid(each, grid) for each in terms)
+        found.append((normal_log_prob(places, places.shape[3:]) + log_det) / places.shape[3])
+    return found
+
+
+_SCALAR = Coupling, Elementwise, HistogramToNormal, PixelsToNormal
+
+
+def _encode_locally(layer, x, cond) -> tuple[Array, list[Array]]:
+    """`encode`, the log-determinant as terms: each of shape (n, h, w), on its layer's grid, or (n,)."""
+    if isinstance(layer, Chain):
+        terms = []
+        for part in layer.bijections:
+            x, more = _encode_locally(part, x, cond)
+            terms += more
+        return x, terms
+    if isinstance(layer, Repeat):
+        arrays, structure = eqx.partition(layer.layer, eqx.is_array)
+        x, terms = jax.lax.scan(lambda x, own: _encode_locally(eqx.combine(own, structure), x, cond), x, arrays)
+        return x, [jnp.sum(term, axis=0) for term in terms]
+    if isinstance(layer, _SCALAR) and len(layer.shape) == 3:
+        x, log_slopes = layer.encode_each(x, cond)
+        return x, [jnp.sum(log_slopes, axis=-1)]
+    x, log_det = layer.encode(x, cond)
+    return x, [log_det]
+
+
+def _on_grid(log_det, grid):
+    """A term of the log-determinant at the places of another grid, which are blocks of its own; or shared out."""
+    blocks = [own / other for own, other in zip(log_det.shape[1:], grid, strict=False)]
+    if len(blocks) < 2 or not all(block.is_integer() for block in blocks):
+        total = log_det.reshape(len(log_det), -1).sum(axis=1)
+        return jnp.broadcast_to(total[:, None, None] / math.prod(grid), (len(log_det), *grid))
+    height, width = (int(block) for block in blocks)
+    return log_det.reshape(len(log_det), grid[0], height, grid[1], width).sum(axis=(2, 4))
 
 
 def image_terms(model: INN, pixels: Array, key: Array) -> list[Term]:

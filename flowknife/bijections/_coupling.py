@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key, as_shape
-from flowknife.bijections._base import Bijection, sum_event
+from flowknife.bijections._base import Bijection, Cond, sum_event
 from flowknife.bijections._elementwise import Scalar
 from flowknife.errors import InputError
 
@@ -149,6 +149,12 @@ class Coupling(Bijection):
         kept, moved = self.split.split(x)
         y, log_det = self.scalar.encode(moved, self._raw(kept, moved, cond))
         return self.split.merge(kept, y), sum_event(log_det, self.shape)
+
+    def encode_each(self, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """As `encode`, with the log-determinant element by element, shape `(*batch, *shape)`: 0 where x passes."""
+        kept, moved = self.split.split(x)
+        y, log_slope = self.scalar.encode(moved, self._raw(kept, moved, cond))
+        return self.split.merge(kept, y), self.split.merge(jnp.zeros_like(kept), log_slope)
 
     def decode(self, y, cond=None):
         kept, moved = self.split.split(y)

@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._types import Constant, Shape, as_shape
-from flowknife.bijections._base import Bijection, sum_event
+from flowknife.bijections._base import Bijection, Cond, sum_event
 from flowknife.errors import InputError
 
 Numbers = ArrayLike | Sequence[float]
@@ -229,8 +229,12 @@ class Elementwise(Bijection):
         return None if self.raw is None else jnp.broadcast_to(self.raw, (*x.shape, self.scalar.num_params))
 
     def encode(self, x, cond=None):
-        y, log_det = self.scalar.encode(x, self._raw_like(x))
-        return y, sum_event(log_det, self.shape)
+        y, log_slope = self.encode_each(x)
+        return y, sum_event(log_slope, self.shape)
+
+    def encode_each(self, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """As `encode`, with the log-determinant element by element, shape `(*batch, *shape)`."""
+        return self.scalar.encode(x, self._raw_like(x))
 
     def decode(self, y, cond=None):
         x, log_det = self.scalar.decode(y, self._raw_like(y))

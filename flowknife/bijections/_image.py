@@ -260,19 +260,15 @@ class CoarseToFine(Bijection):
         unknown = [(0, 0)] * (known.ndim - 1) + [(0, self.out_shape[0] - known.shape[-1])]
         return self.contexts[level - 1](self.transform.decode(jnp.pad(known, unknown))[0])
 
-    def encode_blocks(self, x):
-        """The latent of each block, on its part's own shape, and its log_det; the first bears the transform's."""
-        y, log_det = self.transform.encode(x)
-        blocks = self.split(y)
-        (z, term), *finer = [
-            part.encode(blocks[level], self.condition(blocks, level)) for level, part in enumerate(self.parts)
-        ]
-        return [(z, log_det + term), *finer]
-
     def encode(self, x, cond=None):
         batch = batch_of(x, self.shape)
-        latents, terms = zip(*self.encode_blocks(x), strict=True)
-        return jnp.concatenate([z.reshape(*batch, -1) for z in latents], axis=-1), sum(terms)
+        y, log_det = self.transform.encode(x)
+        blocks, latents = self.split(y), []
+        for level, part in enumerate(self.parts):
+            z, term = part.encode(blocks[level], self.condition(blocks, level))
+            latents.append(z.reshape(*batch, -1))
+            log_det = log_det + term
+        return jnp.concatenate(latents, axis=-1), log_det
 
     def decode(self, y, cond=None):
         blocks, log_det = [], jnp.zeros(batch_of(y, self.out_shape), y.dtype)

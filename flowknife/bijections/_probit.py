@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from scipy import special
 
 from flowknife._types import Constant, Shape, as_shape
-from flowknife.bijections._base import Bijection, batch_of, sum_event
+from flowknife.bijections._base import Bijection, Cond, batch_of, sum_event
 from flowknife.bijections._elementwise import Numbers
 from flowknife.errors import InputError
 
@@ -75,9 +75,14 @@ class _ToNormal(Bijection):
         """The x with these probabilities below and above it, and the log density there."""
 
     def encode(self, x, cond=None):
+        u, log_slope = self.encode_each(x)
+        return u, sum_event(log_slope, self.shape)
+
+    def encode_each(self, x: Values, cond: Cond = None) -> tuple[Values, Values]:
+        """As `encode`, with the log-determinant element by element, shape `(*batch, *shape)`."""
         below, above, log_density = self._tails(jnp.clip(x, *self.interval))
         u = _normal_score(below, above)
-        return u, sum_event(log_density - _log_normal(u), self.shape)
+        return u, log_density - _log_normal(u)
 
     def decode(self, y, cond=None):
         x, log_density = self._quantile(ndtr(y), ndtr(-y))

@@ -103,7 +103,7 @@ def surprise(images: Values, maps: Values, captions: Sequence[str] = ()) -> "Fig
 
     Args:
         images: uint8, shape (n, H, W, C).
-        maps: standard deviations above the usual at each place, shape (n, H, W).
+        maps: at each place, how many standard deviations less likely than usual, shape (n, H, W).
         captions: one below each image.
 
     Raises:
@@ -121,13 +121,13 @@ def surprise(images: Values, maps: Values, captions: Sequence[str] = ()) -> "Fig
     return sheet(
         blocks,
         columns,
-        "Where images are strange: orange where there is more than usual at that place, blue where there is less; "
+        "Where images are strange: orange where one is less likely than usual at that place, blue where it is more so; "
         f"full colour at {_STRONGEST:g} standard deviations.",
     )
 
 
 def heat_maps(images: Values, maps: Values) -> UInt8[np.ndarray, "n h w 3"]:
-    """Images in pale grey under the colours of their maps: orange above the usual, blue below.
+    """Images in pale grey under the colours of their maps: orange for positive values, blue for negative ones.
 
     Args:
         images: uint8, shape (n, H, W, C).
