@@ -413,6 +413,28 @@ def test_the_coarse_grid_of_large_pictures_starts_with_all_of_them(monkeypatch, 
     assert np.sqrt(np.mean(jnp.mean(z, axis=0) ** 2)) < 0.09
 
 
+@pytest.mark.parametrize(
+    ("settings", "decays"),
+    [
+        ({"architecture": "lattice"}, [1.0, 1.0]),
+        ({"architecture": "wavelet"}, [1.0, 0.0]),  # the finest level has the learned noise
+        ({"architecture": "wavelet", "train": {"weight_decay": 0.5}}, [0.5, 0.5]),
+        ({"architecture": "glow"}, [0.0]),
+    ],
+)
+def test_weights_decay_where_levels_are_trained_one_by_one(settings, decays, monkeypatch):
+    seen = {}
+
+    def fit_stages(model, pixels, held_out, training, stages, *args, **options):
+        seen.update({stage.level: stage.settings["weight_decay"] for stage in stages})
+        return model, {}, 0.0
+
+    monkeypatch.setattr(_image_training, "fit_stages", fit_stages)
+    fk.images(_blobs(64, 0), width=8, key=0, show_progress=False, **settings)
+    assert [seen[level] for level in sorted(seen)] == decays
+    assert [_image_training._weight_decay(n) for n in (8, 2000, 8000, 60_000)] == [1.0, 1.0, 0.5, 0.18]
+
+
 @pytest.mark.slow
 def test_levels_trained_at_the_same_time_are_those_trained_one_by_one(key):
     settings = {"width": 8, "dequantisation": "uniform", "train": {"steps": 5, "batch_size": 16}, "key": 0}

@@ -30,6 +30,7 @@ from flowknife.train import Training, fit
 
 _NUMBERS_FOR_START = 60_000_000  # closed-form parts are fitted to at most so many numbers
 _NUMBERS_PER_STEP = 100_000
+_FEW = 2000  # pictures
 
 History = dict[str, list[float]]
 
@@ -70,17 +71,10 @@ def train_images(
         batch_size=max(_batch(pixels[0].size, most=32), 8),
         # levels of few layers each bear large steps
         learning_rate=1e-3 if together else 5e-3,
+        weight_decay=0.0 if together else _weight_decay(len(pixels)),
         average=0.995,
         patience=8,
     )
-
-    def settings(size):
-        """Those that depend on how many latents a level has."""
-        # of large pictures the fine levels have places enough in few of them
-        batch = asked.or_else(batch_size=_batch(size, most=training.batch_size)).batch_size
-        # looking at the held-out pictures takes about a tenth of the time
-        every = asked.or_else(evaluate_every=max(60, 3 * len(held_out) // batch)).evaluate_every
-        return {"batch_size": batch, "evaluate_every": every}
 
     start_key, key = jax.random.split(key)
     model = closed_form_start(model, pixels, augmentation, flip, start_key)
@@ -92,6 +86,18 @@ def train_images(
     if learned_noise:
         # the noise within the bins belongs to the finest level, and the others have to do with it
         order = [order[-1], *order[:-1]]
+
+    def settings(level):
+        """Those that depend on the level."""
+        # of large pictures the fine levels have places enough in few of them
+        batch = asked.or_else(batch_size=_batch(sizes[level], most=training.batch_size)).batch_size
+        # looking at the held-out pictures takes about a tenth of the time
+        every = asked.or_else(evaluate_every=max(60, 3 * len(held_out) // batch)).evaluate_every
+        # learned noise must not be pulled to what it started as
+        decay = 0.0 if learned_noise and level == len(sizes) - 1 else training.weight_decay
+        weight_decay = asked.or_else(weight_decay=decay).weight_decay
+        return {"batch_size": batch, "evaluate_every": every, "weight_decay": weight_decay}
+
     stages = []
     for i, level in enumerate(order):
         objective = joint_nll if together else level_nll(level)
@@ -103,7 +109,7 @@ def train_images(
                 where=(lambda whole: whole) if together else level_part(level),
                 objective=_augmented(objective, augmentation, flip),
                 held_out_objective=objective,
-                settings=settings(sizes[level]),
+                settings=settings(level),
             )
         )
     alone = 1 if learned_noise else 0
@@ -133,6 +139,11 @@ class Stage(NamedTuple):
     objective: Objective
     held_out_objective: Objective | None = None
     settings: Mapping[str, Any] = {}
+
+
+def _weight_decay(pictures):
+    """The more the fewer pictures there are, since few are soon known by heart."""
+    return round(min((_FEW / pictures) ** 0.5, 1.0), 2)
 
 
 def _batch(size, most):
