@@ -99,9 +99,8 @@ def _encode_levels(bijection, x, encode) -> list[tuple[Array, list[Any]]]:
     if isinstance(end, CoarseToFine):
         y, log_det = encode(end.transform, x, None)
         blocks = end.split(y)
-        found = [encode(part, blocks[i], end.condition(blocks, i)) for i, part in enumerate(end.parts)]
-        (z, own), *finer = [(z, [log_det]) for z, log_det in found]
-        return [(z, [*log_dets, log_det, *own]), *finer]
+        (z, own), *finer = [encode(part, blocks[i], end.condition(blocks, i)) for i, part in enumerate(end.parts)]
+        return [(z, [*log_dets, log_det, own]), *((z, [own]) for z, own in finer)]
     kept, moved = end.split.split(x)
     if end.factored is not None:
         moved, log_det = encode(end.factored, moved, end.condition(kept))

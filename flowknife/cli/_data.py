@@ -43,7 +43,7 @@ def read_pictures(
     from flowknife.apps._image_batches import as_pictures
 
     height, width, channels = shape
-    return as_pictures(data, (height, width), True, channels, partition, crop)
+    return as_pictures(data, (height, width), show_progress=True, channels=channels, partition=partition, crop=crop)
 
 
 def read_labelled(data: str, column: str = "", *, drop_invalid: bool = False, required: bool = True) -> Labelled:
