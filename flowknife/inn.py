@@ -22,6 +22,7 @@ and so is everything one does with it:
     encode(x)["y"]      =  the forward prediction
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ from jaxtyping import Array
 from flowknife._types import Key, Shape, as_key, as_shape
 from flowknife.bijections import Bijection
 from flowknife.errors import InputError
-from flowknife.laws import Data, Law, Noise, Normal, Source, Temperature
+from flowknife.laws import Data, Law, Noise, Normal, Source, Temperature, beyond_range
 
 Blocks = dict[str, Array]
 
@@ -97,6 +98,12 @@ class Partition(eqx.Module):
         self.left = _with_default(left, Source, Data())
         self.right = _with_default(right, Law, Normal())
         self.cond = tuple(cond)
+        for block in self.cond:
+            if block.law is not None:
+                raise InputError(
+                    f"got {type(block.law).__name__} as the law of the condition {block.name!r}; expected none, since "
+                    f'a condition is given as it is; try Block("{block.name}", {block.shape})'
+                )
         names = [block.name for block in (*self.left, *self.right, *self.cond)]
         if len(set(names)) != len(names):
             raise InputError(f"got block names {names}; expected each name once")
@@ -125,6 +132,13 @@ class Partition(eqx.Module):
         """What the caller may give by name: right-hand blocks known at training time, and conditions."""
         return (*(block for block in self.right if block.law.known), *self.cond)
 
+    @property
+    def cond_shape(self) -> Shape | None:
+        """Event shape of the one condition that the bijection is given; None without conditions."""
+        if len(self.cond) == 1:
+            return self.cond[0].shape
+        return (sum(block.size for block in self.cond),) if self.cond else None
+
 
 def _pack(blocks: Sequence[Block], values: Mapping[str, Array], batch: Shape, shape: Shape) -> Array:
     """The blocks as one array `(*batch, *shape)`."""
@@ -149,7 +163,7 @@ class INN(eqx.Module):
         cond: blocks that condition the couplings, concatenated to one vector (a single block keeps its shape).
 
     Raises:
-        InputError: if the bijection's size is not that of the ends.
+        InputError: if the bijection's size is not that of the ends, or its `cond_shape` not that of the conditions.
 
     Example:
         >>> import flowknife as fk
@@ -175,6 +189,7 @@ class INN(eqx.Module):
             raise InputError(
                 f"got a bijection of shape {bijection.shape} between ends of {size} numbers; expected as many elements"
             )
+        self._check_condition()
 
     def encode(self, x: Any, *, key: Key = None, **given: Any) -> Blocks:
         """Left to right: the right-hand blocks of data `x`.
@@ -201,8 +216,9 @@ class INN(eqx.Module):
             the left-hand blocks by name, pictures as whole numbers.
         """
         right = _as_blocks(z, self.partition.right, "right-hand")
-        _batch_of(right, self.partition.right)
-        left, _ = self._decode(right, self._check_given(given))
+        batch, known = _batch_of(right, self.partition.right), self._check_given(given)
+        self._require_batch(known, batch)
+        left, _ = self._decode(right, known)
         return {block.name: block.law.restore(left[block.name]) for block in self.partition.left}
 
     def log_prob(self, x: Any, *, key: Key = None, **given: Any) -> Array:
@@ -214,14 +230,17 @@ class INN(eqx.Module):
             key: as for `encode`.
             **given: known right-hand blocks and conditions by name. A `ClassMixture` without its label is summed over
                 the classes.
+
+        Values too large for the precision have -inf, rows with NaN have NaN.
         """
         left, known, batch = self._prepare(key, x, given)
         right, log_det = self._encode(left, known, batch)
         for block in self.partition.left:
             log_det = log_det - block.law.log_noise(left[block.name], block.shape)
-        return log_det + sum(
+        terms = [
             block.law.log_prob(right[block.name], block.shape, known.get(block.name)) for block in self.partition.right
-        )
+        ]
+        return beyond_range(log_det + sum(terms), self._numbers(left, known))
 
     def sample(
         self, key: Key, n: int | Shape = (), *, temperature: Temperature | Mapping[str, Temperature] = 1.0, **given: Any
@@ -269,6 +288,28 @@ class INN(eqx.Module):
         fitted, _ = self.bijection.initialise(array, self._condition(known))
         return eqx.tree_at(lambda inn: inn.bijection, self, fitted)
 
+    def _check_condition(self):
+        """A condition that the bijection does not take would be ignored."""
+        names, given = [block.name for block in self.partition.cond], self.partition.cond_shape
+        taken = self.bijection.cond_shape
+        if given == taken:
+            return
+        kind = type(self.bijection).__name__
+        if taken is None:
+            raise InputError(
+                f"got the conditions {names} of shape {given} and a bijection ({kind}) that takes none; expected one "
+                f"that takes them; try cond_dim={math.prod(given or ())} of coupling_flow, realnvp, glow or jet"
+            )
+        if given is None:
+            raise InputError(
+                f"got no condition and a bijection ({kind}) that takes one of shape {taken}; expected a block for it; "
+                f'try cond=[Block("y", {taken})]'
+            )
+        raise InputError(
+            f"got the conditions {names} of shape {given} and a bijection ({kind}) that takes one of shape {taken}; "
+            "expected equal shapes"
+        )
+
     # -- the same in terms of continuous blocks ------------------------------------------------------------------
 
     def _encode(self, left, known, batch):
@@ -292,13 +333,16 @@ class INN(eqx.Module):
             return None
         if len(parts) == 1:
             return parts[0][1]
-        return jnp.concatenate([v.reshape(*v.shape[: v.ndim - len(b.shape)], -1) for b, v in parts], axis=-1)
+        flat = [value.reshape(*value.shape[: value.ndim - len(block.shape)], block.size) for block, value in parts]
+        batch = jnp.broadcast_shapes(*(value.shape[:-1] for value in flat))
+        return jnp.concatenate([jnp.broadcast_to(value, (*batch, value.shape[-1])) for value in flat], axis=-1)
 
     def _prepare(self, key, x, given):
         """Left-hand blocks and known values, ready for the network: noise drawn, pictures dequantised."""
         known = self._check_given(given)
         values = _as_blocks(x, self.partition.data, "data", extra=[block.name for block in self.partition.left])
         batch = _batch_of(values, [block for block in self.partition.left if block.name in values])
+        self._require_batch(known, batch)
         left = {}
         keys = jax.random.split(as_key(key), len(self.partition.left))
         for block, block_key in zip(self.partition.left, keys, strict=True):
@@ -307,6 +351,21 @@ class INN(eqx.Module):
             if target in known and block.name not in values:
                 known[target] = known[target] + left[block.name]
         return left, known, batch
+
+    def _require_batch(self, known, batch):
+        """Refuse known values that are not one for all rows, or one for each."""
+        for block, value in self._pairs(known):
+            own = value.shape[: value.ndim - len(block.given_shape)]
+            if len(own) > len(batch) or any(a not in (1, b) for a, b in zip(own[::-1], batch[::-1], strict=False)):
+                raise InputError(
+                    f"got {block.name!r} of shape {value.shape} for rows of batch shape {batch}; expected one value, "
+                    "or one for each row"
+                )
+
+    def _numbers(self, left, known):
+        """What a log density depends on, each array with its number of event axes."""
+        of_left = [(left[block.name], len(block.shape)) for block in self.partition.left]
+        return of_left + [(value, len(block.given_shape)) for block, value in self._pairs(known)]
 
     def _pairs(self, given):
         return [(block, given[block.name]) for block in self.partition.known if block.name in given]

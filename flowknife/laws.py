@@ -8,6 +8,7 @@ Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log dens
 
 import abc
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -36,6 +37,21 @@ def normal_log_prob(x: Float[Array, "..."], shape: Shape, scale: Scale = 1.0) ->
     width = np.asarray(scale, x.dtype)
     terms = -0.5 * (x / width) ** 2 - 0.5 * _LOG_2PI - np.log(width)
     return jnp.sum(terms, axis=tuple(range(x.ndim - len(shape), x.ndim)))
+
+
+def beyond_range(log_prob: Float[Array, "..."], values: Sequence[tuple[Array, int]]) -> Float[Array, "..."]:
+    """Log densities with -inf in the place of NaN, which is what numbers too large for the precision end in.
+
+    So far out any density of this library is below the smallest number. A row that is NaN itself keeps NaN.
+
+    Args:
+        log_prob: log densities, of shape `batch`.
+        values: arrays that they belong to, `(*batch, *event)`, each with its number of event axes.
+    """
+    unknown = jnp.zeros(log_prob.shape, bool)
+    for value, axes in values:
+        unknown |= jnp.any(jnp.isnan(value), axis=tuple(range(value.ndim - axes, value.ndim)))
+    return jnp.where(jnp.isnan(log_prob) & ~unknown, -jnp.inf, log_prob)
 
 
 class Law(eqx.Module):

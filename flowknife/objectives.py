@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from flowknife._types import Key
 from flowknife.inn import INN, Block
-from flowknife.laws import ClassMixture, Given, Pad, normal_log_prob
+from flowknife.laws import ClassMixture, Given, Pad, beyond_range, normal_log_prob
 
 Batch = Mapping[str, Array]
 Objective = Callable[[INN, Batch, Array], Float[Array, ""]]
@@ -64,7 +64,9 @@ def class_log_probs(model: INN, x: Any, *, key: Key = None) -> Float[Array, "*ba
     for block in model.partition.left:
         if isinstance(block.law, Pad):
             log_det = log_det - normal_log_prob(left[block.name], block.shape, block.law.scale)
-    return log_det[..., None] + class_terms(model.partition.right, right)
+    log_prob = log_det[..., None] + class_terms(model.partition.right, right)
+    numbers = [(jnp.expand_dims(value, -1 - axes), axes) for value, axes in model._numbers(left, {})]
+    return beyond_range(log_prob, numbers)
 
 
 def information_bottleneck(

@@ -7,7 +7,7 @@ import jax
 from flowknife import nets
 from flowknife._types import Key, Shape, as_key, as_shape
 from flowknife.architectures._levels import check_image, levels_for
-from flowknife.architectures._vectors import scalar_named
+from flowknife.architectures._vectors import condition_shape, scalar_named
 from flowknife.bijections import (
     ActNorm,
     Bijection,
@@ -39,7 +39,7 @@ def glow(
     """Glow (Kingma & Dhariwal 2018, arXiv 1807.03039): per level squeeze, steps, factor out half of the channels.
 
     A step is actnorm, invertible 1x1 convolution (PLU), channel coupling; the steps of a level are scanned. Each
-    factor-out has a learned prior: an affine coupling given the kept half.
+    factor-out has a learned prior: an affine coupling given the kept half, and the condition.
 
     Args:
         shape: (height, width, channels).
@@ -47,7 +47,7 @@ def glow(
         steps: steps per level.
         width: hidden channels of each network.
         scalar: "affine", "additive", "spline" or any `Scalar`.
-        cond_dim: length of a condition (a class, say) that every coupling sees, 0 for none.
+        cond_dim: length of a condition (a class, say) that every coupling and every learned prior sees, 0 for none.
         memory: "reversible" rebuilds activations in the backward pass, see `Repeat`.
         key: source of initial weights.
 
@@ -57,7 +57,7 @@ def glow(
     shape = as_shape(shape)
     levels = levels_for(shape) if levels is None else levels
     check_image(shape, levels)
-    cond_shape = (cond_dim,) if cond_dim else None
+    cond_shape = condition_shape(cond_dim)
     net = partial(nets.ConvNet, width=width)
     squeeze = Squeeze(shape)
     small = squeeze.out_shape
@@ -79,11 +79,16 @@ def glow(
     split = Channels(small)
     rest = {"steps": steps, "width": width, "scalar": scalar, "cond_dim": cond_dim, "memory": memory}
     inner = glow(split.kept_shape, levels=levels - 1, **rest, key=below)
-    return Chain([*parts, Split(split, inner, _learned_prior(split, width, prior))])
+    return Chain([*parts, Split(split, inner, *_learned_prior(split, cond_dim, width, prior))])
 
 
-def _learned_prior(split, width, key):
-    """Affine map of all channels of the moved part, (z - t(kept)) exp(-s(kept)), as a coupling that keeps nothing."""
+def _learned_prior(split, cond_dim, width, key):
+    """Affine map of the moved part, (z - t(kept, cond)) exp(-s(kept, cond)), and the context that joins kept and cond.
+
+    The map is a coupling that keeps nothing. Without a condition there is no context: the kept part alone is given.
+    """
+    *grid, channels = split.kept_shape
     everything = Channels(split.moved_shape, kept=0)
     net = partial(nets.ConvNet, width=width)
-    return Coupling(everything, ShiftScale(), net, cond_shape=split.kept_shape, key=key)
+    coupling = Coupling(everything, ShiftScale(), net, cond_shape=(*grid, channels + cond_dim), key=key)
+    return coupling, nets.Joined(split.kept_shape, (cond_dim,)) if cond_dim else None

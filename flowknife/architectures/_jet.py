@@ -6,6 +6,7 @@ import jax
 
 from flowknife import nets
 from flowknife._types import Key, Shape, as_key, as_shape
+from flowknife.architectures._vectors import condition_shape
 from flowknife.bijections import (
     ActNorm,
     Bijection,
@@ -68,7 +69,7 @@ def jet(
         parts.append(Squeeze(parts[-1].out_shape))
     grid = parts[-1].out_shape
     net = partial(nets.ViT, width=width, depth=depth, heads=heads)
-    cond_shape = (cond_dim,) if cond_dim else None
+    cond_shape = condition_shape(cond_dim)
 
     def layer(key):
         mix, couple = jax.random.split(key)

@@ -6,6 +6,7 @@ import jax
 
 from flowknife import nets
 from flowknife._types import Key, Shape, as_key, as_shape
+from flowknife.architectures._vectors import condition_shape
 from flowknife.bijections import (
     ActNorm,
     Bijection,
@@ -47,7 +48,7 @@ def realnvp(
         key: source of initial weights.
     """
     shape, key = as_shape(shape), as_key(key)
-    cond_shape = (cond_dim,) if cond_dim else None
+    cond_shape = condition_shape(cond_dim)
     if len(shape) == 3:
         return _realnvp_image(shape, width, cond_shape, key)
     if len(shape) != 1 or layers < 1:

@@ -25,6 +25,14 @@ from flowknife.bijections._chain import Memory
 from flowknife.bijections._coupling import MakeNet
 from flowknife.errors import InputError
 
+
+def condition_shape(cond_dim: int) -> Shape | None:
+    """Event shape of a condition of this length, None for 0."""
+    if cond_dim < 0:
+        raise InputError(f"got cond_dim={cond_dim}; expected the length of the condition, 0 for none")
+    return (cond_dim,) if cond_dim else None
+
+
 SCALARS = {"additive": Shift(), "affine": ShiftScale(), "spline": Composed([ShiftScale(), Spline()])}
 MIXINGS = ("lu", "orthogonal", "permute")
 
@@ -80,7 +88,7 @@ def coupling_flow(
         a bijection of shape `(dim,)`.
     """
     make_net = partial(nets.MLP, width=width, depth=depth) if net is None else net
-    cond_shape = (cond_dim,) if cond_dim else None
+    cond_shape = condition_shape(cond_dim)
 
     def layer(key):
         mix, couple = jax.random.split(key)

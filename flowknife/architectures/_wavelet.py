@@ -71,7 +71,7 @@ def wavelet(
         key: source of initial weights.
 
     Returns:
-        a bijection from `shape` to one flat vector; the coarsest latent comes first.
+        a bijection from `shape` to one flat vector; the coarsest latent comes first. It takes no condition.
     """
     shape, levels, leading, key = _begun(shape, levels, leading, bins, key)
     # couplings of whitened details need not enlarge much; what they enlarge at low temperatures runs away
@@ -112,7 +112,7 @@ def lattice(
         key: source of initial weights.
 
     Returns:
-        a bijection from `shape` to one flat vector; the coarsest latent comes first.
+        a bijection from `shape` to one flat vector; the coarsest latent comes first. It takes no condition.
     """
     shape, levels, leading, key = _begun(shape, levels, leading, bins, key)
     # normal scores need no scaling, which would carry what is far out further

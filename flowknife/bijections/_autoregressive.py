@@ -7,7 +7,7 @@ import numpy as np
 
 from flowknife import nets
 from flowknife._types import Key, Shape, as_key
-from flowknife.bijections._base import Bijection, sum_event
+from flowknife.bijections._base import Bijection, promoted, sum_event
 from flowknife.bijections._elementwise import Scalar
 
 
@@ -37,11 +37,17 @@ class MaskedAutoregressive(Bijection):
         self.scalar, self.shape = scalar, (dim,)
         self.net = nets.MaskedMLP(dim, scalar.num_params, cond_dim, width=width, depth=depth, key=as_key(key))
 
+    @property
+    def cond_shape(self) -> Shape | None:
+        return self.net.cond_shape
+
     def encode(self, x, cond=None):
         y, log_det = self.scalar.encode(x, self.net(x, cond))
         return y, sum_event(log_det, self.shape)
 
     def decode(self, y, cond=None):
+        y, cond = promoted(self.net, y, cond)
+
         # element i is final after pass i + 1, since its parameters look at the ones before it only
         def step(_, x):
             return self.scalar.decode(y, self.net(x, cond))[0]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flowknife._types import Key, Shape, as_key, as_shape
-from flowknife.bijections._base import Bijection, batch_of
+from flowknife.bijections._base import Bijection, batch_of, merge_cond_shapes, net_out_shape, promoted
 from flowknife.errors import InputError
 
 Memory = Literal["standard", "reversible"]
@@ -23,7 +23,7 @@ class Chain(Bijection):
         bijections: from left (data) to right (latent); each one's `out_shape` is the next one's `shape`.
 
     Raises:
-        InputError: for an empty chain or shapes that do not fit.
+        InputError: for an empty chain, shapes that do not fit, or conditions of different shapes.
     """
 
     bijections: tuple[Bijection, ...]
@@ -39,6 +39,7 @@ class Chain(Bijection):
                     f"shape {second.shape} at positions {i} and {i + 1} of a Chain; expected equal shapes; "
                     "try a Reshape between them"
                 )
+        merge_cond_shapes(self.bijections)
 
     @property
     def shape(self) -> Shape:
@@ -47,6 +48,10 @@ class Chain(Bijection):
     @property
     def out_shape(self) -> Shape:
         return self.bijections[-1].out_shape
+
+    @property
+    def cond_shape(self) -> Shape | None:
+        return merge_cond_shapes(self.bijections)
 
     def encode(self, x, cond=None):
         log_det = jnp.zeros(batch_of(x, self.shape), x.dtype)
@@ -109,16 +114,21 @@ class Repeat(Bijection):
     def shape(self) -> Shape:
         return self.layer.shape
 
+    @property
+    def cond_shape(self) -> Shape | None:
+        return self.layer.cond_shape
+
     def encode(self, x, cond=None):
         run = _scan_rebuilding if self.memory == "reversible" else _scan
-        return run((self.layer, x, cond), "encode", self.times)
+        return run((self.layer, *promoted(self.layer, x, cond)), "encode", self.times)
 
     def decode(self, y, cond=None):
         run = _scan_rebuilding if self.memory == "reversible" else _scan
-        return run((self.layer, y, cond), "decode", self.times)
+        return run((self.layer, *promoted(self.layer, y, cond)), "decode", self.times)
 
     def initialise(self, x, cond=None):
         arrays, structure = eqx.partition(self.layer, eqx.is_array)
+        x, cond = promoted(self.layer, x, cond)
 
         def step(x, layer_arrays):
             layer, x = eqx.combine(layer_arrays, structure).initialise(x, cond)
@@ -181,7 +191,9 @@ def _pull_back(layer, y, cond, y_bar, log_det_bar, method, perturbed):
         for part, moved in reversed(parts) if method == "encode" else parts:
             y, y_bar, part_bar, term = _pull_back(part, y, cond, y_bar, log_det_bar, method, moved)
             bars, cond_bar = [*bars, part_bar], cond_bar + term
-        return y, y_bar, Chain(bars[::-1] if method == "encode" else bars), cond_bar
+        # the cotangents of fixed parts are None, so that their places are filled instead of a Chain made anew
+        bars = tuple(bars[::-1] if method == "encode" else bars)
+        return y, y_bar, eqx.tree_at(lambda chain: chain.bijections, layer, bars), cond_bar
     x, _ = getattr(layer, back)(y, cond)
     trained, rest = eqx.partition(layer, perturbed)
     if cond is None:
@@ -207,6 +219,10 @@ class Inverse(Bijection):
     def out_shape(self) -> Shape:
         return self.bijection.shape
 
+    @property
+    def cond_shape(self) -> Shape | None:
+        return self.bijection.cond_shape
+
     def encode(self, x, cond=None):
         y, log_det = self.bijection.decode(x, cond)
         return y, -log_det
@@ -222,13 +238,27 @@ class Conditioned(Bijection):
     Args:
         bijection: f.
         embedding: e, a network of one argument.
+        cond_shape: event shape of the condition; default the embedding's own `in_shape`.
+
+    Raises:
+        InputError: if f does not take what the embedding returns.
     """
 
     bijection: Bijection
     embedding: Callable[..., jax.Array]
+    given_cond_shape: Shape | None = eqx.field(static=True, default=None)
 
-    def __init__(self, bijection: Bijection, embedding: Callable[..., jax.Array]):
+    def __init__(
+        self, bijection: Bijection, embedding: Callable[..., jax.Array], cond_shape: int | Shape | None = None
+    ):
         self.bijection, self.embedding = bijection, embedding
+        self.given_cond_shape = None if cond_shape is None else as_shape(cond_shape)
+        features = net_out_shape(embedding, self.cond_shape)
+        if features != bijection.cond_shape:
+            raise InputError(
+                f"got an embedding that returns features of shape {features} for a {type(bijection).__name__} with a "
+                f"condition of shape {bijection.cond_shape}; expected equal shapes"
+            )
 
     @property
     def shape(self) -> Shape:
@@ -238,6 +268,18 @@ class Conditioned(Bijection):
     def out_shape(self) -> Shape:
         return self.bijection.out_shape
 
+    @property
+    def cond_shape(self) -> Shape:
+        shape = (
+            self.given_cond_shape if self.given_cond_shape is not None else getattr(self.embedding, "in_shape", None)
+        )
+        if shape is None:
+            raise InputError(
+                f"got a {type(self.embedding).__name__} as an embedding, which has no in_shape; expected the event "
+                "shape of the condition; try Conditioned(bijection, embedding, cond_shape=...)"
+            )
+        return shape
+
     def encode(self, x, cond=None):
         return self.bijection.encode(x, self.embedding(cond))
 
@@ -246,7 +288,7 @@ class Conditioned(Bijection):
 
     def initialise(self, x, cond=None):
         bijection, y = self.bijection.initialise(x, self.embedding(cond))
-        return Conditioned(bijection, self.embedding), y
+        return eqx.tree_at(lambda conditioned: conditioned.bijection, self, bijection), y
 
 
 class Reshape(Bijection):

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key, as_shape
-from flowknife.bijections._base import Bijection, Cond, sum_event
+from flowknife.bijections._base import Bijection, Cond, net_cond_shape, sum_event
 from flowknife.bijections._elementwise import Scalar
 from flowknife.errors import InputError
 
 MakeNet = Callable[..., Any]
-"""`make(in_shape, out_shape, cond_shape, key=key)` returns a module called as `net(x, cond)`; see `flowknife.nets`."""
+"""`make(in_shape, out_shape, cond_shape, key=key)` returns a module called as `net(x, cond)`, with the attribute
+`cond_shape`; see `flowknife.nets`."""
 
 
 class Channels(eqx.Module):
@@ -116,6 +117,9 @@ class Coupling(Bijection):
             `flowknife.nets`. Its output starts at zero, so the coupling starts as the identity.
         cond_shape: event shape of the condition, if there is one.
         key: source of the network's initial weights.
+
+    Raises:
+        InputError: for a network whose `cond_shape` is not the one that it was built with.
     """
 
     split: Channels | Checkerboard
@@ -128,17 +132,27 @@ class Coupling(Bijection):
         scalar: Scalar,
         net: MakeNet,
         *,
-        cond_shape: Shape | None = None,
+        cond_shape: int | Shape | None = None,
         key: Key = None,
     ):
+        cond_shape = None if cond_shape is None else as_shape(cond_shape)
         self.split, self.scalar = split, scalar
         *space, channels = split.moved_shape
         out_shape = (*space, channels * scalar.num_params)
         self.net = net(split.kept_shape, out_shape, cond_shape, key=as_key(key))
+        if self.cond_shape != cond_shape:
+            raise InputError(
+                f"got a network with cond_shape {self.cond_shape} for a condition of shape {cond_shape}; expected "
+                "equal shapes; try a network that keeps the cond_shape it is built with, as those of flowknife.nets"
+            )
 
     @property
     def shape(self) -> Shape:
         return self.split.shape
+
+    @property
+    def cond_shape(self) -> Shape | None:
+        return net_cond_shape(self.net)
 
     def _raw(self, kept, moved, cond):
         # parameter-major order: each parameter is one contiguous block of channels

@@ -7,6 +7,7 @@ identity. Thus the same `ShiftScale` or `Spline` is the transformer of a couplin
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -21,6 +22,8 @@ from flowknife._types import Constant, Shape, as_shape
 from flowknife.bijections._base import Bijection, Cond, sum_event
 from flowknife.errors import InputError
 
+_LOG_2 = math.log(2.0)  # a plain number, which keeps the precision of what it is added to
+
 Numbers = ArrayLike | Sequence[float]
 
 
@@ -33,6 +36,10 @@ class Scalar(Bijection):
     @abc.abstractmethod
     def num_params(self) -> int:
         """How many raw parameters each number takes."""
+
+    @property
+    def cond_shape(self) -> Shape | None:
+        return (self.num_params,) if self.num_params else None
 
 
 class Shift(Scalar):
@@ -86,11 +93,11 @@ class SigmoidScale(Scalar):
     num_params: ClassVar[int] = 2
 
     def encode(self, x, cond: Any = None):
-        log_scale = np.log(2.0) + jax.nn.log_sigmoid(cond[..., 1])
+        log_scale = _LOG_2 + jax.nn.log_sigmoid(cond[..., 1])
         return (x + cond[..., 0]) * jnp.exp(log_scale), log_scale
 
     def decode(self, y, cond: Any = None):
-        log_scale = np.log(2.0) + jax.nn.log_sigmoid(cond[..., 1])
+        log_scale = _LOG_2 + jax.nn.log_sigmoid(cond[..., 1])
         return y * jnp.exp(-log_scale) - cond[..., 0], log_scale
 
 
@@ -203,7 +210,7 @@ class Tanh(Scalar):
 
     def encode(self, x, cond=None):
         # log(1 - tanh^2 x) = 2 (log 2 - x - softplus(-2x)), which does not cancel for large |x|
-        return jnp.tanh(x), 2.0 * (np.log(2.0) - x - jax.nn.softplus(-2.0 * x))
+        return jnp.tanh(x), 2.0 * (_LOG_2 - x - jax.nn.softplus(-2.0 * x))
 
     def decode(self, y, cond=None):
         return jnp.arctanh(y), jnp.log1p(-y) + jnp.log1p(y)

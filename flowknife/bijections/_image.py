@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from flowknife._types import Key, Shape, as_shape
-from flowknife.bijections._base import Bijection, batch_of
+from flowknife.bijections._base import Bijection, batch_of, merge_cond_shapes, net_cond_shape, net_out_shape
 from flowknife.bijections._coupling import Channels, Checkerboard
 from flowknife.bijections._linear import LU, Matrix
 from flowknife.errors import InputError
@@ -130,7 +130,7 @@ class Split(Bijection):
     """Factor out: the moved part leaves for the latent end now, the kept part goes on through `inner`.
 
         kept, moved = split(x)
-        y = [inner(kept), factored(moved; cond = context(kept))]      as one flat vector
+        y = [inner(kept; cond), factored(moved; cond = context(kept, cond))]      as one flat vector
 
     With `factored=None` it is the factor-out of RealNVP (arXiv 1605.08803, sec. 3.6). With a conditional affine
     coupling in `factored` it is Glow's learned prior. With a Haar transform before it, so that kept is the coarse
@@ -140,20 +140,24 @@ class Split(Bijection):
         split: which part is kept.
         inner: bijection of the kept part.
         factored: bijection of the moved part, with the (embedded) kept part as its condition; default: identity.
-        context: network of one argument that turns the kept part into that condition; default: as it is.
+        context: network that turns the kept part into that condition, called `context(kept)`, or `context(kept, cond)`
+            if it has a `cond_shape`; default: the kept part as it is.
+
+    Raises:
+        InputError: for parts of other shapes than those of the split, or conditions that do not fit.
     """
 
     split: Channels | Checkerboard
     inner: Bijection
     factored: Bijection | None
-    context: Callable[[Array], Array] | None
+    context: Callable[..., Array] | None
 
     def __init__(
         self,
         split: Channels | Checkerboard,
         inner: Bijection,
         factored: Bijection | None = None,
-        context: Callable[[Array], Array] | None = None,
+        context: Callable[..., Array] | None = None,
     ):
         self.split, self.inner, self.factored, self.context = split, inner, factored, context
         if inner.shape != split.kept_shape or (factored is not None and factored.shape != split.moved_shape):
@@ -161,6 +165,12 @@ class Split(Bijection):
                 f"got inner of shape {inner.shape} and factored of shape {factored and factored.shape}; expected the "
                 f"shapes of the kept and moved parts, {split.kept_shape} and {split.moved_shape}"
             )
+        own = net_cond_shape(context)
+        merge_cond_shapes([inner, context])
+        if factored is not None and factored.cond_shape is not None:
+            inputs = [split.kept_shape] if own is None else [split.kept_shape, own]
+            seen = split.kept_shape if context is None else net_out_shape(context, *inputs)
+            _require_condition(factored, seen)
 
     @property
     def shape(self) -> Shape:
@@ -170,9 +180,15 @@ class Split(Bijection):
     def out_shape(self) -> Shape:
         return (int(np.prod(self.shape)),)
 
-    def condition(self, kept):
-        """The condition of the moved part, from the kept part of shape `(*batch, *kept_shape)`."""
-        return kept if self.context is None else self.context(kept)
+    @property
+    def cond_shape(self) -> Shape | None:
+        return merge_cond_shapes([self.inner, self.context])
+
+    def condition(self, kept, cond=None):
+        """The condition of the moved part, from the kept part `(*batch, *kept_shape)` and that of the whole."""
+        if self.context is None:
+            return kept
+        return self.context(kept) if net_cond_shape(self.context) is None else self.context(kept, cond)
 
     def _flat(self, part, batch):
         return part.reshape(*batch, -1)
@@ -182,7 +198,7 @@ class Split(Bijection):
         kept, moved = self.split.split(x)
         y, log_det = self.inner.encode(kept, cond)
         if self.factored is not None:
-            moved, term = self.factored.encode(moved, self.condition(kept))
+            moved, term = self.factored.encode(moved, self.condition(kept, cond))
             log_det = log_det + term
         return jnp.concatenate([self._flat(y, batch), self._flat(moved, batch)], axis=-1), log_det
 
@@ -192,7 +208,7 @@ class Split(Bijection):
         kept, log_det = self.inner.decode(first.reshape(*batch, *self.inner.out_shape), cond)
         moved = moved.reshape(*batch, *(self.split.moved_shape if self.factored is None else self.factored.out_shape))
         if self.factored is not None:
-            moved, term = self.factored.decode(moved, self.condition(kept))
+            moved, term = self.factored.decode(moved, self.condition(kept, cond))
             log_det = log_det + term
         return self.split.merge(kept, moved), log_det
 
@@ -201,9 +217,19 @@ class Split(Bijection):
         inner, _ = self.inner.initialise(kept, cond)
         factored = self.factored
         if factored is not None:
-            factored, _ = factored.initialise(moved, self.condition(kept))
+            factored, _ = factored.initialise(moved, self.condition(kept, cond))
         fitted = Split(self.split, inner, factored, self.context)
         return fitted, fitted.encode(x, cond)[0]
+
+
+def _require_condition(part, shape):
+    """Refuse a part that takes another condition than the one that it is given, of this shape."""
+    if part.cond_shape not in (None, shape):
+        given = "no condition" if shape is None else f"one of shape {shape}"
+        raise InputError(
+            f"got a {type(part).__name__} that takes a condition of shape {part.cond_shape} where it is given {given}; "
+            "expected equal shapes"
+        )
 
 
 class CoarseToFine(Bijection):
@@ -220,6 +246,9 @@ class CoarseToFine(Bijection):
         transform: bijection from the picture to one flat vector, coarsest numbers first.
         parts: bijection of each block, from `(size,)`; their sizes add up.
         contexts: network of each block but the first, from a picture to the condition of the block's part.
+
+    Raises:
+        InputError: for parts that do not add up, or that take another condition. It takes no condition as a whole.
     """
 
     transform: Bijection
@@ -234,6 +263,10 @@ class CoarseToFine(Bijection):
                 f"got parts of shapes {sizes} and {len(self.contexts)} contexts for a transform to "
                 f"{transform.out_shape}; expected vectors that add up, and a context for each part but the first"
             )
+        for part in (transform, self.parts[0]):
+            _require_condition(part, None)
+        for part, context in zip(self.parts[1:], self.contexts, strict=True):
+            _require_condition(part, net_out_shape(context, transform.shape))
 
     @property
     def shape(self) -> Shape:

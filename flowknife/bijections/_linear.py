@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._types import Constant, Key, Shape, as_key, as_shape
-from flowknife.bijections._base import Bijection, batch_of
+from flowknife.bijections._base import Bijection, batch_of, promoted
 from flowknife.errors import InputError
 
 
@@ -99,6 +99,7 @@ class Householder(Bijection):
         def step(x, v):
             return x - 2 * (x @ v)[..., None] * v / jnp.sum(v**2), None
 
+        x, _ = promoted(self.vectors, x)
         return jax.lax.scan(step, x, self.vectors, reverse=reverse)[0], jnp.zeros(batch_of(x, self.shape), x.dtype)
 
     def encode(self, x, cond=None):
@@ -137,7 +138,7 @@ class LU(Bijection):
         self.log_diagonal = jnp.log(jnp.abs(jnp.diag(upper)))
 
     def _factors(self):
-        lower = jnp.tril(self.lower, -1) + jnp.eye(self.shape[-1])
+        lower = jnp.tril(self.lower, -1) + jnp.eye(self.shape[-1], dtype=self.lower.dtype)
         return lower, jnp.triu(self.upper, 1) + jnp.diag(self.sign.value * jnp.exp(self.log_diagonal))
 
     def _log_det(self, x):
@@ -289,6 +290,10 @@ class Regression(Bijection):
         self.matrix, self.offset = Constant(jnp.zeros((cond_dim, dim))), Constant(jnp.zeros(dim))
         self.initialised = Constant(jnp.asarray(False))
 
+    @property
+    def cond_shape(self) -> Shape:
+        return self.matrix.value.shape[-2:-1]
+
     def _predicted(self, cond):
         return cond @ self.matrix.value + self.offset.value
 
@@ -300,7 +305,7 @@ class Regression(Bijection):
 
     def initialise(self, x, cond=None):
         if cond is None:
-            raise InputError("got a Regression without a condition; expected cond of shape (..., cond_dim)")
+            raise InputError(f"got a Regression without a condition; expected cond of shape (..., *{self.cond_shape})")
         done = self.initialised.value
         matrix, offset = _ridge(cond.reshape(-1, cond.shape[-1]), x.reshape(-1, self.shape[0]))
         fitted = eqx.tree_at(

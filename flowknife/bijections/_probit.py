@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from scipy import special
 
 from flowknife._types import Constant, Shape, as_shape
-from flowknife.bijections._base import Bijection, Cond, batch_of, sum_event
+from flowknife.bijections._base import Bijection, Cond, batch_of, merge_cond_shapes, sum_event
 from flowknife.bijections._elementwise import Numbers
 from flowknife.errors import InputError
 
@@ -318,7 +318,7 @@ class Concatenate(Bijection):
         bijections: of vectors, in the order of their shares.
 
     Raises:
-        InputError: without a bijection, or with one that is not of vectors.
+        InputError: without a bijection, with one that is not of vectors, or for conditions of different shapes.
     """
 
     bijections: tuple[Bijection, ...]
@@ -328,6 +328,7 @@ class Concatenate(Bijection):
         ends = [(bijection.shape, bijection.out_shape) for bijection in self.bijections]
         if not ends or any(len(shape) != 1 for pair in ends for shape in pair):
             raise InputError(f"got bijections of shapes {ends}; expected at least one, all of vectors; try Reshape")
+        merge_cond_shapes(self.bijections)
 
     @property
     def shape(self) -> Shape:
@@ -336,6 +337,10 @@ class Concatenate(Bijection):
     @property
     def out_shape(self) -> Shape:
         return as_shape(sum(bijection.out_shape[0] for bijection in self.bijections))
+
+    @property
+    def cond_shape(self) -> Shape | None:
+        return merge_cond_shapes(self.bijections)
 
     def _map(self, method, x, sizes, shape, cond):
         shares = jnp.split(x, np.cumsum(sizes)[:-1], axis=-1)

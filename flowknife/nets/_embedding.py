@@ -43,6 +43,11 @@ class Embedding(eqx.Module):
         self.net = MLP((y.shape[1],), (learned,), width=width, key=key) if learned else None
 
     @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Event shape of an observation."""
+        return self.knots.value.shape[-2:-1]
+
+    @property
     def features(self) -> int:
         """Length of the result."""
         fixed = len(self.mean.value) if self.axes is None else self.axes.value.shape[1]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key
 from flowknife.errors import InputError
-from flowknife.nets._vectors import Cond, Dense, _activation
+from flowknife.nets._vectors import Cond, Dense, _activation, _join_vectors
 
 
 def patches(x: Float[Array, "... h w c"], size: int = 3) -> Float[Array, "... h w k"]:
@@ -72,6 +72,27 @@ def join_images(x, cond, cond_shape):
     return jnp.concatenate([x, jnp.broadcast_to(cond, (*x.shape[:-1], cond.shape[-1]))], axis=-1)
 
 
+class Joined(eqx.Module):
+    """x and cond as one: an image with the condition as further channels, or one flat vector.
+
+    Args:
+        in_shape: event shape of x.
+        cond_shape: event shape of cond; next to an image, of length 1 it is the same at every pixel.
+    """
+
+    in_shape: Shape = eqx.field(static=True)
+    cond_shape: Shape = eqx.field(static=True)
+
+    def __check_init__(self):
+        if len(self.in_shape) == 3:
+            check_grid(self.in_shape, self.in_shape, self.cond_shape)
+
+    def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
+        if len(self.in_shape) == 3:
+            return join_images(x, cond, self.cond_shape)
+        return _join_vectors(x, self.in_shape, cond, self.cond_shape)
+
+
 class ConvNet(eqx.Module):
     """Glow's network: 3x3 - a - 1x1 - a - 3x3, the last from zero (Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 4).
 
@@ -95,7 +116,7 @@ class ConvNet(eqx.Module):
     ):
         self.cond_shape, self.activation = cond_shape, activation
         _activation(activation)
-        check_grid(in_shape, out_shape)
+        check_grid(in_shape, out_shape, cond_shape)
         inputs = in_shape[-1] + (0 if cond_shape is None else cond_shape[-1])
         keys = jax.random.split(as_key(key), 3)
         self.layers = (
@@ -139,7 +160,7 @@ class PatchMLP(eqx.Module):
     ):
         self.cond_shape, self.activation = cond_shape, activation
         _activation(activation)
-        check_grid(in_shape, out_shape)
+        check_grid(in_shape, out_shape, cond_shape)
         look, listen, think, last = jax.random.split(as_key(key), 4)
         self.look = Conv(in_shape[-1], width, key=look)
         self.place = jnp.zeros((*in_shape[:2], width))
@@ -158,10 +179,15 @@ class PatchMLP(eqx.Module):
         return self.last(act(self.think(act(hidden))))
 
 
-def check_grid(in_shape, out_shape):
-    """Refuse what is not two images on one grid."""
+def check_grid(in_shape, out_shape, cond_shape=None):
+    """Refuse what is not two images on one grid, and a condition that is neither a vector nor an image on that grid."""
     if len(in_shape) != 3 or in_shape[:2] != out_shape[:2]:
         raise InputError(f"got shapes {in_shape} -> {out_shape}; expected (height, width, channels) on one grid")
+    if cond_shape is not None and len(cond_shape) != 1 and (len(cond_shape) != 3 or cond_shape[:2] != in_shape[:2]):
+        raise InputError(
+            f"got a condition of shape {cond_shape} for images of shape {in_shape}; expected a vector, or an image on "
+            "the same grid"
+        )
 
 
 class ConvResNet(eqx.Module):
@@ -207,6 +233,13 @@ class ConvResNet(eqx.Module):
             (Conv(features, features, key=inner[2 * i]), Dense(features, features, zero=True, key=inner[2 * i + 1]))
             for i in range(depth)
         )
+
+    @property
+    def in_shape(self) -> Shape:
+        """(height, width, channels) of the image."""
+        height, width, _ = self.place.shape[-3:]
+        channels = self.first.dense.weight.shape[-2] // self.first.size**2 // self.squeeze**2
+        return (height * self.squeeze, width * self.squeeze, channels)
 
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... k l f"]:
         act = _activation(self.activation)

@@ -51,7 +51,7 @@ class ViT(eqx.Module):
         heads: int = 4,
         key: Key = None,
     ):
-        check_grid(in_shape, out_shape)
+        check_grid(in_shape, out_shape, cond_shape)
         if heads < 1 or width % heads:
             raise InputError(f"got width={width} and heads={heads}; expected a width that is a multiple of the heads")
         self.cond_shape, self.heads = cond_shape, heads

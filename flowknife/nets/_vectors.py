@@ -191,6 +191,11 @@ class MaskedMLP(eqx.Module):
         keys = jax.random.split(as_key(key), depth + 1)
         self.layers = tuple(Dense(sizes[i], sizes[i + 1], zero=i == depth, key=keys[i]) for i in range(depth + 1))
 
+    @property
+    def cond_shape(self) -> Shape | None:
+        """Event shape of cond, or None."""
+        return (self.cond_dim,) if self.cond_dim else None
+
     def _masks(self):
         # an order for every unit: a connection runs from order a to order b only if a <= b, at the output if a < b
         inputs = np.concatenate([np.zeros(self.cond_dim), np.arange(1, self.dim + 1)])
