@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 _FAR = 100.0  # spreads from zero beyond which a column is measured from its median
@@ -42,16 +43,21 @@ class Frame(eqx.Module):
         self.constant = tuple(int(place) for place in constant)
 
     @classmethod
-    def of(cls, values: np.ndarray, drop_constant: bool = False) -> "Frame":
+    def of(cls, values: np.ndarray, drop_constant: bool = False, noise: Any = 0.0) -> "Frame":
         """The frame of the columns of a table: robust, so that one outlier does not move it.
 
         The origin is the median where that is far from zero, and zero elsewhere: around zero single precision keeps
         values of every size. The scale is one unless the values are tiny or huge.
+
+        Args:
+            values: shape (n, d).
+            drop_constant: the model does not see columns that are constant and get no noise.
+            noise: standard deviations of what is added to the columns later.
         """
-        values = np.asarray(values, np.float64)
-        middle, spread = np.median(values, axis=0), robust_spread(values)
+        values, noise = np.asarray(values, np.float64), np.broadcast_to(noise, np.shape(values)[1:])
+        middle, spread = np.median(values, axis=0), np.maximum(robust_spread(values), noise)
         origin = np.where(np.abs(middle) > _FAR * spread, middle, 0.0)
-        constant = np.flatnonzero(_constant(values)) if drop_constant else ()
+        constant = np.flatnonzero(_constant(values) & (noise == 0)) if drop_constant else ()
         return cls(origin, _powers_of_two(spread), constant)
 
     @classmethod
@@ -77,7 +83,7 @@ class Frame(eqx.Module):
 
     @property
     def log_det(self) -> float:
-        """log |d model / d value|, what a log density of the model gains in the user's units."""
+        """Log |d model / d value|, what a log density of the model gains in the user's units."""
         return -float(np.sum(np.log(self._scale)))
 
     @property
@@ -145,7 +151,7 @@ def plain_frame(columns: int) -> Frame:
 
 def _wide(values):
     """An array in double precision; what is being compiled stays as it is."""
-    return values if isinstance(values, jax.core.Tracer) else np.asarray(values, np.float64)
+    return values if isinstance(values, Tracer) else np.asarray(values, np.float64)
 
 
 def _powers_of_two(spread):

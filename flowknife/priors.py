@@ -25,6 +25,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._frame import Frame, plain_frame
@@ -102,8 +103,8 @@ class Prior(eqx.Module):
         self.bijection, self.frame, self.within = bijection, frame, None
         if frame is not None:
             kept = frame.kept
-            units = Affine(np.asarray(frame.origin)[kept], np.asarray(frame.scale)[kept])
-            self.bijection = Chain([units, bijection])
+            enter = Affine(np.asarray(frame.origin)[kept], np.asarray(frame.scale)[kept])
+            self.bijection = Chain([enter, bijection])
             names, units = ([words[i] for i in kept] for words in (self.names, self.units))
             self.within = Prior(bijection, low=low, high=high, mean=mean, std=std, names=names, units=units)
 
@@ -153,7 +154,7 @@ class Prior(eqx.Module):
             )
         if self.frame is not None and self.within is not None:
             inside, possible = self.frame.inside(theta), self.frame.possible(theta)
-            if not isinstance(inside, jax.core.Tracer):  # in double precision a row may lie outside by a hair
+            if not isinstance(inside, Tracer):  # in double precision a row may lie outside by a hair
                 possible &= np.all((inside >= self.within.low) & (inside <= self.within.high), axis=-1)
             return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
         theta = jnp.asarray(theta, float)
@@ -354,7 +355,8 @@ def Fixed(value: Numbers, *, names: Words = None, units: Words = None) -> Prior:
         raise InputError(f"got value={value}; expected finite numbers")
     none = np.zeros(0)
     frame = Frame(value, np.ones(len(value)), range(len(value)))
-    return Prior(Affine(none, none + 1), low=none, high=none, mean=none, std=none, names=names, units=units, frame=frame)
+    bijection = Affine(none, none + 1)
+    return Prior(bijection, low=none, high=none, mean=none, std=none, names=names, units=units, frame=frame)
 
 
 def _inside(frame: Frame | None, *points: np.ndarray, std: Any = ()) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp, softmax
 
+from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
@@ -60,10 +61,10 @@ class Classifier:
         log_prior: log p(class), shape (K,).
         temperature: of the calibrated probabilities.
         names: column names, none for pictures.
-        origin: what is subtracted from each column first, in its units.
-        reference: training items kept for figures.
+        frame: origin and scale of each column, in its units; of pictures without columns.
+        reference: training items kept for figures, as the model takes them.
         reference_labels: their classes by number, -1 for unknown.
-        held_out: items that were not trained on.
+        held_out: items that were not trained on, as the model takes them.
         held_out_labels: their classes by number, -1 for unknown.
         detector: for pictures, the typicality test over levels.
         config: settings.
@@ -77,7 +78,7 @@ class Classifier:
     log_prior: np.ndarray = field(repr=False)
     temperature: float
     names: tuple[str, ...]
-    origin: np.ndarray = field(repr=False)
+    frame: Frame = field(repr=False)
     reference: np.ndarray = field(repr=False)
     reference_labels: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
@@ -127,7 +128,7 @@ class Classifier:
             x: items, as for `classify`.
             label: a class, or one for each item: log p(x | label). Without, log p(x), over all classes.
         """
-        by_class = self._look(self._items(x)[0])[0]
+        by_class = self._look(self._items(x)[0])[0] + self.frame.log_det
         if label is None:
             return logsumexp(by_class + self.log_prior, axis=1)
         codes = np.broadcast_to(as_codes(label, self.classes), len(by_class))
@@ -156,7 +157,7 @@ class Classifier:
         keys = jax.random.split(key, len(codes))
         drawn = [np.asarray(_draw(self.model, k, part, temperature)) for k, part in zip(keys, codes, strict=True)]
         rows = np.concatenate(drawn)[:n]
-        return rows if self.pictures or not np.any(self.origin) else rows + self.origin
+        return rows if self.pictures else self.frame.from_model(rows)
 
     def encode(self, x: Any) -> np.ndarray:
         """The right end of each item, shape (n, D): its latents, after the one-hot block where there is one."""
@@ -185,7 +186,7 @@ class Classifier:
             ("path" if self.pictures else "row"): np.asarray(names),
             "label": np.asarray(self.classes)[np.argmax(joint, axis=1)],
             "probability": softmax(joint / self.temperature, axis=1).max(axis=1),
-            "log_prob": logsumexp(joint, axis=1),
+            "log_prob": logsumexp(joint, axis=1) + self.frame.log_det,
             "score": strangeness,
             "p_value": p_value,
             "flag": p_value < self.config.alpha,
@@ -200,7 +201,7 @@ class Classifier:
         `expected_calibration_error`.
         """
         joint = self._held_out_look[0] + self.log_prior
-        metrics = {"nll": float(-np.mean(logsumexp(joint, axis=1)))}
+        metrics = {"nll": float(-np.mean(logsumexp(joint, axis=1))) - self.frame.log_det}
         if self.pictures:
             metrics["bits_per_dim"] = metrics["nll"] / float(np.prod(self.held_out.shape[1:]) * np.log(2))
         known = self.held_out_labels >= 0
@@ -210,7 +211,7 @@ class Classifier:
             probability = softmax(joint[known] / self.temperature, axis=1)
             metrics |= {
                 "accuracy": accuracy(labels, probability),
-                "nll_given_label": float(-np.mean((joint[known] - self.log_prior)[own])),
+                "nll_given_label": float(-np.mean((joint[known] - self.log_prior)[own])) - self.frame.log_det,
                 "cross_entropy": float(-np.mean(np.log(np.maximum(probability[own], 1e-300)))),
                 "expected_calibration_error": self.reliability().error,
             }
@@ -252,10 +253,9 @@ class Classifier:
             "data": {"names": list(self.names), "classes": list(self.classes), "temperature": self.temperature},
             "facts": self.facts,
         }
-        # the origin needs double precision: text keeps it, whatever precision arrays are loaded in
         tree = {
             "model": self.model,
-            "origin": tuple(float(value) for value in self.origin),
+            "frame": self.frame,
             "detector": self.detector and self.detector.to_tree(),
             **{name: np.asarray(getattr(self, name)) for name in _ARRAYS},
         }
@@ -274,7 +274,7 @@ class Classifier:
             classes=tuple(record["data"]["classes"]),
             temperature=float(record["data"]["temperature"]),
             names=tuple(record["data"]["names"]),
-            origin=np.asarray(tree["origin"], np.float64),
+            frame=tree["frame"] if "frame" in tree else Frame(tree["origin"], np.ones(len(tree["origin"]))),
             detector=detector,
             config=ClassifyConfig.model_validate(record["config"]),
             history=read_history(folder),
@@ -331,7 +331,7 @@ class Classifier:
                 f"{', '.join(self.names)}"
             )
         values = table.columns(self.names)
-        return (values - self.origin).astype(np.float32), range(len(values))
+        return self.frame.to_model(values), range(len(values))
 
     def _parts(self, items) -> Iterator[tuple[int, np.ndarray]]:
         if self.pictures:
@@ -376,7 +376,7 @@ class Classifier:
     def _strangeness(self, items, look):
         if self.detector is not None:
             return self.detector.score(self._features(items, look))
-        return -logsumexp(look[0] + self.log_prior, axis=1)
+        return -logsumexp(look[0] + self.log_prior, axis=1) - self.frame.log_det
 
     @cached_property
     def _held_out_strangeness(self):

@@ -32,7 +32,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
         height, width, channels = classifier.shape
         grey_or_rgb: Any = channels
         others = load_images(others, (height, width), channels=grey_or_rgb)
-    held = classifier.held_out if classifier.pictures else classifier.held_out + classifier.origin
+    held = classifier.held_out if classifier.pictures else classifier.frame.from_model(classifier.held_out)
     scores = classifier.score(held)
     strange = _spoilt(held) if others is None else others
     sections = [
