@@ -27,16 +27,21 @@ from flowknife.diagnostics import (
     Reliability,
     Typicality,
     accuracy,
+    class_losses,
     conformal_p_values,
     confusion,
+    cross_entropies,
+    reference_check,
     reliability,
     round_trip_error,
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
+from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _ROWS_AT_ONCE = 4096
+_AS_GOOD = 0.01  # share of errors that a classifier may make more than simple ones
 _UPWARD = ("bits_per_dim", "complexity", "distance")  # the detector's first columns: the more, the stranger
 _ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
 
@@ -49,6 +54,11 @@ def _draw(model, key, label, temperature):
 @eqx.filter_jit
 def _encode(model, x, key):
     return jnp.concatenate([z.reshape(len(x), -1) for z in model.encode(x, key=key).values()], axis=1)
+
+
+@eqx.filter_jit
+def _there_and_back(model, x):
+    return model.bijection.decode(model.bijection.encode(x)[0])[0]
 
 
 @dataclass(frozen=True)
@@ -227,7 +237,10 @@ class Classifier:
         return reliability(*self._judged(x, labels))
 
     def check(self, x: Any = None, labels: Any = None) -> list[Check]:
-        """Round trip, false alarms and calibration of held-out items, or of `x`, against what they should be.
+        """Whether the classifier can be trusted: each number with its limit, of held-out items or of `x`.
+
+        The worst round trip, false alarms, the steps of training, the calibration, and errors and cross entropy against
+        those of simple classifiers.
 
         Args:
             x: items; default: those held out.
@@ -238,11 +251,32 @@ class Classifier:
         alpha = self.config.alpha
         alarms = np.mean(conformal_p_values(strangeness, self._held_out_strangeness) < alpha)
         checks = [
-            Check("round trip, in standard deviations", self._round_trip(items[:1000]), 1e-2),
+            self._round_trip(items, x),
             Check("share of items flagged", float(alarms), alpha + 4 * (alpha / len(items)) ** 0.5),
+            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
         labelled = np.any(self.held_out_labels >= 0) if x is None else labels is not None
-        return [*checks, self.reliability(x, labels).check] if labelled else checks
+        return [*checks, self.reliability(x, labels).check, *self._references(items, x, labels)] if labelled else checks
+
+    def _references(self, items, x, labels) -> list[Check]:
+        """The checks that probabilities are no worse than those of simple classifiers."""
+        seen = self.reference_labels >= 0
+        if x is None:
+            joint, codes = self._held_out_look[0] + self.log_prior, self.held_out_labels
+        else:
+            joint = self._joint(items)
+            codes = np.broadcast_to(as_codes(labels, self.classes), len(items))
+        known = codes >= 0
+        if not (seen.any() and known.any()):
+            return []
+        rows, train = (part.reshape(len(part), -1).astype(float) for part in (items[known], self.reference[seen]))
+        simple = class_losses(train, self.reference_labels[seen], rows, codes[known], len(self.classes))
+        entropy, errors = cross_entropies(joint[known] / self.temperature, codes[known])
+        frequencies = {"class frequencies": simple["class frequencies"][0]}
+        return [
+            reference_check("cross entropy in nats", entropy, frequencies, 0.0),
+            reference_check("share of errors", errors, {name: each[1] for name, each in simple.items()}, _AS_GOOD),
+        ]
 
     def save(self, folder: str | Path) -> Path:
         """Write a run directory; `flowknife.load` reads it."""
@@ -394,8 +428,22 @@ class Classifier:
             raise InputError("got no held-out items with a label; expected some; try x and labels as arguments")
         return softmax(joint[known] / self.temperature, axis=1), codes[known]
 
-    def _round_trip(self, items):
+    def _round_trip(self, items, x) -> Check:
+        """The worst round trip of rows, of those held out and of training; of some pictures as a whole."""
+        if self.pictures:
+            error = round_trip_error(self.model.bijection, self._left(items[:1000]))
+            return Check("round trip, in standard deviations", error, 1e-2)
+        rows = items if x is not None else np.concatenate([items, self.reference])
+        back = np.concatenate(
+            [np.asarray(_there_and_back(self.model, self._left(part)))[:count] for count, part in self._parts(rows)]
+        )[:, : len(self.names)]
+        values = self.frame.from_model(rows)
+        return Check.of_round_trip(
+            values, self.frame.from_model(back), self.names, self.frame.from_model(self.reference)
+        )
+
+    def _left(self, items):
+        """The left end of items, as one array."""
         left, _, batch = self.model._prepare(0, items, {})
         blocks = [left[block.name].reshape(*batch, -1) for block in self.model.partition.left]
-        x = jnp.concatenate(blocks, axis=-1).reshape(*batch, *self.model.bijection.shape)
-        return round_trip_error(self.model.bijection, x)
+        return jnp.concatenate(blocks, axis=-1).reshape(*batch, *self.model.bijection.shape)

@@ -22,8 +22,8 @@ from flowknife.diagnostics import (
     coverage,
     hpd_coverage,
     misspecification,
+    reference_check,
     resimulation_error,
-    round_trip_error,
     sbc,
     tarp,
 )
@@ -32,11 +32,12 @@ from flowknife.inn import INN
 from flowknife.priors import Prior
 from flowknife.problems import PROBLEMS
 from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import Training
+from flowknife.train import MINIMUM_STEPS, Training, missing_steps
 
 _NUMBERS_AT_ONCE = 2_000_000
 _FARTHEST = 1e30  # what networks are given of larger numbers
 _IMPOSSIBLE = 1e3  # normal scores
+_AS_GOOD = 0.02  # nats per parameter that a posterior may be worse than the prior
 _CHECKED, _DRAWS = 300, 200  # held-out observations that are checked, and draws of each
 
 
@@ -79,6 +80,11 @@ def _sample(model, key, n, temperature, y):
 def _sample_noise(model, key, n, y):
     blocks = model.sample_left(key, n, y=y)
     return tuple(jnp.moveaxis(blocks[name], 0, -2) for name in ("x", "noise"))
+
+
+@eqx.filter_jit
+def _there_and_back(model, x, cond):
+    return model.bijection.decode(model.bijection.encode(x, cond)[0], cond)[0]
 
 
 @eqx.filter_jit
@@ -288,7 +294,7 @@ class Posterior:
         x, y = self.held_out["x"], self.held_out["y"]
         units = self._x_frame.log_det
         return {
-            "nll": float(-np.mean(log_density(self.model, x, y))) - units,
+            "nll": float(-np.mean(self._log_density(x, y))) - units,
             "prior_nll": float(-np.mean(self.prior.inner.log_prob(x))) - units,
         }
 
@@ -310,14 +316,28 @@ class Posterior:
         return found
 
     def check(self, pairs: Any = None) -> list[Check]:
-        """Calibration of the posterior over held-out pairs, or over `pairs` (x, y), against what it should be."""
+        """Whether the posterior can be trusted: each number with its limit, over held-out pairs or `pairs` (x, y).
+
+        The worst round trip of a parameter, the calibration, the likelihood against that of the prior, and the steps of
+        training.
+        """
         if pairs is not None:
             x, y = self._x_frame.to_model(pairs[0]), self._given(self._observations(pairs[1])[0])
             return _replaced(self, held_out={"x": x, "y": y}).check()
-        x, y = self.held_out["x"][:1000], self.held_out["y"][:1000]
-        trip = round_trip_error(self.model.bijection, *self._ends(x, y))
+        x, y = self.held_out["x"], self.held_out["y"]
+        back = self._x_frame.from_model(_there_and_back(self.model, *self._ends(x, y))[:, : x.shape[1]])
         found = [value.check for value in self.calibration.values() if hasattr(value, "check")]
-        return [Check("round trip, in standard deviations", trip, 1e-2), *found]
+        units = self._x_frame.log_det
+        own, before = (-np.asarray(each) - units for each in (self._log_density(x, y), self.prior.inner.log_prob(x)))
+        return [
+            Check.of_round_trip(self.held_out_pairs["x"], back, self.names),
+            *found,
+            reference_check("nll in nats", own, {"the prior": before}, _AS_GOOD * (1 + x.shape[1])),
+            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
+        ]
+
+    def _log_density(self, x, y):
+        return log_density(self.model, x, y)
 
     def to_arviz(self, y: Any, n: int = 1000, key: Key = None) -> Any:
         """`n` draws given one observation as ArviZ `InferenceData`, with the observed data."""

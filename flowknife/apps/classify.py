@@ -23,6 +23,7 @@ from flowknife.apps._classifier import Classifier
 from flowknife.apps.images import default_size
 from flowknife.bijections import Affine
 from flowknife.data import fingerprint, load_table
+from flowknife.diagnostics import kept_rows
 from flowknife.errors import InputError
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -112,7 +113,7 @@ def classify(
         key=fit_key,
         show_progress=show_progress,
     )
-    kept = train[: _KEPT_PICTURES if make is _picture_model else _KEPT_ROWS]
+    kept = train[:_KEPT_PICTURES] if make is _picture_model else train[kept_rows(items[train], _KEPT_ROWS)]
     held = held if len(held) else kept
     classifier = Classifier(
         model=model,

@@ -18,15 +18,24 @@ from flowknife._types import Key, as_key
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
 from flowknife.data import load_table
-from flowknife.diagnostics import Check, conformal_p_values, ks_normal, round_trip_error
+from flowknife.diagnostics import (
+    Check,
+    conformal_p_values,
+    gaussian_losses,
+    histogram_losses,
+    kept_rows,
+    ks_normal,
+    reference_check,
+)
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.objectives import nll
 from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import Training, fit
+from flowknife.train import MINIMUM_STEPS, Training, fit, missing_steps
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for pictures
 _ROWS_AT_ONCE = 16_384
+_AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
 
 
 class DensityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -122,7 +131,7 @@ def density(
         model=result.model,
         names=table.names,
         frame=frame,
-        reference=train_rows[:_KEPT_ROWS],
+        reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
         held_out=held_out if held_out is not None else train_rows[:_KEPT_ROWS],
         config=config.model_copy(update={"train": training}),
         history=result.history,
@@ -254,15 +263,31 @@ class Density:
         return self._log_prob_of(self.held_out)
 
     def check(self, x: Any = None) -> list[Check]:
-        """Round trip and latents of the held-out rows, or of `x`, against what they should be."""
+        """Whether the model can be trusted: each number with its limit, of the held-out rows or of `x`.
+
+        The worst round trip of a row (of held-out and training rows), the law of the latents, the likelihood against
+        that of a Gaussian and of histograms, and the steps of training.
+        """
         rows = self.held_out if x is None else self._to_model(x)
-        z = np.concatenate([np.asarray(_encode(self.model, part)) for part in _chunks(rows)])
+        values = self._values(x) if x is not None else self.frame.from_model(np.concatenate([rows, self.reference]))
+        z = self._encoded(rows)
+        back = self.decode(self._encoded(self.frame.to_model(values)))
         # a Kolmogorov-Smirnov distance of 0.05 is visible in a histogram; below, sampling noise of few rows is allowed
         limit = 0.05 + 1.5 / np.sqrt(z.size)
+        units = self.frame.log_det
+        simple = {
+            "a Gaussian": gaussian_losses(self.reference, rows) - units,
+            "histograms": histogram_losses(self.reference, rows) - units,
+        }
         return [
-            Check("round trip, in standard deviations", round_trip_error(self.model.bijection, rows[:5000]), 1e-3),
+            Check.of_round_trip(values, back, self.names, self.frame.from_model(self.reference)),
             Check("distance of the latents from N(0, 1)", ks_normal(z), float(limit)),
+            reference_check("nll in nats", -self._log_prob_of(rows), simple, _AS_GOOD * (1 + rows.shape[1])),
+            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
+
+    def _encoded(self, rows):
+        return np.concatenate([np.asarray(_encode(self.model, part)) for part in _chunks(rows)])
 
     def save(self, folder: str | Path) -> Path:
         """Write a run directory; `flowknife.load` reads it."""
@@ -303,13 +328,17 @@ class Density:
         return report_density(self, folder)
 
     def _to_model(self, x):
+        return self.frame.to_model(self._values(x))
+
+    def _values(self, x):
+        """Rows as the user gave them, in the columns of training."""
         values = np.asarray(x) if _is_rows(x) else load_table(x, min_rows=1).columns(self.names)
         if values.ndim != 2 or values.shape[1] != len(self.names):
             raise InputError(
                 f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns "
                 f"{', '.join(self.names)}"
             )
-        return self.frame.to_model(values)
+        return values
 
 
 def _is_rows(x):

@@ -245,7 +245,7 @@ def _of_problem(problem: Problem, prior, noise) -> _Task:
 
 def _simulated(task, count, key, executor, show_progress) -> Simulations:
     draw_key, simulate_key = jax.random.split(key)
-    theta = np.asarray(task.prior.sample(draw_key, count))
+    theta = np.asarray(task.prior.sample(draw_key, count), np.float64)  # a simulator may add large numbers to them
     with progress("simulating", show_progress) as report:
         return simulate(
             task.simulator,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from flowknife import plots
-from flowknife.report._figures import ends, keep, training
+from flowknife.report._figures import ends, keep, training, trust
 from flowknife.report._page import Picture, Section, write_report
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
             [keep(plots.latents(z), folder, "latents")],
         )
     ]
+    sections.append(trust(flow.check()))
     sections += training(flow.history, folder, str(flow.facts.get("stopped because", "")))
     return write_report(folder, "Density", sections, flow.metrics, flow.facts, ends(flow.model))
 

@@ -10,7 +10,7 @@ import numpy as np
 from flowknife import plots
 from flowknife.errors import InputError
 from flowknife.problems import PROBLEMS, Problem
-from flowknife.report._figures import ends, keep, training
+from flowknife.report._figures import ends, keep, training, trust
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
         *_noise(posterior, y, truth, folder),
         _calibration(posterior, folder),
         _misspecification(posterior, folder),
+        trust(posterior.check()),
         *training(posterior.history, folder, str(posterior.facts.get("stopped because", ""))),
     ]
     frame = ends(posterior.model)
