@@ -21,6 +21,13 @@ def unreported(fraction: float, text: str = "") -> None:
     """A report to nobody."""
 
 
+def note(text: str, show: bool = True) -> None:
+    """One line on standard error, for what one should know about a fit that goes on; nothing without a text."""
+    if text and show:
+        sys.stderr.write(f"note: {text}\n")
+        sys.stderr.flush()
+
+
 @contextmanager
 def progress(label: str, show: bool = True) -> Generator[Report, None, None]:
     """Show the progress of the work inside the block on standard error.

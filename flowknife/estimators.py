@@ -225,19 +225,13 @@ class FlowRegressor(RegressorMixin, BaseEstimator):
         """Fit p(y | X) to rows and their targets, shape (n,) or (n, k)."""
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
         self._single = y.ndim == 1
-        # single precision knows no numbers far from zero well: both are told in units of their spread
-        self._x_units, self._y_units = _units(X), _units(y.reshape(len(y), -1))
-        pairs = (_standard(y.reshape(len(y), -1), self._y_units), _standard(X, self._x_units))
-        self.flow_ = invert(pairs=pairs, **_options(self, check_random_state(self.random_state)))
+        self.flow_ = invert(pairs=(y.reshape(len(y), -1), X), **_options(self, check_random_state(self.random_state)))
         return self
 
     def sample(self, X: Any, n: int = 1) -> np.ndarray:
         """Draws from p(y | X), shape (rows, n) or (rows, n, k); always the same ones if `random_state` is a number."""
         check_is_fitted(self)
-        rows = _standard(_rows(self, X), self._x_units)
-        drawn = self.flow_.sample(n, rows, key=_seed(check_random_state(self.random_state)))
-        origin, spread = self._y_units
-        drawn = origin + spread * drawn.astype(np.float64)
+        drawn = self.flow_.sample(n, _rows(self, X), key=_seed(check_random_state(self.random_state)))
         return drawn[..., 0] if self._single else drawn
 
     def predict(self, X: Any) -> np.ndarray:
@@ -260,14 +254,3 @@ def _seed(generator):
 def _options(estimator, generator):
     settings = {} if estimator.settings is None else dict(estimator.settings)
     return {"key": _seed(generator), "show_progress": bool(estimator.verbose), **settings}
-
-
-def _units(values):
-    """Origin and spread of each column."""
-    spread = values.std(axis=0)
-    return values.mean(axis=0), np.where(spread > 1e-12 * np.abs(values).max(axis=0, initial=1.0), spread, 1.0)
-
-
-def _standard(values, units):
-    origin, spread = units
-    return (values - origin) / spread

@@ -6,6 +6,9 @@
 
 A network that works on u and ends in `prior.bijection.decode` therefore cannot leave the support, whatever it says.
 
+Parameters far from zero, such as Uniform(1.7e9, 1.7e9 + 1), are more than single precision can tell apart. Their prior
+has a `frame`, which keeps origin and scale in double precision, and `inner` is the prior of (theta - origin) / scale.
+
     >>> import flowknife as fk
     >>> prior = fk.priors.Product({
     ...     "angle": fk.Uniform(low=0.0, high=90.0, units=["deg"]),
@@ -22,8 +25,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from flowknife._frame import Frame, plain_frame
 from flowknife._types import Constant, Key, Shape, as_key, as_shape
 from flowknife.bijections import (
     Affine,
@@ -56,6 +61,7 @@ class Prior(eqx.Module):
         std: standard deviation of each component, if known.
         names: of the components; default x1, x2, ...
         units: of the components; default none.
+        frame: `bijection` takes theta in this frame, and not in its own units.
 
     Raises:
         InputError: for a bijection that is not of vectors, or names and units of another number than its components.
@@ -66,6 +72,8 @@ class Prior(eqx.Module):
     moments: Constant | None  # (2, dim)
     names: tuple[str, ...] = eqx.field(static=True)
     units: tuple[str, ...] = eqx.field(static=True)
+    frame: Frame | None = None
+    within: "Prior | None" = None
 
     def __init__(
         self,
@@ -77,13 +85,11 @@ class Prior(eqx.Module):
         std: Numbers | None = None,
         names: Words = None,
         units: Words = None,
+        frame: Frame | None = None,
     ):
         if len(bijection.shape) != 1 or bijection.shape != bijection.out_shape:
             raise InputError(f"got a bijection from {bijection.shape} to {bijection.out_shape}; expected (d,) to (d,)")
-        dim = bijection.shape[0]
-        self.bijection = bijection
-        self.limits = Constant(_rows(low, high, dim))
-        self.moments = None if mean is None or std is None else Constant(_rows(mean, std, dim))
+        dim = bijection.shape[0] if frame is None else len(frame.origin)
         self.names = _default_names(dim) if names is None else tuple(names)
         self.units = ("",) * dim if units is None else tuple(units)
         if len(self.names) != dim or len(set(self.names)) != dim or len(self.units) != dim:
@@ -91,48 +97,77 @@ class Prior(eqx.Module):
                 f"got the names {', '.join(self.names)} and {len(self.units)} units of {dim} parameters; expected a "
                 "name of its own and a unit for each"
             )
+        size = bijection.shape[0]
+        self.limits = Constant(_rows(low, high, size))
+        self.moments = None if mean is None or std is None else Constant(_rows(mean, std, size))
+        self.bijection, self.frame, self.within = bijection, frame, None
+        if frame is not None:
+            kept = frame.kept
+            enter = Affine(np.asarray(frame.origin)[kept], np.asarray(frame.scale)[kept])
+            self.bijection = Chain([enter, bijection])
+            names, units = ([words[i] for i in kept] for words in (self.names, self.units))
+            self.within = Prior(bijection, low=low, high=high, mean=mean, std=std, names=names, units=units)
 
     @property
     def dim(self) -> int:
         """Number of parameters d."""
-        return self.bijection.shape[0]
+        return len(self.names)
 
     @property
-    def low(self) -> Float[Array, " d"]:
+    def inner(self) -> "Prior":
+        """The prior of the parameters as a network takes them: in the `frame`, without those that are fixed."""
+        return self if self.within is None else self.within
+
+    @property
+    def low(self) -> Float[Array | np.ndarray, " d"]:
         """Lower end of the support of each component."""
-        return self.limits.value[0]
+        return self._in_units(self.limits.value[0])
 
     @property
-    def high(self) -> Float[Array, " d"]:
+    def high(self) -> Float[Array | np.ndarray, " d"]:
         """Upper end of the support of each component."""
-        return self.limits.value[1]
+        return self._in_units(self.limits.value[1])
 
     @property
-    def mean(self) -> Float[Array, " d"] | None:
+    def mean(self) -> Float[Array | np.ndarray, " d"] | None:
         """Expectation of each component, None if unknown."""
-        return None if self.moments is None else self.moments.value[0]
+        return None if self.moments is None else self._in_units(self.moments.value[0])
 
     @property
-    def std(self) -> Float[Array, " d"] | None:
+    def std(self) -> Float[Array | np.ndarray, " d"] | None:
         """Standard deviation of each component, None if unknown."""
-        return None if self.moments is None else self.moments.value[1]
+        if self.moments is None or self.frame is None:
+            return None if self.moments is None else self.moments.value[1]
+        return self.frame.widths_from_model(self.moments.value[1])
+
+    def _in_units(self, values):
+        return values if self.frame is None else self.frame.from_model(values)
 
     def log_prob(self, theta: Numbers) -> Float[Array, "..."]:
-        """Log density in nats, of shape `batch`, for `theta` of shape `(*batch, d)`; -inf outside of the support."""
-        theta = jnp.asarray(theta, float)
-        if theta.ndim == 0 or theta.shape[-1] != self.dim:
+        """Log density in nats, of shape `batch`, for `theta` of shape `(*batch, d)`; -inf outside of the support.
+
+        Parameters that are fixed have no density: what is returned is that of the others, -inf for another value.
+        """
+        if np.ndim(theta) == 0 or np.shape(theta)[-1] != self.dim:
             raise InputError(
-                f"got parameters of shape {theta.shape}; expected (..., {self.dim}): {', '.join(self.names)}"
+                f"got parameters of shape {np.shape(theta)}; expected (..., {self.dim}): {', '.join(self.names)}"
             )
+        if self.frame is not None and self.within is not None:
+            inside, possible = self.frame.inside(theta), self.frame.possible(theta)
+            if not isinstance(inside, Tracer):  # in double precision a row may lie outside by a hair
+                possible &= np.all((inside >= self.within.low) & (inside <= self.within.high), axis=-1)
+            return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
+        theta = jnp.asarray(theta, float)
         outside = jnp.any((theta < self.low) | (theta > self.high), axis=-1)
         # outside, the formula is evaluated at the median, so that gradients stay finite
         inner = jnp.where(outside[..., None], self.bijection.decode(jnp.zeros(self.dim))[0], theta)
         u, log_det = self.bijection.encode(inner)
         return jnp.where(outside, -jnp.inf, normal_log_prob(u, (self.dim,)) + log_det)
 
-    def sample(self, key: Key = None, n: int | Shape = ()) -> Float[Array, "..."]:
-        """Draw `n` parameters (a number or a shape; () for one), of shape `(*n, d)`."""
-        return self.bijection.decode(jax.random.normal(as_key(key), (*as_shape(n), self.dim)))[0]
+    def sample(self, key: Key = None, n: int | Shape = ()) -> Float[Array | np.ndarray, "..."]:
+        """Draw `n` parameters (a number or a shape; () for one), of shape `(*n, d)`; in a frame in double precision."""
+        u = jax.random.normal(as_key(key), (*as_shape(n), self.inner.dim))
+        return self._in_units(self.inner.bijection.decode(u)[0])
 
 
 def _rows(first: Numbers, second: Numbers, dim: int) -> Array:
@@ -181,15 +216,11 @@ def Uniform(low: Numbers, high: Numbers, *, names: Words = None, units: Words = 
     low, high = _vectors(low=low, high=high)
     if not (np.all(low < high) and np.all(np.isfinite([low, high]))):
         raise InputError(f"got low={low}, high={high}; expected finite numbers with low < high")
-    return Prior(
-        HistogramToNormal(np.stack([low, high], axis=-1), np.ones((len(low), 1))),
-        low=low,
-        high=high,
-        mean=(low + high) / 2,
-        std=(high - low) / np.sqrt(12),
-        names=names,
-        units=units,
-    )
+    mean, std = low / 2 + high / 2, high / np.sqrt(12) - low / np.sqrt(12)
+    frame = Frame.where_needed(mean, std)
+    low, high, mean, std = _inside(frame, low, high, mean, std=std)
+    bijection = HistogramToNormal(np.stack([low, high], axis=-1), np.ones((len(low), 1)))
+    return Prior(bijection, low=low, high=high, mean=mean, std=std, names=names, units=units, frame=frame)
 
 
 def Normal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Words = None) -> Prior:
@@ -206,7 +237,9 @@ def Normal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Words =
     """
     mean, scale = _vectors(mean=mean, scale=scale)
     _check_scale(mean, scale)
-    return Prior(Affine(mean, scale), mean=mean, std=scale, names=names, units=units)
+    frame = Frame.where_needed(mean, scale)
+    mean, scale = _inside(frame, mean, std=scale)
+    return Prior(Affine(mean, scale), mean=mean, std=scale, names=names, units=units, frame=frame)
 
 
 def LogNormal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Words = None) -> Prior:
@@ -223,10 +256,16 @@ def LogNormal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Word
     """
     mean, scale = _vectors(mean=mean, scale=scale)
     _check_scale(mean, scale)
-    return _of_logarithm(Affine(mean, scale), mean, scale, names, units)
+    if np.abs(mean).max() > 600:
+        raise InputError(f"got mean={mean} of the logarithm; expected at most 600: exp(mean) has to be a number")
+    # in a unit of exp(mean) the logarithms lie around zero
+    unit = np.where((np.abs(mean) > 60) | (np.abs(mean) > 1000 * scale), np.exp(mean), 1.0)
+    frame = None if np.all(unit == 1) else Frame(np.zeros(len(mean)), unit)
+    mean = mean - np.log(unit)
+    return _of_logarithm(Affine(mean, scale), mean, scale, names, units, frame)
 
 
-def _of_logarithm(bijection: Bijection, mean, scale, names, units) -> Prior:
+def _of_logarithm(bijection: Bijection, mean, scale, names, units, frame=None) -> Prior:
     """The prior of theta when `bijection` maps log theta, of these moments, to N(0, I)."""
     expected = np.exp(mean + scale**2 / 2)
     return Prior(
@@ -236,6 +275,7 @@ def _of_logarithm(bijection: Bijection, mean, scale, names, units) -> Prior:
         std=expected * np.sqrt(np.expm1(scale**2)),
         names=names,
         units=units,
+        frame=frame,
     )
 
 
@@ -258,9 +298,14 @@ def Truncated(
     from scipy import stats
 
     mean, scale, low, high = _vectors(mean=mean, scale=scale, low=low, high=high)
+    standard = stats.truncnorm((low - mean) / scale, (high - mean) / scale)
+    expected, std = mean + scale * standard.mean(), scale * standard.std()
+    frame = None
+    if np.all(np.isfinite(expected) & (std > 0)):  # otherwise the bijection says what is wrong
+        frame = Frame.where_needed(expected, std)
+    mean, low, high, expected, scale, std = _inside(frame, mean, low, high, expected, std=(scale, std))
     bijection = TruncatedToNormal(mean, scale, low, high)
-    law = stats.truncnorm((low - mean) / scale, (high - mean) / scale, mean, scale)
-    return Prior(bijection, low=low, high=high, mean=law.mean(), std=law.std(), names=names, units=units)
+    return Prior(bijection, low=low, high=high, mean=expected, std=std, names=names, units=units, frame=frame)
 
 
 def Histogram(edges: Numbers, weights: Numbers, *, names: Words = None, units: Words = None) -> Prior:
@@ -280,12 +325,47 @@ def Histogram(edges: Numbers, weights: Numbers, *, names: Words = None, units: W
     edges, weights = np.asarray(edges, np.float64), np.asarray(weights, np.float64)
     if edges.ndim != 1 or weights.ndim != 1:
         raise InputError(f"got {edges.shape} edges and {weights.shape} weights; expected vectors, (k + 1,) and (k,)")
+    frame = None
+    if edges.size == weights.size + 1 > 1 and np.all(np.diff(edges) > 0) and np.all(np.isfinite(edges)):
+        frame = Frame.where_needed([edges[0] / 2 + edges[-1] / 2], [edges[-1] - edges[0]])
+    (edges,) = _inside(frame, edges)
     bijection = HistogramToNormal(edges[None], weights[None])
     share = weights / weights.sum()
     centre, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     mean = float(np.sum(share * centre))
     std = float(np.sqrt(np.sum(share * ((centre - mean) ** 2 + width**2 / 12))))
-    return Prior(bijection, low=edges[0], high=edges[-1], mean=mean, std=std, names=names, units=units)
+    return Prior(bijection, low=edges[0], high=edges[-1], mean=mean, std=std, names=names, units=units, frame=frame)
+
+
+def Fixed(value: Numbers, *, names: Words = None, units: Words = None) -> Prior:
+    """Parameters that are known: each always has its value, which every posterior gives back exactly.
+
+    They are part of `Product({"a": Uniform(0, 1), "b": Fixed(3.0)})`; the density is that of the other parameters.
+
+    Args:
+        value: one number, or one for each parameter.
+        names: of the parameters; default x1, x2, ...
+        units: of the parameters.
+
+    Raises:
+        InputError: for a value that is not finite.
+    """
+    (value,) = _vectors(value=value)
+    if not np.all(np.isfinite(value)):
+        raise InputError(f"got value={value}; expected finite numbers")
+    none = np.zeros(0)
+    frame = Frame(value, np.ones(len(value)), range(len(value)))
+    bijection = Affine(none, none + 1)
+    return Prior(bijection, low=none, high=none, mean=none, std=none, names=names, units=units, frame=frame)
+
+
+def _inside(frame: Frame | None, *points: np.ndarray, std: Any = ()) -> list[np.ndarray]:
+    """Points, and after them widths, in a frame."""
+    widths = std if isinstance(std, tuple) else (std,)
+    if frame is None:
+        return [*points, *widths]
+    origin, scale = np.asarray(frame.origin), np.asarray(frame.scale)
+    return [*((point - origin) / scale for point in points), *(width / scale for width in widths)]
 
 
 KERNELS = {
@@ -337,6 +417,10 @@ def GaussianProcess(
             f"one of {', '.join(map(repr, KERNELS))}"
         )
     mean = np.broadcast_to(np.asarray(mean, np.float64), points.shape[:1])
+    frame = None if log else Frame.where_needed(mean, np.full(len(points), scale))
+    if frame is not None:  # the components are mixed: one unit for all
+        frame = Frame(frame.origin, np.full(len(points), max(frame.scale)))
+        mean, scale = (mean - np.asarray(frame.origin)) / frame.scale[0], scale / frame.scale[0]
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1) / length
     correlation = KERNELS[kernel](distance) + jitter * np.eye(len(points))
     variances, axes = np.linalg.eigh(scale**2 * correlation)
@@ -349,7 +433,7 @@ def GaussianProcess(
     std = np.full(len(points), scale * np.sqrt(1 + jitter))
     if log:
         return _of_logarithm(whiten, mean, std, names, units)
-    return Prior(whiten, mean=mean, std=std, names=names, units=units)
+    return Prior(whiten, mean=mean, std=std, names=names, units=units, frame=frame)
 
 
 def Product(parts: Mapping[str, Prior]) -> Prior:
@@ -367,16 +451,26 @@ def Product(parts: Mapping[str, Prior]) -> Prior:
         raise InputError('got no parts; expected at least one prior; try Product({"x": Normal(0, 1)})')
     priors = list(parts.values())
     names = [name for key, prior in parts.items() for name in _names_of_part(key, prior)]
-    known = all(prior.moments is not None for prior in priors)
+    frames = [plain_frame(prior.dim) if prior.frame is None else prior.frame for prior in priors]
+    frame = None if all(prior.frame is None for prior in priors) else frames[0].join(*frames[1:])
+    varying = [prior.inner for prior in priors if prior.inner.dim]
+    if not varying:
+        return Fixed(np.concatenate([frame.origin for frame in frames]), names=names, units=_units(priors))
+    known = all(prior.moments is not None for prior in varying)
     return Prior(
-        Concatenate([prior.bijection for prior in priors]),
-        low=np.concatenate([prior.low for prior in priors]),
-        high=np.concatenate([prior.high for prior in priors]),
-        mean=np.concatenate([np.asarray(prior.mean) for prior in priors]) if known else None,
-        std=np.concatenate([np.asarray(prior.std) for prior in priors]) if known else None,
+        Concatenate([prior.bijection for prior in varying]),
+        low=np.concatenate([prior.low for prior in varying]),
+        high=np.concatenate([prior.high for prior in varying]),
+        mean=np.concatenate([np.asarray(prior.mean) for prior in varying]) if known else None,
+        std=np.concatenate([np.asarray(prior.std) for prior in varying]) if known else None,
         names=names,
-        units=[unit for prior in priors for unit in prior.units],
+        units=_units(priors),
+        frame=frame,
     )
+
+
+def _units(priors: Sequence[Prior]) -> list[str]:
+    return [unit for prior in priors for unit in prior.units]
 
 
 def _names_of_part(name: str, prior: Prior) -> Sequence[str]:
@@ -389,7 +483,8 @@ def _names_of_part(name: str, prior: Prior) -> Sequence[str]:
 def likeliest(theta: Float[np.ndarray, "n d"]) -> Prior:
     """A prior of independent parameters from draws: uniform, normal or log-normal each, whichever is likeliest.
 
-    The bounds of a uniform component lie beyond its extreme draws by the mean distance between neighbours.
+    The bounds of a uniform component lie beyond its extreme draws by the mean distance between neighbours; a component
+    that never varies is `Fixed`.
 
     Args:
         theta: draws, shape (n, d).
@@ -398,16 +493,17 @@ def likeliest(theta: Float[np.ndarray, "n d"]) -> Prior:
 
 
 def _likeliest(draws) -> Prior:
-    mean, scale = draws.mean(), max(draws.std(), 1e-6 * np.abs(draws).max(), 1e-12)
-    margin = max(np.ptp(draws), scale) / len(draws)
+    if np.ptp(draws) <= 4 * np.finfo(float).eps * np.abs(draws).max():
+        return Fixed(np.median(draws))
+    mean, scale = draws.mean(), draws.std()
+    margin = np.ptp(draws) / len(draws)
     low, high = draws.min() - margin, draws.max() + margin
     # mean log densities at the draws
     found = {"uniform": -np.log(high - low), "normal": -np.log(scale) - 0.5 * np.log(2 * np.pi * np.e)}
-    if draws.min() > 0:
-        logs = np.log(draws)
-        spread = max(logs.std(), 1e-6)
-        found["log-normal"] = -np.log(spread) - 0.5 * np.log(2 * np.pi * np.e) - logs.mean()
+    logs = np.log(draws) if draws.min() > 0 else np.zeros(1)
+    if logs.std() > 1e-3:  # of a narrower one the normal is the same
+        found["log-normal"] = -np.log(logs.std()) - 0.5 * np.log(2 * np.pi * np.e) - logs.mean()
     best = max(found, key=found.__getitem__)
     if best == "uniform":
         return Uniform(low, high)
-    return Normal(mean, scale) if best == "normal" else LogNormal(logs.mean(), spread)
+    return Normal(mean, scale) if best == "normal" else LogNormal(logs.mean(), logs.std())

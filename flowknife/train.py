@@ -8,7 +8,7 @@ the held-out objective was best.
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -22,13 +22,16 @@ import pydantic
 from jaxtyping import Array
 
 from flowknife._feeds import make_feed
-from flowknife._progress import progress
+from flowknife._progress import note, progress
 from flowknife._settings import validated
 from flowknife._types import Key, as_key, split_trainable
 from flowknife.bijections import LU, Bijection, Chain, Matrix, Repeat
 from flowknife.errors import TrainingError
 from flowknife.inn import INN
 from flowknife.objectives import Batch, Objective, nll, split_batch
+
+MINIMUM_STEPS = 100
+"""Optimiser steps below which nothing counts as trained: the default warm-up of the learning rate takes as many."""
 
 _SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
 
@@ -96,6 +99,22 @@ class FitResult:
     message: str
     history: dict[str, list[float]] = field(repr=False)
 
+    @property
+    def missing_steps(self) -> int:
+        """Steps that are missing of `MINIMUM_STEPS`; with any, the model does not count as trained."""
+        return missing_steps(self.history)
+
+
+def missing_steps(history: Mapping[str, Sequence[float]]) -> int:
+    """Steps that are missing of `MINIMUM_STEPS`, of the stage of training (a level of images) with the fewest.
+
+    Args:
+        history: columns of the training curve, with a column "level" where there were several stages.
+    """
+    steps = history.get("step", [])
+    last = dict(zip(history.get("level", [0.0] * len(steps)), steps, strict=True))
+    return max(0, *(MINIMUM_STEPS - int(step) for step in last.values())) if last else 0
+
 
 def fit(
     model: INN,
@@ -149,6 +168,8 @@ def fit(
         result = trainer.run(feed, key, report)
     if throw and result.stopped == "non-finite":
         raise TrainingError(result.message)
+    if result.missing_steps:
+        note(f"{label}: {result.message}", show_progress)
     return result
 
 
@@ -254,6 +275,11 @@ class _Trainer:
                 break
         else:
             stopped, message = "stream", "the stream of batches ended"
+        if step < MINIMUM_STEPS and stopped != "non-finite":
+            message += (
+                f" after {step} steps, but training takes at least {MINIMUM_STEPS}: this model is not trained; "
+                "try more train.steps or train.minutes"
+            )
         model = self._join(best, (self.model, self.rest))
         return FitResult(model, float(best_loss), best_step, step, time.monotonic() - start, stopped, message, history)
 

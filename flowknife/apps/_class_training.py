@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import logsumexp
 
+from flowknife._frame import LocalSpread
 from flowknife.apps._class_models import class_law, coarse_class_terms, coarse_part, fit_start, given_label, labels_of
 from flowknife.apps._image_training import History, Stage, closed_form_start, fit_stages
 from flowknife.apps._levels import latent_sizes, level_nll, level_part
@@ -50,17 +51,17 @@ def train_table(
         # the more columns, the more of what one tells about the others is chance
         smoothing = min(min(0.1, 3.6 / len(rows) ** 0.5) * (max(rows.shape[1], 2) / 2) ** 0.5, 0.3)
     noise_key, key = jax.random.split(key)
-    scale = smoothing * jnp.asarray(_spread(rows, labels))
+    spread = LocalSpread.of(rows, _spread(rows, labels))
     prior = jnp.asarray(log_prior)
     size = rows.shape[1]
 
     def objective(model, batch, key):
         noise_key, key = jax.random.split(key)
-        x = batch["x"] + scale * jax.random.normal(noise_key, batch["x"].shape)
+        x = batch["x"] + smoothing * spread(batch["x"]) * jax.random.normal(noise_key, batch["x"].shape)
         log_joint = class_log_probs(model, x, key=key) + log_prior_of(model, prior)
         return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
 
-    noisy = jnp.asarray(rows) + scale * jax.random.normal(noise_key, rows.shape)
+    noisy = jnp.asarray(rows) + smoothing * spread(jnp.asarray(rows)) * jax.random.normal(noise_key, rows.shape)
     model = eqx.filter_jit(lambda m, x: m.initialise(x, key=noise_key))(model, noisy)
     model = fit_start(model, noisy, labels)
     # wide tables have more to overfit to: smaller steps

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp, softmax
 
+from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
@@ -26,16 +27,21 @@ from flowknife.diagnostics import (
     Reliability,
     Typicality,
     accuracy,
+    class_losses,
     conformal_p_values,
     confusion,
+    cross_entropies,
+    reference_check,
     reliability,
     round_trip_error,
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
+from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _ROWS_AT_ONCE = 4096
+_AS_GOOD = 0.01  # share of errors that a classifier may make more than simple ones
 _UPWARD = ("bits_per_dim", "complexity", "distance")  # the detector's first columns: the more, the stranger
 _ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
 
@@ -50,6 +56,11 @@ def _encode(model, x, key):
     return jnp.concatenate([z.reshape(len(x), -1) for z in model.encode(x, key=key).values()], axis=1)
 
 
+@eqx.filter_jit
+def _there_and_back(model, x):
+    return model.bijection.decode(model.bijection.encode(x)[0])[0]
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A trained generative classifier.
@@ -60,10 +71,10 @@ class Classifier:
         log_prior: log p(class), shape (K,).
         temperature: of the calibrated probabilities.
         names: column names, none for pictures.
-        origin: what is subtracted from each column first, in its units.
-        reference: training items kept for figures.
+        frame: origin and scale of each column, in its units; of pictures without columns.
+        reference: training items kept for figures, as the model takes them.
         reference_labels: their classes by number, -1 for unknown.
-        held_out: items that were not trained on.
+        held_out: items that were not trained on, as the model takes them.
         held_out_labels: their classes by number, -1 for unknown.
         detector: for pictures, the typicality test over levels.
         config: settings.
@@ -77,7 +88,7 @@ class Classifier:
     log_prior: np.ndarray = field(repr=False)
     temperature: float
     names: tuple[str, ...]
-    origin: np.ndarray = field(repr=False)
+    frame: Frame = field(repr=False)
     reference: np.ndarray = field(repr=False)
     reference_labels: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
@@ -127,7 +138,7 @@ class Classifier:
             x: items, as for `classify`.
             label: a class, or one for each item: log p(x | label). Without, log p(x), over all classes.
         """
-        by_class = self._look(self._items(x)[0])[0]
+        by_class = self._look(self._items(x)[0])[0] + self.frame.log_det
         if label is None:
             return logsumexp(by_class + self.log_prior, axis=1)
         codes = np.broadcast_to(as_codes(label, self.classes), len(by_class))
@@ -156,7 +167,7 @@ class Classifier:
         keys = jax.random.split(key, len(codes))
         drawn = [np.asarray(_draw(self.model, k, part, temperature)) for k, part in zip(keys, codes, strict=True)]
         rows = np.concatenate(drawn)[:n]
-        return rows if self.pictures or not np.any(self.origin) else rows + self.origin
+        return rows if self.pictures else self.frame.from_model(rows)
 
     def encode(self, x: Any) -> np.ndarray:
         """The right end of each item, shape (n, D): its latents, after the one-hot block where there is one."""
@@ -185,7 +196,7 @@ class Classifier:
             ("path" if self.pictures else "row"): np.asarray(names),
             "label": np.asarray(self.classes)[np.argmax(joint, axis=1)],
             "probability": softmax(joint / self.temperature, axis=1).max(axis=1),
-            "log_prob": logsumexp(joint, axis=1),
+            "log_prob": logsumexp(joint, axis=1) + self.frame.log_det,
             "score": strangeness,
             "p_value": p_value,
             "flag": p_value < self.config.alpha,
@@ -200,7 +211,7 @@ class Classifier:
         `expected_calibration_error`.
         """
         joint = self._held_out_look[0] + self.log_prior
-        metrics = {"nll": float(-np.mean(logsumexp(joint, axis=1)))}
+        metrics = {"nll": float(-np.mean(logsumexp(joint, axis=1))) - self.frame.log_det}
         if self.pictures:
             metrics["bits_per_dim"] = metrics["nll"] / float(np.prod(self.held_out.shape[1:]) * np.log(2))
         known = self.held_out_labels >= 0
@@ -210,7 +221,7 @@ class Classifier:
             probability = softmax(joint[known] / self.temperature, axis=1)
             metrics |= {
                 "accuracy": accuracy(labels, probability),
-                "nll_given_label": float(-np.mean((joint[known] - self.log_prior)[own])),
+                "nll_given_label": float(-np.mean((joint[known] - self.log_prior)[own])) - self.frame.log_det,
                 "cross_entropy": float(-np.mean(np.log(np.maximum(probability[own], 1e-300)))),
                 "expected_calibration_error": self.reliability().error,
             }
@@ -226,7 +237,10 @@ class Classifier:
         return reliability(*self._judged(x, labels))
 
     def check(self, x: Any = None, labels: Any = None) -> list[Check]:
-        """Round trip, false alarms and calibration of held-out items, or of `x`, against what they should be.
+        """Whether the classifier can be trusted: each number with its limit, of held-out items or of `x`.
+
+        The worst round trip, false alarms, the steps of training, the calibration, and errors and cross entropy against
+        those of simple classifiers.
 
         Args:
             x: items; default: those held out.
@@ -237,11 +251,32 @@ class Classifier:
         alpha = self.config.alpha
         alarms = np.mean(conformal_p_values(strangeness, self._held_out_strangeness) < alpha)
         checks = [
-            Check("round trip, in standard deviations", self._round_trip(items[:1000]), 1e-2),
+            self._round_trip(items, x),
             Check("share of items flagged", float(alarms), alpha + 4 * (alpha / len(items)) ** 0.5),
+            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
         labelled = np.any(self.held_out_labels >= 0) if x is None else labels is not None
-        return [*checks, self.reliability(x, labels).check] if labelled else checks
+        return [*checks, self.reliability(x, labels).check, *self._references(items, x, labels)] if labelled else checks
+
+    def _references(self, items, x, labels) -> list[Check]:
+        """The checks that probabilities are no worse than those of simple classifiers."""
+        seen = self.reference_labels >= 0
+        if x is None:
+            joint, codes = self._held_out_look[0] + self.log_prior, self.held_out_labels
+        else:
+            joint = self._joint(items)
+            codes = np.broadcast_to(as_codes(labels, self.classes), len(items))
+        known = codes >= 0
+        if not (seen.any() and known.any()):
+            return []
+        rows, train = (part.reshape(len(part), -1).astype(float) for part in (items[known], self.reference[seen]))
+        simple = class_losses(train, self.reference_labels[seen], rows, codes[known], len(self.classes))
+        entropy, errors = cross_entropies(joint[known] / self.temperature, codes[known])
+        frequencies = {"class frequencies": simple["class frequencies"][0]}
+        return [
+            reference_check("cross entropy in nats", entropy, frequencies, 0.0),
+            reference_check("share of errors", errors, {name: each[1] for name, each in simple.items()}, _AS_GOOD),
+        ]
 
     def save(self, folder: str | Path) -> Path:
         """Write a run directory; `flowknife.load` reads it."""
@@ -252,10 +287,9 @@ class Classifier:
             "data": {"names": list(self.names), "classes": list(self.classes), "temperature": self.temperature},
             "facts": self.facts,
         }
-        # the origin needs double precision: text keeps it, whatever precision arrays are loaded in
         tree = {
             "model": self.model,
-            "origin": tuple(float(value) for value in self.origin),
+            "frame": self.frame,
             "detector": self.detector and self.detector.to_tree(),
             **{name: np.asarray(getattr(self, name)) for name in _ARRAYS},
         }
@@ -274,7 +308,7 @@ class Classifier:
             classes=tuple(record["data"]["classes"]),
             temperature=float(record["data"]["temperature"]),
             names=tuple(record["data"]["names"]),
-            origin=np.asarray(tree["origin"], np.float64),
+            frame=tree["frame"] if "frame" in tree else Frame(tree["origin"], np.ones(len(tree["origin"]))),
             detector=detector,
             config=ClassifyConfig.model_validate(record["config"]),
             history=read_history(folder),
@@ -331,7 +365,7 @@ class Classifier:
                 f"{', '.join(self.names)}"
             )
         values = table.columns(self.names)
-        return (values - self.origin).astype(np.float32), range(len(values))
+        return self.frame.to_model(values), range(len(values))
 
     def _parts(self, items) -> Iterator[tuple[int, np.ndarray]]:
         if self.pictures:
@@ -376,7 +410,7 @@ class Classifier:
     def _strangeness(self, items, look):
         if self.detector is not None:
             return self.detector.score(self._features(items, look))
-        return -logsumexp(look[0] + self.log_prior, axis=1)
+        return -logsumexp(look[0] + self.log_prior, axis=1) - self.frame.log_det
 
     @cached_property
     def _held_out_strangeness(self):
@@ -394,8 +428,22 @@ class Classifier:
             raise InputError("got no held-out items with a label; expected some; try x and labels as arguments")
         return softmax(joint[known] / self.temperature, axis=1), codes[known]
 
-    def _round_trip(self, items):
+    def _round_trip(self, items, x) -> Check:
+        """The worst round trip of rows, of those held out and of training; of some pictures as a whole."""
+        if self.pictures:
+            error = round_trip_error(self.model.bijection, self._left(items[:1000]))
+            return Check("round trip, in standard deviations", error, 1e-2)
+        rows = items if x is not None else np.concatenate([items, self.reference])
+        back = np.concatenate(
+            [np.asarray(_there_and_back(self.model, self._left(part)))[:count] for count, part in self._parts(rows)]
+        )[:, : len(self.names)]
+        values = self.frame.from_model(rows)
+        return Check.of_round_trip(
+            values, self.frame.from_model(back), self.names, self.frame.from_model(self.reference)
+        )
+
+    def _left(self, items):
+        """The left end of items, as one array."""
         left, _, batch = self.model._prepare(0, items, {})
         blocks = [left[block.name].reshape(*batch, -1) for block in self.model.partition.left]
-        x = jnp.concatenate(blocks, axis=-1).reshape(*batch, *self.model.bijection.shape)
-        return round_trip_error(self.model.bijection, x)
+        return jnp.concatenate(blocks, axis=-1).reshape(*batch, *self.model.bijection.shape)

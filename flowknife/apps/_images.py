@@ -34,13 +34,19 @@ from flowknife.diagnostics import (
     Check,
     Typicality,
     adjusted_p_values,
+    image_losses,
     ks_normal,
     radius_p_values,
+    reference_check,
     round_trip_error,
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.storage import load_tree, read_history, read_run, write_run
+from flowknife.train import MINIMUM_STEPS, missing_steps
+
+_FEWEST_COMPARED = 8  # images that a simple model can be fitted to
+_AS_GOOD = 0.02  # bits per dimension that a model may be worse than simple references
 
 
 @dataclass(frozen=True)
@@ -278,9 +284,13 @@ class Images:
         return {"nll": bits * float(np.prod(self.shape)) * float(np.log(2)), "bits_per_dim": bits}
 
     def check(self, pictures: Any = None) -> list[Check]:
-        """Round trip, latents and false alarms of held-out pictures, or of `pictures`, against what they should be."""
+        """Whether the model can be trusted: each number with its limit, of held-out images or of `pictures`.
+
+        The round trip, the law of the latents, false alarms, bits per dimension against those of simple models, and the
+        steps of training of every level.
+        """
         pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
-        _, z, features = self._compare(pixels)
+        of_levels, z, features = self._compare(pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
         alarms = np.mean(self.detector.p_values(features) < self.config.alpha)
         return [
@@ -291,7 +301,22 @@ class Images:
                 float(alarms),
                 self.config.alpha + 4 * (self.config.alpha / len(pixels)) ** 0.5,
             ),
+            *self._references(pixels, bits_of(self.model, of_levels), own=pictures is None),
+            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
+
+    def _references(self, pixels, bits, own) -> list[Check]:
+        """The check against simple models: fitted to the held-out images, or to one half of them for the other."""
+        if len(self.held_out) < _FEWEST_COMPARED:
+            return []
+        if own:
+            half = len(pixels) // 2
+            parts = [(pixels[half:], pixels[:half]), (pixels[:half], pixels[half:])]
+        else:
+            parts = [(self.held_out, pixels)]
+        found = [image_losses(train, images, self.config.bits) for train, images in parts]
+        simple = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        return [reference_check("bits per dimension", bits, simple, _AS_GOOD)]
 
     def save(self, folder: str | Path) -> Path:
         """Write a run directory; `flowknife.load` reads it."""

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pydantic
 
+from flowknife._frame import Frame, plain_frame
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.diagnostics import (
@@ -21,8 +22,8 @@ from flowknife.diagnostics import (
     coverage,
     hpd_coverage,
     misspecification,
+    reference_check,
     resimulation_error,
-    round_trip_error,
     sbc,
     tarp,
 )
@@ -31,9 +32,12 @@ from flowknife.inn import INN
 from flowknife.priors import Prior
 from flowknife.problems import PROBLEMS
 from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import Training
+from flowknife.train import MINIMUM_STEPS, Training, missing_steps
 
 _NUMBERS_AT_ONCE = 2_000_000
+_FARTHEST = 1e30  # what networks are given of larger numbers
+_IMPOSSIBLE = 1e3  # normal scores
+_AS_GOOD = 0.02  # nats per parameter that a posterior may be worse than the prior
 _CHECKED, _DRAWS = 300, 200  # held-out observations that are checked, and draws of each
 
 
@@ -76,6 +80,11 @@ def _sample(model, key, n, temperature, y):
 def _sample_noise(model, key, n, y):
     blocks = model.sample_left(key, n, y=y)
     return tuple(jnp.moveaxis(blocks[name], 0, -2) for name in ("x", "noise"))
+
+
+@eqx.filter_jit
+def _there_and_back(model, x, cond):
+    return model.bijection.decode(model.bijection.encode(x, cond)[0], cond)[0]
 
 
 @eqx.filter_jit
@@ -131,7 +140,9 @@ class Posterior:
     Attributes:
         model: the network, x <-> z given y, or x (and noise) <-> [y, z].
         prior: of the parameters.
-        held_out: pairs {"x", "y"} that were not trained on, with the noise of the data in y.
+        held_out: pairs {"x", "y"} that were not trained on, as the model takes them, with the noise of the data in y;
+            `held_out_pairs` has them in their units.
+        frame: origin and scale of the data; those of the parameters are `prior.frame`.
         y_names: of the data.
         noise: standard deviation of the noise that was added to simulated data, one for each number.
         config: settings.
@@ -143,6 +154,7 @@ class Posterior:
     model: INN = field(repr=False)
     prior: Prior = field(repr=False)
     held_out: dict[str, np.ndarray] = field(repr=False)
+    frame: Frame = field(repr=False)
     y_names: tuple[str, ...] = field(repr=False)
     noise: tuple[float, ...]
     config: InvertConfig
@@ -156,6 +168,15 @@ class Posterior:
     def names(self) -> tuple[str, ...]:
         """Names of the parameters."""
         return self.prior.names
+
+    @property
+    def held_out_pairs(self) -> dict[str, np.ndarray]:
+        """The held-out pairs {"x", "y"} in the user's units, in double precision."""
+        return {"x": self._x_frame.from_model(self.held_out["x"]), "y": self.frame.from_model(self.held_out["y"])}
+
+    @property
+    def _x_frame(self):
+        return self.prior.frame or plain_frame(self.prior.dim)
 
     def sample(self, n: int, y: Any, key: Key = None, temperature: float = 1.0) -> np.ndarray:
         """Draw `n` parameters that explain an observation: shape (n, d), or (k, n, d) for k observations.
@@ -172,11 +193,11 @@ class Posterior:
         rows, single = self._observations(y)
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 draw")
-        parts = self._in_parts(rows, n * self.prior.dim)
+        parts = self._in_parts(self._given(rows), n * self.prior.dim)
         keys = jax.random.split(as_key(key), len(parts))
         scale = jnp.asarray(float(temperature))
         drawn = [np.asarray(_sample(self.model, k, n, scale, part)) for k, part in zip(keys, parts, strict=True)]
-        return _plain(np.concatenate(drawn), single)
+        return _plain(self._x_frame.from_model(np.concatenate(drawn)), single)
 
     def sample_noise(self, n: int, y: Any, key: Key = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw pairs (parameters, noise of the data) that explain an observation; y - noise is the noise-free data.
@@ -189,8 +210,8 @@ class Posterior:
                 'form="partitioned", noise=...'
             )
         rows, single = self._observations(y)
-        x, noise = _sample_noise(self.model, as_key(key), n, rows)
-        return _plain(np.asarray(x), single), _plain(np.asarray(noise), single)
+        x, noise = map(np.asarray, _sample_noise(self.model, as_key(key), n, self._given(rows)))
+        return _plain(self._x_frame.from_model(x), single), _plain(self.frame.widths_from_model(noise), single)
 
     def log_prob(self, x: Any, y: Any) -> np.ndarray:
         """Log posterior density, in nats per unit of x: one for each row of x.
@@ -200,12 +221,15 @@ class Posterior:
                 each.
             y: one observation (m,), or (k, m).
         """
-        x = np.asarray(x, np.float32)
+        x = np.asarray(x, np.float64)
         rows, single = self._observations(y)
         if x.ndim < 1 or x.shape[-1] != self.prior.dim:
             raise InputError(
                 f"got parameters of shape {x.shape}; expected (..., {self.prior.dim}): {', '.join(self.names)}"
             )
+        if np.isnan(x).any():
+            raise InputError(f"got {np.isnan(x).sum()} parameters that are NaN; expected numbers")
+        rows = self._given(rows)
         if single:
             rows = np.broadcast_to(rows[0], (*x.shape[:-1], rows.shape[-1]))
         elif x.ndim == 3:
@@ -215,7 +239,10 @@ class Posterior:
                 f"got parameters of shape {x.shape} and observations of shape {np.shape(y)}; expected one observation, "
                 "or as many as the leading axis of the parameters"
             )
-        return np.asarray(log_density(self.model, x, rows))
+        possible = np.asarray(self.prior.log_prob(x)) > -np.inf
+        inside = np.where(possible[..., None], self._x_frame.to_model(x), self.held_out["x"][0])
+        found = np.asarray(log_density(self.model, inside, rows), np.float64) + self._x_frame.log_det
+        return np.where(possible & ~np.isnan(found), found, -np.inf)
 
     def quantiles(self, y: Any, q: Sequence[float] = (0.05, 0.5, 0.95), n: int = 4000, key: Key = None) -> np.ndarray:
         """Quantiles of each parameter, shape (len(q), d), or (k, len(q), d) for k observations, from `n` draws."""
@@ -227,8 +254,9 @@ class Posterior:
         drawn = self.sample(n, rows, key)
         best = np.argmax(self.log_prob(drawn, rows), axis=1)
         start = np.take_along_axis(drawn, best[:, None, None], axis=1)[:, 0]
-        top, _ = _climb(self.model, self.prior, jnp.asarray(start), rows, jnp.asarray(200), jnp.asarray(0.03))
-        return _plain(np.asarray(top), single)
+        start, rows = self._x_frame.to_model(start), self._given(rows)
+        top, _ = _climb(self.model, self.prior.inner, jnp.asarray(start), rows, jnp.asarray(200), jnp.asarray(0.03))
+        return _plain(self._x_frame.from_model(top), single)
 
     def predict(self, x: Any) -> np.ndarray:
         """Noise-free data of parameters x of shape (..., d): the forward direction of the network, or the simulator.
@@ -236,9 +264,9 @@ class Posterior:
         Raises:
             InputError: for a conditional model whose simulator is not known; it has no forward direction.
         """
-        x = np.asarray(x, np.float32)
+        x = np.asarray(x, np.float64)
         if self.config.form == "partitioned":
-            return np.asarray(_forward(self.model, x))
+            return self.frame.from_model(_forward(self.model, self._x_frame.to_model(x)))
         if self.forward is None:
             raise InputError(
                 "got a conditional posterior, which has no forward direction, and no simulator; try "
@@ -249,7 +277,10 @@ class Posterior:
     def misspecification(self, y: Any, key: Key = 0) -> Misspecification:
         """Whether the simulator can have made the observations: a p-value for each; see `flowknife.diagnostics`."""
         rows, _ = self._observations(y)
-        return misspecification(self._features(self.held_out["y"]), self._features(rows), key)
+        features = self._features(self._given(rows))
+        # another value of a datum that never varies is farther than anything that the simulator makes
+        features = features + np.where(self.frame.possible(rows), 0.0, _IMPOSSIBLE)[:, None]
+        return misspecification(self._features(self.held_out["y"]), features, key)
 
     def score(self, y: Any) -> dict[str, np.ndarray]:
         """How far observations are from what the simulator makes: columns row, score, p_value, flag (p < alpha)."""
@@ -261,15 +292,16 @@ class Posterior:
     def metrics(self) -> dict[str, float]:
         """`nll`: mean -log p(x | y) of held-out pairs, in nats; `prior_nll`: the same before y is known."""
         x, y = self.held_out["x"], self.held_out["y"]
+        units = self._x_frame.log_det
         return {
-            "nll": float(-np.mean(log_density(self.model, x, y))),
-            "prior_nll": float(-np.mean(self.prior.log_prob(x))),
+            "nll": float(-np.mean(self._log_density(x, y))) - units,
+            "prior_nll": float(-np.mean(self.prior.inner.log_prob(x))) - units,
         }
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
         """Ranks, coverage and re-simulation of held-out pairs, by name; each has a `verdict` and a `check`."""
-        x, y = (self.held_out[name][:_CHECKED] for name in ("x", "y"))
+        x, y = (self.held_out_pairs[name][:_CHECKED] for name in ("x", "y"))
         drawn = self.sample(_DRAWS, y, key=0)
         found = {
             "ranks": sbc(drawn, x, self.names),
@@ -284,14 +316,28 @@ class Posterior:
         return found
 
     def check(self, pairs: Any = None) -> list[Check]:
-        """Calibration of the posterior over held-out pairs, or over `pairs` (x, y), against what it should be."""
+        """Whether the posterior can be trusted: each number with its limit, over held-out pairs or `pairs` (x, y).
+
+        The worst round trip of a parameter, the calibration, the likelihood against that of the prior, and the steps of
+        training.
+        """
         if pairs is not None:
-            x, y = (np.asarray(values, np.float32) for values in pairs)
-            return _replaced(self, held_out={"x": x, "y": self._observations(y)[0]}).check()
-        x, y = self.held_out["x"][:1000], self.held_out["y"][:1000]
-        trip = round_trip_error(self.model.bijection, *self._ends(x, y))
+            x, y = self._x_frame.to_model(pairs[0]), self._given(self._observations(pairs[1])[0])
+            return _replaced(self, held_out={"x": x, "y": y}).check()
+        x, y = self.held_out["x"], self.held_out["y"]
+        back = self._x_frame.from_model(_there_and_back(self.model, *self._ends(x, y))[:, : x.shape[1]])
         found = [value.check for value in self.calibration.values() if hasattr(value, "check")]
-        return [Check("round trip, in standard deviations", trip, 1e-2), *found]
+        units = self._x_frame.log_det
+        own, before = (-np.asarray(each) - units for each in (self._log_density(x, y), self.prior.inner.log_prob(x)))
+        return [
+            Check.of_round_trip(self.held_out_pairs["x"], back, self.names),
+            *found,
+            reference_check("nll in nats", own, {"the prior": before}, _AS_GOOD * (1 + x.shape[1])),
+            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
+        ]
+
+    def _log_density(self, x, y):
+        return log_density(self.model, x, y)
 
     def to_arviz(self, y: Any, n: int = 1000, key: Key = None) -> Any:
         """`n` draws given one observation as ArviZ `InferenceData`, with the observed data."""
@@ -319,6 +365,7 @@ class Posterior:
             "facts": self.facts,
         }
         tree = {"model": self.model, "prior": self.prior, "held_out": self.held_out, "noise": self.noise}
+        tree["frame"] = self.frame
         return write_run(folder, record, tree, self.history)
 
     @classmethod
@@ -330,6 +377,7 @@ class Posterior:
             model=tree["model"],
             prior=tree["prior"],
             held_out={name: np.asarray(rows) for name, rows in tree["held_out"].items()},
+            frame=tree.get("frame") or plain_frame(len(record["data"]["y_names"])),
             y_names=tuple(record["data"]["y_names"]),
             noise=tuple(tree["noise"]),
             config=validated(InvertConfig, record["config"]),
@@ -347,7 +395,7 @@ class Posterior:
     def _observations(self, y) -> tuple[np.ndarray, bool]:
         """Observations as rows (k, m), and whether there is only one, given without an axis for it."""
         try:
-            rows = np.asarray(y, np.float32)
+            rows = np.asarray(y, np.float64)
         except (TypeError, ValueError):
             raise InputError(f"got {type(y).__name__} as an observation; expected numbers") from None
         length, single = len(self.y_names), rows.ndim <= 1
@@ -363,6 +411,10 @@ class Posterior:
             what = f"{rows[bad[0], place]} as {self.y_names[place]} of observation {bad[0] + 1}"
             raise InputError(f"got {what}; expected finite numbers")
         return rows, single
+
+    def _given(self, rows):
+        """Observations (k, m) as the model takes them; beyond single precision they are merely far."""
+        return np.clip(self.frame.to_model(rows), -_FARTHEST, _FARTHEST)
 
     def _in_parts(self, rows, numbers_each):
         size = max(_NUMBERS_AT_ONCE // max(numbers_each, 1), 1)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife._frame import Frame, heavy_tails
+from flowknife._progress import note
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
@@ -21,6 +23,7 @@ from flowknife.apps._classifier import Classifier
 from flowknife.apps.images import default_size
 from flowknife.bijections import Affine
 from flowknife.data import fingerprint, load_table
+from flowknife.diagnostics import kept_rows
 from flowknife.errors import InputError
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -77,7 +80,7 @@ def classify(
         _refuse(config, _OF_TABLES, "pictures")
         config = _completed(config, image_size=config.image_size or default_size(x), **_PICTURES)
         data, labels = read_pictures(x, labels, config.image_size, show_progress)
-        items, names, origin, skipped = data.pixels, (), np.zeros(0), data.skipped
+        items, names, frame, skipped = data.pixels, (), Frame((), ()), data.skipped
         facts = {"pictures": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
         make, teach = _picture_model, partial(train_pictures, augmentation=config.augment)
     else:
@@ -86,10 +89,11 @@ def classify(
         if isinstance(labels, str) and labels in getattr(x, "columns", ()):
             x, labels = x.drop(columns=[labels]), x[labels]
         table = load_table(x)
-        values, names, skipped = np.asarray(table.values), table.names, ()
-        # far from zero, single precision would lose the variation: such columns are centred before it is used
-        origin = values.mean(axis=0) if values.dtype == np.float64 else np.zeros(values.shape[1])
-        items, facts = (values - origin).astype(np.float32), {"rows": len(values)}
+        names, skipped, frame = table.names, (), Frame.of(table.values)
+        tails = heavy_tails(table.values, names)
+        note(tails, show_progress)
+        items = frame.to_model(table.values)
+        facts = {"rows": len(items), **({"heavy tails": tails} if tails else {})}
         make, teach = _table_model, partial(train_table, smoothing=config.smoothing)
 
     classes, codes = label_codes(labels, len(items), config.classes)
@@ -109,7 +113,7 @@ def classify(
         key=fit_key,
         show_progress=show_progress,
     )
-    kept = train[: _KEPT_PICTURES if make is _picture_model else _KEPT_ROWS]
+    kept = train[:_KEPT_PICTURES] if make is _picture_model else train[kept_rows(items[train], _KEPT_ROWS)]
     held = held if len(held) else kept
     classifier = Classifier(
         model=model,
@@ -117,7 +121,7 @@ def classify(
         log_prior=np.asarray(log_prior_of(model, jnp.asarray(log_prior))),
         temperature=1.0,
         names=names,
-        origin=origin,
+        frame=frame,
         reference=items[kept],
         reference_labels=codes[kept],
         held_out=items[held],

@@ -11,20 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 
+from flowknife._frame import Frame, LocalSpread, heavy_tails
+from flowknife._progress import note
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
 from flowknife.data import load_table
-from flowknife.diagnostics import Check, conformal_p_values, ks_normal, round_trip_error
+from flowknife.diagnostics import (
+    Check,
+    conformal_p_values,
+    gaussian_losses,
+    histogram_losses,
+    kept_rows,
+    ks_normal,
+    reference_check,
+)
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.objectives import nll
 from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import Training, fit
+from flowknife.train import MINIMUM_STEPS, Training, fit, missing_steps
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for pictures
 _ROWS_AT_ONCE = 16_384
+_AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
 
 
 class DensityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -85,10 +96,10 @@ def density(
     config = validated(DensityConfig, {**base, **settings})
     table = load_table(x, drop_invalid=drop_invalid)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
-    values = np.asarray(table.values)
-    # far from zero, single precision would lose the variation: such columns are centred before it is used
-    origin = values.mean(axis=0) if values.dtype == np.float64 else np.zeros(values.shape[1])
-    rows = (values - origin).astype(np.float32)
+    frame = Frame.of(table.values)
+    tails = heavy_tails(table.values, table.names)
+    note(tails, show_progress)
+    rows = frame.to_model(table.values)
     train_rows, held_out = _hold_out(rows, config.train.validation, split_key)
 
     standardise = Affine.standardise(train_rows)
@@ -109,7 +120,7 @@ def density(
         model,
         train_rows,
         training,
-        objective=_smoothed(smoothing * jnp.abs(standardise.scale.value)),
+        objective=_smoothed(smoothing, LocalSpread.of(train_rows, np.abs(standardise.scale.value))),
         held_out=held_out,
         key=fit_key,
         label="density",
@@ -119,14 +130,15 @@ def density(
     return Density(
         model=result.model,
         names=table.names,
-        origin=origin,
-        reference=train_rows[:_KEPT_ROWS],
+        frame=frame,
+        reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
         held_out=held_out if held_out is not None else train_rows[:_KEPT_ROWS],
         config=config.model_copy(update={"train": training}),
         history=result.history,
         facts={
             "rows": len(rows),
             "dropped rows": table.dropped,
+            **({"heavy tails": tails} if tails else {}),
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
             "stopped because": result.message,
@@ -141,12 +153,12 @@ def _hold_out(rows, share, key):
     return rows[order[held:]], rows[order[:held]] if held else None
 
 
-def _smoothed(scale):
-    """The negative log-likelihood of rows with Gaussian noise of standard deviation `scale` per column."""
+def _smoothed(share, spread):
+    """The negative log-likelihood of rows with Gaussian noise, whose standard deviation is a share of their spread."""
 
     def objective(model, batch, key):
         noise_key, key = jax.random.split(key)
-        noise = scale * jax.random.normal(noise_key, batch["x"].shape)
+        noise = share * spread(batch["x"]) * jax.random.normal(noise_key, batch["x"].shape)
         return nll(model, {"x": batch["x"] + noise}, key)
 
     return objective
@@ -177,11 +189,11 @@ class Density:
     """A fitted density of the rows of a table.
 
     Attributes:
-        model: the network, x <-> z, of rows minus `origin`.
+        model: the network, x <-> z, of rows in `frame`.
         names: column names.
-        origin: what is subtracted from each column first, in its units.
-        reference: training rows kept for pictures.
-        held_out: rows that were not trained on.
+        frame: origin and scale of each column, in its units.
+        reference: training rows kept for figures, as the model takes them.
+        held_out: rows that were not trained on, as the model takes them.
         config: settings.
         history: columns of the training curve.
         facts: what is worth knowing about the run.
@@ -189,7 +201,7 @@ class Density:
 
     model: INN = field(repr=False)
     names: tuple[str, ...]
-    origin: np.ndarray = field(repr=False)
+    frame: Frame = field(repr=False)
     reference: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
     config: DensityConfig
@@ -208,13 +220,16 @@ class Density:
         """
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 row")
-        return self._from_model(_sample(self.model, as_key(key), n, jnp.asarray(temperature)))
+        return self.frame.from_model(_sample(self.model, as_key(key), n, jnp.asarray(temperature)))
 
     def log_prob(self, x: Any) -> np.ndarray:
         """Log density of each row, in nats, shape (n,). A path or DataFrame is read like the training table."""
         rows = self._to_model(x)
-        parts = [np.asarray(_log_prob(self.model, part)) for part in _chunks(rows)]
-        return np.concatenate(parts)
+        return self._log_prob_of(rows)
+
+    def _log_prob_of(self, rows):
+        """Log density, in the user's units, of rows as the model takes them."""
+        return np.concatenate([np.asarray(_log_prob(self.model, part)) for part in _chunks(rows)]) + self.frame.log_det
 
     def encode(self, x: Any) -> np.ndarray:
         """The latent of each row, shape (n, d), standard normal for rows of the same distribution."""
@@ -222,7 +237,7 @@ class Density:
 
     def decode(self, z: Any) -> np.ndarray:
         """The row of each latent, shape (n, d)."""
-        return self._from_model(_decode(self.model, jnp.asarray(z, jnp.float32)))
+        return self.frame.from_model(_decode(self.model, jnp.asarray(z, jnp.float32)))
 
     def score(self, x: Any) -> dict[str, np.ndarray]:
         """How usual each row is: log density, split-conformal p-value and flag (p < alpha).
@@ -245,18 +260,34 @@ class Density:
 
     @cached_property
     def _held_out_log_prob(self):
-        return np.concatenate([np.asarray(_log_prob(self.model, part)) for part in _chunks(self.held_out)])
+        return self._log_prob_of(self.held_out)
 
     def check(self, x: Any = None) -> list[Check]:
-        """Round trip and latents of the held-out rows, or of `x`, against what they should be."""
+        """Whether the model can be trusted: each number with its limit, of the held-out rows or of `x`.
+
+        The worst round trip of a row (of held-out and training rows), the law of the latents, the likelihood against
+        that of a Gaussian and of histograms, and the steps of training.
+        """
         rows = self.held_out if x is None else self._to_model(x)
-        z = np.concatenate([np.asarray(_encode(self.model, part)) for part in _chunks(rows)])
+        values = self._values(x) if x is not None else self.frame.from_model(np.concatenate([rows, self.reference]))
+        z = self._encoded(rows)
+        back = self.decode(self._encoded(self.frame.to_model(values)))
         # a Kolmogorov-Smirnov distance of 0.05 is visible in a histogram; below, sampling noise of few rows is allowed
         limit = 0.05 + 1.5 / np.sqrt(z.size)
+        units = self.frame.log_det
+        simple = {
+            "a Gaussian": gaussian_losses(self.reference, rows) - units,
+            "histograms": histogram_losses(self.reference, rows) - units,
+        }
         return [
-            Check("round trip, in standard deviations", round_trip_error(self.model.bijection, rows[:5000]), 1e-3),
+            Check.of_round_trip(values, back, self.names, self.frame.from_model(self.reference)),
             Check("distance of the latents from N(0, 1)", ks_normal(z), float(limit)),
+            reference_check("nll in nats", -self._log_prob_of(rows), simple, _AS_GOOD * (1 + rows.shape[1])),
+            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
+
+    def _encoded(self, rows):
+        return np.concatenate([np.asarray(_encode(self.model, part)) for part in _chunks(rows)])
 
     def save(self, folder: str | Path) -> Path:
         """Write a run directory; `flowknife.load` reads it."""
@@ -267,10 +298,9 @@ class Density:
             "data": {"names": list(self.names)},
             "facts": self.facts,
         }
-        # the origin needs double precision: text keeps it, whatever precision arrays are loaded in
         tree = {
             "model": self.model,
-            "origin": tuple(float(value) for value in self.origin),
+            "frame": self.frame,
             "reference": self.reference,
             "held_out": self.held_out,
         }
@@ -283,7 +313,7 @@ class Density:
         return cls(
             model=tree["model"],
             names=tuple(record["data"]["names"]),
-            origin=np.asarray(tree["origin"], np.float64),
+            frame=tree["frame"] if "frame" in tree else Frame(tree["origin"], np.ones(len(tree["origin"]))),
             reference=np.asarray(tree["reference"]),
             held_out=np.asarray(tree["held_out"]),
             config=DensityConfig.model_validate(record["config"]),
@@ -298,17 +328,17 @@ class Density:
         return report_density(self, folder)
 
     def _to_model(self, x):
+        return self.frame.to_model(self._values(x))
+
+    def _values(self, x):
+        """Rows as the user gave them, in the columns of training."""
         values = np.asarray(x) if _is_rows(x) else load_table(x, min_rows=1).columns(self.names)
         if values.ndim != 2 or values.shape[1] != len(self.names):
             raise InputError(
                 f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns "
                 f"{', '.join(self.names)}"
             )
-        return (values - self.origin).astype(np.float32)
-
-    def _from_model(self, rows):
-        rows = np.asarray(rows)
-        return rows + self.origin if np.any(self.origin) else rows
+        return values
 
 
 def _is_rows(x):

@@ -12,10 +12,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flowknife import nets, priors
-from flowknife._progress import progress
+from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robust_spread
+from flowknife._progress import note, progress
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.apps._posterior import InvertConfig, Posterior
@@ -43,6 +45,8 @@ from flowknife.train import Training, fit
 _KEPT = 1000  # held-out pairs kept with the run
 _START_ROWS = 20_000  # what has a closed form is fitted to at most so many pairs
 _SHARP = 0.01  # noise added to data without any, in standard deviations
+_ROBUST = 3.0  # robust spreads that the law of data without noise is relative to, at most
+_RESOLVED = 0.02  # standard deviations of a prior that single precision may blur
 _FEW = 50_000  # pairs; with more, nothing is gained by weight decay
 _LONG = 32  # longer observations are summarised
 _NOISE_SHARE = 0.1  # width of the law of noisy data, in units of the noise
@@ -97,21 +101,34 @@ def invert(
     data = task.pairs or _simulated(task, config.num_simulations, keys[0], executor, show_progress)
     prior = task.prior or priors.likeliest(data.theta)
     _check_inside(prior, data.theta)
-    x, y = data.theta.astype(np.float32), data.y.astype(np.float32)
-    noise = _noise_of(task.noise, y)
+    y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
+    noise = _noise_of(task.noise, data.y)
+    frame = Frame.of(data.y, drop_constant=True, noise=noise)
+    if not frame.dim:
+        raise InputError(
+            f"got data that are the same for all {len(data.y):,} parameters; expected data that depend on them; check "
+            "the simulator"
+        )
+    tails = _told_tails(data, prior, None if task.prior else prior.names, y_names)
+    note(tails, show_progress)
+    # from here on, all is in the units of the model
+    x, y = (prior.frame or plain_frame(prior.dim)).to_model(data.theta), frame.to_model(data.y)
+    user_noise, noise = noise, frame.widths_to_model(noise)
     sharp = data.exact and config.form == "conditional" and config.noise is None and not np.any(noise)
+    noise_at = _constantly(noise)
     if sharp:  # p(x | y) of an exact y lies on a surface, where a density has no bound
-        noise = _SHARP * y.std(axis=0)
+        noise_at = _locally(_SHARP, LocalSpread.of(y, y.std(axis=0)))
+        user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0))
     order = np.asarray(jax.random.permutation(keys[1], len(x)))
     held = min(max(round(config.train.validation * len(x)), 2), len(x) // 2)
     held_out, train = ({"x": x[rows], "y": y[rows]} for rows in (order[:held], order[held:]))
 
     noisy, held_noisy = (
-        part["y"] + noise * np.asarray(jax.random.normal(k, part["y"].shape))
+        part["y"] + np.asarray(noise_at(part["y"]) * jax.random.normal(k, part["y"].shape))
         for part, k in zip((train, held_out), jax.random.split(keys[2]), strict=True)
     )
     make = _partitioned if config.form == "partitioned" else _conditional
-    model = make(config, prior, noisy, noise, keys[3])
+    model = make(config, prior.inner, noisy, noise, keys[3])
     model = eqx.filter_jit(lambda m, x, y: m.initialise(x, key=keys[4], y=y))(
         model, train["x"][:_START_ROWS], (train["y"] if config.form == "partitioned" else noisy)[:_START_ROWS]
     )
@@ -121,7 +138,7 @@ def invert(
             model,
             train,
             training,
-            objective=_objective(config, prior, noise),
+            objective=_objective(config, prior.inner, noise_at),
             held_out=held_out,
             key=keys[5],
             label="posterior" if len(candidates) == 1 else f"posterior, {i + 1} of {len(candidates)}",
@@ -136,8 +153,9 @@ def invert(
         model=result.model,
         prior=prior,
         held_out={"x": held_out["x"][:_KEPT], "y": held_noisy[:_KEPT]},
-        y_names=task.y_names or tuple(f"y{i + 1}" for i in range(y.shape[1])),
-        noise=tuple(float(value) for value in noise),
+        frame=frame,
+        y_names=y_names,
+        noise=tuple(float(value) for value in user_noise),
         config=config.model_copy(update={"train": training}),
         history=result.history,
         facts={
@@ -146,7 +164,8 @@ def invert(
             "failed simulations": data.failed,
             **({"why they failed": data.reason} if data.failed else {}),
             **({} if task.prior else {"prior": "estimated from the pairs"}),
-            **({"noise": f"none in the data; {_SHARP:g} standard deviations added"} if sharp else {}),
+            **({"noise": f"none in the data; {_SHARP:g} of their local spread added"} if sharp else {}),
+            **({"heavy tails": tails} if tails else {}),
             "form": config.form,
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
@@ -226,7 +245,7 @@ def _of_problem(problem: Problem, prior, noise) -> _Task:
 
 def _simulated(task, count, key, executor, show_progress) -> Simulations:
     draw_key, simulate_key = jax.random.split(key)
-    theta = np.asarray(task.prior.sample(draw_key, count))
+    theta = np.asarray(task.prior.sample(draw_key, count), np.float64)  # a simulator may add large numbers to them
     with progress("simulating", show_progress) as report:
         return simulate(
             task.simulator,
@@ -240,22 +259,72 @@ def _simulated(task, count, key, executor, show_progress) -> Simulations:
 def _check_inside(prior, theta):
     if theta.shape[1] != prior.dim:
         raise InputError(f"got parameters of {theta.shape[1]} numbers and a prior of {prior.dim}; expected as many")
-    outside = np.any((theta < np.asarray(prior.low)) | (theta > np.asarray(prior.high)), axis=1)
+    if not prior.inner.dim:
+        raise InputError(
+            f"got parameters that never vary ({', '.join(prior.names)}); expected at least one that does; check the "
+            "pairs"
+        )
+    outside = ~np.isfinite(np.asarray(prior.log_prob(theta)))
     if outside.any():
         raise InputError(
             f"got {outside.sum()} of {len(theta)} parameters outside of the prior, the first in row "
             f"{np.argmax(outside) + 1}; expected all inside; try wider bounds"
         )
+    fixed = () if prior.frame is None else prior.frame.constant
+    for i in np.flatnonzero(np.ptp(theta, axis=0) == 0):
+        if i not in fixed:
+            name, value = prior.names[i], theta[0, i]
+            raise InputError(
+                f"got the parameter {name}, which is {value:g} in all {len(theta):,} pairs, and a prior that lets it "
+                f"vary; expected draws from the prior; try fk.priors.Fixed({value:g}) for it, or pairs without a prior"
+            )
+    _check_resolved(prior)
+
+
+def _check_resolved(prior):
+    """Refuse a prior whose values are too close together for single precision, even around its own origin."""
+    inner = prior.inner
+    u = np.broadcast_to(np.linspace(-2, 2, 41, dtype=np.float32)[:, None], (41, inner.dim))
+    back = np.asarray(inner.bijection.encode(inner.bijection.decode(u)[0])[0])
+    error = np.abs(back - u).max(axis=0)
+    if np.all(error < _RESOLVED):
+        return
+    name = inner.names[int(np.argmax(np.where(np.isnan(error), np.inf, error)))]
+    raise InputError(
+        f"got a prior of {name} that single precision cannot resolve: its spread is too small beside its values; "
+        "expected a larger spread; try a Uniform or Normal prior, or the parameter minus its usual value"
+    )
+
+
+def _told_tails(data, prior, names, y_names):
+    """What is to be said about heavy tails, of data and of parameters whose prior was estimated; or ""."""
+    found = [heavy_tails(data.y, y_names)]
+    if names is not None:  # of a log-normal parameter the prior has taken the logarithm
+        u = np.asarray(prior.inner.bijection.encode((prior.frame or plain_frame(prior.dim)).to_model(data.theta))[0])
+        found.append(heavy_tails(u, prior.inner.names))
+    return "; ".join(line for line in found if line)
 
 
 def _noise_of(noise, y) -> np.ndarray:
-    scale = np.asarray(noise, np.float32)
+    scale = np.asarray(noise, np.float64)
     if scale.ndim > 1 or scale.size not in (1, y.shape[1]) or not np.all(np.isfinite(scale) & (scale >= 0)):
         raise InputError(f"got noise={noise}; expected a standard deviation, or one for each of {y.shape[1]} data")
     return np.broadcast_to(scale.reshape(-1), y.shape[1:])
 
 
-def _objective(config, prior, noise) -> Objective:
+NoiseAt = Callable[[Any], Any]
+"""The standard deviation of the noise that is added to each number of data (..., m)."""
+
+
+def _constantly(noise) -> NoiseAt:
+    return lambda y: jnp.broadcast_to(noise, np.shape(y))
+
+
+def _locally(share, spread) -> NoiseAt:
+    return lambda y: share * spread(jnp.asarray(y))
+
+
+def _objective(config, prior, noise_at: NoiseAt) -> Objective:
     """The negative log-likelihood with the optional terms; data of a conditional model get their noise here."""
     terms: list[tuple[float, Objective]] = [(1.0, nll)]
     if config.matching:
@@ -266,7 +335,8 @@ def _objective(config, prior, noise) -> Objective:
     def objective(model, batch, key):
         noise_key, *keys = jax.random.split(key, 1 + len(terms))
         if config.form == "conditional":  # a partitioned model draws the noise itself
-            batch = {**batch, "y": batch["y"] + noise * jax.random.normal(noise_key, batch["y"].shape)}
+            noise = noise_at(batch["y"]) * jax.random.normal(noise_key, batch["y"].shape)
+            batch = {**batch, "y": batch["y"] + noise}
         return sum(weight * term(model, batch, k) for (weight, term), k in zip(terms, keys, strict=True))
 
     return objective
@@ -304,7 +374,9 @@ def _partitioned(config, prior, y, noise, key) -> INN:
             'data; try noise=..., or form="conditional"'
         )
     if not np.any(noise):
-        law = Given(tuple(float(config.scale * value) for value in np.asarray(spread.scale.value)))
+        # a robust spread: values over many decades keep more of their small end
+        width = np.minimum(np.asarray(spread.scale.value), _ROBUST * robust_spread(y))
+        law = Given(tuple(float(config.scale * value) for value in width))
         flow = _couplings(config, dim, 0, key)
         loc, scale = (np.zeros(dim), np.ones(dim))
         scale[:data] = 1 / np.asarray(spread.scale.value)

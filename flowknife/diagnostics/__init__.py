@@ -1,6 +1,8 @@
 """Numbers that say whether a model can be trusted: arrays in, numbers out.
 
-Of flows: `round_trip_error`, `ks_normal`, `principal_plane`.
+Of flows: `round_trip_error`, `ks_normal`, `principal_plane`, `kept_rows`.
+Of simple models, for comparison: `reference_check`, `gaussian_losses`, `histogram_losses`, `class_losses`,
+`image_losses`.
 Of strange items: `Typicality`, `conformal_p_values`, `radius_p_values`, `combined_p_values`, `adjusted_p_values`,
 `benjamini_hochberg`, `ranked`, `auroc`.
 Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
@@ -20,10 +22,18 @@ from flowknife.diagnostics._anomalies import (
     radius_p_values,
     ranked,
 )
-from flowknife.diagnostics._check import Check
+from flowknife.diagnostics._check import Check, kept_rows
 from flowknife.diagnostics._classes import Reliability, accuracy, confusion, expected_calibration_error, reliability
 from flowknife.diagnostics._flows import ks_normal, principal_plane, round_trip_error
 from flowknife.diagnostics._ranks import Coverage, Ranks, coverage, hpd_coverage, sbc, sbc_ranks, tarp
+from flowknife.diagnostics._references import (
+    class_losses,
+    cross_entropies,
+    gaussian_losses,
+    histogram_losses,
+    image_losses,
+    reference_check,
+)
 from flowknife.diagnostics._samples import c2st, mmd2
 from flowknife.diagnostics._simulations import Misspecification, Resimulation, misspecification, resimulation_error
 
@@ -40,18 +50,25 @@ __all__ = [
     "auroc",
     "benjamini_hochberg",
     "c2st",
+    "class_losses",
     "combined_p_values",
     "conformal_p_values",
     "confusion",
     "coverage",
+    "cross_entropies",
     "expected_calibration_error",
+    "gaussian_losses",
+    "histogram_losses",
     "hpd_coverage",
+    "image_losses",
+    "kept_rows",
     "ks_normal",
     "misspecification",
     "mmd2",
     "principal_plane",
     "radius_p_values",
     "ranked",
+    "reference_check",
     "reliability",
     "resimulation_error",
     "round_trip_error",

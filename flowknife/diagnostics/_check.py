@@ -5,13 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import ArrayLike, Float
+
+from flowknife._frame import robust_spread
 
 Values = ArrayLike | Sequence[Any]
 """Numbers in any form: an array of NumPy or JAX, (nested) lists."""
 
 SMALLEST_P = 0.01
 """A p-value below fails a check: an exact model fails one such check in a hundred."""
+
+
+ROUND_TRIP = 0.01
+"""Standard deviations that a number may be off after the way to the latent and back."""
+
+_EXTREME = 16  # rows that are kept for being the most extreme
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,44 @@ class Check:
         value = -np.log10(np.maximum(p_value, 1e-12))
         return cls(f"{name}, -log10 p", float(value), float(-np.log10(SMALLEST_P)))
 
+    @classmethod
+    def of_round_trip(cls, x: Values, back: Values, names: Sequence[str], like: Values | None = None) -> "Check":
+        """The check that the worst number of the worst row comes back to a hundredth of its column's spread.
+
+        Args:
+            x: rows as the user gave them, shape (n, d).
+            back: the same rows after the round trip.
+            names: of the columns.
+            like: rows whose robust spread counts; default `x`.
+        """
+        x, back = np.asarray(x, np.float64), np.asarray(back, np.float64)
+        like = x if like is None else np.asarray(like, np.float64)
+        spread, size = robust_spread(like), np.abs(like).max(axis=0)
+        # a constant has no spread: it has to come back as it is, up to rounding in single precision
+        least = spread[spread > 0].min() if np.any(spread > 0) else 1.0
+        spread = np.where(spread > 0, spread, 1e-4 * np.where(size > 0, size, least))
+        error = np.abs(back - x) / spread
+        worst = np.max(np.where(np.isnan(error), np.inf, error), axis=0)
+        name = names[int(np.argmax(worst))]
+        return cls(f"round trip, in standard deviations (worst: {name})", float(worst.max()), ROUND_TRIP)
+
+    @classmethod
+    def of_steps(cls, missing: int, least: int) -> "Check":
+        """The check that no stage of training was given fewer steps than it takes at least."""
+        return cls(f"training steps missing of the least {least}", float(missing), 0.0)
+
 
 def p_text(p_value: float) -> str:
     """A p-value as it stands in a sentence."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
+def kept_rows(rows: Float[np.ndarray, "n d"], most: int) -> np.ndarray:
+    """Places of up to `most` rows: the first ones, and among them those farthest from the middle of all rows."""
+    if len(rows) <= most:
+        return np.arange(len(rows))
+    spread = robust_spread(rows)
+    away = np.abs(rows - np.median(rows, axis=0)) / np.where(spread > 0, spread, np.inf)
+    extreme = np.argsort(-away.max(axis=1), kind="stable")[: min(_EXTREME, most)]
+    first = np.setdiff1d(np.arange(most), extreme)[: most - len(extreme)]
+    return np.sort(np.concatenate([first, extreme]))

@@ -66,20 +66,25 @@ class Embedding(eqx.Module):
 def _interpolate(y, knots, scores):
     """The piecewise linear map through the knots, continued as lines, at most 3 beyond the outermost scores."""
     inside = jnp.interp(y, knots, scores)
-    low, high = (scores[1] - scores[0]) / (knots[1] - knots[0]), (scores[-1] - scores[-2]) / (knots[-1] - knots[-2])
+    low, high = _slope(knots[:2], scores[:2]), _slope(knots[-2:], scores[-2:])
     beyond = low * jnp.minimum(y - knots[0], 0.0) + high * jnp.maximum(y - knots[-1], 0.0)
     return inside + jnp.clip(beyond, -3.0, 3.0)
 
 
+def _slope(knots, scores):
+    run = knots[1] - knots[0]
+    return jnp.where(run > 0, (scores[1] - scores[0]) / jnp.where(run > 0, run, 1.0), 0.0)
+
+
 def _normal_scores(y: np.ndarray, most: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Knots (m, k), increasing, and the normal scores there, increasing."""
+    """Knots (m, k), ascending, and the normal scores there; those of equal knots are their mean."""
     from scipy.stats import norm
 
     count = max(min(most, len(y) // 4), 2)
     levels = norm.cdf(np.linspace(-1, 1, count) * norm.ppf(1 - 1 / max(len(y) / 4, 4)))
-    knots = np.quantile(np.asarray(y, np.float64), levels, axis=0).T
-    # ties (discrete numbers, a constant) are spread by a hair, so that the map stays increasing
-    spread, size = np.ptp(knots, axis=1), np.abs(knots).max(axis=1)
-    spread = np.where(spread > 1e-5 * size, 1e-3 * spread, np.where(size > 0, 1e-2 * size, 1.0))
-    knots = np.sort(knots, axis=1) + spread[:, None] * np.linspace(-1, 1, count)
-    return knots, np.broadcast_to(norm.ppf(levels), knots.shape)
+    knots = np.quantile(np.asarray(y, np.float64), levels, axis=0).T.astype(np.float32)
+    scores = np.broadcast_to(norm.ppf(levels), knots.shape)
+    # ties (discrete numbers, a constant) have one score; values between them lie on lines from one to the next
+    equal = [np.unique(row, return_inverse=True)[1] for row in knots]
+    means = [np.bincount(place, own) / np.bincount(place) for place, own in zip(equal, scores, strict=True)]
+    return knots, np.stack([mean[place] for mean, place in zip(means, equal, strict=True)])

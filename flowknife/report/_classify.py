@@ -8,7 +8,7 @@ import numpy as np
 from flowknife import plots
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc
-from flowknife.report._figures import ends, keep, training
+from flowknife.report._figures import ends, keep, training, trust
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
         height, width, channels = classifier.shape
         grey_or_rgb: Any = channels
         others = load_images(others, (height, width), channels=grey_or_rgb)
-    held = classifier.held_out if classifier.pictures else classifier.held_out + classifier.origin
+    held = classifier.held_out if classifier.pictures else classifier.frame.from_model(classifier.held_out)
     scores = classifier.score(held)
     strange = _spoilt(held) if others is None else others
     sections = [
@@ -40,6 +40,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
         _samples(classifier, held, folder),
         _latents(classifier, held, strange, folder),
         _outliers(classifier, held, scores, strange, others is None, folder),
+        trust(classifier.check()),
         *training(classifier.history, folder, str(classifier.facts.get("stopped because", "")), _OBJECTIVE),
     ]
     return write_report(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from flowknife import plots
-from flowknife.report._figures import ends, keep, training
+from flowknife.report._figures import ends, keep, training, trust
 from flowknife.report._page import Picture, Section, write_report
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _COLUMNS = 6  # of a wide table, this many are drawn
 
 def report_density(flow: "Density", folder: str | Path) -> Path:
     """Write figures and `report.html` of a fitted density into `folder`; return the page's path."""
-    data = flow.reference[:_POINTS] + flow.origin
+    data = flow.frame.from_model(flow.reference[:_POINTS])
     generated = flow.sample(min(len(data), _POINTS), key=0)
     wide = f" The first {_COLUMNS} of {data.shape[1]} columns are drawn." if data.shape[1] > _COLUMNS else ""
     shown = slice(0, _COLUMNS)
@@ -34,7 +34,7 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
     ]
     if data.shape[1] == 2:
         sections += [_density_section(flow, data, folder), _mapping_section(flow, data, folder)]
-    z = flow.encode(flow.held_out[:5000] + flow.origin)
+    z = flow.encode(flow.frame.from_model(flow.held_out[:5000]))
     sections += [
         Section(
             "Latents",
@@ -42,6 +42,7 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
             [keep(plots.latents(z), folder, "latents")],
         )
     ]
+    sections.append(trust(flow.check()))
     sections += training(flow.history, folder, str(flow.facts.get("stopped because", "")))
     return write_report(folder, "Density", sections, flow.metrics, flow.facts, ends(flow.model))
 
@@ -90,7 +91,7 @@ def _stages(flow, x):
 
         return jax.lax.scan(layer, x, arrays)[1]
 
-    x, _ = standardise.encode((x - flow.origin).astype(np.float32))
+    x, _ = standardise.encode(flow.frame.to_model(x))
     layers = np.asarray(through(x))
     # from the last one backwards, so that the end of the animation is the latent space itself
     return [np.asarray(x), *layers[::-1][::2][::-1]]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowknife.diagnostics import Check
 from flowknife.inn import INN
 from flowknife.report._page import Frame, Picture, Section
 from flowknife.storage import replacing
@@ -36,6 +37,18 @@ def ends(model: INN) -> Frame:
     ends = model.partition
     given = "".join(f", given {block.name} {size(block)}" for block in ends.cond)
     return Frame([words(block) for block in ends.left], [words(block) + given for block in ends.right])
+
+
+def trust(checks: Sequence[Check]) -> Section:
+    """What `check` says: each number with its limit, those that failed first."""
+    ordered = sorted(checks, key=lambda check: check.passed)
+    lines = [
+        f"{'passed' if check.passed else 'FAILED'}: {check.name}: {check.value:.3g}, at most {check.limit:.3g}."
+        for check in ordered
+    ]
+    failed = sum(not check.passed for check in checks)
+    verdict = f"{failed} of {len(checks)} checks failed: do not trust this model." if failed else "All checks passed."
+    return Section("Checks", "\n\n".join([verdict, *lines]))
 
 
 def training(

@@ -8,7 +8,7 @@ import numpy as np
 from flowknife import plots
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
-from flowknife.report._figures import ends, keep, training
+from flowknife.report._figures import ends, keep, training, trust
 from flowknife.report._image_uses import clusters, level_temperatures, nearest_training, surprises, through_latent
 from flowknife.report._page import Section, write_report
 
@@ -39,6 +39,7 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         _anomalies(model, real, other, scores, folder),
         _latents(model, real, simulated, other, z_real, z_simulated, folder),
         through_latent(model, folder),
+        trust(model.check()),
         *training(model.history, folder, "Each level keeps its best held-out weights.", _OBJECTIVE),
     ]
     metrics = dict(model.metrics)

@@ -10,7 +10,7 @@ import numpy as np
 from flowknife import plots
 from flowknife.errors import InputError
 from flowknife.problems import PROBLEMS, Problem
-from flowknife.report._figures import ends, keep, training
+from flowknife.report._figures import ends, keep, training, trust
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ _STRETCH = 2.0  # of the observations that a simulator cannot have made
 
 def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
     """Write figures and `report.html` of a posterior into `folder`; return the page's path."""
-    truth, y = posterior.held_out["x"][0], posterior.held_out["y"][0]
+    held = posterior.held_out_pairs
+    truth, y = held["x"][0], held["y"][0]
     drawn = posterior.sample(_DRAWS, y, key=0)
     problem = _problem(posterior)
     sections = [
@@ -35,6 +36,7 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
         *_noise(posterior, y, truth, folder),
         _calibration(posterior, folder),
         _misspecification(posterior, folder),
+        trust(posterior.check()),
         *training(posterior.history, folder, str(posterior.facts.get("stopped because", ""))),
     ]
     frame = ends(posterior.model)
@@ -154,7 +156,7 @@ def _calibration(posterior, folder):
 
 
 def _misspecification(posterior, folder):
-    held = posterior.held_out["y"]
+    held = posterior.held_out_pairs["y"]
     centre = held.mean(axis=0)
     stretched = centre + _STRETCH * (held - centre)
     usual, strange = (posterior.misspecification(rows).p_values for rows in (held, stretched))
