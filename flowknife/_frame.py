@@ -131,7 +131,12 @@ class Frame(eqx.Module):
         places = np.asarray(self.constant, int)
         values = _wide(values)[..., places]
         origin = np.asarray(self.origin)[places].astype(values.dtype)
-        return (abs(values - origin) <= 4 * np.finfo(values.dtype).eps * abs(origin)).all(axis=-1)
+        same = abs(values - origin) <= 4 * np.finfo(values.dtype).eps * abs(origin)
+        if isinstance(values, np.ndarray) and not same.all():
+            # 0.1 in a table of single precision is the 0.1 of one in double precision
+            same |= (values == _written(origin)) & (origin == _narrow(origin))
+            same |= (origin == _written(values)) & (values == _narrow(values))
+        return same.all(axis=-1)
 
     def join(self, *others: "Frame") -> "Frame":
         """The frame of several tables side by side."""
@@ -152,6 +157,18 @@ def plain_frame(columns: int) -> Frame:
 def _wide(values):
     """An array in double precision; what is being compiled stays as it is."""
     return values if isinstance(values, Tracer) else np.asarray(values, np.float64)
+
+
+def _narrow(values):
+    """Rounded to single precision."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32).astype(np.float64)
+
+
+def _written(values):
+    """The number that is meant by the shortest text of the value in single precision."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32).astype(str).astype(np.float64)
 
 
 def _powers_of_two(spread):

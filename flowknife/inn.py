@@ -35,7 +35,7 @@ from jaxtyping import Array
 from flowknife._types import Key, Shape, as_key, as_shape
 from flowknife.bijections import Bijection
 from flowknife.errors import InputError
-from flowknife.laws import Data, Law, Noise, Normal, Source, Temperature, beyond_range
+from flowknife.laws import Data, Law, Noise, Normal, Source, Temperature, as_temperature, beyond_range
 
 Blocks = dict[str, Array]
 
@@ -250,7 +250,8 @@ class INN(eqx.Module):
         Args:
             key: int, JAX key or None.
             n: number of draws, or their shape; () for one.
-            temperature: scale of the draws around the mode of each law, one number or one per right-hand block by name.
+            temperature: scale of the draws around the mode of each law, one number or one per right-hand block by name,
+                from 0 to 1e6.
             **given: known right-hand blocks and conditions; each may carry batch axes of its own, which follow `n`.
 
         Returns:
@@ -274,7 +275,9 @@ class INN(eqx.Module):
         right = {}
         for block, block_key in zip(self.partition.right, keys, strict=True):
             t = temperature.get(block.name, 1.0) if isinstance(temperature, Mapping) else temperature
-            right[block.name] = block.law.sample(block_key, batch, block.shape, given.get(block.name), t)
+            right[block.name] = block.law.sample(
+                block_key, batch, block.shape, given.get(block.name), as_temperature(t)
+            )
         given = {
             block.name: jnp.broadcast_to(value, (*batch, *block.given_shape)) for block, value in self._pairs(given)
         }

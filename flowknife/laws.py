@@ -8,7 +8,7 @@ Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log dens
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +25,9 @@ from flowknife.errors import InputError
 
 Temperature = float | Float[Array, ""]
 
+LARGEST_TEMPERATURE = 1e6
+"""Beyond it the draws soon leave the range of numbers."""
+
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -37,6 +40,42 @@ def normal_log_prob(x: Float[Array, "..."], shape: Shape, scale: Scale = 1.0) ->
     width = np.asarray(scale, x.dtype)
     terms = -0.5 * (x / width) ** 2 - 0.5 * _LOG_2PI - np.log(width)
     return jnp.sum(terms, axis=tuple(range(x.ndim - len(shape), x.ndim)))
+
+
+def as_temperature(value: Any) -> Any:
+    """A temperature, or several by name, as plain numbers; one that is being compiled stays as it is.
+
+    Raises:
+        InputError: for anything but single numbers from 0 to `LARGEST_TEMPERATURE`.
+    """
+    if isinstance(value, Mapping):
+        return {name: as_temperature(each) for name, each in value.items()}
+    if isinstance(value, Tracer):
+        return value
+    try:
+        number = math.nan if isinstance(value, str) or np.ndim(value) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= LARGEST_TEMPERATURE:
+        raise InputError(
+            f"got temperature={value!r}; expected one number from 0 to {LARGEST_TEMPERATURE:g}; try 0.7 or 1"
+        )
+    return number
+
+
+def require_finite_draws(rows: np.ndarray, temperature: Any) -> np.ndarray:
+    """Draws `(n, ...)` as they are.
+
+    Raises:
+        InputError: if one of them is beyond the range of numbers.
+    """
+    bad = int(np.sum(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
+    if bad:
+        raise InputError(
+            f"got {bad} of {len(rows)} draws beyond the range of numbers at temperature={temperature}; expected finite "
+            "ones; try a lower temperature, or logarithms of columns with heavy tails"
+        )
+    return rows
 
 
 def beyond_range(log_prob: Float[Array, "..."], values: Sequence[tuple[Array, int]]) -> Float[Array, "..."]:

@@ -37,6 +37,7 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN
+from flowknife.laws import as_temperature, require_finite_draws
 from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
 
@@ -120,7 +121,7 @@ class Classifier:
 
     def predict(self, x: Any) -> np.ndarray:
         """The likeliest class of each item, shape (n,), as labels were given."""
-        return np.asarray(self.classes)[np.argmax(self._log_joint(x), axis=1)]
+        return np.asarray(self.classes)[np.argmax(self._probability(self._log_joint(x)), axis=1)]
 
     def predict_proba(self, x: Any, calibrated: bool = True) -> np.ndarray:
         """Probability of every class, shape (n, K), in the order of `classes`.
@@ -128,8 +129,10 @@ class Classifier:
         Args:
             x: items, as for `classify`.
             calibrated: apply the temperature that was fitted to held-out items; otherwise plain Bayes' rule.
+
+        Of items beyond the range of numbers, such as rows of 1e30, the densities say nothing: they have the priors.
         """
-        return softmax(self._log_joint(x) / (self.temperature if calibrated else 1.0), axis=1)
+        return self._probability(self._log_joint(x), None if calibrated else 1.0)
 
     def log_prob(self, x: Any, label: Any = None) -> np.ndarray:
         """Log density of each item, in nats, shape (n,); of pictures log-probability, of `config.bits` bits.
@@ -155,19 +158,21 @@ class Classifier:
         """
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1")
+        if temperature is None:
+            temperature = 0.7 if self.pictures else 1.0
         label_key, key = jax.random.split(as_key(key))
         if label is None:
             codes = jax.random.categorical(label_key, jnp.asarray(self.log_prior), shape=(n,))
         else:
             codes = jnp.asarray(np.broadcast_to(as_codes(label, self.classes), n))
-        temperature = temperature if temperature is not None else 0.7 if self.pictures else 1.0
-        temperature = jax.tree.map(jnp.asarray, temperature)  # an argument of the compiled function, not part of it
+        temperature = as_temperature(temperature)
+        scale = jax.tree.map(jnp.asarray, temperature)  # an argument of the compiled function, not part of it
         size = min(n, 16 if self.pictures else _ROWS_AT_ONCE)
         codes = jnp.resize(codes, (-(-n // size), size))  # batches of one size: one compiled program
         keys = jax.random.split(key, len(codes))
-        drawn = [np.asarray(_draw(self.model, k, part, temperature)) for k, part in zip(keys, codes, strict=True)]
+        drawn = [np.asarray(_draw(self.model, k, part, scale)) for k, part in zip(keys, codes, strict=True)]
         rows = np.concatenate(drawn)[:n]
-        return rows if self.pictures else self.frame.from_model(rows)
+        return rows if self.pictures else require_finite_draws(self.frame.from_model(rows), temperature)
 
     def encode(self, x: Any) -> np.ndarray:
         """The right end of each item, shape (n, D): its latents, after the one-hot block where there is one."""
@@ -191,11 +196,12 @@ class Classifier:
             look = self._look(items, report)
         joint = look[0] + self.log_prior
         strangeness = self._strangeness(items, look)
+        probability = self._probability(joint)
         p_value = conformal_p_values(strangeness, self._held_out_strangeness)
         return {
             ("path" if self.pictures else "row"): np.asarray(names),
-            "label": np.asarray(self.classes)[np.argmax(joint, axis=1)],
-            "probability": softmax(joint / self.temperature, axis=1).max(axis=1),
+            "label": np.asarray(self.classes)[np.argmax(probability, axis=1)],
+            "probability": probability.max(axis=1),
             "log_prob": logsumexp(joint, axis=1) + self.frame.log_det,
             "score": strangeness,
             "p_value": p_value,
@@ -218,7 +224,7 @@ class Classifier:
         if known.any():
             labels = self.held_out_labels[known]
             own = np.arange(len(labels)), labels
-            probability = softmax(joint[known] / self.temperature, axis=1)
+            probability = self._probability(joint[known])
             metrics |= {
                 "accuracy": accuracy(labels, probability),
                 "nll_given_label": float(-np.mean((joint[known] - self.log_prior)[own])) - self.frame.log_det,
@@ -403,6 +409,12 @@ class Classifier:
     def _log_joint(self, x):
         return self._joint(self._items(x)[0])
 
+    def _probability(self, joint, temperature=None):
+        """Class probabilities; the class priors where all densities are beyond the range of numbers and say nothing."""
+        told = np.isfinite(joint).any(axis=1, keepdims=True)
+        scaled = joint / (self.temperature if temperature is None else temperature)
+        return softmax(np.where(told, scaled, self.log_prior), axis=1)
+
     @cached_property
     def _held_out_look(self):
         return self._look(self.held_out)
@@ -426,7 +438,7 @@ class Classifier:
         known = codes >= 0
         if not known.any():
             raise InputError("got no held-out items with a label; expected some; try x and labels as arguments")
-        return softmax(joint[known] / self.temperature, axis=1), codes[known]
+        return self._probability(joint[known]), codes[known]
 
     def _round_trip(self, items, x) -> Check:
         """The worst round trip of rows, of those held out and of training; of some pictures as a whole."""

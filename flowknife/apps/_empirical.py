@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from flowknife._types import Key, as_key
 from flowknife.errors import InputError
+from flowknife.laws import LARGEST_TEMPERATURE
 
 _MOST_DIRECTIONS = 64  # of a level
 _MOST_NUMBERS = 400_000  # of the directions of a level, so that a run stays small
@@ -68,7 +69,7 @@ class Empirical:
         Raises:
             InputError: for the name of a level that does not exist, or a number out of range.
         """
-        temperatures = by_level(temperature, self.levels, "temperature", 1.0, np.inf)
+        temperatures = by_level(temperature, self.levels, "temperature", 1.0, LARGEST_TEMPERATURE)
         shrinks = by_level(shrink, self.levels, "shrink", 0.0, 1.0)
         keys = jax.random.split(as_key(key), len(self.levels))
         parts = []

@@ -42,6 +42,7 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN
+from flowknife.laws import LARGEST_TEMPERATURE, as_temperature
 from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
 
@@ -116,7 +117,7 @@ class Images:
         """
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 picture")
-        temperatures = by_level(temperature, self.levels, "temperature", 1.0, np.inf)
+        temperatures = by_level(temperature, self.levels, "temperature", 1.0, LARGEST_TEMPERATURE)
         if prior == "empirical":
             return self.decode(self.empirical.sample(key, n, temperatures, shrink))
         if prior != "normal":
@@ -199,7 +200,7 @@ class Images:
         name = names[level] if isinstance(level, int) and level in range(len(names)) else level
         if name not in names:
             raise InputError(f"got level {level!r}; expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
-        return self._decoded(redrawn(self.encode(pictures), self.levels[name], n, key, temperature))
+        return self._decoded(redrawn(self.encode(pictures), self.levels[name], n, key, as_temperature(temperature)))
 
     def nearest(self, pictures: Any, k: int = 3, folder: Any = None) -> Nearest:
         """The training pictures that look most like each picture, mirror images included.

@@ -29,6 +29,7 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN
+from flowknife.laws import as_temperature
 from flowknife.priors import Prior
 from flowknife.problems import PROBLEMS
 from flowknife.storage import load_tree, read_history, read_run, write_run
@@ -195,7 +196,7 @@ class Posterior:
             raise InputError(f"got n={n}; expected at least 1 draw")
         parts = self._in_parts(self._given(rows), n * self.prior.dim)
         keys = jax.random.split(as_key(key), len(parts))
-        scale = jnp.asarray(float(temperature))
+        scale = jnp.asarray(as_temperature(temperature))
         drawn = [np.asarray(_sample(self.model, k, n, scale, part)) for k, part in zip(keys, parts, strict=True)]
         return _plain(self._x_frame.from_model(np.concatenate(drawn)), single)
 

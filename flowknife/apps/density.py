@@ -29,6 +29,7 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
+from flowknife.laws import as_temperature, require_finite_draws
 from flowknife.objectives import nll
 from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, Training, fit, missing_steps
@@ -69,7 +70,7 @@ def density(
 
     The rows are standardised inside the model and mapped to N(0, I) by rational-quadratic spline couplings. Training
     rows get a little Gaussian noise, which keeps a flexible density from following single rows (Rothfuss et al. 2019,
-    arXiv 1907.08982).
+    arXiv 1907.08982). Columns that are constant stay outside of the network: they come back as they are.
 
     Args:
         x: array (n, d), DataFrame, or path of a .csv, .parquet or .npy file.
@@ -96,7 +97,11 @@ def density(
     config = validated(DensityConfig, {**base, **settings})
     table = load_table(x, drop_invalid=drop_invalid)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
-    frame = Frame.of(table.values)
+    frame = Frame.of(table.values, drop_constant=True)
+    if not frame.dim:
+        raise InputError(
+            f"got a table in which no column varies ({len(table.values)} equal rows); expected at least one that does"
+        )
     tails = heavy_tails(table.values, table.names)
     note(tails, show_progress)
     rows = frame.to_model(table.values)
@@ -220,23 +225,32 @@ class Density:
         """
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 row")
-        return self.frame.from_model(_sample(self.model, as_key(key), n, jnp.asarray(temperature)))
+        temperature = as_temperature(temperature)
+        drawn = self.frame.from_model(_sample(self.model, as_key(key), n, jnp.asarray(temperature)))
+        return require_finite_draws(drawn, temperature)
 
     def log_prob(self, x: Any) -> np.ndarray:
-        """Log density of each row, in nats, shape (n,). A path or DataFrame is read like the training table."""
-        rows = self._to_model(x)
-        return self._log_prob_of(rows)
+        """Log density of each row, in nats, shape (n,), -inf for a row that is impossible.
+
+        Columns that are constant in training count for nothing, and any other value of them is impossible; so are
+        values beyond single precision. A path or DataFrame is read like the training table.
+        """
+        values = self._values(x)
+        return np.where(self.frame.possible(values), self._log_prob_of(self.frame.to_model(values)), -np.inf)
 
     def _log_prob_of(self, rows):
         """Log density, in the user's units, of rows as the model takes them."""
         return np.concatenate([np.asarray(_log_prob(self.model, part)) for part in _chunks(rows)]) + self.frame.log_det
 
     def encode(self, x: Any) -> np.ndarray:
-        """The latent of each row, shape (n, d), standard normal for rows of the same distribution."""
-        return np.asarray(_encode(self.model, self._to_model(x)))
+        """The latent of each row, standard normal for rows of the same distribution.
+
+        Shape (n, k), k the number of columns that vary in training.
+        """
+        return self._encoded(self._to_model(x))
 
     def decode(self, z: Any) -> np.ndarray:
-        """The row of each latent, shape (n, d)."""
+        """The row of each latent (n, k), shape (n, d); constant columns have their value."""
         return self.frame.from_model(_decode(self.model, jnp.asarray(z, jnp.float32)))
 
     def score(self, x: Any) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
             [keep(plots.samples(data[:, shown], generated[:, shown], names), folder, "samples")],
         )
     ]
-    if data.shape[1] == 2:
+    if data.shape[1] == flow.frame.dim == 2:
         sections += [_density_section(flow, data, folder), _mapping_section(flow, data, folder)]
     z = flow.encode(flow.frame.from_model(flow.held_out[:5000]))
     sections += [
