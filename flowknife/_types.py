@@ -43,6 +43,35 @@ def as_shape(shape: int | Shape) -> Shape:
     return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
 
 
+def as_numbers(values: Any, name: str) -> np.ndarray:
+    """Real numbers as a new float64 array; masked entries become NaN.
+
+    Raises:
+        InputError: for text, dates, complex numbers, and anything else that is not an array of numbers.
+    """
+    if isinstance(values, (list, tuple)) and any(isinstance(value, np.ma.MaskedArray) for value in values):
+        values = np.ma.stack([np.ma.asarray(value) for value in values])  # np.asarray would drop the masks
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biufO":
+            what = {"c": "complex numbers", "U": "text", "S": "text", "M": "dates", "m": "times"}
+            raise InputError(f"got {what.get(array.dtype.kind, array.dtype)} as {name}; expected real numbers")
+        numbers = np.array(array, np.float64)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a foreign object does when it is asked for its numbers
+        raise InputError(f"got {type(values).__name__} as {name} ({error_in_words(error)}); expected numbers") from None
+    if isinstance(values, np.ma.MaskedArray):
+        numbers[np.ma.getmaskarray(values)] = np.nan
+    return numbers
+
+
+def error_in_words(error: BaseException) -> str:
+    """The kind and the beginning of an error, in one line."""
+    words = " ".join(str(error).split())[:120]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 class Constant(eqx.Module):
     """An array of the model that is saved with it and used by it, but never trained.
 

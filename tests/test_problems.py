@@ -1,6 +1,7 @@
 """Problems: forward models against independent formulas, references against what must be true of a posterior."""
 
 import importlib.util
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -293,7 +294,9 @@ def test_nuts_draws_the_posterior_of_a_linear_model():
     rng = np.random.default_rng(0)
     matrix, mean, scale, noise = rng.normal(size=(2, 3)), np.array([1.0, -1.0, 0.0]), np.array([1.0, 0.5, 2.0]), 0.1
     y = np.array([0.7, -0.4])
-    reference = nuts_posterior(Normal(mean, scale), lambda theta: theta @ jnp.asarray(matrix, theta.dtype).T, noise)
+    reference = partial(
+        nuts_posterior, Normal(mean, scale), lambda theta: theta @ jnp.asarray(matrix, theta.dtype).T, noise
+    )
     theta = reference(jax.random.key(0), y, 4000)
     precision = np.diag(scale**-2) + matrix.T @ matrix / noise**2
     covariance = np.linalg.inv(precision)

@@ -1,5 +1,7 @@
 """The second test of application 5: from where, and how, was it thrown to land there?"""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,20 +76,6 @@ def ballistics(noise: float | int = 0.0) -> Problem:
     """
     from scipy import stats
 
-    def propose(numbers, m, y):
-        w = numbers.normal(1.5, 0.5, m)
-        angle = numbers.uniform(*np.radians([9, 81]), m)
-        speed = np.minimum(numbers.poisson(15, m), 44) + numbers.uniform(-0.5, 0.5, m)
-        theta = np.stack([np.zeros(m), w, angle, speed], axis=-1)
-        with jax.enable_x64(True):
-            reached = np.asarray(jax.jit(_landing)(theta))[:, 0]
-        theta[:, 0] = y[0] + noise * numbers.standard_normal(m) - reached
-        return theta, stats.norm.logpdf(theta[:, 0], scale=_X0_SCALE)
-
-    def reference(key, y, n):
-        numbers = generator(key)
-        return Weighted.gather(lambda g, m: propose(g, m, y), numbers, 12 * n).draw(numbers, n)
-
     speeds = np.arange(45)
     prior = Product(
         {
@@ -101,9 +89,27 @@ def ballistics(noise: float | int = 0.0) -> Problem:
         name="ballistics",
         prior=prior,
         forward=_landing,
-        reference=reference,
+        reference=partial(_reference, noise),
         y_names=("landing",),
         y_units=("m",),
         noise=noise,
         source="Kruse et al. 2021, arXiv 2101.10763",
     )
+
+
+def _propose(noise, y, numbers, m):
+    from scipy import stats
+
+    w = numbers.normal(1.5, 0.5, m)
+    angle = numbers.uniform(*np.radians([9, 81]), m)
+    speed = np.minimum(numbers.poisson(15, m), 44) + numbers.uniform(-0.5, 0.5, m)
+    theta = np.stack([np.zeros(m), w, angle, speed], axis=-1)
+    with jax.enable_x64(True):
+        reached = np.asarray(jax.jit(_landing)(theta))[:, 0]
+    theta[:, 0] = y[0] + noise * numbers.standard_normal(m) - reached
+    return theta, stats.norm.logpdf(theta[:, 0], scale=_X0_SCALE)
+
+
+def _reference(noise, key, y, n):
+    numbers = generator(key)
+    return Weighted.gather(partial(_propose, noise, y), numbers, 12 * n).draw(numbers, n)

@@ -6,7 +6,7 @@ import numpy as np
 
 from flowknife.errors import InputError
 from flowknife.priors import Normal, Uniform
-from flowknife.problems._problem import Problem, generator
+from flowknife.problems._problem import Problem, check_count, generator
 
 _VARIANCE = 0.1  # of the prior and of the noise of `gaussian_linear`
 _RADIUS = 0.1, 0.01
@@ -23,23 +23,22 @@ def gaussian_linear(dim: int = 10) -> Problem:
 
     Lueckmann et al. 2021, arXiv 2101.04653, T.1.
     """
-    if dim < 1:
-        raise InputError(f"got dim={dim}; expected at least 1")
+    check_count("dim", dim)
     scale = _VARIANCE**0.5
-
-    def reference(key, y, n):
-        return y / 2 + (_VARIANCE / 2) ** 0.5 * generator(key).standard_normal((n, dim))
-
     return Problem(
         name="gaussian_linear",
         prior=Normal(np.zeros(dim), scale),
         forward=jnp.asarray,
-        reference=reference,
+        reference=_halfway,
         y_names=tuple(f"y{i + 1}" for i in range(dim)),
         y_units=("",) * dim,
         noise=scale,
         source="Lueckmann et al. 2021, arXiv 2101.04653, T.1",
     )
+
+
+def _halfway(key, y, n):
+    return y / 2 + (_VARIANCE / 2) ** 0.5 * generator(key).standard_normal((n, len(y)))
 
 
 def two_moons() -> Problem:
@@ -57,41 +56,47 @@ def two_moons() -> Problem:
 
     Lueckmann et al. 2021, arXiv 2101.04653, T.8; Greenberg et al. 2019, arXiv 1905.07488.
     """
-
-    def fold(theta):
-        total, difference = theta[..., 0] + theta[..., 1], theta[..., 1] - theta[..., 0]
-        return jnp.stack([-jnp.abs(total), difference], axis=-1) / np.sqrt(2)
-
-    def draw(key, theta):
-        angle_key, radius_key = jax.random.split(key)
-        angle = jax.random.uniform(angle_key, theta.shape[:-1], minval=-np.pi / 2, maxval=np.pi / 2)
-        radius = _RADIUS[0] + _RADIUS[1] * jax.random.normal(radius_key, theta.shape[:-1])
-        crescent = radius[..., None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-        return crescent + jnp.asarray([_CENTRE, 0.0]) + fold(theta)
-
-    def reference(key, y, n):
-        numbers = generator(key)
-        parts, found, tries = [], 0, 0
-        while found < n:
-            theta = _unfold(numbers, y, 2 * n + 1000)
-            parts.append(theta)
-            found, tries = found + len(theta), tries + 1
-            if tries == 100 and found < n:
-                raise InputError(f"got y={y}, which (almost) no parameters of the square explain; try a simulated one")
-        return np.concatenate(parts)[:n]
-
     return Problem(
         name="two_moons",
         prior=Uniform([-1.0, -1.0], [1.0, 1.0]),
-        # the mean of cos a is 2/pi, that of sin a is zero
-        forward=lambda theta: fold(jnp.asarray(theta)) + jnp.asarray([_CENTRE + _RADIUS[0] * 2 / np.pi, 0.0]),
-        reference=reference,
+        forward=_middle_of_crescents,
+        reference=_crescents_of,
         y_names=("y1", "y2"),
         y_units=("", ""),
         noise=None,
-        draw=draw,
+        draw=_draw_crescents,
         source="Lueckmann et al. 2021, arXiv 2101.04653, T.8",
     )
+
+
+def _fold(theta):
+    total, difference = theta[..., 0] + theta[..., 1], theta[..., 1] - theta[..., 0]
+    return jnp.stack([-jnp.abs(total), difference], axis=-1) / np.sqrt(2)
+
+
+def _middle_of_crescents(theta):
+    # the mean of cos a is 2/pi, that of sin a is zero
+    return _fold(jnp.asarray(theta)) + jnp.asarray([_CENTRE + _RADIUS[0] * 2 / np.pi, 0.0])
+
+
+def _draw_crescents(key, theta):
+    angle_key, radius_key = jax.random.split(key)
+    angle = jax.random.uniform(angle_key, theta.shape[:-1], minval=-np.pi / 2, maxval=np.pi / 2)
+    radius = _RADIUS[0] + _RADIUS[1] * jax.random.normal(radius_key, theta.shape[:-1])
+    crescent = radius[..., None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    return crescent + jnp.asarray([_CENTRE, 0.0]) + _fold(theta)
+
+
+def _crescents_of(key, y, n):
+    numbers = generator(key)
+    parts, found, tries = [], 0, 0
+    while found < n:
+        theta = _unfold(numbers, y, 2 * n + 1000)
+        parts.append(theta)
+        found, tries = found + len(theta), tries + 1
+        if tries == 100 and found < n:
+            raise InputError(f"got y={y}, which (almost) no parameters of the square explain; try a simulated one")
+    return np.concatenate(parts)[:n]
 
 
 def _unfold(numbers: np.random.Generator, y: np.ndarray, m: int) -> np.ndarray:

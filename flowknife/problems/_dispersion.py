@@ -1,6 +1,6 @@
 """Application 7, noise as an input: which shear velocities below ground disperse surface waves like this?"""
 
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 
 import jax
@@ -45,15 +45,11 @@ def dispersion(noise: float | int = 0.01) -> Problem:
     search (see `phase_velocities`): 45 seconds for 1,000. After Zhang & Curtis 2021, doi 10.1029/2021JB022320;
     constants of a public replication.
     """
-
-    def reference(key, y, n):
-        return _MEAN + _SCALE * _sample_posterior(generator(key), y, noise or 0.01, n)
-
     return Problem(
         name="dispersion",
         prior=Normal(_MEAN, _SCALE, names=[f"vs{i + 1}" for i in range(10)], units=["km/s"] * 10),
         forward=_forward,
-        reference=reference,
+        reference=partial(_reference, noise if np.any(noise) else 0.01),
         y_names=tuple(f"c{i + 1}" for i in range(len(PERIODS))),
         y_units=("km/s",) * len(PERIODS),
         noise=noise,
@@ -120,6 +116,10 @@ def _forward(theta):
     return jax.pure_callback(
         lambda value: phase_velocities(np.asarray(value)).astype(dtype), shape, theta, vmap_method="expand_dims"
     )
+
+
+def _reference(noise, key, y, n):
+    return _MEAN + _SCALE * _sample_posterior(generator(key), y, noise, n)
 
 
 def _sample_posterior(numbers, y, noise, n):

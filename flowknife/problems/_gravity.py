@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike
 
 from flowknife.priors import GaussianProcess
 from flowknife.problems._nuts import nuts_posterior
-from flowknife.problems._problem import Problem
+from flowknife.problems._problem import Problem, check_count
 
 NEWTON = 6.67430e-11
 """Gravitational constant, m^3 / (kg s^2), CODATA 2018."""
@@ -60,6 +60,8 @@ def gravity(prisms: int = 32, stations: int = 16, noise: float | int = 0.0) -> P
     The reference is Hamiltonian Monte Carlo (NUTS). Without noise it takes a standard deviation of 0.1 mGal, about 1 %
     of the anomaly, since the posterior of exact data has no density.
     """
+    check_count("prisms", prisms)
+    check_count("stations", stations)
     edges = np.linspace(0.0, WIDTH, prisms + 1)
     centres = 0.5 * (edges[1:] + edges[:-1])
     x = WIDTH * (np.arange(stations) + 0.5) / stations
@@ -77,7 +79,7 @@ def gravity(prisms: int = 32, stations: int = 16, noise: float | int = 0.0) -> P
         name="gravity",
         prior=prior,
         forward=forward,
-        reference=nuts_posterior(prior, forward, noise or _SMALL_NOISE),
+        reference=partial(nuts_posterior, prior, forward, noise if np.any(noise) else _SMALL_NOISE),
         y_names=tuple(f"anomaly{i + 1}" for i in range(stations)),
         y_units=("mGal",) * stations,
         noise=noise,

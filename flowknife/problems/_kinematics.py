@@ -1,5 +1,7 @@
 """Application 5, ill-conditioned parameter estimation: which poses of a robot arm put its hand there?"""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,22 +44,26 @@ def kinematics(noise: float | int = 0.0) -> Problem:
     by the mean of their densities (the balance heuristic, Veach & Guibas 1995, doi 10.1145/218380.218498). Ardizzone
     et al. 2019, arXiv 1808.04730; constants of Kruse et al. 2021, arXiv 2101.10763, sec. 3.1.
     """
-
-    def reference(key, y, n):
-        numbers = generator(key)
-        # many more than n: few of them are then drawn twice
-        return Weighted.gather(lambda g, m: propose(g, m, y, noise), numbers, 12 * n).draw(numbers, n)
-
     return Problem(
         name="kinematics",
         prior=Normal(0.0, _SCALE, names=("base", "angle1", "angle2", "angle3"), units=("", "rad", "rad", "rad")),
-        forward=lambda theta: joints(jnp.asarray(theta))[..., -1, :],
-        reference=reference,
+        forward=_hand,
+        reference=partial(_reference, noise),
         y_names=("hand1", "hand2"),
         y_units=("", ""),
         noise=noise,
         source="Ardizzone et al. 2019, arXiv 1808.04730; Kruse et al. 2021, arXiv 2101.10763",
     )
+
+
+def _hand(theta):
+    return joints(jnp.asarray(theta))[..., -1, :]
+
+
+def _reference(noise, key, y, n):
+    numbers = generator(key)
+    # many more than n: few of them are then drawn twice
+    return Weighted.gather(lambda g, m: propose(g, m, y, noise), numbers, 12 * n).draw(numbers, n)
 
 
 def propose(numbers: np.random.Generator, m: int, y: np.ndarray, noise: float | int) -> tuple[np.ndarray, np.ndarray]:

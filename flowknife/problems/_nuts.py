@@ -10,7 +10,7 @@ do. Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -26,30 +26,34 @@ _CHAINS, _WARMUP, _MODE_STEPS = 4, 300, 60
 
 
 def nuts_posterior(
-    prior: Prior, forward: Callable[[Any], Array], noise: float | int | tuple[float, ...]
-) -> Callable[[Array, np.ndarray, int], np.ndarray]:
-    """Draws of theta given one observation: a function of (key, y, n), see `Reference`.
+    prior: Prior,
+    forward: Callable[[Any], Array],
+    noise: float | int | Sequence[float] | np.ndarray,
+    key: Array,
+    y: np.ndarray,
+    n: int,
+) -> np.ndarray:
+    """Draws of theta given one observation; with the first three arguments bound, a `Reference`.
 
     Args:
         prior: of theta.
         forward: theta -> noiseless data, differentiable.
         noise: standard deviation of the data.
+        key: JAX key.
+        y: the observation.
+        n: number of draws.
     """
-
-    def reference(key, y, n):
-        try:
-            import blackjax  # noqa: F401
-        except ImportError:
-            raise InputError(
-                "got no blackjax, which draws this reference posterior; expected it installed; try "
-                "pip install 'flowknife[mcmc]'"
-            ) from None
-        sd = jnp.broadcast_to(jnp.asarray(noise, float), y.shape)
-        theta = sample_chains(key, prior, forward, jnp.asarray(y, float), sd, math.ceil(n / _CHAINS))
-        # chains one after the other would show in a plot of the first rows
-        return np.asarray(theta).swapaxes(0, 1).reshape(-1, prior.dim)[:n]
-
-    return reference
+    try:
+        import blackjax  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "got no blackjax, which draws this reference posterior; expected it installed; try "
+            "pip install 'flowknife[mcmc]'"
+        ) from None
+    sd = jnp.broadcast_to(jnp.asarray(noise, float), y.shape)
+    theta = sample_chains(key, prior, forward, jnp.asarray(y, float), sd, math.ceil(n / _CHAINS))
+    # chains one after the other would show in a plot of the first rows
+    return np.asarray(theta).swapaxes(0, 1).reshape(-1, prior.dim)[:n]
 
 
 @eqx.filter_jit

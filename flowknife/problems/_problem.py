@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_key, as_numbers
 from flowknife.errors import InputError
 from flowknife.priors import Prior
 
@@ -33,6 +33,11 @@ class Problem:
         draw: (key, theta) -> y, if it is not forward + Gaussian noise.
         geometry: what a picture needs to know, arrays by name.
         source: where the definition comes from.
+
+    A problem whose functions belong to a module can be pickled, and thus simulated in a pool of processes.
+
+    Raises:
+        InputError: for a prior, forward model or noise of another kind, or names and units that do not fit.
     """
 
     name: str
@@ -45,6 +50,26 @@ class Problem:
     draw: Callable[[Array, Array], Array] | None = field(default=None, repr=False)
     geometry: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     source: str = ""
+
+    def __post_init__(self):
+        if not isinstance(self.prior, Prior):
+            raise InputError(
+                f"got {type(self.prior).__name__} as the prior of {self.name}; expected one of flowknife.priors"
+            )
+        for role in ("forward", "reference"):
+            if not callable(getattr(self, role)):
+                got = type(getattr(self, role)).__name__
+                raise InputError(f"got {got} as {role} of {self.name}; expected a function")
+        if len(self.y_names) != len(self.y_units):
+            got = f"{len(self.y_names)} names and {len(self.y_units)} units of data"
+            raise InputError(f"got {got}; expected a name and a unit for each")
+        if self.noise is None:
+            return
+        noise = as_numbers(self.noise, "noise")
+        if noise.shape not in ((), (self.y_dim,)) or not np.all(np.isfinite(noise) & (noise >= 0)):
+            raise InputError(
+                f"got noise={self.noise}; expected a standard deviation, or one for each of {self.y_dim} data"
+            )
 
     @property
     def dim(self) -> int:
@@ -69,7 +94,7 @@ class Problem:
         Raises:
             InputError: for parameters of another number.
         """
-        theta = jnp.asarray(theta, float)
+        theta = jnp.asarray(theta if isinstance(theta, jax.Array) else as_numbers(theta, "parameters"), float)
         if theta.ndim == 0 or theta.shape[-1] != self.dim:
             names = ", ".join(self.prior.names)
             raise InputError(f"got parameters of shape {theta.shape}; expected (..., {self.dim}): {names}")
@@ -92,12 +117,17 @@ class Problem:
         Raises:
             InputError: for data of another shape, or data that no parameters explain.
         """
-        y = np.asarray(y, np.float64)
+        y = as_numbers(y, "y")
         if y.shape != (self.y_dim,) or not np.all(np.isfinite(y)):
             raise InputError(f"got y={y}; expected one observation of {self.y_dim} finite numbers")
-        if n < 1:
-            raise InputError(f"got n={n}; expected at least 1 draw")
+        check_count("n", n, "draw")
         return np.asarray(self.reference(as_key(key), y, n), np.float64)
+
+
+def check_count(name: str, value: Any, what: str = "") -> None:
+    """Refuse anything but a whole number of at least 1."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise InputError(f"got {name}={value!r}; expected a whole number, at least 1{f' {what}' if what else ''}")
 
 
 def generator(key: Array) -> np.random.Generator:

@@ -83,6 +83,6 @@ def ring(labels: str = "all") -> Ring:
     Raises:
         InputError: for other labels.
     """
-    if labels not in LABELS:
+    if not isinstance(labels, str) or labels not in LABELS:
         raise InputError(f"got labels={labels!r}; expected one of {', '.join(map(repr, LABELS))}")
     return Ring(LABELS[labels])

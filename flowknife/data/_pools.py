@@ -1,0 +1,274 @@
+"""Running a simulator in a pool of threads or processes, in chunks that do not depend on the number of workers."""
+
+import concurrent.futures
+import multiprocessing.pool
+import os
+import pickle
+import platform
+import random
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from flowknife._types import error_in_words
+from flowknife.data._simulators import Outcome, Simulator, Unlike, Way, _same
+from flowknife.errors import InputError
+
+_CHUNKS, _MOST_ROWS = 128, 10_000
+_TRY = (
+    'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")), or loky.get_reusable_executor() '
+    "(in joblib.externals too)"
+)
+
+Place = tuple[str, int]
+"""A process: its machine and its number."""
+
+
+def chunk_size(rows: int) -> int:
+    """Rows of one message."""
+    return min(-(-rows // _CHUNKS), _MOST_ROWS)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One message to a worker; without a way, it asks for the way."""
+
+    token: str  # of the run: a worker loads the simulator once
+    simulator: Any  # pickled to bytes, or as it is for a pool that has a way of its own to send it
+    home: Place
+    seed: tuple[int, ...]
+    theta: np.ndarray
+    keys: np.ndarray
+    way: Way | None
+    first: np.ndarray  # the first row of all
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a worker sends back.
+
+    Attributes:
+        found: the way, or the observations; None where a batch gave a row another observation than it has alone.
+        place: the process.
+        first: two observations of the first row, made before any other; empty if the process had made some before.
+    """
+
+    found: Way | list[Outcome] | None
+    place: Place
+    first: tuple[Outcome, ...] = ()
+
+
+def _place() -> Place:
+    return platform.node(), os.getpid()
+
+
+_loaded: dict[str, Simulator] = {}  # in a worker process: the simulator of the latest run
+
+
+def _load(task: _Task) -> Simulator:
+    """The simulator, the same object for all messages of a run, so that it is compiled once."""
+    if task.token not in _loaded:
+        simulator = task.simulator
+        if isinstance(simulator, bytes):
+            try:
+                simulator = pickle.loads(simulator)
+            except Exception as error:
+                raise _unsendable(error_in_words(error)) from None
+        _loaded.clear()
+        _loaded[task.token] = simulator
+    return _loaded[task.token]
+
+
+def _perform(task: _Task) -> _Answer:
+    """What a worker does."""
+    away = _place() != task.home
+    fresh = away and task.token not in _loaded
+    simulator = _load(task) if away else task.simulator
+    if away:  # threads share their random numbers with the caller
+        words = np.random.SeedSequence(task.seed).generate_state(8)
+        np.random.seed(words[:4])  # noqa: NPY002, the stream that simulators draw from
+        random.seed(words[4:].tobytes())
+    if task.way is None:
+        return _Answer(simulator.way(task.theta, task.keys), _place())
+    own = fresh and task.way.noisy and task.keys[0] is None
+    first = tuple(simulator.alone(task.first, None, task.way.lifted) for _ in range(2)) if own else ()
+    try:
+        return _Answer(simulator.outcomes(task.way, task.theta, task.keys), _place(), first)
+    except Unlike:
+        return _Answer(None, _place(), first)
+
+
+class Pool:
+    """An executor of the caller's that runs a simulator.
+
+    Args:
+        executor: something with `submit`, as in `concurrent.futures`, loky and Dask, with `apply_async`, as in
+            `multiprocessing`, or with `map`.
+        simulator: the function.
+        theta: all rows.
+        keys: of the rows.
+        seed: numbers that seed the random streams of NumPy and Python, anew for each chunk.
+
+    Raises:
+        InputError: for a pool of forked processes, or a simulator that cannot be sent to another process.
+    """
+
+    def __init__(self, executor: Any, simulator: Any, theta: np.ndarray, keys: np.ndarray, seed: Sequence[int]):
+        self.executor = executor
+        self.theta, self.keys = theta, keys
+        _check(executor)
+        sent: Any = Simulator(simulator)
+        plain = isinstance(executor, (concurrent.futures.ProcessPoolExecutor, multiprocessing.pool.Pool))
+        if plain and not isinstance(executor, multiprocessing.pool.ThreadPool):
+            try:
+                sent = pickle.dumps(sent)
+            except Exception as error:
+                raise _unsendable(error_in_words(error)) from None
+        self.blank = _Task(
+            token=secrets.token_hex(8),
+            simulator=sent,
+            home=_place(),
+            seed=tuple(seed),
+            theta=theta[:0],
+            keys=keys[:0],
+            way=None,
+            first=theta[0],
+        )
+        self._streams: dict[Place, tuple[Outcome, ...]] = {}
+
+    def way(self) -> Way:
+        """How the simulator takes its rows, found out in a worker.
+
+        Raises:
+            InputError: if no worker can do that.
+        """
+        # a few rows say it, but the number of all rows decides what it is worth
+        task = replace(self.blank, theta=self.theta, keys=self.keys)
+        found = next(self._answers([task]))
+        if isinstance(found, Exception):
+            raise _of_failure(found)
+        self._streams[found.place] = found.found.first
+        return found.found
+
+    def outcomes(self, way: Way, slices: Sequence[slice]) -> Iterator[list[Outcome] | None]:
+        """The observations of each chunk, or None if its batches cannot be trusted.
+
+        A chunk that is lost with its worker has the reason in place of each observation.
+        """
+        tasks = [
+            replace(self.blank, way=way, theta=self.theta[rows], keys=self.keys[rows], seed=(*self.blank.seed, i))
+            for i, rows in enumerate(slices)
+        ]
+        for task, answer in zip(tasks, self._answers(tasks), strict=True):
+            if isinstance(answer, InputError):
+                raise answer
+            if isinstance(answer, Exception):
+                yield [f"a worker was lost ({error_in_words(answer)})"] * len(task.theta)
+            else:
+                self._check_stream(answer)
+                yield answer.found
+
+    def _check_stream(self, answer):
+        """Refuse a random generator of which every process has the same copy."""
+        if len(answer.first) != 2 or any(isinstance(outcome, str) for outcome in answer.first):
+            return
+        one, two = answer.first
+        telling = not _same(one, two) and not (len(one) < 8 and np.array_equal(one, np.round(one)))
+        for other in self._streams.values():
+            if telling and len(other) == 2 and _same(one, other[0]) and _same(two, other[1]):
+                raise InputError(
+                    "got a simulator whose own random generator gives the same numbers in every process; expected "
+                    "one that draws from np.random, which is seeded for each chunk, or takes a key; try "
+                    "def simulator(theta, key)"
+                )
+        self._streams[answer.place] = answer.first
+
+    def _answers(self, tasks: Sequence[_Task]) -> Iterator[Any]:
+        """The answer to each task in order, or the exception in its place."""
+        waiting: list[Callable[[], Any]] = []
+        started: list[Any] = []
+        try:
+            if hasattr(self.executor, "submit"):
+                started = [self.executor.submit(_perform, task) for task in tasks]
+                waiting = [future.result for future in started]
+            elif hasattr(self.executor, "apply_async"):
+                workers = _workers(self.executor)
+                results = [self.executor.apply_async(_perform, (task,)) for task in tasks]
+                waiting = [lambda result=result: _awaited(self.executor, result, workers) for result in results]
+            else:
+                results = iter(self.executor.map(_perform, tasks))
+                waiting = [lambda: next(results)] * len(tasks)
+        except Exception as error:  # a pool that is broken, or shut down
+            waiting = [lambda error=error: _raise(error)] * len(tasks)
+        try:
+            for wait in waiting:
+                try:
+                    yield wait()
+                except Exception as error:
+                    yield error
+        finally:
+            for future in started:
+                if hasattr(future, "cancel"):
+                    future.cancel()
+
+
+def _raise(error):
+    raise error
+
+
+def _workers(pool) -> set[int] | None:
+    """The processes of a `multiprocessing.Pool`; None if it replaces them by itself."""
+    if getattr(pool, "_maxtasksperchild", None) or isinstance(pool, multiprocessing.pool.ThreadPool):
+        return None
+    return {process.pid for process in getattr(pool, "_pool", [])}
+
+
+def _awaited(pool, result, workers):
+    """A result of a `multiprocessing.Pool`, which waits forever for a worker that has died."""
+    while workers is not None and not result.ready():
+        result.wait(0.2)
+        if _workers(pool) != workers:
+            result.wait(1.0)
+            if not result.ready():
+                raise ChildProcessError("a process of the pool ended")
+    return result.get()
+
+
+def _check(executor):
+    kind = type(executor)
+    if isinstance(executor, type) or not any(hasattr(executor, name) for name in ("submit", "apply_async", "map")):
+        got = f"the class {executor.__name__}" if isinstance(executor, type) else kind.__name__
+        raise InputError(f"got {got} as the executor; expected one with submit or map; try {_TRY}")
+    contexts = [getattr(executor, name, None) for name in ("_mp_context", "_ctx", "_context")]
+    method = next((context.get_start_method() for context in contexts if hasattr(context, "get_start_method")), "")
+    if method == "fork" and not isinstance(executor, multiprocessing.pool.ThreadPool):
+        raise InputError(
+            f"got {kind.__name__} with the start method fork, whose processes hang in JAX; expected spawn or "
+            f"forkserver; try {_TRY}"
+        )
+
+
+def _unsendable(reason: str) -> InputError:
+    return InputError(
+        f"got a simulator that cannot be sent to another process ({reason}); expected a function, or an object of a "
+        "class, at the top level of a module, no lambda, closure, or definition of a notebook; try moving it into a "
+        ".py file, or loky.get_reusable_executor() (in joblib.externals too), which sends those as well"
+    )
+
+
+def _of_failure(error: Exception) -> InputError:
+    """Why the first message to a pool had no answer."""
+    if isinstance(error, InputError):
+        return error
+    words = error_in_words(error)
+    if isinstance(error, (pickle.PicklingError, AttributeError, TypeError)) or "pickle" in words.lower():
+        return _unsendable(words)
+    if isinstance(error, (concurrent.futures.BrokenExecutor, ChildProcessError)) or "Terminated" in words:
+        return InputError(
+            f"got a pool whose processes ended before the first simulation ({words}); expected processes that can "
+            'import the program; try if __name__ == "__main__": around what starts the pool, or another simulator'
+        )
+    return InputError(f"got a pool that does not run ({words}); expected one that is open; try {_TRY}")
