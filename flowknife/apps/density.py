@@ -1,7 +1,7 @@
 """Application 1, distribution mapping: a table on the left, N(0, I) on the right."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 
-from flowknife._settings import validated
-from flowknife._types import Key, as_key
+from flowknife._interrupts import PARTIAL, finish, until_interrupted
+from flowknife._settings import Settings, asked, recorded, recovered
+from flowknife._types import Key, as_key, as_seed
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
 from flowknife.data import load_table
@@ -27,8 +28,8 @@ _KEPT_ROWS = 5000  # training rows kept with the run, for pictures
 _ROWS_AT_ONCE = 16_384
 
 
-class DensityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Settings of `density`."""
+class DensityConfig(Settings):
+    """Settings of `density`; those that are None are chosen from the data."""
 
     seed: int = 0
     layers: int = pydantic.Field(8, ge=1, description="couplings")
@@ -66,13 +67,14 @@ def density(
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with NaN or infinity instead of refusing them.
         show_progress: show a progress bar.
-        **settings: fields of `DensityConfig` that replace those in `config`; `train` may be a dict.
+        **settings: fields of `DensityConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:
         the fitted density.
 
     Raises:
         InputError: for a table that cannot be used.
+        Interrupted: by Ctrl-C during training; its `result` is the density with the best weights so far.
 
     Example:
         >>> import flowknife as fk
@@ -81,15 +83,15 @@ def density(
         >>> flow.sample(3, key=1).shape, flow.log_prob(x).shape
         ((3, 2), (500,))
     """
-    base = {} if config is None else config.model_dump(exclude_unset=True)
-    config = validated(DensityConfig, {**base, **settings})
+    config = asked(DensityConfig, config, settings, as_seed(key))
     table = load_table(x, drop_invalid=drop_invalid)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
     values = np.asarray(table.values)
     # far from zero, single precision would lose the variation: such columns are centred before it is used
     origin = values.mean(axis=0) if values.dtype == np.float64 else np.zeros(values.shape[1])
     rows = (values - origin).astype(np.float32)
-    train_rows, held_out = _hold_out(rows, config.train.validation, split_key)
+    training = config.train.completed(validation=0.1)
+    train_rows, held_out = _hold_out(rows, training.validation, split_key)
 
     standardise = Affine.standardise(train_rows)
     flow = coupling_flow(
@@ -103,9 +105,10 @@ def density(
     )
     model = INN([Block("x", rows.shape[1])], [Block("z", rows.shape[1])], Chain([standardise, flow]))
     steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
-    training = config.train.or_else(steps=steps, batch_size=512, learning_rate=4e-3, patience=15)
+    training = training.completed(steps=steps, batch_size=512, learning_rate=4e-3, patience=15).with_defaults()
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5) if config.smoothing is None else config.smoothing
-    result = fit(
+    train = partial(
+        fit,
         model,
         train_rows,
         training,
@@ -116,15 +119,20 @@ def density(
         show_progress=show_progress,
         throw=True,
     )
-    return Density(
+    result, interrupted = until_interrupted(train)
+    if interrupted and not result.steps:
+        raise KeyboardInterrupt
+    fitted = Density(
         model=result.model,
         names=table.names,
         origin=origin,
         reference=train_rows[:_KEPT_ROWS],
         held_out=held_out if held_out is not None else train_rows[:_KEPT_ROWS],
-        config=config.model_copy(update={"train": training}),
+        config=config,
+        used=config.model_copy(update={"smoothing": smoothing, "train": training}),
         history=result.history,
         facts={
+            **({PARTIAL: result.message} if interrupted else {}),
             "rows": len(rows),
             "dropped rows": table.dropped,
             "steps": result.steps,
@@ -132,6 +140,7 @@ def density(
             "stopped because": result.message,
         },
     )
+    return finish(lambda: fitted, interrupted)
 
 
 def _hold_out(rows, share, key):
@@ -182,7 +191,8 @@ class Density:
         origin: what is subtracted from each column first, in its units.
         reference: training rows kept for pictures.
         held_out: rows that were not trained on.
-        config: settings.
+        config: settings as they were asked.
+        used: the same settings, with what the fit chose where they were open.
         history: columns of the training curve.
         facts: what is worth knowing about the run.
     """
@@ -193,6 +203,7 @@ class Density:
     reference: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
     config: DensityConfig
+    used: DensityConfig
     history: dict[str, list[float]] = field(repr=False)
     facts: dict[str, Any]
 
@@ -262,7 +273,7 @@ class Density:
         """Write a run directory; `flowknife.load` reads it."""
         record = {
             "application": self.application,
-            "config": self.config.model_dump(exclude_none=True),
+            **recorded(self.config, self.used),
             "metrics": self.metrics,
             "data": {"names": list(self.names)},
             "facts": self.facts,
@@ -280,13 +291,15 @@ class Density:
     def load(cls, folder: str | Path) -> "Density":
         """Read a run directory that `save` wrote."""
         record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
+        config, used = recovered(DensityConfig, record)
         return cls(
             model=tree["model"],
             names=tuple(record["data"]["names"]),
             origin=np.asarray(tree["origin"], np.float64),
             reference=np.asarray(tree["reference"]),
             held_out=np.asarray(tree["held_out"]),
-            config=DensityConfig.model_validate(record["config"]),
+            config=config,
+            used=used,
             history=read_history(folder),
             facts=record["facts"],
         )
