@@ -37,7 +37,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _numbers_are_numbers(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+    def _numbers_are_numbers(cls, value: Any, info: Any) -> Any:
         """NumPy values become plain; text and truth values are not taken for numbers."""
         value = value.tolist() if hasattr(value, "tolist") else value
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
@@ -46,7 +46,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         return value
 
     @pydantic.model_validator(mode="after")
-    def _has_effect(self) -> typing.Self:
+    def _has_effect(self) -> "Settings":
         if idle := _idle(self, self.applies, {name: getattr(self, name) for name, _ in self.applies.values()}):
             raise PydanticCustomError("no_effect", "no effect", {"idle": idle})
         return self

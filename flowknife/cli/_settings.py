@@ -100,7 +100,9 @@ def _once(pairs: Iterable[tuple[str, Any]], place: str) -> dict[str, Any]:
 def _setting(text: str) -> Iterable[tuple[str, Any]]:
     key, _, value = text.partition("=")
     if not value.strip():
-        raise InputError(f"got the setting {text!r} without a value; expected KEY=VALUE; try {text}null to leave it open")
+        raise InputError(
+            f"got the setting {text!r} without a value; expected KEY=VALUE; try {text}null to leave it open"
+        )
     try:
         return leaves({key.strip(): yaml.load(value, _Loader)})
     except _SaidTwiceError as error:
