@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowknife.errors import InputError
+from flowknife.errors import InputError, Interrupted
 from flowknife.inn import INN
 
 _VALIDATION_ROWS = 20_000  # more held-out rows than this do not change any decision
@@ -234,29 +234,65 @@ def prefetch(items: Iterator, size: int = 4) -> Generator:
         thread.join(timeout=1.0)  # longer than a put waits; a source that is slower ends by itself
 
 
+_worker = threading.local()
+
+
+def raise_if_interrupted() -> None:
+    """In a thread of `in_threads`, raise KeyboardInterrupt once the caller was interrupted; elsewhere, do nothing."""
+    interrupted = getattr(_worker, "interrupted", None)
+    if interrupted is not None and interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
-    """Results of the calls, made in so many threads; with one, made here. An interruption waits for none of them."""
+    """Results of the calls, made in so many threads; with one, made here.
+
+    An interruption reaches the threads through `raise_if_interrupted`. A second one waits for none of them.
+
+    Raises:
+        Interrupted: its `result` lists what the calls returned, or reached (`Interrupted.result`); None for the others.
+    """
+    results: list[Any] = [None] * len(calls)
     if threads == 1:
-        return [call() for call in calls]
+        for place, call in enumerate(calls):
+            try:
+                results[place] = call()
+            except KeyboardInterrupt as stop:
+                results[place] = stop.result if isinstance(stop, Interrupted) else None
+                raise Interrupted(results) from None
+        return results
     todo: queue.SimpleQueue = queue.SimpleQueue()
     done: queue.SimpleQueue = queue.SimpleQueue()
+    interrupted = threading.Event()
     for place in range(len(calls)):
         todo.put(place)
 
     def work():
+        _worker.interrupted = interrupted
         with contextlib.suppress(queue.Empty):
             while True:
                 place = todo.get_nowait()
                 try:
-                    done.put((place, calls[place](), None))
+                    done.put((place, None if interrupted.is_set() else calls[place](), None))
+                except Interrupted as stop:
+                    done.put((place, stop.result, None))
                 except BaseException as error:
                     done.put((place, None, error))
 
     for _ in range(min(threads, len(calls))):
         threading.Thread(target=work, daemon=True).start()
-    results = [None] * len(calls)
-    for _ in calls:
-        place, results[place], error = done.get()
-        if error is not None:
+    left = len(calls)
+    while left:
+        try:
+            place, results[place], error = done.get()
+        except KeyboardInterrupt:
+            if interrupted.is_set():
+                raise
+            interrupted.set()
+            continue
+        if error is not None and not (interrupted.is_set() and isinstance(error, KeyboardInterrupt)):
             raise error
+        left -= 1
+    if interrupted.is_set():
+        raise Interrupted(results)
     return results

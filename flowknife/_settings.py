@@ -1,16 +1,159 @@
-"""Settings checked by pydantic; what is wrong with them is told in one line."""
+"""Settings: one base class, one deep merge, one rule for settings without effect, and one-line errors.
+
+None means *open* in every configuration: the fit chooses the value from the data. A result keeps both, what was asked
+(`config`, open where nothing was said) and what was used (`used`).
+"""
 
 import difflib
-import inspect
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from flowknife.errors import InputError
 
-Config = TypeVar("Config", bound=pydantic.BaseModel)
+Applies = Mapping[str, tuple[str, Sequence[str]]]
+"""For a setting that does not always have an effect: the choice it depends on, and the options that use it."""
+
+
+class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Base of every configuration.
+
+    Unknown keys are errors, None is the same as leaving a field out, and a setting that `applies` says has no effect
+    with the other choices of the configuration is an error.
+    """
+
+    applies: ClassVar[Applies] = {}
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_open(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            return {name: value for name, value in values.items() if value is not None}
+        return values
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: Any) -> Any:
+        """NumPy values become plain; text and truth values are not taken for numbers."""
+        value = value.tolist() if hasattr(value, "tolist") else value
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if kinds & {int, float} and not kinds & {str, bool} and _holds_words(value):
+            raise ValueError("a plain number, such as 1.5" if float in kinds else "a plain integer, such as 10")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _has_effect(self) -> "Settings":
+        if idle := _idle(self, self.applies, {name: getattr(self, name) for name, _ in self.applies.values()}):
+            raise PydanticCustomError("no_effect", "no effect", {"idle": idle})
+        return self
+
+    def completed(self, **chosen: Any) -> Any:
+        """These settings, with the values of `chosen` where a field is open; then a type checker sees no None."""
+        return self.model_copy(update={name: value for name, value in chosen.items() if getattr(self, name) is None})
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+def asked(kind: type[Config], config: Config | None, settings: Mapping[str, Any], seed: int | None = None) -> Config:
+    """What a caller asks for: `config` with `settings` merged over it, and `seed` over both.
+
+    Raises:
+        InputError: for a `config` of another class, an unknown key or a value that does not fit.
+    """
+    if config is not None and not isinstance(config, kind):
+        raise InputError(
+            f"got {type(config).__name__} as config; expected {kind.__name__}; try settings as keyword arguments"
+        )
+    own = {} if seed is None else {"seed": seed}
+    return validated(kind, merged({} if config is None else given(config), settings, own))
+
+
+def given(config: pydantic.BaseModel) -> dict[str, Any]:
+    """The settings that a configuration says itself, nested; what it leaves at a default is left out."""
+    return config.model_dump(exclude_unset=True, exclude_none=True)
+
+
+def recorded(config: Settings, used: Settings) -> dict[str, Any]:
+    """What a run stores of its settings: "config", as asked, and "used", as the fit completed them."""
+    return {name: each.model_dump(exclude_none=True) for name, each in (("config", config), ("used", used))}
+
+
+def recovered(kind: type[Config], record: Mapping[str, Any]) -> tuple[Config, Config]:
+    """The settings that `recorded` stored: (config, used).
+
+    Raises:
+        InputError: for settings that this version does not know.
+    """
+    # runs of before "used" was stored have "auto" where a setting is open
+    config = {name: value for name, value in record["config"].items() if value != "auto"}
+    return validated(kind, config), validated(kind, record.get("used", config))
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, later layers over earlier ones, key by key at every depth; keys may be dotted."""
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            _place(whole, str(key), value)
+    return whole
+
+
+def _place(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a dotted key; a mapping is merged with what is there."""
+    first, dot, rest = key.partition(".")
+    inside = {rest: value} if dot else given(value) if isinstance(value, pydantic.BaseModel) else value
+    if not isinstance(inside, Mapping):
+        values[first] = inside
+        return
+    if not isinstance(values.get(first), dict):
+        values[first] = {}
+    for name, item in inside.items():
+        _place(values[first], str(name), item)
+
+
+def leaves(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every single setting by its dotted key."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def require_applicable(config: Settings, applies: Applies, chosen: Mapping[str, str]) -> None:
+    """Refuse a setting that was asked for and has no effect; for choices that only the data settle.
+
+    Args:
+        config: what was asked.
+        applies: on which choice each setting depends, see `Applies`.
+        chosen: the option of each choice.
+
+    Raises:
+        InputError: for the first setting without effect.
+    """
+    if idle := _idle(config, applies, chosen):
+        raise InputError(_no_effect("", *idle))
+
+
+def _idle(config, applies, chosen):
+    """(setting, its value, the choice, the option, those that use it) of the first setting without effect."""
+    for name, (choice, options) in applies.items():
+        value, option = getattr(config, name), chosen.get(choice)
+        if value is not None and option is not None and option not in options:
+            return name, value, choice, option, options
+    return None
+
+
+def _no_effect(prefix, name, value, choice, option, options):
+    return (
+        f"got {prefix}{name}={value} for {prefix}{choice}={option}, where it has no effect; expected it with "
+        f"{prefix}{choice}={' or '.join(options)} only; try leaving {prefix}{name} out"
+    )
 
 
 def validated(kind: type[Config], values: Mapping[str, Any]) -> Config:
@@ -33,9 +176,9 @@ def _explained(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) 
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, known, n=3)
-        expected = f"a known one; try {' or '.join(close)}" if close else f"one of {', '.join(known)}"
-        return f"got the unknown setting {key!r}; expected {expected}{more}"
+        return f"got the unknown setting {key!r}; expected {_nearest(key, known)}{more}"
+    if first["type"] == "no_effect":
+        return _no_effect("".join(f"{part}." for part in path), *first["ctx"]["idle"]) + more
     # a union of types adds their names to the path
     key = next((start for end in range(len(path), 0, -1) if (start := ".".join(path[:end])) in known), key)
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable")[0]
@@ -49,12 +192,39 @@ def _explained(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) 
     return f"got {key}={first['input']!r}; expected {expected}{meaning}; try {advice}{more}"
 
 
+def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    """What an unknown key may have been meant for: the nearest known ones, by the whole key or by its last part."""
+    groups = {name.partition(".")[0]: None for name in known}  # train and augment are names too
+    close = difflib.get_close_matches(key.lower(), {**known, **groups}, n=3)
+    if not close:
+        ends = {name.rpartition(".")[2]: name for name in known}
+        close = [ends[end] for end in difflib.get_close_matches(key.lower().rpartition(".")[2], ends, n=2)]
+    return f"a known one; try {' or '.join(close)}" if close else f"one of {', '.join(known)}"
+
+
 def _fields(kind: type[pydantic.BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     """Every setting of a configuration by its dotted key."""
     fields = {}
     for name, field in kind.model_fields.items():
-        if inspect.isclass(field.annotation) and issubclass(field.annotation, pydantic.BaseModel):
-            fields |= _fields(field.annotation, f"{prefix}{name}.")
+        nested = [each for each in _kinds(field.annotation) if issubclass(each, pydantic.BaseModel)]
+        if nested:
+            fields |= _fields(nested[0], f"{prefix}{name}.")
         else:
             fields[prefix + name] = field
     return fields
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The plain types in an annotation; of a Literal those of its options."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return {type(option) for option in typing.get_args(annotation)}
+    inner = typing.get_args(annotation)
+    if inner:
+        return set().union(*(_kinds(each) for each in inner))
+    return {annotation} if isinstance(annotation, type) else set()
+
+
+def _holds_words(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_words, value))
+    return isinstance(value, (str, bytes, bool))

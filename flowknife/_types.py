@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -23,19 +24,34 @@ Shape = tuple[int, ...]
 def as_key(key: Key) -> Array:
     """Turn an int, a JAX key or None into a JAX key.
 
+    Every integer below 2^64 is another key, whether JAX has 64-bit numbers or not.
+
     Raises:
         InputError: for anything else.
     """
     if key is None:
         return jax.random.key(secrets.randbits(32))
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(int(key))
+        seed = int(key)
+        if not -(2**31) <= seed < 2**64:
+            raise InputError(f"got the seed {seed}; expected a whole number from 0 to 2^64 - 1; try seed=0")
+        if seed < 2**32:
+            return jax.random.key(seed)
+        return jax.random.wrap_key_data(jnp.array([seed >> 32, seed % 2**32], jnp.uint32))
     if isinstance(key, jax.Array):
         if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
             return key
         if key.dtype == np.uint32 and key.shape == (2,):
             return jax.random.wrap_key_data(key)
     raise InputError(f"got key={key!r}; expected an int, a JAX key or None; try key=0")
+
+
+def as_seed(key: Key) -> int | None:
+    """The integer that gives the same key again, so that a run's settings hold its seed; None where there is none."""
+    if key is None or isinstance(key, (int, np.integer)):
+        return None if key is None else int(key)
+    words = np.asarray(jax.random.key_data(as_key(key)))
+    return (int(words[0]) << 32) + int(words[1]) if words.shape == (2,) else None
 
 
 def as_shape(shape: int | Shape) -> Shape:

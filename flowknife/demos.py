@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowknife._files import is_run
 from flowknife.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def moons(folder: Path, quick: bool) -> "Section":
 
     toy = TOYS["moons"]
     flow = density(toy.sample(5000, key=0), train={"minutes": 20 / 60} if quick else {})
-    flow.save(folder)
+    flow = _saved(flow, folder)
     flow.report(folder)
     text = (
         "Rows on the left, standard normal numbers on the right, and one map between them. Held-out rows cost "
@@ -54,7 +55,7 @@ def images(folder: Path, quick: bool) -> "Section":
     model = images(rest, **(small if quick else {}))
     pictures, names = other_pictures(unseen[:8])
     others = replace(load_images(pictures, model.shape[:2], channels=1), names=names)
-    model.save(folder)
+    model = _saved(model, folder)
     model.report(folder, others)
     flagged = [int(model.score(batch)["flag"].sum()) for batch in (others, unseen)]
     text = (
@@ -76,7 +77,7 @@ def classify_images(folder: Path, quick: bool) -> "Section":
 
     pictures, labels = digits()
     model = classify(pictures, labels, train=_short(1500) if quick else {})
-    model.save(folder)
+    model = _saved(model, folder)
     model.report(folder)
     text = (
         "Pictures on the left, the label and a latent on the right. Read to the right the model classifies: "
@@ -98,7 +99,7 @@ def ring(folder: Path, quick: bool) -> "Section":
     toy = ring("some")
     points, labels = toy.sample(0, 8000)
     model = classify(points, labels, train=_short(2500) if quick else {})
-    model.save(folder)
+    model = _saved(model, folder)
     model.report(folder)
     text = (
         "Points of the plane on the left, their class and a latent on the right: the same for tables. "
@@ -183,7 +184,7 @@ def noise(folder: Path, quick: bool) -> "Section":
 
 def _inverted(title, name, text, folder, posterior, captions) -> "Section":
     """Write the run and the report of an inverse problem, and return what the page of all demos shows of it."""
-    posterior.save(folder)
+    posterior = _saved(posterior, folder)
     posterior.report(folder)
     gained = posterior.metrics["prior_nll"] - posterior.metrics["nll"]
     text = f"{text}. An observation tells {gained:.1f} nats about the parameters, on average over held-out pairs."
@@ -272,6 +273,23 @@ def _digits() -> "np.ndarray":
     except InputError:
         pictures, _ = digits()
     return np.random.default_rng(0).permutation(pictures)
+
+
+_FACT = "demo"
+
+
+def _saved(fitted: Any, folder: Path) -> Any:
+    """Write a run that says that a demo made it."""
+    fitted = replace(fitted, facts={**fitted.facts, _FACT: "data that come along"})
+    fitted.save(folder)
+    return fitted
+
+
+def is_demo(folder: Path) -> bool:
+    """Whether a demo wrote the run in this folder, so that another one may replace it."""
+    from flowknife.storage import read_run
+
+    return is_run(folder) and _FACT in read_run(folder).get("facts", {})
 
 
 def _section(title: str, name: str, text: str, folder: Path, model: "INN", captions: dict[str, str]) -> "Section":

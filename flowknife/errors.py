@@ -1,4 +1,4 @@
-"""The errors a user can cause, in one tree.
+"""The errors a user can cause, in one tree; and `Interrupted`, which carries what a fit had reached.
 
     FlowknifeError
     ├── InputError (also ValueError)   an argument, a shape, a table or a picture that cannot be used
@@ -8,6 +8,8 @@
 Every message is one line that says what was got, what was expected and what to try. The command line catches
 `FlowknifeError`, prints that line and exits with status 1; anything else is a defect of ours and keeps its traceback.
 """
+
+from typing import Any
 
 
 class FlowknifeError(Exception):
@@ -23,4 +25,22 @@ class StorageError(FlowknifeError, OSError):
 
 
 class TrainingError(FlowknifeError, RuntimeError):
-    """Training met a non-finite number; the message says where, the best weights were kept."""
+    """Training met a non-finite number; the message says where."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption (Ctrl-C) of a fit after training had begun.
+
+    Attributes:
+        result: what was reached, of the type that the interrupted function returns, with the best weights so far.
+
+    Example:
+        >>> try:  # doctest: +SKIP
+        ...     flow = fk.density(x)
+        ... except fk.errors.Interrupted as stop:
+        ...     flow = stop.result
+    """
+
+    def __init__(self, result: Any):
+        super().__init__("training was interrupted; the best weights so far are in `.result`")
+        self.result = result

@@ -15,9 +15,10 @@ import inspect
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife import bijections, inn, laws, nets, priors
+from flowknife._files import RUN_FILES, is_run, own_extras
 from flowknife._types import Constant
 from flowknife.errors import StorageError
 
@@ -184,22 +186,51 @@ def _build(node, tensor: Callable[[str], np.ndarray], classes):
 
 
 def write_run(folder: str | os.PathLike, record: Mapping[str, Any], tree: Any, history: Mapping[str, list]) -> Path:
-    """Write `run.json`, `model.safetensors` and `history.csv`.
+    """Write `run.json`, `model.safetensors` and `history.csv`, in place of the run that is there.
+
+    Everything is written to a place of its own first. What then goes is what flowknife wrote about the run before: its
+    report, figures and skipped files. All other files stay.
 
     Args:
         folder: the run directory; made if there is none.
         record: what `run.json` says: "application", "config", "metrics", "data"; versions are added.
         tree: the model, see `save_tree`.
         history: equal columns of numbers by name.
+
+    Raises:
+        StorageError: the files cannot be written, or the folder is no run and has a file of such a name.
     """
     folder = Path(folder)
-    save_tree(folder / "model.safetensors", tree)
-    with replacing(folder / "history.csv") as place:
+    taken = [] if is_run(folder) else [name for name in RUN_FILES if (folder / name).exists()]
+    if taken:
+        raise StorageError(f"got {folder}, which has a {taken[0]} and is no run; expected a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder, prefix=".flowknife-"))
+    except OSError as error:
+        raise StorageError(
+            f"got {folder}, where nothing can be written ({error.strerror}); try another --out"
+        ) from None
+    try:
+        save_tree(draft / "model.safetensors", tree)
         rows = zip(*history.values(), strict=True)
         lines = [",".join(history), *(",".join(f"{value:.8g}" for value in row) for row in rows)]
-        place.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    # last, so that a directory with a run.json is complete
-    write_json(folder / "run.json", {"format": FORMAT, **record, "versions": _versions()})
+        (draft / "history.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_json(draft / "run.json", {"format": FORMAT, **record, "versions": _versions()})
+        stale = own_extras(folder)
+        # run.json last, so that a directory with a run.json is complete
+        for name in ("model.safetensors", "history.csv", "run.json"):
+            (draft / name).replace(folder / name)
+        for path in stale:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or something else in it
+            (folder / "figures").rmdir()
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"got {folder}, where a run cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

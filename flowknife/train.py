@@ -9,9 +9,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -21,12 +21,12 @@ import optax
 import pydantic
 from jaxtyping import Array
 
-from flowknife._feeds import make_feed
+from flowknife._feeds import make_feed, raise_if_interrupted
 from flowknife._progress import note, progress
-from flowknife._settings import validated
+from flowknife._settings import Applies, Settings, asked
 from flowknife._types import Key, as_key, split_trainable
 from flowknife.bijections import LU, Bijection, Chain, Matrix, Repeat
-from flowknife.errors import TrainingError
+from flowknife.errors import Interrupted, TrainingError
 from flowknife.inn import INN
 from flowknife.objectives import Batch, Objective, nll, split_batch
 
@@ -45,34 +45,54 @@ OPTIMISERS = {
 }
 
 
-class Training(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """How to train. Whatever of `epochs`, `steps` and `minutes` is given ends training, the first to be reached.
+_ENDS = ("epochs", "steps", "minutes")
+_DEFAULTS = {"batch_size": 256, "learning_rate": 2e-3, "weight_decay": 0.0, "average": 0.998, "validation": 0.1}
 
-    The learning rate warms up linearly, then follows `schedule` over the whole budget.
+
+class Training(Settings):
+    """How to train. Training ends at whichever of `epochs`, `steps` and `minutes` is reached first.
+
+    The learning rate warms up linearly, then follows `schedule` over the whole budget. A field that is None is open:
+    each application chooses it from the data.
     """
+
+    applies: ClassVar[Applies] = {"decay": ("schedule", ("exponential",))}
 
     epochs: float | None = pydantic.Field(None, gt=0, description="passes over the training rows")
     steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps")
     minutes: float | None = pydantic.Field(None, gt=0, description="time budget, compilation included")
-    batch_size: int = pydantic.Field(256, ge=1, description="rows per step")
-    learning_rate: float = pydantic.Field(2e-3, gt=0, description="peak learning rate")
+    batch_size: int | None = pydantic.Field(None, ge=1, description="rows per step")
+    learning_rate: float | None = pydantic.Field(None, gt=0, description="peak learning rate")
     optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = "adam"
     schedule: Literal["cosine", "exponential", "constant"] = "cosine"
-    decay: float = pydantic.Field(0.01, gt=0, le=1, description="final / peak rate of the exponential schedule")
+    decay: float | None = pydantic.Field(
+        None, gt=0, le=1, description="final / peak rate of the exponential schedule; default 0.01"
+    )
     warmup: int = pydantic.Field(100, ge=0, description="steps of linear warm-up")
     clip: float = pydantic.Field(5.0, gt=0, description="largest global norm of the gradient")
-    weight_decay: float = pydantic.Field(0.0, ge=0, description="L2, decoupled from the gradient's scaling (AdamW)")
-    average: float = pydantic.Field(0.998, ge=0, lt=1, description="decay of the moving average of the weights")
-    validation: float = pydantic.Field(0.1, ge=0, lt=1, description="share of the rows held out")
+    weight_decay: float | None = pydantic.Field(
+        None, ge=0, description="L2, decoupled from the gradient's scaling (AdamW)"
+    )
+    average: float | None = pydantic.Field(None, ge=0, lt=1, description="decay of the moving average of the weights")
+    validation: float | None = pydantic.Field(None, ge=0, lt=1, description="share of the rows held out")
     evaluate_every: int | None = pydantic.Field(None, ge=1, description="steps between evaluations")
-    patience: int | None = pydantic.Field(None, ge=1, description="evaluations without improvement before stopping")
+    patience: int | None = pydantic.Field(
+        None, ge=0, description="evaluations without improvement before stopping; 0: train to the end"
+    )
 
-    def or_else(self, **defaults: Any) -> "Training":
-        """These settings, with `defaults` where a field was left open; an end of training only if none was given."""
-        ends = {"epochs", "steps", "minutes"}
-        taken = self.model_fields_set | (ends if self.model_fields_set & ends else set())
-        chosen = {name: value for name, value in defaults.items() if name not in taken}
-        return Training.model_validate({**self.model_dump(exclude_unset=True), **chosen})
+    def completed(self, **chosen: Any) -> Any:
+        """These settings, with `chosen` where a field is open; an end of training only where none was given."""
+        ended = any(getattr(self, end) is not None for end in _ENDS)
+        return Settings.completed(self, **{k: v for k, v in chosen.items() if not (ended and k in _ENDS)})
+
+    def with_defaults(self) -> Any:
+        """These settings, with the defaults of `fit` where a field is still open; 100 epochs where nothing ends it."""
+        decay = {"decay": 0.01} if self.schedule == "exponential" else {}
+        return self.completed(epochs=100.0, **_DEFAULTS, **decay)
+
+
+Stopped = Literal["budget", "patience", "stream", "non-finite", "interrupted"]
+"""Why training ended."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +105,7 @@ class FitResult:
         step: the step at which `model` was kept.
         steps: steps made.
         seconds: wall-clock time.
-        stopped: why it ended: "budget", "patience", "stream" (no more batches) or "non-finite".
+        stopped: why it ended: "budget", "patience", "stream" (no more batches), "non-finite" or "interrupted".
         message: that reason as a sentence.
         history: columns step, seconds, train, validation, one row per evaluation.
     """
@@ -95,7 +115,7 @@ class FitResult:
     step: int
     steps: int
     seconds: float
-    stopped: str
+    stopped: Stopped
     message: str
     history: dict[str, list[float]] = field(repr=False)
 
@@ -148,17 +168,17 @@ def fit(
         label: what the progress bar says.
         show_progress: whether there is one.
         throw: raise `TrainingError` when training stopped at a non-finite number.
-        **settings: fields of `Training` that replace those in `training`.
+        **settings: fields of `Training`, merged over those in `training`.
 
     Returns:
         the best model and how training went.
 
     Raises:
-        InputError: for data that do not fit the model.
+        InputError: for data that do not fit the model, or settings without effect.
         TrainingError: with `throw`, at the first non-finite objective or gradient.
+        Interrupted: by Ctrl-C during training; a KeyboardInterrupt whose `result` has the best weights so far.
     """
-    given = {} if training is None else training.model_dump(exclude_unset=True)
-    training = validated(Training, {**given, **settings}).or_else(epochs=100)
+    training = asked(Training, training, settings).with_defaults()
     key, split_key, init_key, valid_key = jax.random.split(as_key(key), 4)
     feed, held_out = make_feed(model, data, held_out, training, split_key)
     if initialise:
@@ -166,8 +186,13 @@ def fit(
     trainer = _Trainer(model, where, training, (objective, held_out_objective or objective), held_out, valid_key)
     with progress(label, show_progress) as report, contextlib.closing(feed):
         result = trainer.run(feed, key, report)
-    if throw and result.stopped == "non-finite":
-        raise TrainingError(result.message)
+    if result.stopped == "interrupted":
+        raise Interrupted(result)
+    if result.stopped == "non-finite":
+        if throw:
+            raise TrainingError(result.message)
+        # only here: whoever gets an error has no weights
+        return replace(result, message=f"{result.message}; the weights of step {result.step} were kept")
     if result.missing_steps:
         note(f"{label}: {result.message}", show_progress)
     return result
@@ -206,6 +231,26 @@ def _initialise(model, batch, key):
     return eqx.filter_jit(lambda m, x, g: m.initialise(x, key=key, **g))(model, left, known)
 
 
+@dataclass
+class _Reached:
+    """How far training has come, for an interruption: the best weights, and those since the last evaluation."""
+
+    start: float
+    history: dict[str, list[float]]
+    best: Any
+    best_loss: float
+    best_step: int = 0
+    step: int = 0
+    averaged: Any = None
+    losses: list[tuple[float, int]] = field(default_factory=list)
+
+
+def _mean(losses):
+    """The mean loss of the steps of several calls, each with the mean of its own steps."""
+    steps = sum(count for _, count in losses)
+    return sum(mean * count for mean, count in losses) / steps if steps else math.nan
+
+
 class _Trainer:
     """The loop and what it carries."""
 
@@ -215,6 +260,7 @@ class _Trainer:
         self.model, self.where = model, where
         self.params, self.rest = split_trainable(where(model))
         self.shares = _step_shares(self.params)
+        self.reached: _Reached | None = None
         self.optimiser = optax.chain(
             optax.clip_by_global_norm(training.clip),
             OPTIMISERS[training.optimiser](),
@@ -222,6 +268,15 @@ class _Trainer:
         )
 
     def run(self, feed, key, report):
+        """Train until an end is reached, or until an interruption."""
+        try:
+            return self._run(feed, key, report)
+        except KeyboardInterrupt:
+            if self.reached is None:
+                raise
+            return self._interrupted(self.reached)
+
+    def _run(self, feed, key, report):
         t, start = self.training, time.monotonic()
         state = (self.params, self.params, self.optimiser.init(self.params))
         best, best_loss, best_step, stale = self.params, self._loss_of_start(), 0, 0
@@ -234,9 +289,12 @@ class _Trainer:
             return max(elapsed, step / total)
 
         order_key, step_key = jax.random.split(key)
+        reached = self.reached = _Reached(start, history, best, best_loss)
         for arrays, order in feed.rounds(order_key):
             losses, row = [], 0
+            reached.losses = losses
             while row < len(order) and (step == 0 or done_fraction() < 1):
+                raise_if_interrupted()
                 count = int(min(per_call, len(order) - row, max(total - step, 1)))
                 before, fraction = time.monotonic(), done_fraction()
                 rate = 0.0 if not np.isfinite(total) else 1.0 / total
@@ -252,10 +310,9 @@ class _Trainer:
                     per_call = max(1, int(count * min(4.0, _SECONDS_PER_CALL / max(seconds, 1e-3))))
                 step, row = step + made, row + made
                 losses.append((loss, made))
+                reached.step, reached.averaged = step, state[1]
                 report(min(done_fraction(), 1.0), f"step {step}, loss {loss:.3f}, best {best_loss:.3f}")
-            train = (
-                sum(mean * steps for mean, steps in losses) / sum(steps for _, steps in losses) if losses else math.nan
-            )
+            train = _mean(losses)
             loss = self.evaluate(state[1]) if self.held_out else train
             if stopped != "non-finite" and not np.isfinite(loss):
                 stopped = "non-finite"
@@ -267,6 +324,7 @@ class _Trainer:
             stale += 1
             if loss < best_loss:
                 best, best_loss, best_step, stale = jax.tree.map(jnp.copy, state[1]), loss, step, 0
+                reached.best, reached.best_loss, reached.best_step = best, best_loss, best_step
             report(min(done_fraction(), 1.0), f"step {step}, loss {train:.3f}, best {best_loss:.3f}")
             if stopped == "non-finite" or done_fraction() >= 1:
                 break
@@ -283,6 +341,28 @@ class _Trainer:
         model = self._join(best, (self.model, self.rest))
         return FitResult(model, float(best_loss), best_step, step, time.monotonic() - start, stopped, message, history)
 
+    def _interrupted(self, reached):
+        """The best weights at an interruption; those reached since the last evaluation are evaluated once more."""
+        rows = reached.history["step"]
+        if reached.step > (rows[-1] if rows else 0):
+            train = _mean(reached.losses)
+            loss = self.evaluate(reached.averaged) if self.held_out else train
+            values = (reached.step, time.monotonic() - reached.start, train, loss)
+            for name, value in zip(reached.history, values, strict=True):
+                reached.history[name].append(float(value))
+            if loss < reached.best_loss:
+                reached.best, reached.best_loss, reached.best_step = reached.averaged, loss, reached.step
+        return FitResult(
+            model=self._join(reached.best, (self.model, self.rest)),
+            loss=float(reached.best_loss),
+            step=reached.best_step,
+            steps=reached.step,
+            seconds=time.monotonic() - reached.start,
+            stopped="interrupted",
+            message=f"training was interrupted at step {reached.step}",
+            history=reached.history,
+        )
+
     def _loss_of_start(self):
         """A start in closed form may be the best that few rows allow: training has to improve on it."""
         loss = self.evaluate(self.params) if self.held_out else np.inf
@@ -295,11 +375,10 @@ class _Trainer:
 
         def scheduled(i):
             done = jnp.clip(fraction + rate * i, 0.0, 1.0)
-            shape = {
-                "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
-                "exponential": t.decay**done,
-                "constant": jnp.ones_like(done),
-            }[t.schedule]
+            if t.schedule == "exponential":
+                shape = t.decay**done
+            else:
+                shape = 0.5 * (1 + jnp.cos(jnp.pi * done)) if t.schedule == "cosine" else jnp.ones_like(done)
             return t.learning_rate * shape * jnp.minimum(1.0, (step + i + 1) / max(t.warmup, 1))
 
         def body(carry):
@@ -349,7 +428,7 @@ class _Trainer:
         model = self._join(params, (self.model, self.rest))
         batch = {name: array[rows] for name, array in arrays.items()}
         return (
-            f"training stopped at step {step}: {_where(model, batch)}; the best weights before it were kept; "
+            f"training stopped at step {step}: {_where(model, batch)}; "
             f"try a learning rate below {self.training.learning_rate:g} or a clip below {self.training.clip:g}"
         )
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import pydantic
 
+from flowknife._settings import Applies, Settings
 from flowknife.data import Augmentation
 from flowknife.data.augmentation import Rotation, Shear, Shift, Zoom
 from flowknife.train import Training
@@ -19,8 +20,17 @@ class Moves(Augmentation):
     shift: Shift = 0.08
 
 
-class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Settings of `classify`; those that are open depend on whether items are rows or pictures."""
+ITEMS: Applies = {
+    "smoothing": ("items", ("rows",)),
+    "image_size": ("items", ("images",)),
+    "bits": ("items", ("images",)),
+    "augment": ("items", ("images",)),
+}
+"""Settings that only rows or only images have."""
+
+
+class ClassifyConfig(Settings):
+    """Settings of `classify`; those that are None are chosen from the items, which are rows or images."""
 
     seed: int = 0
     law: Literal["mixture", "label"] = pydantic.Field(
@@ -48,7 +58,7 @@ class ClassifyConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
     image_size: int | None = pydantic.Field(
         None, ge=4, description="side in pixels; default: the pictures', at most 64"
     )
-    bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel")
+    bits: int | None = pydantic.Field(None, ge=1, le=8, description="bits per channel; default 5")
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="items with a p-value below are flagged")
-    augment: Moves = Moves()
+    augment: Moves | None = pydantic.Field(None, description="changes of the training images; default `Moves()`")
     train: Training = Training()

@@ -1,6 +1,6 @@
 """Training of a generative classifier: the closed-form start, then the information-bottleneck loss."""
 
-from typing import Any
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int
 from scipy.special import logsumexp
 
 from flowknife._frame import LocalSpread
+from flowknife._interrupts import until_interrupted
 from flowknife.apps._class_models import class_law, coarse_class_terms, coarse_part, fit_start, given_label, labels_of
-from flowknife.apps._image_training import History, Stage, closed_form_start, fit_stages
+from flowknife.apps._image_training import Stage, Trained, closed_form_start, fit_stages
 from flowknife.apps._levels import latent_sizes, level_nll, level_part
 from flowknife.bijections import Affine
 from flowknife.data import Augmentation, augment
@@ -40,16 +41,13 @@ def train_table(
     training: Training,
     *,
     beta: float,
-    smoothing: float | None,
+    smoothing: float,
     log_prior: Float[np.ndarray, " k"],
     key: jax.Array,
     show_progress: bool,
-) -> tuple[INN, History, Training, dict[str, Any]]:
-    """Train on rows with noise of `smoothing` standard deviations; returns facts about the training last."""
+) -> Trained:
+    """Train on rows with noise of `smoothing` standard deviations."""
     rows, labels = train
-    if smoothing is None:
-        # the more columns, the more of what one tells about the others is chance
-        smoothing = min(min(0.1, 3.6 / len(rows) ** 0.5) * (max(rows.shape[1], 2) / 2) ** 0.5, 0.3)
     noise_key, key = jax.random.split(key)
     spread = LocalSpread.of(rows, _spread(rows, labels))
     prior = jnp.asarray(log_prior)
@@ -65,14 +63,15 @@ def train_table(
     model = eqx.filter_jit(lambda m, x: m.initialise(x, key=noise_key))(model, noisy)
     model = fit_start(model, noisy, labels)
     # wide tables have more to overfit to: smaller steps
-    training = training.or_else(
+    training = training.completed(
         steps=int(np.clip(20 * len(rows) ** 0.5, 1000, 6000)),
         batch_size=512,
         learning_rate=max(4e-3 * (2 / max(size, 2)) ** 0.5, 5e-4),
         evaluate_every=100,
         patience=15,
-    )
-    result = fit(
+    ).with_defaults()
+    train_rows = partial(
+        fit,
         model,
         _batch(model, "x", train),
         training,
@@ -83,8 +82,12 @@ def train_table(
         show_progress=show_progress,
         throw=True,
     )
-    facts = {"steps": result.steps, "seconds": round(result.seconds, 1), "stopped because": result.message}
-    return result.model, result.history, training, facts
+    result, interrupted = until_interrupted(train_rows)
+    if interrupted and not result.steps:
+        raise KeyboardInterrupt
+    facts = {"steps": result.steps, "stopped because": result.message}
+    partly = result.message if interrupted else ""
+    return Trained(result.model, result.history, training, result.seconds, partly, facts)
 
 
 def train_pictures(
@@ -98,7 +101,7 @@ def train_pictures(
     log_prior: Float[np.ndarray, " k"],
     key: jax.Array,
     show_progress: bool,
-) -> tuple[INN, History, Training, dict[str, Any]]:
+) -> Trained:
     """Train the coarsest level with its classes, on pictures that are moved; then the details, level after level."""
     pixels, labels = train
     image = model.partition.left[0]
@@ -113,7 +116,7 @@ def train_pictures(
         log_joint = coarse_class_terms(model, x) + log_prior_of(model, prior)
         return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
 
-    training = training.or_else(
+    training = training.completed(
         minutes=8,
         steps=5000,
         batch_size=int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / pixels[0].size)), 16, 128)),
@@ -122,7 +125,7 @@ def train_pictures(
         average=0.995,
         evaluate_every=100,
         patience=40,
-    )
+    ).with_defaults()
     model = closed_form_start(model, pixels, augmentation, bool(augmentation.flip), start_key)
     most = max(_START_NUMBERS // pixels[0].size, 16)
     model = fit_start(model, augment(move_key, jnp.asarray(pixels[:most]), augmentation), labels[:most])
@@ -140,8 +143,7 @@ def train_pictures(
         for level in range(levels)
     ]
     data, held_out = (None if items is None else _batch(model, "image", items) for items in (train, stopping))
-    model, history, spent = fit_stages(model, data, held_out, training, stages, key, show_progress)
-    return model, history, training, {"seconds": round(spent, 1)}
+    return fit_stages(model, data, held_out, training, stages, key, show_progress)
 
 
 def fit_temperature(log_joint: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:

@@ -14,6 +14,7 @@ from scipy.special import logsumexp, softmax
 
 from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
+from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
 from flowknife.apps._class_data import Names, as_codes
@@ -78,7 +79,8 @@ class Classifier:
         held_out: items that were not trained on, as the model takes them.
         held_out_labels: their classes by number, -1 for unknown.
         detector: for pictures, the typicality test over levels.
-        config: settings.
+        config: settings as they were asked.
+        used: the same settings, with what the fit chose where they were open.
         history: columns of the training curve.
         skipped: files that could not be used, and why.
         facts: what is worth knowing about the run.
@@ -96,6 +98,7 @@ class Classifier:
     held_out_labels: np.ndarray = field(repr=False)
     detector: Typicality | None = field(repr=False)
     config: ClassifyConfig
+    used: ClassifyConfig
     history: dict[str, list[float]] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(repr=False)
     facts: dict[str, Any]
@@ -288,7 +291,7 @@ class Classifier:
         """Write a run directory; `flowknife.load` reads it."""
         record = {
             "application": self.application,
-            "config": self.config.model_dump(exclude_none=True),
+            **recorded(self.config, self.used),
             "metrics": self.metrics,
             "data": {"names": list(self.names), "classes": list(self.classes), "temperature": self.temperature},
             "facts": self.facts,
@@ -308,6 +311,7 @@ class Classifier:
     def load(cls, folder: str | Path) -> "Classifier":
         """Read a run directory that `save` wrote."""
         record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
+        config, used = recovered(ClassifyConfig, record)
         detector = tree["detector"] and Typicality.from_tree(tree["detector"])
         return cls(
             model=tree["model"],
@@ -316,7 +320,8 @@ class Classifier:
             names=tuple(record["data"]["names"]),
             frame=tree["frame"] if "frame" in tree else Frame(tree["origin"], np.ones(len(tree["origin"]))),
             detector=detector,
-            config=ClassifyConfig.model_validate(record["config"]),
+            config=config,
+            used=used,
             history=read_history(folder),
             skipped=(),
             facts=record["facts"],

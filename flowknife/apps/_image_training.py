@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife._feeds import Rows, in_threads
+from flowknife._interrupts import until_interrupted
 from flowknife.apps._levels import (
     coarse_flow,
     coarse_input,
@@ -46,7 +47,7 @@ def train_images(
     parallel: int,
     key: jax.Array,
     show_progress: bool,
-) -> tuple[INN, History, Training, float]:
+) -> "Trained":
     """Train an image model; 15 minutes at most, unless `training` says otherwise.
 
     Args:
@@ -61,17 +62,13 @@ def train_images(
         show_progress: show progress bars.
 
     Returns:
-        the model, the columns of the training curve (with the level, -1 where all are trained together), the settings
-        with their defaults, and seconds.
+        the model and how training went; `training` has the defaults that hold for every level.
     """
     together = not independent_levels(model.bijection)
-    asked = training
-    training = asked.or_else(
+    training = training.completed(
         minutes=15,
-        batch_size=max(_batch(pixels[0].size, most=32), 8),
         # levels of few layers each bear large steps
         learning_rate=1e-3 if together else 5e-3,
-        weight_decay=0.0 if together else _weight_decay(len(pixels)),
         average=0.995,
         patience=8,
     )
@@ -87,16 +84,21 @@ def train_images(
         # the noise within the bins belongs to the finest level, and the others have to do with it
         order = [order[-1], *order[:-1]]
 
+    most = max(_batch(pixels[0].size, most=32), 8)
+    decay = 0.0 if together else _weight_decay(len(pixels))
+
     def settings(level):
-        """Those that depend on the level."""
-        # of large pictures the fine levels have places enough in few of them
-        batch = asked.or_else(batch_size=_batch(sizes[level], most=training.batch_size)).batch_size
-        # looking at the held-out pictures takes about a tenth of the time
-        every = asked.or_else(evaluate_every=max(60, 3 * len(held_out) // batch)).evaluate_every
-        # learned noise must not be pulled to what it started as
-        decay = 0.0 if learned_noise and level == len(sizes) - 1 else training.weight_decay
-        weight_decay = asked.or_else(weight_decay=decay).weight_decay
-        return {"batch_size": batch, "evaluate_every": every, "weight_decay": weight_decay}
+        """Those that depend on the level, unless they were asked."""
+        # of large images the fine levels have positions enough in few of them
+        batch = training.batch_size or _batch(sizes[level], most=most)
+        own = training.completed(
+            batch_size=batch,
+            # looking at the held-out images takes about a tenth of the time
+            evaluate_every=max(60, 3 * len(held_out) // batch),
+            # learned noise must not be pulled to what it started as
+            weight_decay=0.0 if learned_noise and level == len(sizes) - 1 else decay,
+        )
+        return {name: getattr(own, name) for name in ("batch_size", "evaluate_every", "weight_decay")}
 
     stages = []
     for i, level in enumerate(order):
@@ -113,10 +115,27 @@ def train_images(
             )
         )
     alone = 1 if learned_noise else 0
-    model, history, spent = fit_stages(
-        model, pixels, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel
-    )
-    return model, history, training, spent
+    return fit_stages(model, pixels, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel)
+
+
+class Trained(NamedTuple):
+    """A model that was trained part by part.
+
+    Attributes:
+        model: the model; where training was interrupted, with the best weights so far.
+        history: the columns of the training curve, with the level, -1 where all are trained together.
+        training: the settings that all parts share; one that differs from part to part is open.
+        seconds: wall-clock time.
+        partial: when training was interrupted, "" if it was not.
+        facts: run metadata.
+    """
+
+    model: INN
+    history: History
+    training: Training
+    seconds: float
+    partial: str = ""
+    facts: Mapping[str, Any] = {}
 
 
 class Stage(NamedTuple):
@@ -162,7 +181,7 @@ def fit_stages(
     *,
     alone: int = 0,
     parallel: int = 1,
-) -> tuple[INN, History, float]:
+) -> Trained:
     """Train the parts of a model within one time budget; what one leaves of its time the others have.
 
     Args:
@@ -177,8 +196,14 @@ def fit_stages(
         parallel: the others run in so many threads; from 2 on they do not see what each other has learned.
 
     Returns:
-        the model, the columns of the training curve, with the level, and seconds.
+        the model and how training went. After an interruption the parts that were trained keep their best weights.
+
+    Raises:
+        KeyboardInterrupt: before the first step.
     """
+    first = stages[0].settings
+    shared = {name for name in first if len({stage.settings[name] for stage in stages}) == 1}
+    training = training.completed(**{name: first[name] for name in shared})
 
     def run(stage, model, minutes):
         return fit(
@@ -197,6 +222,7 @@ def fit_stages(
         )
 
     history: History = {}
+    made = done = 0  # steps, and stages
     start, todo = time.monotonic(), sum(stage.share for stage in stages)
     one_by_one = len(stages) if parallel == 1 else alone
     groups = [*([stage] for stage in stages[:one_by_one]), stages[one_by_one:]]  # the last one may be empty
@@ -204,13 +230,23 @@ def fit_stages(
         threads = min(parallel, len(group))
         left = training.minutes and training.minutes - (time.monotonic() - start) / 60
         minutes = [left and max(left * min(threads * stage.share / todo, 1.0), 0.01) for stage in group]
-        results = in_threads([partial(run, stage, model, m) for stage, m in zip(group, minutes, strict=True)], threads)
+        calls = [partial(run, stage, model, m) for stage, m in zip(group, minutes, strict=True)]
+        results, interrupted = until_interrupted(partial(in_threads, calls, threads))
         for stage, result in zip(group, results, strict=True):
+            if result is None:  # not begun before an interruption
+                continue
             model = eqx.tree_at(stage.where, model, stage.where(result.model))
             columns = {"level": [float(stage.level)] * len(result.history["step"]), **result.history}
             history = {name: history.get(name, []) + column for name, column in columns.items()}
+            made += result.steps
+        if interrupted:
+            if not made:
+                raise KeyboardInterrupt
+            told = f"training was interrupted after {made} steps, in part {done + 1} of {len(stages)}"
+            return Trained(model, history, training, time.monotonic() - start, told)
+        done += len(group)
         todo -= sum(stage.share for stage in group)
-    return model, history, time.monotonic() - start
+    return Trained(model, history, training, time.monotonic() - start)
 
 
 def closed_form_start(model, train, augmentation, flip, key):

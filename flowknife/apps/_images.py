@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife._progress import Report, progress, unreported
+from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.apps._empirical import ByLevel, Empirical, by_level
 from flowknife.apps._image_batches import (
@@ -60,7 +61,8 @@ class Images:
         held_out_bits: bits/dim of the held-out pictures.
         held_out_squares: |z|^2 of each level of theirs, shape (n, levels).
         held_out: held-out pictures, uint8 (n, H, W, C).
-        config: settings.
+        config: settings as they were asked.
+        used: the same settings, with what the fit chose where they were open; what differs from level to level is open.
         history: columns of the training curve.
         skipped: files that could not be used, and why.
         facts: what is worth knowing about the run.
@@ -74,6 +76,7 @@ class Images:
     held_out_squares: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
     config: ImagesConfig
+    used: ImagesConfig
     history: dict[str, list[float]] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(repr=False)
     facts: dict[str, Any]
@@ -323,7 +326,7 @@ class Images:
         """Write a run directory; `flowknife.load` reads it."""
         record = {
             "application": self.application,
-            "config": self.config.model_dump(exclude_none=True),
+            **recorded(self.config, self.used),
             "metrics": self.metrics,
             "data": {"fingerprint": self.facts["fingerprint"]},
             "facts": self.facts,
@@ -345,13 +348,15 @@ class Images:
     def load(cls, folder: str | Path) -> "Images":
         """Read a run directory that `save` wrote."""
         record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
+        config, used = recovered(ImagesConfig, record)
         return cls(
             model=tree["model"],
             detector=Typicality.from_tree(tree["detector"]),
             held_out_bits=np.asarray(tree["held_out_bits"]),
             held_out_squares=np.asarray(tree["held_out_squares"]),
             held_out=np.asarray(tree["held_out"]),
-            config=ImagesConfig.model_validate(record["config"]),
+            config=config,
+            used=used,
             history=read_history(folder),
             skipped=(),
             facts=record["facts"],

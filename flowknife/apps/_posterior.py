@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ import optax
 import pydantic
 
 from flowknife._frame import Frame, plain_frame
-from flowknife._settings import validated
+from flowknife._settings import Applies, Settings, recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.diagnostics import (
     Check,
@@ -42,31 +42,45 @@ _AS_GOOD = 0.02  # nats per parameter that a posterior may be worse than the pri
 _CHECKED, _DRAWS = 300, 200  # held-out observations that are checked, and draws of each
 
 
-class InvertConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Settings of `invert`."""
+TASK: Applies = {
+    "num_simulations": ("data", ("simulator",)),
+    "scale": ("model", ("partitioned without noise",)),
+    "features": ("model", ("conditional", "partitioned with noise")),
+}
+"""Settings whose effect depends on what is inverted: where the data come from, and which model the noise asks for."""
+
+
+class InvertConfig(Settings):
+    """Settings of `invert`; those that are None are chosen from the data."""
+
+    applies: ClassVar[Applies] = {"independence": ("form", ("partitioned",))}
 
     seed: int = 0
     form: Literal["conditional", "partitioned"] = "conditional"
-    num_simulations: int = pydantic.Field(10_000, ge=8, description="simulations, if there are no pairs yet")
+    num_simulations: int | None = pydantic.Field(
+        None, ge=8, description="simulations, if there are no pairs yet; default 10,000"
+    )
     noise: float | tuple[float, ...] | None = pydantic.Field(
         None,
         description="standard deviation of Gaussian noise to add to simulated data, in their units; default: none, or "
         "a hundredth of the data's own if a simulator is exact (conditional)",
     )
-    scale: float = pydantic.Field(
-        0.02, gt=0, description="width of the law of data without noise (partitioned), in standard deviations"
+    scale: float | None = pydantic.Field(
+        None,
+        gt=0,
+        description="width of the law of data without noise (partitioned), in standard deviations; default 0.02",
     )
     layers: int = pydantic.Field(8, ge=1, description="couplings")
     width: int = pydantic.Field(64, ge=1, description="hidden units of each network")
     depth: int = pydantic.Field(2, ge=1, description="residual blocks of each network")
-    features: int = pydantic.Field(
-        64, ge=0, description="learned features of an observation, beside its numbers as they are"
+    features: int | None = pydantic.Field(
+        None, ge=0, description="learned features of an observation, beside its numbers as they are; default 64"
     )
     matching: float = pydantic.Field(
         0.0, ge=0, description="weight of MMD terms on (y, z) and on x, beside the likelihood"
     )
-    independence: float = pydantic.Field(
-        0.0, ge=0, description="weight of the independence of z and y, beside the likelihood (partitioned)"
+    independence: float | None = pydantic.Field(
+        None, ge=0, description="weight of the independence of z and y, beside the likelihood (partitioned); default 0"
     )
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="observations with a p-value below are flagged")
     train: Training = Training()
@@ -146,7 +160,8 @@ class Posterior:
         frame: origin and scale of the data; those of the parameters are `prior.frame`.
         y_names: of the data.
         noise: standard deviation of the noise that was added to simulated data, one for each number.
-        config: settings.
+        config: settings as they were asked.
+        used: the same settings, with what the fit chose where they were open; the noise is in `noise`.
         history: columns of the training curve.
         facts: what is worth knowing about the run.
         forward: the noise-free simulator of a batch, if it is known.
@@ -159,6 +174,7 @@ class Posterior:
     y_names: tuple[str, ...] = field(repr=False)
     noise: tuple[float, ...]
     config: InvertConfig
+    used: InvertConfig
     history: dict[str, list[float]] = field(repr=False)
     facts: dict[str, Any]
     forward: Callable[[Any], Any] | None = field(default=None, repr=False)
@@ -360,7 +376,7 @@ class Posterior:
         """Write a run directory; `flowknife.load` reads it."""
         record = {
             "application": self.application,
-            "config": self.config.model_dump(exclude_none=True),
+            **recorded(self.config, self.used),
             "metrics": self.metrics,
             "data": {"names": list(self.names), "y_names": list(self.y_names)},
             "facts": self.facts,
@@ -373,6 +389,7 @@ class Posterior:
     def load(cls, folder: str | Path) -> "Posterior":
         """Read a run directory that `save` wrote."""
         record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
+        config, used = recovered(InvertConfig, record)
         problem = PROBLEMS.get(record["facts"].get("problem", ""))
         return cls(
             model=tree["model"],
@@ -381,7 +398,8 @@ class Posterior:
             frame=tree.get("frame") or plain_frame(len(record["data"]["y_names"])),
             y_names=tuple(record["data"]["y_names"]),
             noise=tuple(tree["noise"]),
-            config=validated(InvertConfig, record["config"]),
+            config=config,
+            used=used,
             history=read_history(folder),
             facts=record["facts"],
             forward=problem().forward if problem else None,

@@ -3,7 +3,6 @@
 The same model says which class an item is of, draws new items of a class, and tells what is of none of the classes.
 """
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife._frame import Frame, heavy_tails
+from flowknife._interrupts import PARTIAL, finish
 from flowknife._progress import note
-from flowknife._settings import validated
-from flowknife._types import Key, as_key
-from flowknife.apps._class_config import ClassifyConfig
+from flowknife._settings import asked, require_applicable
+from flowknife._types import Key, as_key, as_seed
+from flowknife.apps._class_config import ITEMS, ClassifyConfig, Moves
 from flowknife.apps._class_data import is_picture_source, label_codes, read_pictures, split
 from flowknife.apps._class_models import picture_model, table_model
 from flowknife.apps._class_training import log_prior_of, train_pictures, train_table
@@ -29,11 +29,10 @@ from flowknife.errors import InputError
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
 _KEPT_PICTURES = 400
 _LOOKED_AT = 2000  # training pictures that the detector is fitted to
-# What a setting is that was left open. With a beta of 0.5 pictures are classified as well as with 4, and drawn better.
-_ROWS = {"beta": 4.0, "width": 64, "scalar": "spline"}
-_PICTURES = {"beta": 0.5, "width": 256, "scalar": "affine"}
-_OF_PICTURES = ("image_size", "bits", "augment")
-_OF_TABLES = ("smoothing",)
+# With a beta of 0.5 images are classified as well as with 4, and drawn better.
+_OF_ROWS = {"beta": 4.0, "width": 64, "scalar": "spline"}
+_OF_IMAGES = {"beta": 0.5, "width": 256, "scalar": "affine", "bits": 5, "augment": Moves()}
+"""What the settings are that were left open."""
 
 
 def classify(
@@ -58,13 +57,14 @@ def classify(
         config: settings; default `ClassifyConfig()`.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
-        **settings: fields of `ClassifyConfig` that replace those in `config`; `train` may be a dict.
+        **settings: fields of `ClassifyConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
     Returns:
         the trained classifier with its held-out calibration.
 
     Raises:
         InputError: for items or labels that cannot be used, or settings that do not apply to them.
+        Interrupted: by Ctrl-C during training; its `result` is the classifier with the best weights so far.
 
     Example:
         >>> import flowknife as fk
@@ -74,18 +74,16 @@ def classify(
         >>> model.predict(x[:3]).shape, model.sample(5, label=7, key=0).shape
         ((3,), (5, 2))
     """
-    base = {} if config is None else config.model_dump(exclude_unset=True)
-    config = validated(ClassifyConfig, {**base, **settings})
-    if is_picture_source(x):
-        _refuse(config, _OF_TABLES, "pictures")
-        config = _completed(config, image_size=config.image_size or default_size(x), **_PICTURES)
-        data, labels = read_pictures(x, labels, config.image_size, show_progress)
+    config = asked(ClassifyConfig, config, settings, as_seed(key))
+    of_images = is_picture_source(x)
+    require_applicable(config, ITEMS, {"items": "images" if of_images else "rows"})
+    if of_images:
+        used = config.completed(image_size=config.image_size or default_size(x), **_OF_IMAGES)
+        data, labels = read_pictures(x, labels, used.image_size, show_progress)
         items, names, frame, skipped = data.pixels, (), Frame((), ()), data.skipped
         facts = {"pictures": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
-        make, teach = _picture_model, partial(train_pictures, augmentation=config.augment)
     else:
-        _refuse(config, _OF_PICTURES, "a table")
-        config = _completed(config, **_ROWS)
+        used = config.completed(**_OF_ROWS)
         if isinstance(labels, str) and labels in getattr(x, "columns", ()):
             x, labels = x.drop(columns=[labels]), x[labels]
         table = load_table(x)
@@ -94,26 +92,34 @@ def classify(
         note(tails, show_progress)
         items = frame.to_model(table.values)
         facts = {"rows": len(items), **({"heavy tails": tails} if tails else {})}
-        make, teach = _table_model, partial(train_table, smoothing=config.smoothing)
 
     classes, codes = label_codes(labels, len(items), config.classes)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
-    share = config.train.validation if "validation" in config.train.model_fields_set else 0.15
-    train, stopping, held = split(codes, share, split_key)
-    if make is _picture_model and min(len(stopping), len(held)) < 2:
+    training = config.train.completed(validation=0.15)
+    train, stopping, held = split(codes, training.validation, split_key)
+    if of_images and min(len(stopping), len(held)) < 2:
         raise InputError(f"got {len(items)} pictures; expected some to hold out; try more, or train.validation=0.5")
     log_prior = _log_prior(codes[train], len(classes))
-    model, history, training, told = teach(
-        make(items[train], config, len(classes), model_key),
+    if of_images:
+        model, teach = _picture_model(items[train], used, len(classes), model_key), train_pictures
+        own = {"augmentation": used.augment}
+    else:
+        used = used.completed(smoothing=_smoothing(items[train]))
+        model, teach = _table_model(items[train], used, len(classes), model_key), train_table
+        own = {"smoothing": used.smoothing}
+    trained = teach(
+        model,
         (items[train], codes[train]),
         (items[stopping], codes[stopping]) if len(stopping) else None,
-        config.train,
-        beta=config.beta,
+        training,
+        beta=used.beta,
         log_prior=log_prior,
         key=fit_key,
         show_progress=show_progress,
+        **own,
     )
-    kept = train[:_KEPT_PICTURES] if make is _picture_model else train[kept_rows(items[train], _KEPT_ROWS)]
+    model, told = trained.model, {"seconds": round(trained.seconds, 1), **trained.facts}
+    kept = train[:_KEPT_PICTURES] if of_images else train[kept_rows(items[train], _KEPT_ROWS)]
     held = held if len(held) else kept
     classifier = Classifier(
         model=model,
@@ -127,23 +133,26 @@ def classify(
         held_out=items[held],
         held_out_labels=codes[held],
         detector=None,
-        config=config.model_copy(update={"train": training}),
-        history=history,
+        config=config,
+        used=used.model_copy(update={"train": trained.training}),
+        history=trained.history,
         skipped=skipped,
-        facts={**facts, "without label": int(np.sum(codes < 0)), **told},
+        facts={
+            **({PARTIAL: trained.partial} if trained.partial else {}),
+            **facts,
+            "without label": int(np.sum(codes < 0)),
+            **told,
+        },
     )
-    return classifier.calibrated(items[stopping], codes[stopping], items[train][:_LOOKED_AT])
+    return finish(
+        lambda: classifier.calibrated(items[stopping], codes[stopping], items[train][:_LOOKED_AT]),
+        interrupted=bool(trained.partial),
+    )
 
 
-def _completed(config, **defaults):
-    """With these where the configuration says nothing."""
-    return config.model_copy(update={name: value for name, value in defaults.items() if getattr(config, name) is None})
-
-
-def _refuse(config, names, what):
-    for name in names:
-        if name in config.model_fields_set:
-            raise InputError(f"got the setting {name!r} for {what}; expected settings that apply; try without it")
+def _smoothing(rows):
+    """The more columns, the more of what one tells about the others is chance."""
+    return float(min(min(0.1, 3.6 / len(rows) ** 0.5) * (max(rows.shape[1], 2) / 2) ** 0.5, 0.3))
 
 
 def _log_prior(codes, classes):

@@ -1,7 +1,7 @@
 """Application 1, distribution mapping: a table on the left, N(0, I) on the right."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +12,10 @@ import numpy as np
 import pydantic
 
 from flowknife._frame import Frame, LocalSpread, heavy_tails
+from flowknife._interrupts import PARTIAL, finish, until_interrupted
 from flowknife._progress import note
-from flowknife._settings import validated
-from flowknife._types import Key, as_key
+from flowknife._settings import Settings, asked, recorded, recovered
+from flowknife._types import Key, as_key, as_seed
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
 from flowknife.data import load_table
@@ -39,8 +40,8 @@ _ROWS_AT_ONCE = 16_384
 _AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
 
 
-class DensityConfig(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Settings of `density`."""
+class DensityConfig(Settings):
+    """Settings of `density`; those that are None are chosen from the data."""
 
     seed: int = 0
     layers: int = pydantic.Field(8, ge=1, description="couplings")
@@ -78,13 +79,14 @@ def density(
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with NaN or infinity instead of refusing them.
         show_progress: show a progress bar.
-        **settings: fields of `DensityConfig` that replace those in `config`; `train` may be a dict.
+        **settings: fields of `DensityConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:
         the fitted density.
 
     Raises:
         InputError: for a table that cannot be used.
+        Interrupted: by Ctrl-C during training; its `result` is the density with the best weights so far.
 
     Example:
         >>> import flowknife as fk
@@ -93,8 +95,7 @@ def density(
         >>> flow.sample(3, key=1).shape, flow.log_prob(x).shape
         ((3, 2), (500,))
     """
-    base = {} if config is None else config.model_dump(exclude_unset=True)
-    config = validated(DensityConfig, {**base, **settings})
+    config = asked(DensityConfig, config, settings, as_seed(key))
     table = load_table(x, drop_invalid=drop_invalid)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
     frame = Frame.of(table.values, drop_constant=True)
@@ -105,7 +106,8 @@ def density(
     tails = heavy_tails(table.values, table.names)
     note(tails, show_progress)
     rows = frame.to_model(table.values)
-    train_rows, held_out = _hold_out(rows, config.train.validation, split_key)
+    training = config.train.completed(validation=0.1)
+    train_rows, held_out = _hold_out(rows, training.validation, split_key)
 
     standardise = Affine.standardise(train_rows)
     flow = coupling_flow(
@@ -119,9 +121,10 @@ def density(
     )
     model = INN([Block("x", rows.shape[1])], [Block("z", rows.shape[1])], Chain([standardise, flow]))
     steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
-    training = config.train.or_else(steps=steps, batch_size=512, learning_rate=4e-3, patience=15)
+    training = training.completed(steps=steps, batch_size=512, learning_rate=4e-3, patience=15).with_defaults()
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5) if config.smoothing is None else config.smoothing
-    result = fit(
+    train = partial(
+        fit,
         model,
         train_rows,
         training,
@@ -132,15 +135,20 @@ def density(
         show_progress=show_progress,
         throw=True,
     )
-    return Density(
+    result, interrupted = until_interrupted(train)
+    if interrupted and not result.steps:
+        raise KeyboardInterrupt
+    fitted = Density(
         model=result.model,
         names=table.names,
         frame=frame,
         reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
         held_out=held_out if held_out is not None else train_rows[:_KEPT_ROWS],
-        config=config.model_copy(update={"train": training}),
+        config=config,
+        used=config.model_copy(update={"smoothing": smoothing, "train": training}),
         history=result.history,
         facts={
+            **({PARTIAL: result.message} if interrupted else {}),
             "rows": len(rows),
             "dropped rows": table.dropped,
             **({"heavy tails": tails} if tails else {}),
@@ -149,6 +157,7 @@ def density(
             "stopped because": result.message,
         },
     )
+    return finish(lambda: fitted, interrupted)
 
 
 def _hold_out(rows, share, key):
@@ -199,7 +208,8 @@ class Density:
         frame: origin and scale of each column, in its units.
         reference: training rows kept for figures, as the model takes them.
         held_out: rows that were not trained on, as the model takes them.
-        config: settings.
+        config: settings as they were asked.
+        used: the same settings, with what the fit chose where they were open.
         history: columns of the training curve.
         facts: what is worth knowing about the run.
     """
@@ -210,6 +220,7 @@ class Density:
     reference: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
     config: DensityConfig
+    used: DensityConfig
     history: dict[str, list[float]] = field(repr=False)
     facts: dict[str, Any]
 
@@ -307,7 +318,7 @@ class Density:
         """Write a run directory; `flowknife.load` reads it."""
         record = {
             "application": self.application,
-            "config": self.config.model_dump(exclude_none=True),
+            **recorded(self.config, self.used),
             "metrics": self.metrics,
             "data": {"names": list(self.names)},
             "facts": self.facts,
@@ -324,13 +335,15 @@ class Density:
     def load(cls, folder: str | Path) -> "Density":
         """Read a run directory that `save` wrote."""
         record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
+        config, used = recovered(DensityConfig, record)
         return cls(
             model=tree["model"],
             names=tuple(record["data"]["names"]),
             frame=tree["frame"] if "frame" in tree else Frame(tree["origin"], np.ones(len(tree["origin"]))),
             reference=np.asarray(tree["reference"]),
             held_out=np.asarray(tree["held_out"]),
-            config=DensityConfig.model_validate(record["config"]),
+            config=config,
+            used=used,
             history=read_history(folder),
             facts=record["facts"],
         )

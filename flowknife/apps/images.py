@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from flowknife._feeds import take
+from flowknife._interrupts import PARTIAL, finish
 from flowknife._progress import progress
-from flowknife._settings import validated
-from flowknife._types import Key, as_key
+from flowknife._settings import asked, require_applicable
+from flowknife._types import Key, as_key, as_seed
 from flowknife.apps._empirical import Empirical
 from flowknife.apps._image_batches import as_pictures, bits_of, level_squares
 from flowknife.apps._image_config import ImagesConfig
@@ -59,17 +60,16 @@ def images(
             flat for the most part), 15 minutes at most.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
-        **settings: fields of `ImagesConfig` that replace those in `config`; `train` may be a dict.
+        **settings: fields of `ImagesConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
     Returns:
         the trained model with its held-out calibration.
 
     Raises:
         InputError: for a folder without usable pictures. Single files that cannot be used are listed in `.skipped`.
+        Interrupted: by Ctrl-C during training; its `result` is the model with the best weights so far.
     """
-    base = {} if config is None else config.model_dump(exclude_unset=True)
-    config = validated(ImagesConfig, {**base, **settings})
-    config.require_applicable()
+    config = asked(ImagesConfig, config, settings, as_seed(key))
     found = folder if isinstance(folder, ImageSet) else find_images(folder)
     size = config.image_size or default_size(found, config.crop)
     _require_uncut(folder, size, config.crop)
@@ -79,46 +79,54 @@ def images(
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
-    share = config.train.validation if "validation" in config.train.model_fields_set else _share_held_out(data.pixels)
+    training = config.train.completed(validation=_share_held_out(data.pixels))
     order = np.asarray(jax.random.permutation(split_key, len(data)))
-    held = max(round(share * len(data)), 4)
+    held = max(round(training.validation * len(data)), 4)
     # what decides when to stop must not calibrate: its pictures have become the model's favourites
     stopping, held_out, train = np.split(order, [min(max(held // 4, 1), _MOST_STOPPING), held])
     stopping, held_out, train = data.pixels[stopping], data.pixels[held_out], take(data.pixels, train)
-    flip = config.augment.flip if config.augment.flip is not None else _symmetric(train[:_LOOKED_AT])
-
     shape = data.pixels.shape[1:]
-    if config.architecture == "auto":
-        config = config.model_copy(update={"architecture": "lattice" if _flat(train, config.bits) else "wavelet"})
-        config.require_applicable()
+    used = config.used(
+        architecture=config.architecture or ("lattice" if _flat(train, config.bits) else "wavelet"),
+        image_size=size,
+        flip=_symmetric(train[:_LOOKED_AT]),
+    )
+    require_applicable(config, config.applies, {"architecture": str(used.architecture)})
+    flip = bool(used.augment.flip)
     # compiled as a whole: the many small draws of initial weights would take longer one by one
-    model = eqx.filter_jit(lambda k: _model(shape, config, k))(model_key)
-    model, history, training, seconds = train_images(
+    model = eqx.filter_jit(lambda k: _model(shape, used, k))(model_key)
+    trained = train_images(
         model,
         train,
         stopping,
-        config.train,
-        augmentation=config.augment,
+        training,
+        augmentation=used.augment,
         flip=flip,
-        parallel=config.parallel,
+        parallel=used.parallel or 1,
         key=fit_key,
         show_progress=show_progress,
     )
-    return Images(
-        model=model,
-        **_calibration(model, train, held_out, flip, show_progress),
-        config=config.model_copy(update={"image_size": size, "train": training}),
-        history=history,
-        skipped=data.skipped,
-        facts={
-            "pictures": len(data),
-            **({"partition": f"{partition}, of {PARTITION_FILE}"} if partition else {}),
-            "held out": len(held_out),
-            "skipped files": len(data.skipped),
-            "mirrored": flip,
-            "seconds": round(seconds, 1),
-            "fingerprint": fingerprint(data),
-        },
+    facts = {
+        **({PARTIAL: trained.partial} if trained.partial else {}),
+        "pictures": len(data),
+        **({"partition": f"{partition}, of {PARTITION_FILE}"} if partition else {}),
+        "held out": len(held_out),
+        "skipped files": len(data.skipped),
+        "mirrored": flip,
+        "seconds": round(trained.seconds, 1),
+        "fingerprint": fingerprint(data),
+    }
+    return finish(
+        lambda: Images(
+            model=trained.model,
+            **_calibration(trained.model, train, held_out, flip, show_progress),
+            config=config,
+            used=used.model_copy(update={"train": trained.training}),
+            history=trained.history,
+            skipped=data.skipped,
+            facts=facts,
+        ),
+        interrupted=bool(trained.partial),
     )
 
 
@@ -185,10 +193,7 @@ def _flat(pixels, bits):
 
 def _model(shape, config, key) -> INN:
     noise_key, key = jax.random.split(key)
-    # a lattice keeps to the bins exactly; a rotation turns them, and needs noise that is nearly normal
-    learned = config.dequantisation == "variational" or (
-        config.dequantisation == "auto" and config.architecture == "wavelet"
-    )
+    learned = config.dequantisation == "variational"
     noise = dequantiser(shape, layers=0, width=64, depth=1, key=noise_key) if learned else None
     return image_model(shape, Pixels(config.bits, noise), _bijection(shape, config, key))
 

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife import nets, priors
+from flowknife._feeds import in_threads
 from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robust_spread
+from flowknife._interrupts import PARTIAL, finish, until_interrupted
 from flowknife._progress import note, progress
-from flowknife._settings import validated
-from flowknife._types import Key, as_key
-from flowknife.apps._posterior import InvertConfig, Posterior
+from flowknife._settings import asked, require_applicable
+from flowknife._types import Key, as_key, as_seed
+from flowknife.apps._posterior import TASK, InvertConfig, Posterior
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import (
     Affine,
@@ -75,13 +77,14 @@ def invert(
         executor: something with `map`, as in `concurrent.futures`, for a slow simulator.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
-        **settings: fields of `InvertConfig` that replace those in `config`; `train` may be a dict.
+        **settings: fields of `InvertConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:
         the posterior.
 
     Raises:
-        InputError: for a simulator or pairs that cannot be used.
+        InputError: for a simulator or pairs that cannot be used, or settings without effect.
+        Interrupted: by Ctrl-C during training; its `result` is the posterior with the best weights so far.
 
     Example:
         >>> import flowknife as fk
@@ -92,13 +95,11 @@ def invert(
         >>> posterior.sample(3, y=[1.0, 1.0], key=1).shape
         (3, 2)
     """
-    base = {} if config is None else config.model_dump(exclude_unset=True)
-    config = validated(InvertConfig, {**base, **settings})
-    if config.independence and config.form == "conditional":
-        raise InputError('got independence of a conditional model; expected a partitioned one; try form="partitioned"')
+    config = asked(InvertConfig, config, settings, as_seed(key))
     keys = jax.random.split(as_key(config.seed if key is None else key), 6)
     task = _task(simulator, prior, pairs, config)
-    data = task.pairs or _simulated(task, config.num_simulations, keys[0], executor, show_progress)
+    used = _used(config, task)
+    data = task.pairs or _simulated(task, used.num_simulations, keys[0], executor, show_progress)
     prior = task.prior or priors.likeliest(data.theta)
     _check_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
@@ -120,7 +121,8 @@ def invert(
         noise_at = _locally(_SHARP, LocalSpread.of(y, y.std(axis=0)))
         user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0))
     order = np.asarray(jax.random.permutation(keys[1], len(x)))
-    held = min(max(round(config.train.validation * len(x)), 2), len(x) // 2)
+    training = used.train.completed(validation=0.1)
+    held = min(max(round(training.validation * len(x)), 2), len(x) // 2)
     held_out, train = ({"x": x[rows], "y": y[rows]} for rows in (order[:held], order[held:]))
 
     noisy, held_noisy = (
@@ -128,17 +130,18 @@ def invert(
         for part, k in zip((train, held_out), jax.random.split(keys[2]), strict=True)
     )
     make = _partitioned if config.form == "partitioned" else _conditional
-    model = make(config, prior.inner, noisy, noise, keys[3])
+    model = make(used, prior.inner, noisy, noise, keys[3])
     model = eqx.filter_jit(lambda m, x, y: m.initialise(x, key=keys[4], y=y))(
         model, train["x"][:_START_ROWS], (train["y"] if config.form == "partitioned" else noisy)[:_START_ROWS]
     )
-    candidates = _candidates(config.train, len(train["x"]))
-    results = [
-        fit(
+    candidates = _candidates(training, len(train["x"]))
+    calls = [
+        partial(
+            fit,
             model,
             train,
             training,
-            objective=_objective(config, prior.inner, noise_at),
+            objective=_objective(used, prior.inner, noise_at),
             held_out=held_out,
             key=keys[5],
             label="posterior" if len(candidates) == 1 else f"posterior, {i + 1} of {len(candidates)}",
@@ -147,18 +150,25 @@ def invert(
         )
         for i, training in enumerate(candidates)
     ]
-    best = int(np.argmin([result.loss for result in results]))
+    results, interrupted = until_interrupted(partial(in_threads, calls, threads=1))
+    reached = [i for i, result in enumerate(results) if result is not None and result.steps]
+    if not reached:
+        raise KeyboardInterrupt
+    best = min(reached, key=lambda i: results[i].loss)
     result, training = results[best], candidates[best]
-    return Posterior(
+    told = f"training was interrupted in candidate {reached[-1] + 1} of {len(candidates)}, the best so far was kept"
+    posterior = Posterior(
         model=result.model,
         prior=prior,
         held_out={"x": held_out["x"][:_KEPT], "y": held_noisy[:_KEPT]},
         frame=frame,
         y_names=y_names,
         noise=tuple(float(value) for value in user_noise),
-        config=config.model_copy(update={"train": training}),
+        config=config,
+        used=used.model_copy(update={"train": training}),
         history=result.history,
         facts={
+            **({PARTIAL: told if len(candidates) > 1 else result.message} if interrupted else {}),
             **({"problem": task.name} if task.name else {}),
             "pairs": len(x),
             "failed simulations": data.failed,
@@ -173,6 +183,24 @@ def invert(
         },
         forward=task.forward,
     )
+    return finish(lambda: posterior, interrupted)
+
+
+def _used(config: InvertConfig, task: "_Task") -> InvertConfig:
+    """These settings, with the defaults of the model where a field is open.
+
+    Raises:
+        InputError: for a setting without effect.
+    """
+    noisy = "with" if np.any(task.noise) else "without"
+    chosen = {
+        "data": "pairs" if task.pairs else "simulator",
+        "model": "conditional" if config.form == "conditional" else f"partitioned {noisy} noise",
+    }
+    require_applicable(config, TASK, chosen)
+    defaults = {"num_simulations": 10_000, "scale": 0.02, "features": 64}
+    own = {name: value for name, value in defaults.items() if chosen[TASK[name][0]] in TASK[name][1]}
+    return config.completed(**own)
 
 
 def _candidates(training: Training, rows: int) -> list[Training]:
@@ -181,10 +209,12 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     Few pairs of many parameters need a strong pull towards the linear-Gaussian posterior of the start; few pairs of a
     posterior with fine structure are spoiled by it. Who asks for so many steps gets them once.
     """
-    few, chosen = rows <= _FEW, training.model_fields_set
+    few, asked_for = rows <= _FEW, (training.weight_decay, training.steps, training.epochs)
     steps = int(np.clip(40 * rows**0.5, 1000, 20_000))
-    training = training.or_else(steps=steps, batch_size=256, learning_rate=2e-3 if few else 1e-3, patience=15)
-    if not few or chosen & {"weight_decay", "steps", "epochs"}:
+    training = training.completed(
+        steps=steps, batch_size=256, learning_rate=2e-3 if few else 1e-3, patience=15
+    ).with_defaults()
+    if not few or any(value is not None for value in asked_for):
         return [training]
     pulls = (0.0, 1.0, 5.0)
     share = {"minutes": training.minutes / len(pulls)} if training.minutes else {}

@@ -2,7 +2,10 @@
 
 import errno
 import inspect
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,10 +25,20 @@ class _Verbs(TyperGroup):
     """Ends with one line and an exit status where a user can mend the cause; anything else keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        status = 128 + signal.SIGINT
+
+        def terminate(number, frame):
+            nonlocal status
+            status = 128 + number
+            raise KeyboardInterrupt
+
         try:
-            return super().invoke(ctx)
+            with _handled(signal.SIGTERM, terminate):
+                return super().invoke(ctx)
+        except Written as stop:
+            end(status, f"interrupted: {stop}")
         except KeyboardInterrupt:
-            end(130, "interrupted")
+            end(status, "interrupted" if status == 128 + signal.SIGINT else "terminated")
         except Exception as error:
             line = _mendable(error)
             if line is None:
@@ -36,6 +49,23 @@ class _Verbs(TyperGroup):
         """The verbs in the order in which one needs them."""
         first = ["demo", "fit"]
         return [*first, *(name for name in super().list_commands(ctx) if name not in first)]
+
+
+class Written(KeyboardInterrupt):
+    """An interruption after something was written; its text says what and where."""
+
+
+@contextmanager
+def _handled(number: int, handler: Callable[..., Any]) -> Generator[None, None, None]:
+    """Handle a signal inside the block; outside of the main thread Python cannot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
 
 
 def _mendable(error: Exception) -> str | None:

@@ -1,13 +1,15 @@
 """`flowknife demo`: each application on data that come along."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flowknife import demos
+from flowknife._files import require_own
 from flowknife.cli._app import app, verb
-from flowknife.cli._fit import claim
+from flowknife.cli._files import run_to_write
 
 
 @verb(
@@ -27,10 +29,14 @@ def _demo(
     """Train on data that come along, and show the results in a report.
 
     With a NAME the run and its report are written to DIR; without, each run to DIR/NAME, and DIR/report.html shows all.
+    A run that is there is replaced only if a demo wrote it.
     """
     if name is not None and name not in demos.DEMOS:
         raise typer.BadParameter(f"got {name!r}; expected one of {', '.join(demos.DEMOS)}", param_hint="NAME")
-    for folder in [out] if name else [out / each for each in demos.DEMOS]:
-        claim(folder, overwrite=True)
-    page = demos.run(name, out, quick) if name else demos.run_all(out, quick)
+    with ExitStack() as held:
+        for folder in [out] if name else [out / each for each in demos.DEMOS]:
+            held.enter_context(run_to_write(folder, overwrite=demos.is_demo(folder)))
+        if name is None:
+            require_own(out / "report.html")
+        page = demos.run(name, out, quick) if name else demos.run_all(out, quick)
     typer.echo(f"report: {page}")

@@ -1,11 +1,12 @@
 """Files that the verbs write: rows, pictures and scores."""
 
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowknife._files import RUN_FILES, claimed, content_of, is_run
 from flowknife.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,83 @@ def require_writable(folder: Path) -> None:
         with suppress(OSError):
             for place in missing:
                 place.rmdir()
+
+
+def require_output(out: Path, *inputs: "str | Path | None", run: Path | None = None) -> None:
+    """Refuse an output that is an input, however it is named, or a file of the run that is read.
+
+    Args:
+        out: the file to write.
+        inputs: files, FILE.npz:NAME, folders of images or addresses that are read; None for those left out.
+        run: the run directory that is read.
+
+    Raises:
+        InputError: writing `out` would replace what is read.
+        StorageError: nothing can be written there.
+    """
+    for path in filter(None, inputs):
+        if _reads(path, out):
+            raise InputError(f"got --out {out}, which is an input ({path}); expected another file; try a new name")
+    if run is not None and any(_same(out, part) for part in (*(run / name for name in RUN_FILES), *_extras(run))):
+        raise InputError(f"got --out {out}, a file of the run {run}; expected another file; try a new name")
+    require_writable(out.parent)
+
+
+def _extras(run):
+    figures = run / "figures"
+    return [run / "report.html", run / "skipped.csv", *(figures.iterdir() if figures.is_dir() else ())]
+
+
+def _reads(source: "str | Path", out: Path) -> bool:
+    """Whether `out` exists and is read as `source`, or as one of the images of the folder `source`."""
+    place = Path(source).expanduser()
+    if not place.exists() and ":" in str(source):  # one array of a file, FILE.npz:NAME
+        place = Path(str(source).rpartition(":")[0]).expanduser()
+    if not place.is_dir():
+        return _same(place, out)
+    from flowknife.data.images import IMAGE_SUFFIXES
+
+    try:
+        inside = out.exists() and out.resolve().is_relative_to(place.resolve())
+    except OSError:
+        return False
+    return inside and out.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are one file, through links, relative names and ways of writing."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def run_to_write(run: Path, overwrite: bool, *inputs: "str | Path | None") -> Generator[None, None, None]:
+    """Hold a run directory while it is written; what is there and no run is refused before there is something to lose.
+
+    Args:
+        run: the directory; it may be missing, empty, or with `overwrite` a run.
+        overwrite: replace the run that is there.
+        inputs: what is read, as for `require_output`.
+
+    Raises:
+        InputError: one of the files of the run that would be replaced is an input.
+        StorageError: it is no place for a run, or another process writes one there.
+    """
+    with claimed(run):
+        held = content_of(run)
+        if held and not is_run(run):
+            raise StorageError(f"got {run}, which is not empty and no run; expected a new folder; try another --out")
+        if held and not overwrite:
+            raise StorageError(f"got {run}, which holds a run; expected a new folder; try another --out or --overwrite")
+        for path in filter(None, inputs):
+            place = Path(path).expanduser()
+            if any(_reads(path, part) for part in (*(run / name for name in RUN_FILES), *_extras(run))) or _same(
+                place, run / "figures"
+            ):
+                raise InputError(f"got --out {run}, where {path} would be replaced; expected another folder")
+        yield
 
 
 def row_writer(out: Path, names: tuple[str, ...]) -> "Callable[[np.ndarray], Any]":

@@ -1,21 +1,24 @@
 """`flowknife fit`: from data to a run directory."""
 
 import difflib
+import functools
 import inspect
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flowknife.cli._app import DropInvalid, app, show, verb, with_examples, with_units
+from flowknife._files import is_run
+from flowknife._interrupts import PARTIAL, finish, until_interrupted
+from flowknife.cli._app import DropInvalid, Written, app, show, verb, with_examples, with_units
 from flowknife.cli._data import LABEL, read_labelled, read_pairs
-from flowknife.cli._files import require_writable
+from flowknife.cli._files import run_to_write
 from flowknife.cli._kinds import LABEL_FACT
-from flowknife.errors import InputError, StorageError
+from flowknife.errors import InputError, Interrupted
 
 # Told here as well as in the configurations, since these need JAX, for which a help text should not wait.
 _TRAIN = (
@@ -71,9 +74,14 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
     """Register the verb of an application; its docstring, its settings and the examples are its help."""
 
     def register(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def with_claim(**given: Any) -> None:
+            with run_to_write(given["out"], given["overwrite"], given["data"], given["config"]):
+                function(**given)
+
         text = inspect.cleandoc(function.__doc__ or "")
-        function.__doc__ = f"{text}\n\nSettings: {SETTINGS[application]}."
-        return verb(fit, application, *examples)(function)
+        with_claim.__doc__ = f"{text}\n\nSettings: {SETTINGS[application]}."
+        return verb(fit, application, *examples)(with_claim)
 
     return register
 
@@ -97,11 +105,11 @@ def _density(
 
     The rows stand on the left, a standard normal latent on the right: samples, densities, and an anomaly score.
     """
-    claim(out, overwrite)
     from flowknife.apps import DensityConfig, density
 
     chosen = _configured(DensityConfig, "density", recipe, config, settings)
-    _keep(density(data, chosen, drop_invalid=drop_invalid), out, _sample_and_score("samples.csv", data), recipe)
+    found = until_interrupted(lambda: density(data, chosen, drop_invalid=drop_invalid))
+    _keep(found, out, _sample_and_score("samples.csv", data), recipe)
 
 
 @_fits(
@@ -128,11 +136,11 @@ def _images(
 
     Files that cannot be used are listed with the reasons in RUN/skipped.csv.
     """
-    claim(out, overwrite)
     from flowknife.apps import ImagesConfig, images
 
     chosen = _configured(ImagesConfig, "images", recipe, config, settings)
-    _keep(images(data, chosen), out, _sample_and_score("samples.png", data), recipe)
+    found = until_interrupted(lambda: images(data, chosen))
+    _keep(found, out, _sample_and_score("samples.png", data), recipe)
 
 
 @_fits(
@@ -162,19 +170,18 @@ def _classify(
     Rows or pictures stand on the left, their label and a latent on the right: class probabilities, samples of a class,
     and a flag for what belongs to none. A label may be a word; an empty one is unknown.
     """
-    claim(out, overwrite)
     from flowknife.apps import ClassifyConfig, classify
 
     chosen = _configured(ClassifyConfig, "classify", recipe, config, settings)
     if Path(data).expanduser().is_dir():
-        fitted, samples = classify(data, None, chosen), "samples.png"
+        (fitted, interrupted), samples = until_interrupted(lambda: classify(data, None, chosen)), "samples.png"
     else:
-        found = read_labelled(data, label, drop_invalid=drop_invalid)
-        fitted, samples = classify(found.table.values, found.labels, chosen), "samples.csv"
+        found, samples = read_labelled(data, label, drop_invalid=drop_invalid), "samples.csv"
+        fitted, interrupted = until_interrupted(lambda: classify(found.table.values, found.labels, chosen))
         fitted = replace(fitted, names=found.table.names, facts={**fitted.facts, LABEL_FACT: found.column})
     place = shlex.quote(data)
     following = (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {place} --out classes.csv")
-    _keep(fitted, out, following, recipe)
+    _keep((fitted, interrupted), out, following, recipe)
 
 
 @_fits(
@@ -204,7 +211,6 @@ def _invert(
     Parameters stand on the left, data and a latent on the right. The data come from pairs that exist, or from the
     simulator of a problem: kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear.
     """
-    claim(out, overwrite)
     from flowknife.apps import InvertConfig, invert
     from flowknife.priors import Product, likeliest
     from flowknife.problems import PROBLEMS
@@ -213,21 +219,21 @@ def _invert(
     if data in PROBLEMS:
         if parameters is not None:
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
-        fitted = invert(PROBLEMS[data](), config=chosen)
+        fitted, interrupted = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen))
     elif Path(data).suffix:
         x, y, names, y_names = read_pairs(data, parameters.split(",") if parameters else ())
         if not names:
-            fitted = invert(pairs=(x, y), config=chosen)
+            fitted, interrupted = until_interrupted(lambda: invert(pairs=(x, y), config=chosen))
         else:  # the columns are worth their names
             prior = Product({name: likeliest(column[:, None]) for name, column in zip(names, x.T, strict=True)})
-            fitted = invert(prior=prior, pairs=(x, y), config=chosen)
+            fitted, interrupted = until_interrupted(lambda: invert(prior=prior, pairs=(x, y), config=chosen))
             fitted = replace(fitted, y_names=y_names, facts={**fitted.facts, "prior": "estimated from the pairs"})
     else:
         close = difflib.get_close_matches(data, PROBLEMS, n=1)
         advice = f"; try {close[0]}" if close else ""
         raise InputError(f"got {data!r}; expected a problem ({', '.join(PROBLEMS)}) or a file of pairs{advice}")
     _keep(
-        fitted,
+        (fitted, interrupted),
         out,
         ("invert {run} observations.csv -n 1000 --out parameters.csv", "score {run} observations.csv --out scores.csv"),
         recipe,
@@ -247,30 +253,34 @@ def _configured(kind: Any, application: str, recipe: str | None, file: Path | No
     return configured(kind, file, settings or (), start)
 
 
-def claim(run: Path, overwrite: bool) -> None:
-    """Refuse a run directory that cannot be written or holds anything else, before there is something to lose."""
-    ours = {"run.json", "model.safetensors", "history.csv", "skipped.csv", "report.html", "figures", "checkpoints"}
-    require_writable(run)
-    held = {path.name for path in run.iterdir()} if run.exists() else set()
-    if "run.json" in held and not overwrite:
-        raise StorageError(f"got {run}, which holds a run; expected a new folder; try another --out or --overwrite")
-    if "run.json" not in held and held - ours:
-        raise StorageError(f"got {run}, which is not empty and no run; expected a new folder; try another --out")
-
-
 def _sample_and_score(samples: str, data: str) -> tuple[str, ...]:
     return f"sample {{run}} -n 100 --out {samples}", f"score {{run}} {shlex.quote(data)} --out scores.csv"
 
 
-def _keep(fitted: Any, run: Path, following: tuple[str, ...], recipe: str | None) -> None:
-    """Save what was fitted; say where it is, how good it is, what was to be expected and what may come next."""
+def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe: str | None) -> None:
+    """Save what was fitted; say where it is, how good it is, what was to be expected and what may come next.
+
+    Args:
+        found: the result, and whether fitting it was interrupted.
+        run: where to write it; a partial run leaves a run that is there alone, and is written beside it.
+        following: verbs to try next.
+        recipe: the name of the recipe.
+
+    Raises:
+        Written: after an interruption.
+    """
     from flowknife.recipes import RECIPES
 
+    fitted, interrupted = found
     if recipe:
         fitted = replace(fitted, facts={**fitted.facts, "recipe": recipe})
-    for stale in ("report.html", "skipped.csv", "figures", "checkpoints"):  # of the run that this one replaces
-        shutil.rmtree(run / stale) if (run / stale).is_dir() else (run / stale).unlink(missing_ok=True)
-    fitted.save(run)
+    if PARTIAL in fitted.facts and is_run(run):
+        run = next(place for i in count(1) if not (place := run.with_name(f"{run.name}-partial-{i}")).exists())
+    try:
+        finish(lambda: fitted.save(run), interrupted)
+    except Interrupted:
+        how = f"a partial run: {fitted.facts[PARTIAL]}" if PARTIAL in fitted.facts else "the whole run"
+        raise Written(f"{run} holds {how}") from None
     expected = {"expected": RECIPES[recipe].expected or "not measured"} if recipe else {}
     show(f"{fitted.application}: {run}", {**with_units(fitted.metrics), **fitted.facts, **expected})
     if fitted.facts.get("skipped files"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowknife.cli._app import Run, app, verb
-from flowknife.cli._files import require_writable
+from flowknife.cli._files import require_output
 from flowknife.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def _interpolate(
     from flowknife import plots
 
     _require_ending(out, ".png", ".gif")
+    require_output(out, first, last, run=run)
     model = _images(run)
     pictures = model.interpolate(first, last, steps, how="linear" if linear else "spherical")
     if out.suffix.lower() == ".gif":
@@ -71,6 +72,7 @@ def _attribute(
     from flowknife import plots
 
     _require_ending(out, ".png")
+    require_output(out, positive, negative, *(pictures or ()), run=run)
     steps = [number_in(part, "--strengths") for part in strengths.split(",")]
     model = _images(run)
     direction = model.attribute(positive, negative)
@@ -109,7 +111,6 @@ def _images(run: Path) -> "Images":
 def _require_ending(out: Path, *endings: str) -> None:
     if out.suffix.lower() not in endings:
         raise InputError(f"got --out {out}; expected a file that ends in {' or '.join(endings)}")
-    require_writable(out.parent)
 
 
 def _save(figure, out):

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from flowknife._files import is_own, is_run
+from flowknife._interrupts import PARTIAL
 from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
-from flowknife.cli._files import require_writable, write_columns
+from flowknife.cli._files import require_output, write_columns
 from flowknife.cli._kinds import Choice, Items, kind_of, only_for
 from flowknife.cli._pictures import number_in
 from flowknife.errors import InputError
@@ -61,7 +63,7 @@ def _sample(
     """
     from flowknife.apps import load
 
-    require_writable(out.parent)
+    require_output(out, given, run=run)
     if prior not in (None, "normal", "empirical"):
         raise InputError(f"got --prior {prior!r}; expected normal or empirical")
     fitted: Any = load(run)
@@ -138,7 +140,9 @@ def _score(
     from flowknife.apps import load
     from flowknife.diagnostics import ranked
 
-    _require_table(out)
+    _require_table(out, data, run)
+    if gallery is not None:
+        require_output(gallery, data, run=run)
     if gallery is not None and gallery.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"got --gallery {gallery}; expected a file that ends in .html")
     fitted: Any = load(run)
@@ -159,16 +163,15 @@ def _write_gallery(path, model, pixels, scores):
     from flowknife.diagnostics import ranked
     from flowknife.report import MOST_SHOWN, write_gallery
 
-    require_writable(path.parent)
     strangest = pixels[ranked(scores)[:MOST_SHOWN]]
     write_gallery(path, strangest, model.surprise(strangest), scores, model.config.alpha)
     typer.echo(f"gallery: {path}")
 
 
-def _require_table(out):
+def _require_table(out, data, run):
     if not out.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
         raise InputError(f"got --out {out} for a table of words and numbers; expected a file that ends in .csv")
-    require_writable(out.parent)
+    require_output(out, data, run=run)
 
 
 def _numbered(columns, items: Items):
@@ -183,9 +186,10 @@ def _tell_left_out(items: Items, out: Path) -> None:
     if items.left_out:
         typer.echo(f"left out {items.left_out} rows with missing or infinite values", err=True)
     if items.skipped:
-        # a run has such a list of its own, of what training left out
-        taken = (out.parent / "run.json").exists()
-        path = out.with_name(f"{out.stem}-skipped.csv" if taken else "skipped.csv")
+        # a run has such a list of its own, of what training left out; and a file of the user's may have the name
+        names = ("skipped.csv", f"{out.stem}-skipped.csv", *(f"{out.stem}-skipped-{i}.csv" for i in range(2, 1000)))
+        places = [out.with_name(name) for name in names[is_run(out.parent) :]]
+        path = next(place for place in places if place != out and (is_own(place) or not place.exists()))
         write_skipped(path, items.skipped)
         typer.echo(f"skipped {len(items.skipped)} files, listed with the reasons in {path}", err=True)
 
@@ -212,7 +216,7 @@ def _classify(
 
     from flowknife.apps import load
 
-    _require_table(out)
+    _require_table(out, data, run)
     fitted: Any = load(run)
     if fitted.application != "classify":
         raise InputError(f"got a run of {fitted.application}; expected one of classify; try flowknife score")
@@ -256,7 +260,7 @@ def _invert(
     """
     from flowknife.apps import load
 
-    require_writable(out.parent)
+    require_output(out, observations, run=run)
     fitted: Any = load(run)
     if fitted.application != "invert":
         raise InputError(f"got a run of {fitted.application}; expected one of invert; try flowknife sample")
@@ -298,6 +302,8 @@ def _report(
 
     fitted: Any = load(run)
     only_for(["images", "classify"], fitted, others=others)
+    if others is not None and Path(others).expanduser().resolve().is_relative_to((run / "figures").resolve()):
+        raise InputError(f"got --others {others}, among the figures that are written anew; expected another place")
     page = fitted.report(run, *([] if others is None else [kind_of(fitted).read(fitted, others, Choice()).values]))
     typer.echo(f"report: {page}")
 
@@ -314,8 +320,9 @@ def _info(run: Run) -> None:
     both = {"left end": "; ".join(frame.left), "right end": "; ".join(frame.right)}
     show(f"{record['application']}: {run}", both)
     show("metrics", with_units(fitted.metrics))
-    for part in ("facts", "data", "config", "versions"):
-        show(part, _flat(record.get(part, {})))
+    titles = {"facts": "facts", "data": "data", "config": "asked", "used": "used", "versions": "versions"}
+    for part, title in titles.items():
+        show(title, _flat(record.get(part, {})))
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
@@ -359,6 +366,8 @@ def _check(
     fitted: Any = load(run)
     given = () if data is None else kind_of(fitted).judged(fitted, data, Choice(partition=partition))
     checks = fitted.check(*given)
+    if PARTIAL in fitted.facts:
+        typer.echo(f"{PARTIAL}: {fitted.facts[PARTIAL]}")
     width = max(len(check.name) for check in checks)
     for check in checks:
         verdict = "passed" if check.passed else "FAILED"

@@ -1,20 +1,60 @@
-"""Configurations from YAML files and `KEY=VALUE` settings; whatever is wrong with them is told in one line."""
+"""Settings from YAML files and `KEY=VALUE` texts, read as they are written; whatever is wrong is one line."""
 
-import copy
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-import pydantic
 import yaml
 
-from flowknife._settings import validated
+from flowknife._settings import Config, leaves, merged, validated
 from flowknife.errors import InputError
 
-Config = TypeVar("Config", bound=pydantic.BaseModel)
-
-
 _ENDS = {"epochs", "steps", "minutes"}
+
+
+class _SaidTwiceError(Exception):
+    """A key that is written twice in one mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the plain values of its version 1.2; a key that is written twice is an error.
+
+    What version 1.1 takes for something else stays text, so that no setting has a value that is not seen: 1:30 (90),
+    010 (8), 0x10, 1_000, yes and on (true), dates. 1e3 is a number.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise _SaidTwiceError(f"got {key.value!r} twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=True)
+
+    def construct_number(self, node):
+        if self.resolve(yaml.ScalarNode, node.value, (True, False)) != node.tag:  # a tag that is written out
+            raise yaml.YAMLError(f"{node.value!r} is no {node.tag.rpartition(':')[2]}")
+        return self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
+_WHOLE = r"(?:0|[1-9][0-9]*)"
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", rf"[-+]?{_WHOLE}", "-+0123456789"),
+    (
+        "float",
+        rf"[-+]?(?:{_WHOLE}?\.[0-9]+|{_WHOLE}\.?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 
 
 def configured(
@@ -22,7 +62,7 @@ def configured(
 ) -> Config:
     """The configuration that a recipe and, over it, a YAML file and, over both, single settings ask for.
 
-    As in `Training.or_else`, when a recipe ends training counts only if nothing else says when to.
+    When a recipe ends training counts only if neither the file nor the settings say when to.
 
     Args:
         kind: the class of the configuration.
@@ -31,49 +71,57 @@ def configured(
         recipe: nested settings to start from, or None.
 
     Raises:
-        InputError: for a file that cannot be read, an unknown key or a value that does not fit.
+        InputError: for a file that cannot be read, an unknown key, a value that does not fit, or a key that is set to
+            two values in one place.
     """
-    values: dict[str, Any] = {}
-    for key, value in _read(file).items() if file else ():
-        _place(values, str(key), value)
-    for setting in settings:
-        key, _, text = setting.partition("=")
-        try:
-            _place(values, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise InputError(f"got the setting {setting!r}; expected a plain value; try quotes around a text") from None
-    if recipe is None:
-        return validated(kind, values)
-    start = copy.deepcopy(dict(recipe))
-    if isinstance(values.get("train"), Mapping) and _ENDS & values["train"].keys():
+    from_file = _once(leaves(_read(file)), f"the settings {file}") if file else {}
+    single = _once((leaf for setting in settings for leaf in _setting(setting)), "--set")
+    values = merged(from_file, single)
+    start = merged(recipe or {})
+    if isinstance(values.get("train"), Mapping) and any(values["train"].get(end) is not None for end in _ENDS):
         start["train"] = {key: value for key, value in start.get("train", {}).items() if key not in _ENDS}
-    for key, value in values.items():
-        _place(start, key, value)
-    return validated(kind, start)
+    return validated(kind, merged(start, values))
+
+
+def _once(pairs: Iterable[tuple[str, Any]], place: str) -> dict[str, Any]:
+    """Settings by dotted key, each of which is said once; None, which leaves a setting open, contradicts nothing."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        for other, earlier in found.items():
+            nested = f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.")
+            if nested and None not in (earlier, value) and (key, value) != (other, earlier):
+                both = f"{other}={earlier!r} and {key}={value!r}"
+                raise InputError(f"got {both} in {place}; expected each setting once; try leaving one of them out")
+        found.pop(key, None)
+        found[key] = value
+    return found
+
+
+def _setting(text: str) -> Iterable[tuple[str, Any]]:
+    key, _, value = text.partition("=")
+    if not value.strip():
+        raise InputError(
+            f"got the setting {text!r} without a value; expected KEY=VALUE; try {text}null to leave it open"
+        )
+    try:
+        return leaves({key.strip(): yaml.load(value, _Loader)})
+    except _SaidTwiceError as error:
+        raise InputError(f"{error} of the setting {text!r}; expected each key once") from None
+    except (yaml.YAMLError, ValueError):
+        raise InputError(f"got the setting {text!r}; expected a plain value; try quotes around a text") from None
 
 
 def _read(file: Path) -> Mapping[Any, Any]:
     example = "expected lines such as seed: 1"
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8-sig"), _Loader)
+    except _SaidTwiceError as error:
+        raise InputError(f"{error} of the settings {file}; expected each key once; try leaving one out") from None
     except OSError as error:
         raise InputError(f"got the settings {file}, which cannot be read ({error.strerror}); {example}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"got the settings {file}, which are no YAML ({reason}); {example}") from None
     if not isinstance(content, Mapping | None):
         raise InputError(f"got the settings {file}, which hold a {type(content).__name__}; {example}")
     return content or {}
-
-
-def _place(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a dotted key; a mapping is merged with what is there."""
-    first, dot, rest = key.partition(".")
-    inside = {rest: value} if dot else value
-    if not isinstance(inside, Mapping):
-        values[first] = inside
-        return
-    if not isinstance(values.get(first), dict):
-        values[first] = {}
-    for name, item in inside.items():
-        _place(values[first], str(name), item)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Float, Num
 
+from flowknife._settings import Settings
+
 Zoom = Annotated[float, pydantic.Field(ge=0, lt=1, description="larger or smaller by up to this share")]
 Shear = Annotated[float, pydantic.Field(ge=0, le=1, description="slanted, in columns per row")]
 Rotation = Annotated[float, pydantic.Field(ge=0, le=180, description="turned, in degrees")]
@@ -19,7 +21,7 @@ Shift = Annotated[
 Brightness = Annotated[float, pydantic.Field(ge=0, lt=1, description="darker or brighter by up to this share")]
 
 
-class Augmentation(pydantic.BaseModel, frozen=True, extra="forbid"):
+class Augmentation(Settings):
     """Changes of the training pictures, drawn anew for every batch; never applied to what is scored.
 
     Every number is the largest change; what is drawn is uniform between it and its opposite.

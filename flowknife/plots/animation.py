@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowknife.errors import InputError, StorageError
+from flowknife._files import mark
+from flowknife.errors import InputError
 from flowknife.plots import _style as style
 from flowknife.plots._style import Values
+from flowknife.storage import replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,19 +66,16 @@ def mapping_animation(
     if not np.isfinite(stages).all():
         raise InputError("got stages with NaN or infinite points; expected finite ones, try to drop those points")
 
+    path = Path(path)
     frames = max(int(seconds * 500 / FRAME_MS), 2)
     encoded = b""
     for pixels, every in ((480, 1), (480, 2), (360, 2), (280, 3), (200, 4)):
         way = list(_frames(stages, shades, lines, names, max(frames // every, 2), pixels))
-        encoded = _gif(way, FRAME_MS * every)
+        encoded = _gif(way, FRAME_MS * every, mark(path.name))
         if len(encoded) < LARGEST_FILE:
             break
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded)
-    except OSError as error:
-        raise StorageError(f"could not write {path}: {error.strerror or error}; try another folder") from error
+    with replacing(path) as place:
+        place.write_bytes(encoded)
     return path
 
 
@@ -144,7 +143,7 @@ def _square(stage: np.ndarray) -> tuple[float, float, float]:
     return (left + right) / 2, (bottom + top) / 2, max(right - left, top - bottom) / 2
 
 
-def _gif(way: "list[Image.Image]", frame_ms: int) -> bytes:
+def _gif(way: "list[Image.Image]", frame_ms: int, comment: str) -> bytes:
     """There and back with one palette for all frames, so that still regions neither flicker nor cost bytes."""
     from PIL import Image, ImageColor
 
@@ -164,5 +163,7 @@ def _gif(way: "list[Image.Image]", frame_ms: int) -> bytes:
     times = [frame_ms] * len(loop)
     times[0] = times[len(there) - 1] = HOLD_MS
     file = io.BytesIO()
-    loop[0].save(file, "GIF", save_all=True, append_images=loop[1:], duration=times, loop=0, optimize=False)
+    loop[0].save(
+        file, "GIF", save_all=True, append_images=loop[1:], duration=times, loop=0, optimize=False, comment=comment
+    )
     return file.getvalue()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from flowknife import plots
+from flowknife._files import require_own
 from flowknife.report._figures import ends, keep, training, trust
 from flowknife.report._page import Picture, Section, write_report
 
@@ -62,7 +63,7 @@ def _mapping_section(flow, data, folder):
     still = keep(plots.mapping(data, z, bent, lines, angle), folder, "mapping")
     stages = [data[:800], *_stages(flow, data[:800])]
     path = Path(folder) / "figures" / "mapping.gif"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require_own(path)
     plots.mapping_animation(path, np.stack(stages), angle[:800])
     return Section(
         "Mapping",

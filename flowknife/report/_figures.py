@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowknife._files import mark, require_own
 from flowknife.diagnostics import Check
 from flowknife.inn import INN
 from flowknife.report._page import Frame, Picture, Section
@@ -18,10 +19,15 @@ _DPI = 110
 
 
 def keep(figure: "Figure", folder: str | Path, name: str, caption: str = "") -> Picture:
-    """Write a figure to `folder/figures/name.png` and return it for a section."""
+    """Write a figure to `folder/figures/name.png` and return it for a section.
+
+    Raises:
+        StorageError: there is a file of this name that flowknife did not write.
+    """
     path = Path(folder) / "figures" / f"{name}.png"
+    require_own(path)
     with replacing(path) as place:
-        figure.savefig(place, dpi=_DPI, format="png")
+        figure.savefig(place, dpi=_DPI, format="png", metadata={"Software": mark(path.name)})
     return Picture(path, caption)
 
 

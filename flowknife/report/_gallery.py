@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flowknife._files import GENERATOR
 from flowknife.diagnostics import ranked
 from flowknife.plots import heat_maps
 from flowknife.report._page import PAGE, STYLE
@@ -62,7 +63,7 @@ def write_gallery(
         "usual at that place, blue where there is less.</p>"
     )
     body = f"<header><h1>Strange pictures</h1>{words}</header><ol>{''.join(items)}</ol>"
-    page = PAGE.format(title="Strange pictures", style=STYLE + _GALLERY_STYLE, body=body)
+    page = PAGE.format(generator=GENERATOR, title="Strange pictures", style=STYLE + _GALLERY_STYLE, body=body)
     with replacing(path) as place:
         place.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)

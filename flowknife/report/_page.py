@@ -9,7 +9,6 @@ sent by mail.
 
 import base64
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -17,7 +16,10 @@ from math import isfinite
 from pathlib import Path
 from typing import SupportsFloat
 
-from flowknife.errors import InputError, StorageError
+from flowknife._files import GENERATOR, require_own
+from flowknife._interrupts import PARTIAL
+from flowknife.errors import InputError
+from flowknife.storage import replacing
 
 UNITS = {
     "nll": ("Negative log-likelihood, held out", "nats per row"),
@@ -95,28 +97,27 @@ def write_report(
 
     Raises:
         InputError: if a picture is missing or of an unknown kind.
-        StorageError: if the folder cannot be written.
+        StorageError: if the folder cannot be written, or has a `report.html` that flowknife did not write.
     """
     parts = [
-        f"<header><h1>{escape(title)}</h1></header>",
+        f"<header><h1>{escape(title)}</h1>{_partial(facts or {})}</header>",
         ends_svg(frame.left, frame.right) if frame else "",
         _metrics_table(metrics or {}),
         *(_section(section) for section in sections),
         _facts_list(facts or {}),
     ]
-    page = PAGE.format(title=escape(title), style=STYLE, body="\n".join(part for part in parts if part))
-    folder = Path(folder)
-    path, draft = folder / "report.html", folder / f".report-{secrets.token_hex(6)}.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise StorageError(f"could not write {path}: {error.strerror or error}; try another folder") from error
-    finally:
-        if draft.is_file():
-            draft.unlink()
+    page = PAGE.format(
+        title=escape(title), generator=GENERATOR, style=STYLE, body="\n".join(part for part in parts if part)
+    )
+    path = Path(folder) / "report.html"
+    require_own(path)
+    with replacing(path) as place:
+        place.write_text(page, encoding="utf-8")
     return path
+
+
+def _partial(facts: Mapping[str, object]) -> str:
+    return f"<p><strong>Partial: {escape(str(facts[PARTIAL]))}.</strong></p>" if PARTIAL in facts else ""
 
 
 def _section(section: Section) -> str:
@@ -291,7 +292,7 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="flowknife">
+{generator}
 <title>{title}</title>
 <style>{style}</style>
 </head>

@@ -1,0 +1,186 @@
+"""Which files are flowknife's own, and the claim on a run directory while it is written.
+
+Nothing else is ever replaced or deleted: a figure holds the mark of flowknife and its own name, a page its generator, a
+list of skipped files its header, and the other files of a run belong to its `run.json`.
+"""
+
+import json
+import os
+import platform
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from flowknife.errors import StorageError
+
+RUN_FILES = ("run.json", "model.safetensors", "history.csv")
+"""What every run directory holds; `run.json` says that it is one."""
+
+GENERATOR = '<meta name="generator" content="flowknife">'
+"""The mark of a page."""
+
+_SKIPPED = b"path,reason"
+_CLAIM = ".flowknife-claim"
+_HEAD = 4096  # bytes of a file that hold its mark
+
+
+def mark(name: str) -> str:
+    """The mark of a figure with this file name: a copy with another name, or another picture, is not ours."""
+    return f"flowknife/{name}"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` has the `run.json` of a flowknife run."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and "application" in record
+
+
+def is_own(path: Path) -> bool:
+    """Whether flowknife wrote this page, figure or list of skipped files."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD)
+    except OSError:
+        return False
+    if path.suffix == ".html":
+        return GENERATOR.encode() in head
+    if path.suffix == ".csv":
+        return head.splitlines()[:1] == [_SKIPPED]
+    return mark(path.name).encode() in head
+
+
+def require_own(path: Path) -> None:
+    """Refuse to replace a file that flowknife did not write.
+
+    Raises:
+        StorageError: there is such a file at `path`.
+    """
+    if path.exists() and not is_own(path):
+        raise StorageError(f"got {path}, which flowknife did not write; expected a free name; try to move it away")
+
+
+def own_extras(folder: Path) -> list[Path]:
+    """What a run directory holds beside `RUN_FILES` that flowknife wrote: the report, its figures, skipped files."""
+    figures = folder / "figures"
+    found = [folder / "report.html", folder / "skipped.csv"]
+    found += sorted(figures.iterdir()) if figures.is_dir() and not figures.is_symlink() else []
+    return [path for path in found if path.is_file() and not path.is_symlink() and is_own(path)]
+
+
+@contextmanager
+def claimed(folder: Path) -> Generator[None, None, None]:
+    """Hold a directory while a run is written to it, so that no other process writes one to the same place.
+
+    A directory that is missing is made, and taken away again if it stays empty. The claim of a process that has ended
+    is taken over.
+
+    Raises:
+        StorageError: another process holds it, or nothing can be written there.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    claim = folder / _CLAIM
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _take(claim)
+    except StorageError:
+        raise
+    except OSError as error:
+        _remove_empty(missing)
+        reason = error.strerror
+        raise StorageError(f"got {folder}, where nothing can be written ({reason}); try another --out") from None
+    try:
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
+        _remove_empty(missing)
+
+
+def content_of(folder: Path) -> list[str]:
+    """The names in a directory, without what flowknife keeps there while it writes; none if there is no directory."""
+    return sorted(path.name for path in folder.iterdir() if path.name != _CLAIM) if folder.is_dir() else []
+
+
+def _remove_empty(folders):
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _take(claim: Path) -> None:
+    own = {"process": os.getpid(), "host": platform.node(), "began": _began(os.getpid())}
+    for _ in range(3):
+        with suppress(FileExistsError):
+            # written first and then linked to its name, so that nobody reads half of it
+            draft = claim.with_name(f"{claim.name}-{secrets.token_hex(6)}")
+            draft.write_text(json.dumps(own), encoding="utf-8")
+            try:
+                _create(draft, claim)
+            finally:
+                draft.unlink(missing_ok=True)
+            return
+        holder = _read(claim)
+        if holder is None:  # released in the meantime
+            continue
+        if not _has_ended(holder):
+            raise StorageError(
+                f"got {claim.parent}, to which process {holder.get('process')} on {holder.get('host')} is writing a "
+                f"run; expected a folder of its own; try another --out, or delete {claim} if that process has ended"
+            )
+        stale = claim.with_name(f"{claim.name}-{secrets.token_hex(6)}")
+        with suppress(FileNotFoundError):
+            claim.rename(stale)
+            if _read(stale) != holder:  # somebody else took it over first
+                with suppress(FileExistsError):
+                    _create(stale, claim)
+            stale.unlink(missing_ok=True)
+    raise StorageError(f"got {claim.parent}, to which another process is writing a run; try another --out")
+
+
+def _create(draft: Path, claim: Path) -> None:
+    """Give `draft` the name `claim` too, unless it is taken (FileExistsError)."""
+    try:
+        os.link(draft, claim)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with claim.open("x", encoding="utf-8") as stream:
+            stream.write(draft.read_text(encoding="utf-8"))
+
+
+def _read(claim: Path) -> dict[str, Any] | None:
+    try:
+        holder = json.loads(claim.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _has_ended(holder: dict[str, Any]) -> bool:
+    """Whether the process of a claim has ended; of one on another machine nobody can tell."""
+    process = holder.get("process")
+    if holder.get("host") != platform.node() or not isinstance(process, int) or os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    # the number may belong to another process by now
+    return holder.get("began") is not None and _began(process) != holder["began"]
+
+
+def _began(process: int) -> str | None:
+    """When a process began, where the system tells (Linux)."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return fields[19]
+    except (OSError, IndexError):
+        return None

@@ -1,0 +1,64 @@
+"""Interruptions (Ctrl-C) of a fit: what was reached is kept, and a first one waits for the result to be assembled."""
+
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from flowknife.errors import Interrupted
+
+Result = TypeVar("Result")
+
+PARTIAL = "partial"
+"""The fact of a run whose training was interrupted; its text says when."""
+
+
+def until_interrupted(train: Callable[[], Result]) -> tuple[Result, bool]:
+    """What training returned, and whether it was interrupted; then it is what training had reached."""
+    try:
+        return train(), False
+    except Interrupted as stop:
+        return stop.result, True
+
+
+def finish(make: Callable[[], Result], interrupted: bool = False) -> Result:
+    """Assemble or write a result after training; a first interruption waits until this is done.
+
+    Args:
+        make: returns the result.
+        interrupted: training was interrupted, so that one more interruption ends this at once.
+
+    Raises:
+        Interrupted: with the result, if there was an interruption before or during this.
+    """
+    with _deferred(wanted=not interrupted) as late:
+        result = make()
+    if interrupted or late:
+        raise Interrupted(result)
+    return result
+
+
+@contextmanager
+def _deferred(wanted: bool) -> Generator[list[int], None, None]:
+    """Let the block finish at a first Ctrl-C or SIGTERM that Python handles; the list then holds the signal."""
+    late: list[int] = []
+    previous: dict[int, Callable[..., Any]] = {}
+    if wanted and threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def wait(number, frame):
+        if late:
+            previous[number](number, frame)
+        late.append(number)
+        with suppress(KeyboardInterrupt):
+            previous[number](number, frame)  # it may note which signal it was
+
+    for number in previous:
+        signal.signal(number, wait)
+    try:
+        yield late
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
