@@ -38,7 +38,7 @@ History = dict[str, list[float]]
 def train_images(
     model: INN,
     pixels: Rows,
-    held_out: np.ndarray,
+    held_out: np.ndarray | None,
     training: Training,
     *,
     augmentation: Augmentation,
@@ -52,7 +52,7 @@ def train_images(
     Args:
         model: the model to start from.
         pixels: training pictures, uint8 (n, H, W, C).
-        held_out: pictures for early stopping.
+        held_out: images for early stopping, if there are any.
         training: settings; a time budget is for all levels together, epochs and steps are for each.
         augmentation: changes of the training pictures; those for early stopping stay as they are.
         flip: mirror half of the pictures of every batch.
@@ -91,12 +91,12 @@ def train_images(
         """Those that depend on the level."""
         # of large pictures the fine levels have places enough in few of them
         batch = asked.or_else(batch_size=_batch(sizes[level], most=training.batch_size)).batch_size
-        # looking at the held-out pictures takes about a tenth of the time
-        every = asked.or_else(evaluate_every=max(60, 3 * len(held_out) // batch)).evaluate_every
+        # evaluating the held-out images takes about a tenth of the time
+        every = asked.or_else(evaluate_every=max(60, 3 * len(() if held_out is None else held_out) // batch))
         # learned noise must not be pulled to what it started as
         decay = 0.0 if learned_noise and level == len(sizes) - 1 else training.weight_decay
         weight_decay = asked.or_else(weight_decay=decay).weight_decay
-        return {"batch_size": batch, "evaluate_every": every, "weight_decay": weight_decay}
+        return {"batch_size": batch, "evaluate_every": every.evaluate_every, "weight_decay": weight_decay}
 
     stages = []
     for i, level in enumerate(order):
@@ -168,7 +168,7 @@ def fit_stages(
     Args:
         model: the model to start from, its closed-form parts fitted.
         data: as for `fit`.
-        held_out: as for `fit`.
+        held_out: data that decide when to stop; None for none.
         training: settings of every stage; its time budget is for all of them together.
         stages: in their order; their parts do not overlap.
         key: JAX key.
@@ -184,7 +184,7 @@ def fit_stages(
         return fit(
             model,
             data,
-            training.model_copy(update={**stage.settings, "minutes": minutes}),
+            training.model_copy(update={**stage.settings, "minutes": minutes, "validation": 0.0}),
             objective=stage.objective,
             held_out_objective=stage.held_out_objective,
             where=stage.where,

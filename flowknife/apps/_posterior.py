@@ -17,6 +17,7 @@ from flowknife._settings import validated
 from flowknife._types import Key, as_key
 from flowknife.diagnostics import (
     Check,
+    Flagging,
     Misspecification,
     coverage,
     hpd_coverage,
@@ -131,7 +132,9 @@ class Posterior:
     Attributes:
         model: the network, x <-> z given y, or x (and noise) <-> [y, z].
         prior: of the parameters.
-        held_out: pairs {"x", "y"} that were not trained on, with the noise of the data in y.
+        held_out: calibration pairs {"x", "y"}, with the noise of the data in y, which had no part in training, not even
+            in the choice of when to stop; none with `train.validation=0`.
+        reference: training pairs, with the noise of the data in y.
         y_names: of the data.
         noise: standard deviation of the noise that was added to simulated data, one for each number.
         config: settings.
@@ -143,6 +146,7 @@ class Posterior:
     model: INN = field(repr=False)
     prior: Prior = field(repr=False)
     held_out: dict[str, np.ndarray] = field(repr=False)
+    reference: dict[str, np.ndarray] = field(repr=False)
     y_names: tuple[str, ...] = field(repr=False)
     noise: tuple[float, ...]
     config: InvertConfig
@@ -246,29 +250,59 @@ class Posterior:
             )
         return np.asarray(self.forward(x.reshape(-1, x.shape[-1])), float).reshape(*x.shape[:-1], -1)
 
-    def misspecification(self, y: Any, key: Key = 0) -> Misspecification:
-        """Whether the simulator can have made the observations: a p-value for each; see `flowknife.diagnostics`."""
-        rows, _ = self._observations(y)
-        return misspecification(self._features(self.held_out["y"]), self._features(rows), key)
+    def misspecification(self, y: Any) -> Misspecification:
+        """Whether the simulator can have made the observations: a p-value for each; see `flowknife.diagnostics`.
+
+        The distance is fitted to training pairs, and calibrated with pairs that had no part in training.
+
+        Raises:
+            InputError: without held-out pairs.
+        """
+        self.flagging.require_held_out()
+        return self._misspecification(self._observations(y)[0])
 
     def score(self, y: Any) -> dict[str, np.ndarray]:
-        """How far observations are from what the simulator makes: columns row, score, p_value, flag (p < alpha)."""
-        found = self.misspecification(y)
-        flag = found.p_values < self.config.alpha
-        return {"row": np.arange(len(flag)), "score": found.scores, "p_value": found.p_values, "flag": flag}
+        """How far observations are from what the simulator makes: columns row, score, p_value, flag (p < alpha).
+
+        Without calibration pairs there are no columns p_value and flag, and a `CalibrationWarning` says why; see
+        `flagging`.
+        """
+        found = self._misspecification(self._observations(y)[0])
+        columns = self.flagging.columns(found.p_values)
+        return {"row": np.arange(len(found.scores)), "score": found.scores, **columns}
+
+    def _misspecification(self, rows):
+        reference, held_out, observed = (self._features(y) for y in (self.reference["y"], self.held_out["y"], rows))
+        return misspecification(reference, observed, calibration=held_out)
+
+    @property
+    def flagging(self) -> Flagging:
+        """How observations are flagged; its `note` says why nothing can be, where that is so."""
+        return Flagging(len(self.held_out["x"]), self.config.alpha, "pairs")
+
+    @property
+    def examples(self) -> dict[str, np.ndarray]:
+        """Pairs to show: held-out ones, or training pairs where none were held out."""
+        return self.held_out if self.flagging.rows else self.reference
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """`nll`: mean -log p(x | y) of held-out pairs, in nats; `prior_nll`: the same before y is known."""
-        x, y = self.held_out["x"], self.held_out["y"]
-        return {
-            "nll": float(-np.mean(log_density(self.model, x, y))),
-            "prior_nll": float(-np.mean(self.prior.log_prob(x))),
-        }
+        """`nll`: mean -log p(x | y) of held-out pairs, in nats; `prior_nll`: the same before y is known.
+
+        Where no pairs were held out `training_nll` and `training_prior_nll`, the same of training pairs.
+        """
+        x, y = self.examples["x"], self.examples["y"]
+        nll, prior_nll = -np.mean(log_density(self.model, x, y)), -np.mean(self.prior.log_prob(x))
+        return self.flagging.named({"nll": float(nll), "prior_nll": float(prior_nll)})
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
-        """Ranks, coverage and re-simulation of held-out pairs, by name; each has a `verdict` and a `check`."""
+        """Ranks, coverage and re-simulation of held-out pairs, by name; each has a `verdict` and a `check`.
+
+        Raises:
+            InputError: without held-out pairs.
+        """
+        self.flagging.require_held_out()
         x, y = (self.held_out[name][:_CHECKED] for name in ("x", "y"))
         drawn = self.sample(_DRAWS, y, key=0)
         found = {
@@ -284,10 +318,21 @@ class Posterior:
         return found
 
     def check(self, pairs: Any = None) -> list[Check]:
-        """Calibration of the posterior over held-out pairs, or over `pairs` (x, y), against what it should be."""
+        """Calibration of the posterior over held-out pairs, or over `pairs` (x, y), against what it should be.
+
+        Where nothing can be flagged, one more check fails, and its `note` says what to do.
+
+        Raises:
+            InputError: without `pairs` and without held-out pairs.
+        """
         if pairs is not None:
             x, y = (np.asarray(values, np.float32) for values in pairs)
-            return _replaced(self, held_out={"x": x, "y": self._observations(y)[0]}).check()
+            judged = _replaced(self, held_out={"x": x, "y": self._observations(y)[0]})
+            return [*judged._checks(), *self.flagging.checks_of()]
+        self.flagging.require_held_out()
+        return [*self._checks(), *self.flagging.checks_of()]
+
+    def _checks(self):
         x, y = self.held_out["x"][:1000], self.held_out["y"][:1000]
         trip = round_trip_error(self.model.bijection, *self._ends(x, y))
         found = [value.check for value in self.calibration.values() if hasattr(value, "check")]
@@ -318,7 +363,8 @@ class Posterior:
             "data": {"names": list(self.names), "y_names": list(self.y_names)},
             "facts": self.facts,
         }
-        tree = {"model": self.model, "prior": self.prior, "held_out": self.held_out, "noise": self.noise}
+        pairs = {"held_out": self.held_out, "reference": self.reference}
+        tree = {"model": self.model, "prior": self.prior, "noise": self.noise, **pairs}
         return write_run(folder, record, tree, self.history)
 
     @classmethod
@@ -330,6 +376,7 @@ class Posterior:
             model=tree["model"],
             prior=tree["prior"],
             held_out={name: np.asarray(rows) for name, rows in tree["held_out"].items()},
+            reference={name: np.asarray(rows) for name, rows in tree["reference"].items()},
             y_names=tuple(record["data"]["y_names"]),
             noise=tuple(tree["noise"]),
             config=validated(InvertConfig, record["config"]),
@@ -372,7 +419,7 @@ class Posterior:
         """Normal scores of observations, in which a distance means something."""
         from scipy.stats import norm
 
-        ordered = np.sort(self.held_out["y"], axis=0)
+        ordered = np.sort(self.reference["y"], axis=0)  # not of the pairs that calibrate: their ranks are no draws
         count = len(ordered)
         below = np.stack([np.interp(c, o, np.arange(1, count + 1)) for c, o in zip(y.T, ordered.T, strict=True)], 1)
         spread = np.maximum(ordered.std(axis=0), 1e-12)

@@ -12,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife._settings import validated
+from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
-from flowknife.apps._class_data import is_picture_source, label_codes, read_pictures, split
+from flowknife.apps._class_data import is_picture_source, label_codes, read_pictures
 from flowknife.apps._class_models import picture_model, table_model
 from flowknife.apps._class_training import log_prior_of, train_pictures, train_table
 from flowknife.apps._classifier import Classifier
 from flowknife.apps.images import default_size
 from flowknife.bijections import Affine
 from flowknife.data import fingerprint, load_table
+from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -63,6 +65,9 @@ def classify(
     Raises:
         InputError: for items or labels that cannot be used, or settings that do not apply to them.
 
+    Warns:
+        CalibrationWarning: without calibration items, or with too few to flag anything.
+
     Example:
         >>> import flowknife as fk
         >>> x = fk.data.TOYS["ring"].sample(400, key=0)
@@ -94,10 +99,11 @@ def classify(
 
     classes, codes = label_codes(labels, len(items), config.classes)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
-    share = config.train.validation if "validation" in config.train.model_fields_set else 0.15
-    train, stopping, held = split(codes, share, split_key)
-    if make is _picture_model and min(len(stopping), len(held)) < 2:
-        raise InputError(f"got {len(items)} pictures; expected some to hold out; try more, or train.validation=0.5")
+    spare = len(items) - len(np.unique(codes))
+    sizes = split_sizes(len(items), config.train.validation, config.alpha, spare=spare)
+    train, stopping, held = split(len(items), sizes, split_key, groups=codes)
+    if make is _picture_model and not len(held) and config.train.validation != 0:
+        raise InputError(f"got {len(items)} images; expected some to hold out; try more, or train.validation=0")
     log_prior = _log_prior(codes[train], len(classes))
     model, history, training, told = teach(
         make(items[train], config, len(classes), model_key),
@@ -110,7 +116,6 @@ def classify(
         show_progress=show_progress,
     )
     kept = train[: _KEPT_PICTURES if make is _picture_model else _KEPT_ROWS]
-    held = held if len(held) else kept
     classifier = Classifier(
         model=model,
         classes=classes,
@@ -126,7 +131,12 @@ def classify(
         config=config.model_copy(update={"train": training}),
         history=history,
         skipped=skipped,
-        facts={**facts, "without label": int(np.sum(codes < 0)), **told},
+        facts={
+            **facts,
+            "without label": int(np.sum(codes < 0)),
+            **told,
+            **Flagging(len(held), config.alpha, "items").facts(),
+        },
     )
     return classifier.calibrated(items[stopping], codes[stopping], items[train][:_LOOKED_AT])
 

@@ -12,18 +12,19 @@ import numpy as np
 import pydantic
 
 from flowknife._settings import validated
+from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
 from flowknife.data import load_table
-from flowknife.diagnostics import Check, conformal_p_values, ks_normal, round_trip_error
+from flowknife.diagnostics import Check, Flagging, conformal_p_values, ks_normal, round_trip_error
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.objectives import nll
 from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import Training, fit
 
-_KEPT_ROWS = 5000  # training rows kept with the run, for pictures
+_KEPT_ROWS = 5000  # training rows kept with the run, for figures
 _ROWS_AT_ONCE = 16_384
 
 
@@ -49,6 +50,7 @@ def density(
     x: Any,
     config: DensityConfig | None = None,
     *,
+    calibration: Any = None,
     key: Key = None,
     drop_invalid: bool = False,
     show_progress: bool = True,
@@ -63,6 +65,8 @@ def density(
     Args:
         x: array (n, d), DataFrame, or path of a .csv, .parquet or .npy file.
         config: settings; default `DensityConfig()`.
+        calibration: a table with the same columns that calibrates the p-values and has no other part in the fit;
+            default rows of `x`, see `train.validation`.
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with NaN or infinity instead of refusing them.
         show_progress: show a progress bar.
@@ -73,6 +77,9 @@ def density(
 
     Raises:
         InputError: for a table that cannot be used.
+
+    Warns:
+        CalibrationWarning: without calibration rows, or with too few to flag anything.
 
     Example:
         >>> import flowknife as fk
@@ -89,7 +96,11 @@ def density(
     # far from zero, single precision would lose the variation: such columns are centred before it is used
     origin = values.mean(axis=0) if values.dtype == np.float64 else np.zeros(values.shape[1])
     rows = (values - origin).astype(np.float32)
-    train_rows, held_out = _hold_out(rows, config.train.validation, split_key)
+    own = calibration is not None
+    parts = split(len(rows), split_sizes(len(rows), config.train.validation, None if own else config.alpha), split_key)
+    train_rows, stopping, held_out = (rows[part] for part in parts)
+    if own:
+        held_out = _rows_of(calibration, table.names, origin, drop_invalid)
 
     standardise = Affine.standardise(train_rows)
     flow = coupling_flow(
@@ -108,9 +119,9 @@ def density(
     result = fit(
         model,
         train_rows,
-        training,
+        training.model_copy(update={"validation": 0.0}),  # rows are held out above
         objective=_smoothed(smoothing * jnp.abs(standardise.scale.value)),
-        held_out=held_out,
+        held_out=stopping if len(stopping) else None,
         key=fit_key,
         label="density",
         show_progress=show_progress,
@@ -121,7 +132,7 @@ def density(
         names=table.names,
         origin=origin,
         reference=train_rows[:_KEPT_ROWS],
-        held_out=held_out if held_out is not None else train_rows[:_KEPT_ROWS],
+        held_out=held_out,
         config=config.model_copy(update={"train": training}),
         history=result.history,
         facts={
@@ -130,15 +141,9 @@ def density(
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
             "stopped because": result.message,
+            **Flagging(len(held_out), config.alpha).facts(),
         },
     )
-
-
-def _hold_out(rows, share, key):
-    """(training rows, held-out rows or None), shuffled."""
-    held = min(round(share * len(rows)), len(rows) - 1)
-    order = np.asarray(jax.random.permutation(key, len(rows)))
-    return rows[order[held:]], rows[order[:held]] if held else None
 
 
 def _smoothed(scale):
@@ -180,8 +185,9 @@ class Density:
         model: the network, x <-> z, of rows minus `origin`.
         names: column names.
         origin: what is subtracted from each column first, in its units.
-        reference: training rows kept for pictures.
-        held_out: rows that were not trained on.
+        reference: training rows kept for figures.
+        held_out: calibration rows, which had no part in training, not even in the choice of when to stop; none with
+            `train.validation=0`.
         config: settings.
         history: columns of the training curve.
         facts: what is worth knowing about the run.
@@ -213,8 +219,7 @@ class Density:
     def log_prob(self, x: Any) -> np.ndarray:
         """Log density of each row, in nats, shape (n,). A path or DataFrame is read like the training table."""
         rows = self._to_model(x)
-        parts = [np.asarray(_log_prob(self.model, part)) for part in _chunks(rows)]
-        return np.concatenate(parts)
+        return self._log_prob_of(rows)
 
     def encode(self, x: Any) -> np.ndarray:
         """The latent of each row, shape (n, d), standard normal for rows of the same distribution."""
@@ -227,28 +232,49 @@ class Density:
     def score(self, x: Any) -> dict[str, np.ndarray]:
         """How usual each row is: log density, split-conformal p-value and flag (p < alpha).
 
-        Of new rows of the same distribution a share alpha is flagged, and no more.
+        Of new rows of the same distribution a share alpha is flagged, and no more. Without calibration rows there are
+        no columns p_value and flag, and a `CalibrationWarning` says why; see `flagging`.
         """
         log_prob = self.log_prob(x)
-        p_value = conformal_p_values(-log_prob, -self._held_out_log_prob)
-        return {
-            "row": np.arange(len(log_prob)),
-            "log_prob": log_prob,
-            "p_value": p_value,
-            "flag": p_value < self.config.alpha,
-        }
+        columns = self.flagging.columns(self._p_values(log_prob))
+        return {"row": np.arange(len(log_prob)), "log_prob": log_prob, **columns}
+
+    @property
+    def flagging(self) -> Flagging:
+        """How rows are flagged; its `note` says why nothing can be, where that is so."""
+        return Flagging(len(self.held_out), self.config.alpha)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """`nll`: mean negative log density of the held-out rows, in nats per row."""
-        return {"nll": float(-np.mean(self._held_out_log_prob))}
+        """`nll`: mean negative log density of the held-out rows, in nats per row.
+
+        Without held-out rows `training_nll`, the same of training rows.
+        """
+        log_prob = self._held_out_log_prob if self.flagging.rows else self._log_prob_of(self.reference)
+        return self.flagging.named({"nll": float(-np.mean(log_prob))})
 
     @cached_property
     def _held_out_log_prob(self):
-        return np.concatenate([np.asarray(_log_prob(self.model, part)) for part in _chunks(self.held_out)])
+        return self._log_prob_of(self.held_out)
+
+    def _p_values(self, log_prob):
+        return conformal_p_values(-log_prob, -self._held_out_log_prob)
+
+    def _log_prob_of(self, rows):
+        return np.concatenate(
+            [np.zeros(0, np.float32), *(np.asarray(_log_prob(self.model, part)) for part in _chunks(rows))]
+        )
 
     def check(self, x: Any = None) -> list[Check]:
-        """Round trip and latents of the held-out rows, or of `x`, against what they should be."""
+        """Round trip and latents of the held-out rows, or of `x`, against what they should be; flags of `x`.
+
+        Where nothing can be flagged, one more check fails, and its `note` says what to do.
+
+        Raises:
+            InputError: without `x` and without held-out rows.
+        """
+        if x is None:
+            self.flagging.require_held_out()
         rows = self.held_out if x is None else self._to_model(x)
         z = np.concatenate([np.asarray(_encode(self.model, part)) for part in _chunks(rows)])
         # a Kolmogorov-Smirnov distance of 0.05 is visible in a histogram; below, sampling noise of few rows is allowed
@@ -256,6 +282,7 @@ class Density:
         return [
             Check("round trip, in standard deviations", round_trip_error(self.model.bijection, rows[:5000]), 1e-3),
             Check("distance of the latents from N(0, 1)", ks_normal(z), float(limit)),
+            *self.flagging.checks_of(None if x is None else self._p_values(self._log_prob_of(rows))),
         ]
 
     def save(self, folder: str | Path) -> Path:
@@ -298,17 +325,21 @@ class Density:
         return report_density(self, folder)
 
     def _to_model(self, x):
-        values = np.asarray(x) if _is_rows(x) else load_table(x, min_rows=1).columns(self.names)
-        if values.ndim != 2 or values.shape[1] != len(self.names):
-            raise InputError(
-                f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns "
-                f"{', '.join(self.names)}"
-            )
-        return (values - self.origin).astype(np.float32)
+        return _rows_of(x, self.names, self.origin)
 
     def _from_model(self, rows):
         rows = np.asarray(rows)
         return rows + self.origin if np.any(self.origin) else rows
+
+
+def _rows_of(x, names, origin, drop_invalid=False):
+    """Rows of a table as the model takes them."""
+    values = np.asarray(x) if _is_rows(x) else load_table(x, drop_invalid=drop_invalid, min_rows=1).columns(names)
+    if values.ndim != 2 or values.shape[1] != len(names):
+        raise InputError(
+            f"got rows of shape {values.shape}; expected (n, {len(names)}), the columns {', '.join(names)}"
+        )
+    return (values - origin).astype(np.float32)
 
 
 def _is_rows(x):

@@ -17,6 +17,7 @@ import numpy as np
 from flowknife import nets, priors
 from flowknife._progress import progress
 from flowknife._settings import validated
+from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key
 from flowknife.apps._posterior import InvertConfig, Posterior
 from flowknife.architectures import coupling_flow
@@ -33,6 +34,7 @@ from flowknife.bijections import (
     Split,
 )
 from flowknife.data import Simulations, given_pairs, predicted, simulate
+from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
@@ -40,7 +42,7 @@ from flowknife.objectives import Objective, independence, matching_data, matchin
 from flowknife.problems import Problem
 from flowknife.train import Training, fit
 
-_KEPT = 1000  # held-out pairs kept with the run
+_KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
 _START_ROWS = 20_000  # what has a closed form is fitted to at most so many pairs
 _SHARP = 0.01  # noise added to data without any, in standard deviations
 _FEW = 50_000  # pairs; with more, nothing is gained by weight decay
@@ -79,6 +81,9 @@ def invert(
     Raises:
         InputError: for a simulator or pairs that cannot be used.
 
+    Warns:
+        CalibrationWarning: without calibration pairs, or with too few to flag anything.
+
     Example:
         >>> import flowknife as fk
         >>> prior = fk.Uniform(low=[-2, -2], high=[2, 2])
@@ -102,9 +107,8 @@ def invert(
     sharp = data.exact and config.form == "conditional" and config.noise is None and not np.any(noise)
     if sharp:  # p(x | y) of an exact y lies on a surface, where a density has no bound
         noise = _SHARP * y.std(axis=0)
-    order = np.asarray(jax.random.permutation(keys[1], len(x)))
-    held = min(max(round(config.train.validation * len(x)), 2), len(x) // 2)
-    held_out, train = ({"x": x[rows], "y": y[rows]} for rows in (order[:held], order[held:]))
+    parts = split(len(x), split_sizes(len(x), config.train.validation, config.alpha), keys[1])
+    train, stopping, held_out = ({"x": x[rows], "y": y[rows]} for rows in parts)
 
     noisy, held_noisy = (
         part["y"] + noise * np.asarray(jax.random.normal(k, part["y"].shape))
@@ -120,9 +124,9 @@ def invert(
         fit(
             model,
             train,
-            training,
+            training.model_copy(update={"validation": 0.0}),  # pairs are held out above
             objective=_objective(config, prior, noise),
-            held_out=held_out,
+            held_out=stopping if len(parts.stopping) else None,
             key=keys[5],
             label="posterior" if len(candidates) == 1 else f"posterior, {i + 1} of {len(candidates)}",
             show_progress=show_progress,
@@ -136,6 +140,7 @@ def invert(
         model=result.model,
         prior=prior,
         held_out={"x": held_out["x"][:_KEPT], "y": held_noisy[:_KEPT]},
+        reference={"x": train["x"][:_KEPT], "y": noisy[:_KEPT]},
         y_names=task.y_names or tuple(f"y{i + 1}" for i in range(y.shape[1])),
         noise=tuple(float(value) for value in noise),
         config=config.model_copy(update={"train": training}),
@@ -151,6 +156,7 @@ def invert(
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
             "stopped because": result.message,
+            **Flagging(min(len(parts.calibration), _KEPT), config.alpha, "pairs").facts(),
         },
         forward=task.forward,
     )
@@ -160,7 +166,8 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     """Training settings by the number of pairs; of several candidates the held-out pairs choose.
 
     Few pairs of many parameters need a strong pull towards the linear-Gaussian posterior of the start; few pairs of a
-    posterior with fine structure are spoiled by it. Who asks for so many steps gets them once.
+    posterior with fine structure are spoiled by it. Who asks for so many steps gets them once. Without held-out pairs
+    nothing can choose, and there is one candidate.
     """
     few, chosen = rows <= _FEW, training.model_fields_set
     steps = int(np.clip(40 * rows**0.5, 1000, 20_000))
@@ -168,6 +175,8 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     if not few or chosen & {"weight_decay", "steps", "epochs"}:
         return [training]
     pulls = (0.0, 1.0, 5.0)
+    if training.validation == 0:
+        return [training.model_copy(update={"weight_decay": 1.0})]
     share = {"minutes": training.minutes / len(pulls)} if training.minutes else {}
     return [training.model_copy(update={"weight_decay": pull, **share}) for pull in pulls]
 

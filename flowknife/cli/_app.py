@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -9,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from flowknife.errors import FlowknifeError
+from flowknife.errors import CalibrationWarning, FlowknifeError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
 DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out rows with missing or infinite values.")]
@@ -23,7 +24,10 @@ class _Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                # the verbs say it in a line of their own
+                warnings.simplefilter("ignore", CalibrationWarning)
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             end(130, "interrupted")
         except Exception as error:
@@ -121,4 +125,5 @@ def with_units(metrics: Mapping[str, float]) -> dict[str, str]:
     """Metrics as words, with the units that reports give them."""
     from flowknife.report import UNITS
 
-    return {name: f"{value:.4g} {UNITS.get(name, ('', ''))[1]}".rstrip() for name, value in metrics.items()}
+    units = {name: UNITS.get(name.removeprefix("training_"), ("", ""))[1] for name in metrics}
+    return {name: f"{value:.4g} {units[name]}".rstrip() for name, value in metrics.items()}

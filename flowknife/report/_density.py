@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from flowknife import plots
-from flowknife.report._figures import ends, keep, training
+from flowknife.report._figures import ends, flagging_text, keep, training, which
 from flowknife.report._page import Picture, Section, write_report
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
     ]
     if data.shape[1] == 2:
         sections += [_density_section(flow, data, folder), _mapping_section(flow, data, folder)]
-    z = flow.encode(flow.held_out[:5000] + flow.origin)
+    z = flow.encode((flow.held_out if flow.flagging.rows else flow.reference)[:5000] + flow.origin)
     sections += [
         Section(
             "Latents",
-            "Held-out rows, mapped to the latent end, should be standard normal in every direction.",
+            f"{which(flow.flagging)} rows, mapped to the latent end, should be standard normal in every direction.",
             [keep(plots.latents(z), folder, "latents")],
-        )
+        ),
+        Section("Flags", flagging_text(flow.flagging)),
     ]
     sections += training(flow.history, folder, str(flow.facts.get("stopped because", "")))
     return write_report(folder, "Density", sections, flow.metrics, flow.facts, ends(flow.model))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowknife.diagnostics import Flagging
 from flowknife.inn import INN
 from flowknife.report._page import Frame, Picture, Section
 from flowknife.storage import replacing
@@ -36,6 +37,21 @@ def ends(model: INN) -> Frame:
     ends = model.partition
     given = "".join(f", given {block.name} {size(block)}" for block in ends.cond)
     return Frame([words(block) for block in ends.left], [words(block) + given for block in ends.right])
+
+
+def flagging_text(flagging: Flagging) -> str:
+    """What the p-values of a run can say, in one sentence."""
+    if flagging.note:
+        return f"{flagging.note[0].upper()}{flagging.note[1:]}."
+    return (
+        f"P-values are calibrated on {flagging.rows:,} {flagging.unit} that had no part in training: of new ones of "
+        f"the same kind a share {flagging.alpha:g} is flagged, and no p-value is below {flagging.smallest:.2g}."
+    )
+
+
+def which(flagging: Flagging) -> str:
+    """Whether the data that a report shows were held out, as the first word of a sentence."""
+    return "Held-out" if flagging.rows else "Training"
 
 
 def training(
