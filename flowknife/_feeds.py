@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from flowknife._split import split, split_sizes
 from flowknife.errors import InputError, Interrupted
 from flowknife.inn import INN
 
@@ -74,7 +75,7 @@ def make_feed(model: INN, data: Any, validation: Any, training: Any, key: Array)
         return _Stream(model, data, training), _limit(held_out)
     on_disk = any(isinstance(value, _ON_DISK) for value in (data.values() if isinstance(data, Mapping) else [data]))
     arrays = _as_batch(model, data, _left_on_disk if on_disk else jnp.asarray)
-    if held_out is None and training.validation:
+    if held_out is None and training.validation != 0:
         arrays, held_out = _hold_out(arrays, training.validation, key)
     return _Arrays(arrays, training, on_disk), _limit(held_out)
 
@@ -106,13 +107,12 @@ def _as_batch(model, data, convert=jnp.asarray) -> dict[str, Any]:
 
 def _hold_out(arrays, share, key):
     rows = len(next(iter(arrays.values())))
-    held = min(max(round(share * rows), 1), rows - 1)
-    if held < 1:
+    parts = split(rows, split_sizes(rows, share, alpha=None), key)
+    if not len(parts.stopping):
         return arrays, None
-    order = np.asarray(jax.random.permutation(key, rows))
     return (
-        {name: take(array, order[held:]) for name, array in arrays.items()},
-        {name: jnp.asarray(array[order[:held][:_VALIDATION_ROWS]]) for name, array in arrays.items()},
+        {name: take(array, parts.train) for name, array in arrays.items()},
+        {name: jnp.asarray(array[parts.stopping[:_VALIDATION_ROWS]]) for name, array in arrays.items()},
     )
 
 

@@ -5,6 +5,9 @@
     ├── StorageError (also OSError)    a run directory or model file that is missing, damaged or foreign
     └── TrainingError (also RuntimeError)   training stopped at a non-finite number
 
+    UserWarning
+    └── CalibrationWarning   a fit without p-values, or whose p-values can never be small enough to flag anything
+
 Every message is one line that says what was got, what was expected and what to try. The command line catches
 `FlowknifeError`, prints that line and exits with status 1; anything else is a defect of ours and keeps its traceback.
 """
@@ -44,3 +47,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, result: Any):
         super().__init__("training was interrupted; the best weights so far are in `.result`")
         self.result = result
+
+
+class CalibrationWarning(UserWarning):
+    """A fit has no p-values, or too few calibration rows for any p-value to be below alpha; the message says why."""

@@ -10,15 +10,18 @@ too. Needs scikit-learn: `pip install "flowknife[sklearn]"`.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from flowknife._split import Sizes, split
+from flowknife._types import as_key
 from flowknife.apps import classify, density, invert
 from flowknife.diagnostics import conformal_p_values
-from flowknife.errors import InputError
+from flowknife.errors import CalibrationWarning, InputError
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, DensityMixin, OutlierMixin, RegressorMixin
@@ -40,7 +43,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
     Args:
         contamination: the rate of false alarms among normal rows, between 0 and 0.5.
-        calibration: share of the rows that is held out for calibration.
+        calibration: share of the rows that is held out for calibration and for nothing else.
         settings: fields of `DensityConfig`.
         random_state: seed of the split and of training.
         verbose: show a progress bar.
@@ -86,7 +89,6 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
             raise InputError(f"got calibration={self.calibration}; expected a share between 0 and 1; try 0.25")
         X = _rows(self, X, reset=True)
         generator = check_random_state(self.random_state)
-        order = generator.permutation(len(X))
         count = round(self.calibration * len(X))
         # the smallest p-value that m calibration rows can give is 1 / (m + 1)
         least = math.ceil(1 / self.contamination - 1 - 1e-9)
@@ -95,13 +97,18 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
                 f"got n_samples = {len(X)}, {count} of them for calibration; expected at least {least} for a rate of "
                 f"{self.contamination:g}; try more rows, or contamination={1 / (count + 1):.2g}"
             )
-        self.flow_ = density(X[order[count:]], **_options(self, generator))
-        self.calibration_scores_ = np.sort(self.flow_.log_prob(X[order[:count]]).astype(np.float64))
+        parts = split(len(X), Sizes(0, count), as_key(_seed(generator)))
+        options: dict[str, Any] = {"alpha": self.contamination, **_options(self, generator)}
+        with warnings.catch_warnings():
+            # as many rows as were asked for above; at a rate of exactly 1 / (count + 1) `predict` flags, p < alpha not
+            warnings.simplefilter("ignore", CalibrationWarning)
+            self.flow_ = density(X[parts.train], calibration=X[parts.calibration], **options)
+        self.calibration_scores_ = np.sort(self.flow_.log_prob(X[parts.calibration]).astype(np.float64))
         self.offset_ = float(self.calibration_scores_[math.floor(self.contamination * (count + 1) + 1e-9) - 1])
         return self
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
-        """Log density of each row, in nats; the smaller, the stranger."""
+        """Log density of each row, in nats; the smaller, the more anomalous."""
         check_is_fitted(self)
         return self.flow_.log_prob(_rows(self, X)).astype(np.float64)
 

@@ -46,7 +46,7 @@ OPTIMISERS = {
 
 
 _ENDS = ("epochs", "steps", "minutes")
-_DEFAULTS = {"batch_size": 256, "learning_rate": 2e-3, "weight_decay": 0.0, "average": 0.998, "validation": 0.1}
+_DEFAULTS = {"batch_size": 256, "learning_rate": 2e-3, "weight_decay": 0.0, "average": 0.998}
 
 
 class Training(Settings):
@@ -74,7 +74,9 @@ class Training(Settings):
         None, ge=0, description="L2, decoupled from the gradient's scaling (AdamW)"
     )
     average: float | None = pydantic.Field(None, ge=0, lt=1, description="decay of the moving average of the weights")
-    validation: float | None = pydantic.Field(None, ge=0, lt=1, description="share of the rows held out")
+    validation: float | None = pydantic.Field(
+        None, ge=0, lt=1, description="share of the rows held out for early stopping and calibration; default 0.15"
+    )
     evaluate_every: int | None = pydantic.Field(None, ge=1, description="steps between evaluations")
     patience: int | None = pydantic.Field(
         None, ge=0, description="evaluations without improvement before stopping; 0: train to the end"
@@ -162,7 +164,7 @@ def fit(
         objective: `objective(model, batch, key)`, default the negative log-likelihood.
         held_out_objective: that of held-out rows, where the other one augments; default the same.
         where: the part of the model that is trained, `where(model)`; default all of it.
-        held_out: held-out data; default the share `training.validation` of the rows.
+        held_out: held-out data; default the share `training.validation` of the rows, 0.1 where that is open.
         initialise: fit closed-form parts that have not been fitted yet to the first batch.
         key: int, JAX key or None.
         label: what the progress bar says.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import flowknife as fk
-from flowknife.apps._class_data import as_codes, label_codes, split
+from flowknife._split import Sizes, split
+from flowknife.apps._class_data import as_codes, label_codes
 from flowknife.apps._class_models import look_at_pictures, look_at_rows, picture_model, table_model
 from flowknife.apps._class_training import fit_temperature
 from flowknife.bijections import Affine
@@ -178,10 +179,10 @@ def test_classes_that_do_not_occur_may_be_told():
 
 def test_a_split_keeps_every_class_in_training(key):
     codes = np.array([0] * 50 + [1] * 2 + [2], np.int32)
-    train, stopping, calibration = split(codes, 0.5, key)
+    train, stopping, calibration = split(53, Sizes(25, 25), key, groups=codes)
     assert set(codes[train]) == {0, 1, 2}
     assert sorted([*train, *stopping, *calibration]) == list(range(53))
-    assert (len(stopping), len(calibration)) == (13, 13)
+    assert (len(stopping), len(calibration)) == (25, 25)
 
 
 def test_rows_without_labels_are_used(words):

@@ -214,8 +214,8 @@ def test_quantiles_of_a_normal_lie_on_the_diagonal():
     assert expected.max() > 3.5
 
 
-def test_flagged_share_counts_a_p_value_at_the_level():
-    figure = plots.anomaly_scores([0.05, 0.0501, 0.5, 1.0], [0.0, 0.01, 0.05, 0.2])
+def test_flagged_are_the_p_values_below_alpha_as_in_score():
+    figure = plots.anomaly_scores([0.04, 0.05, 0.5, 1.0], [0.0, 0.01, 0.0499, 0.05])
     bars = figure.axes[0].patches
     assert (bars[0].get_height(), bars[20].get_height()) == (0.25, 0.75)
     assert sum(bar.get_height() for bar in bars[:20]) == pytest.approx(1)
@@ -246,7 +246,8 @@ def test_outliers_come_smallest_first_and_unknown_last():
     assert shown == [2, 3, 0, 4, 1]
     captions = [text.get_text() for text in figure.axes[0].texts if text.get_text().startswith("p ")]
     assert captions == ["p < 0.001\nc", "p = 0.050\nd", "p = 0.300\na", "p = 0.900\ne", "p unknown\nb"]
-    assert "2 of 5 have" in sentence(figure)
+    assert "1 of 5 have p < 0.05" in sentence(figure)
+    assert "2 of 5 have p < 0.06" in sentence(plots.outliers(stack, [0.3, np.nan, 0.0001, 0.05, 0.9], alpha=0.06))
 
 
 def test_outliers_show_no_more_than_asked():

@@ -1,13 +1,12 @@
-"""Labels of any kind as class numbers, and items split into training, stopping and calibration."""
+"""Labels of any kind as class numbers."""
 
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from flowknife.apps._images import as_pictures
 from flowknife.data import ImageSet
@@ -127,19 +126,3 @@ def as_codes(labels: Any, classes: Names) -> Int[np.ndarray, "..."]:
     if -1 in codes:
         raise InputError(f"got the label {values[codes.index(-1)]!r}; expected one of {_some(classes)}")
     return np.array(codes[0] if single else codes, np.int32)
-
-
-def split(codes: Codes, share: float, key: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places of the items for training, for stopping and temperature, and for calibration, shuffled.
-
-    What decides when to stop must not calibrate: its items have become the model's favourites. One item of each class
-    is always trained on.
-    """
-    order = np.asarray(jax.random.permutation(key, len(codes)))
-    first = np.zeros(len(codes), bool)
-    shuffled = codes[order]
-    first[np.unique(shuffled, return_index=True)[1]] = True
-    order = np.concatenate([order[~first], order[first]])
-    held = min(round(share * len(codes)), int((~first).sum()))
-    stopping, calibration, train = np.split(order, [held // 2, held])
-    return np.sort(train), stopping, calibration

@@ -25,6 +25,7 @@ from flowknife.apps._image_scores import with_complexity
 from flowknife.data import Skipped, load_table, write_skipped
 from flowknife.diagnostics import (
     Check,
+    Flagging,
     Reliability,
     Typicality,
     accuracy,
@@ -76,7 +77,8 @@ class Classifier:
         frame: origin and scale of each column, in its units; of pictures without columns.
         reference: training items kept for figures, as the model takes them.
         reference_labels: their classes by number, -1 for unknown.
-        held_out: items that were not trained on, as the model takes them.
+        held_out: calibration items, as the model takes them, which had no part in training, not even in the choice of
+            when to stop; none with `train.validation=0`.
         held_out_labels: their classes by number, -1 for unknown.
         detector: for pictures, the typicality test over levels.
         config: settings as they were asked.
@@ -192,7 +194,9 @@ class Classifier:
         Returns:
             columns by name: row (or path); label, the likeliest class; probability, of that class; log_prob; score,
             larger is stranger (rows: -log p(x); pictures: two-sided, over all levels); p_value, conformal,
-            whatever the class; flag, p_value < alpha. Of new items of the classes a share alpha is flagged.
+            whatever the class; flag, p_value < alpha. Of new items of the classes a share alpha is flagged. Without
+            calibration items there are no columns p_value and flag, and a `CalibrationWarning` says why; see
+            `flagging`.
         """
         items, names = self._items(x)
         with progress("scoring", show_progress) as report:
@@ -200,16 +204,27 @@ class Classifier:
         joint = look[0] + self.log_prior
         strangeness = self._strangeness(items, look)
         probability = self._probability(joint)
-        p_value = conformal_p_values(strangeness, self._held_out_strangeness)
+        columns = self.flagging.columns(self._p_values(strangeness))
         return {
             ("path" if self.pictures else "row"): np.asarray(names),
             "label": np.asarray(self.classes)[np.argmax(probability, axis=1)],
             "probability": probability.max(axis=1),
             "log_prob": logsumexp(joint, axis=1) + self.frame.log_det,
             "score": strangeness,
-            "p_value": p_value,
-            "flag": p_value < self.config.alpha,
+            **columns,
         }
+
+    @property
+    def flagging(self) -> Flagging:
+        """How items are flagged; its `note` says why nothing can be, where that is so."""
+        return Flagging(len(self.held_out), self.config.alpha, "items")
+
+    @property
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Items to show and their classes by number: held-out ones, or training items where none were held out."""
+        if self.flagging.rows:
+            return self.held_out, self.held_out_labels
+        return self.reference, self.reference_labels
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -217,24 +232,28 @@ class Classifier:
 
         `nll`, of p(x) in nats per item; `bits_per_dim` of pictures; where there are labels `accuracy`,
         `nll_given_label` (of p(x | label)), `cross_entropy` (of the calibrated probabilities, in nats),
-        `expected_calibration_error`.
+        `expected_calibration_error`. Where no items were held out, the same of training items, each with `training_`
+        before its name; an error of calibration is then unknown, and left out.
         """
-        joint = self._held_out_look[0] + self.log_prior
+        items, labels = self.examples
+        look = self._held_out_look if self.flagging.rows else self._look(items)
+        joint = look[0] + self.log_prior
         metrics = {"nll": float(-np.mean(logsumexp(joint, axis=1))) - self.frame.log_det}
         if self.pictures:
-            metrics["bits_per_dim"] = metrics["nll"] / float(np.prod(self.held_out.shape[1:]) * np.log(2))
-        known = self.held_out_labels >= 0
+            metrics["bits_per_dim"] = metrics["nll"] / float(np.prod(items.shape[1:]) * np.log(2))
+        known = labels >= 0
         if known.any():
-            labels = self.held_out_labels[known]
+            labels = labels[known]
             own = np.arange(len(labels)), labels
             probability = self._probability(joint[known])
             metrics |= {
                 "accuracy": accuracy(labels, probability),
                 "nll_given_label": float(-np.mean((joint[known] - self.log_prior)[own])) - self.frame.log_det,
                 "cross_entropy": float(-np.mean(np.log(np.maximum(probability[own], 1e-300)))),
-                "expected_calibration_error": self.reliability().error,
             }
-        return metrics
+            if self.flagging.rows:
+                metrics["expected_calibration_error"] = self.reliability().error
+        return self.flagging.named(metrics)
 
     def confusion(self, x: Any = None, labels: Any = None) -> np.ndarray:
         """Counts by true class (row) and predicted class (column), of held-out items or of `x` with its `labels`."""
@@ -254,14 +273,19 @@ class Classifier:
         Args:
             x: items; default: those held out.
             labels: their classes, for the calibration of probabilities.
+
+        Where nothing can be flagged, one more check fails, and its `note` says what to do.
+
+        Raises:
+            InputError: without `x` and without held-out items.
         """
+        if x is None:
+            self.flagging.require_held_out()
         items = self.held_out if x is None else self._items(x)[0]
         strangeness = self._strangeness(items, self._held_out_look if x is None else self._look(items))
-        alpha = self.config.alpha
-        alarms = np.mean(conformal_p_values(strangeness, self._held_out_strangeness) < alpha)
         checks = [
             self._round_trip(items, x),
-            Check("share of items flagged", float(alarms), alpha + 4 * (alpha / len(items)) ** 0.5),
+            *self.flagging.checks_of(self._p_values(strangeness)),
             Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
         labelled = np.any(self.held_out_labels >= 0) if x is None else labels is not None
@@ -355,7 +379,8 @@ class Classifier:
             fitted = replace(self, temperature=fit_temperature(self._joint(items[known]), codes[known]))
         if not self.pictures:
             return fitted
-        seen, held_out = (self._features(each, self._look(each)) for each in (looked_at, self.held_out))
+        seen = self._features(looked_at, self._look(looked_at))
+        held_out = self._features(self.held_out, self._held_out_look) if self.flagging.rows else seen[:0]
         return replace(fitted, detector=Typicality.fit(seen, held_out, upward=dict.fromkeys(range(len(_UPWARD)), 1.0)))
 
     def _items(self, x) -> tuple[np.ndarray, Sequence[Any]]:
@@ -431,11 +456,15 @@ class Classifier:
 
     @cached_property
     def _held_out_strangeness(self):
-        return self._strangeness(self.held_out, self._held_out_look)
+        return self._strangeness(self.held_out, self._held_out_look) if self.flagging.rows else np.zeros(0)
+
+    def _p_values(self, strangeness):
+        return conformal_p_values(strangeness, self._held_out_strangeness)
 
     def _judged(self, x, labels):
         """Probabilities and classes by number of the items whose class is known."""
         if x is None:
+            self.flagging.require_held_out()
             joint, codes = self._held_out_look[0] + self.log_prior, self.held_out_labels
         else:
             joint = self._log_joint(x)

@@ -39,7 +39,7 @@ History = dict[str, list[float]]
 def train_images(
     model: INN,
     pixels: Rows,
-    held_out: np.ndarray,
+    held_out: np.ndarray | None,
     training: Training,
     *,
     augmentation: Augmentation,
@@ -53,7 +53,7 @@ def train_images(
     Args:
         model: the model to start from.
         pixels: training pictures, uint8 (n, H, W, C).
-        held_out: pictures for early stopping.
+        held_out: images for early stopping, if there are any.
         training: settings; a time budget is for all levels together, epochs and steps are for each.
         augmentation: changes of the training pictures; those for early stopping stay as they are.
         flip: mirror half of the pictures of every batch.
@@ -93,8 +93,8 @@ def train_images(
         batch = training.batch_size or _batch(sizes[level], most=most)
         own = training.completed(
             batch_size=batch,
-            # looking at the held-out images takes about a tenth of the time
-            evaluate_every=max(60, 3 * len(held_out) // batch),
+            # evaluating the held-out images takes about a tenth of the time
+            evaluate_every=max(60, 3 * len(() if held_out is None else held_out) // batch),
             # learned noise must not be pulled to what it started as
             weight_decay=0.0 if learned_noise and level == len(sizes) - 1 else decay,
         )
@@ -187,7 +187,7 @@ def fit_stages(
     Args:
         model: the model to start from, its closed-form parts fitted.
         data: as for `fit`.
-        held_out: as for `fit`.
+        held_out: data that decide when to stop; None for none.
         training: settings of every stage; its time budget is for all of them together.
         stages: in their order; their parts do not overlap.
         key: JAX key.
@@ -209,7 +209,7 @@ def fit_stages(
         return fit(
             model,
             data,
-            training.model_copy(update={**stage.settings, "minutes": minutes}),
+            training.model_copy(update={**stage.settings, "minutes": minutes, "validation": 0.0}),
             objective=stage.objective,
             held_out_objective=stage.held_out_objective,
             where=stage.where,

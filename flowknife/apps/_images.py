@@ -33,6 +33,7 @@ from flowknife.data import ImageSet, Skipped, write_skipped
 from flowknife.data._arrays import array_file
 from flowknife.diagnostics import (
     Check,
+    Flagging,
     Typicality,
     adjusted_p_values,
     image_losses,
@@ -57,10 +58,12 @@ class Images:
 
     Attributes:
         model: the network, image <-> z_0 ... z_L (z_0 the coarsest).
-        detector: the typicality test over levels, calibrated on held-out pictures.
-        held_out_bits: bits/dim of the held-out pictures.
+        detector: the typicality test over levels, calibrated on held-out images, if there are any.
+        held_out_bits: bits/dim of the held-out images, or of training images where none were held out.
         held_out_squares: |z|^2 of each level of theirs, shape (n, levels).
-        held_out: held-out pictures, uint8 (n, H, W, C).
+        held_out: calibration images, uint8 (n, H, W, C), which had no part in training, not even in the choice of when
+            to stop; none with `train.validation=0`.
+        reference: training images, where none were held out.
         config: settings as they were asked.
         used: the same settings, with what the fit chose where they were open; what differs from level to level is open.
         history: columns of the training curve.
@@ -75,6 +78,7 @@ class Images:
     held_out_bits: np.ndarray = field(repr=False)
     held_out_squares: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
+    reference: np.ndarray = field(repr=False)
     config: ImagesConfig
     used: ImagesConfig
     history: dict[str, list[float]] = field(repr=False)
@@ -245,27 +249,38 @@ class Images:
             |z| / sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, all of these in
             one, over all levels; p_value, of that score, cross-conformal; flag, p_value < alpha; q_value, the p-value
             adjusted for the number of pictures; discovery, q_value <= alpha: of the pictures called so, a share alpha
-            at most is normal.
+            at most is normal. Without calibration images there are no columns radius_p, p_value, flag, q_value and
+            discovery, and a `CalibrationWarning` says why; see `flagging`.
         """
         data = self._pixels(pictures)
         with progress("scoring pictures", show_progress) as report:
             levels, latents, features = self._compare(data.pixels, report)
         bits, held = bits_of(self.model, levels), self.held_out_bits
-        p_value = self.detector.p_values(features)
-        q_value = adjusted_p_values(p_value)
+        columns = self.flagging.columns(self.detector.p_values(features))
+        if columns:
+            radius_p = radius_p_values(level_squares(self.model, latents), self.held_out_squares)
+            q_value = adjusted_p_values(columns["p_value"])
+            columns |= {"q_value": q_value, "discovery": q_value <= self.config.alpha}
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
             **dict(zip(UPWARD, features.T, strict=False)),
             "typicality": np.abs(bits - held.mean()) / held.std(),
             "radius": np.sqrt(np.mean(latents**2, axis=1)),
-            "radius_p": radius_p_values(level_squares(self.model, latents), self.held_out_squares),
+            **({"radius_p": radius_p} if columns else {}),
             "score": self.detector.score(features),
-            "p_value": p_value,
-            "flag": p_value < self.config.alpha,
-            "q_value": q_value,
-            "discovery": q_value <= self.config.alpha,
+            **columns,
         }
+
+    @property
+    def flagging(self) -> Flagging:
+        """How images are flagged; its `note` says why nothing can be, where that is so."""
+        return Flagging(len(self.detector.held_out), self.config.alpha, "images")
+
+    @property
+    def examples(self) -> np.ndarray:
+        """Images to show, uint8 (n, H, W, C): held-out ones, or training images where none were held out."""
+        return self.held_out if self.flagging.rows else self.reference
 
     def surprise(self, pictures: Any) -> np.ndarray:
         """Where each picture is strange: standard deviations from the usual at each place, float (n, H, W).
@@ -283,28 +298,33 @@ class Images:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Held-out `nll` in nats per picture and `bits_per_dim`."""
+        """Held-out `nll` in nats per image and `bits_per_dim`.
+
+        Where no images were held out `training_nll` and `training_bits_per_dim`, the same of training images.
+        """
         bits = float(self.held_out_bits.mean())
-        return {"nll": bits * float(np.prod(self.shape)) * float(np.log(2)), "bits_per_dim": bits}
+        nll = bits * float(np.prod(self.shape)) * float(np.log(2))
+        return self.flagging.named({"nll": nll, "bits_per_dim": bits})
 
     def check(self, pictures: Any = None) -> list[Check]:
         """Whether the model can be trusted: each number with its limit, of held-out images or of `pictures`.
 
         The round trip, the law of the latents, false alarms, bits per dimension against those of simple models, and the
-        steps of training of every level.
+        steps of training of every level. Where nothing can be flagged, one more check fails, and its `note` says what
+        to do.
+
+        Raises:
+            InputError: without `pictures` and without held-out images.
         """
+        if pictures is None:
+            self.flagging.require_held_out()
         pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
         of_levels, z, features = self._compare(pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
-        alarms = np.mean(self.detector.p_values(features) < self.config.alpha)
         return [
             Check("round trip, in standard deviations", round_trip_error(self.model.bijection, levels[:16]), 1e-2),
             Check("distance of the latents from N(0, 1)", ks_normal(z), 0.1),
-            Check(
-                "share of pictures flagged",
-                float(alarms),
-                self.config.alpha + 4 * (self.config.alpha / len(pixels)) ** 0.5,
-            ),
+            *self.flagging.checks_of(self.detector.p_values(features)),
             *self._references(pixels, bits_of(self.model, of_levels), own=pictures is None),
             Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
@@ -337,6 +357,7 @@ class Images:
             "held_out_bits": self.held_out_bits,
             "held_out_squares": self.held_out_squares,
             "held_out": self.held_out,
+            "reference": self.reference,
             "empirical": self.empirical.to_tree(),
             "neighbours": self.neighbours.to_tree(),
         }
@@ -355,6 +376,7 @@ class Images:
             held_out_bits=np.asarray(tree["held_out_bits"]),
             held_out_squares=np.asarray(tree["held_out_squares"]),
             held_out=np.asarray(tree["held_out"]),
+            reference=np.asarray(tree.get("reference", tree["held_out"][:0])),
             config=config,
             used=used,
             history=read_history(folder),
@@ -394,7 +416,7 @@ class Images:
 
     @cached_property
     def _held_out_maps(self):
-        return maps_by_position(self.model, self.held_out)
+        return maps_by_position(self.model, self.examples)
 
 
 def _one(picture):

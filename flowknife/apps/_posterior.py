@@ -18,6 +18,7 @@ from flowknife._settings import Applies, Settings, recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.diagnostics import (
     Check,
+    Flagging,
     Misspecification,
     coverage,
     hpd_coverage,
@@ -155,8 +156,10 @@ class Posterior:
     Attributes:
         model: the network, x <-> z given y, or x (and noise) <-> [y, z].
         prior: of the parameters.
-        held_out: pairs {"x", "y"} that were not trained on, as the model takes them, with the noise of the data in y;
+        held_out: calibration pairs {"x", "y"}, as the model takes them, with the noise of the data in y, which had no
+            part in training, not even in the choice of when to stop; none with `train.validation=0`.
             `held_out_pairs` has them in their units.
+        reference: training pairs, as the model takes them, with the noise of the data in y.
         frame: origin and scale of the data; those of the parameters are `prior.frame`.
         y_names: of the data.
         noise: standard deviation of the noise that was added to simulated data, one for each number.
@@ -171,6 +174,7 @@ class Posterior:
     prior: Prior = field(repr=False)
     held_out: dict[str, np.ndarray] = field(repr=False)
     frame: Frame = field(repr=False)
+    reference: dict[str, np.ndarray] = field(repr=False)
     y_names: tuple[str, ...] = field(repr=False)
     noise: tuple[float, ...]
     config: InvertConfig
@@ -189,7 +193,15 @@ class Posterior:
     @property
     def held_out_pairs(self) -> dict[str, np.ndarray]:
         """The held-out pairs {"x", "y"} in the user's units, in double precision."""
-        return {"x": self._x_frame.from_model(self.held_out["x"]), "y": self.frame.from_model(self.held_out["y"])}
+        return self._in_units(self.held_out)
+
+    @property
+    def example_pairs(self) -> dict[str, np.ndarray]:
+        """Pairs {"x", "y"} to show, in the user's units: held-out ones, or training pairs where none were held out."""
+        return self._in_units(self.examples)
+
+    def _in_units(self, pairs):
+        return {"x": self._x_frame.from_model(pairs["x"]), "y": self.frame.from_model(pairs["y"])}
 
     @property
     def _x_frame(self):
@@ -257,7 +269,7 @@ class Posterior:
                 "or as many as the leading axis of the parameters"
             )
         possible = np.asarray(self.prior.log_prob(x)) > -np.inf
-        inside = np.where(possible[..., None], self._x_frame.to_model(x), self.held_out["x"][0])
+        inside = np.where(possible[..., None], self._x_frame.to_model(x), self.examples["x"][0])
         found = np.asarray(log_density(self.model, inside, rows), np.float64) + self._x_frame.log_det
         return np.where(possible & ~np.isnan(found), found, -np.inf)
 
@@ -291,33 +303,63 @@ class Posterior:
             )
         return np.asarray(self.forward(x.reshape(-1, x.shape[-1])), float).reshape(*x.shape[:-1], -1)
 
-    def misspecification(self, y: Any, key: Key = 0) -> Misspecification:
-        """Whether the simulator can have made the observations: a p-value for each; see `flowknife.diagnostics`."""
-        rows, _ = self._observations(y)
-        features = self._features(self._given(rows))
-        # another value of a datum that never varies is farther than anything that the simulator makes
-        features = features + np.where(self.frame.possible(rows), 0.0, _IMPOSSIBLE)[:, None]
-        return misspecification(self._features(self.held_out["y"]), features, key)
+    def misspecification(self, y: Any) -> Misspecification:
+        """Whether the simulator can have made the observations: a p-value for each; see `flowknife.diagnostics`.
+
+        The distance is fitted to training pairs, and calibrated with pairs that had no part in training.
+
+        Raises:
+            InputError: without held-out pairs.
+        """
+        self.flagging.require_held_out()
+        return self._misspecification(self._observations(y)[0])
 
     def score(self, y: Any) -> dict[str, np.ndarray]:
-        """How far observations are from what the simulator makes: columns row, score, p_value, flag (p < alpha)."""
-        found = self.misspecification(y)
-        flag = found.p_values < self.config.alpha
-        return {"row": np.arange(len(flag)), "score": found.scores, "p_value": found.p_values, "flag": flag}
+        """How far observations are from what the simulator makes: columns row, score, p_value, flag (p < alpha).
+
+        Without calibration pairs there are no columns p_value and flag, and a `CalibrationWarning` says why; see
+        `flagging`.
+        """
+        found = self._misspecification(self._observations(y)[0])
+        columns = self.flagging.columns(found.p_values)
+        return {"row": np.arange(len(found.scores)), "score": found.scores, **columns}
+
+    def _misspecification(self, rows):
+        parts = self.reference["y"], self.held_out["y"], self._given(rows)
+        reference, held_out, observed = (self._features(y) for y in parts)
+        # another value of a datum that never varies is farther than anything that the simulator makes
+        observed = observed + np.where(self.frame.possible(rows), 0.0, _IMPOSSIBLE)[:, None]
+        return misspecification(reference, observed, calibration=held_out)
+
+    @property
+    def flagging(self) -> Flagging:
+        """How observations are flagged; its `note` says why nothing can be, where that is so."""
+        return Flagging(len(self.held_out["x"]), self.config.alpha, "pairs")
+
+    @property
+    def examples(self) -> dict[str, np.ndarray]:
+        """Pairs to show, as the model takes them: held-out ones, or training pairs where none were held out."""
+        return self.held_out if self.flagging.rows else self.reference
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """`nll`: mean -log p(x | y) of held-out pairs, in nats; `prior_nll`: the same before y is known."""
-        x, y = self.held_out["x"], self.held_out["y"]
+        """`nll`: mean -log p(x | y) of held-out pairs, in nats; `prior_nll`: the same before y is known.
+
+        Where no pairs were held out `training_nll` and `training_prior_nll`, the same of training pairs.
+        """
+        x, y = self.examples["x"], self.examples["y"]
         units = self._x_frame.log_det
-        return {
-            "nll": float(-np.mean(self._log_density(x, y))) - units,
-            "prior_nll": float(-np.mean(self.prior.inner.log_prob(x))) - units,
-        }
+        nll, prior_nll = -np.mean(self._log_density(x, y)), -np.mean(self.prior.inner.log_prob(x))
+        return self.flagging.named({"nll": float(nll) - units, "prior_nll": float(prior_nll) - units})
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
-        """Ranks, coverage and re-simulation of held-out pairs, by name; each has a `verdict` and a `check`."""
+        """Ranks, coverage and re-simulation of held-out pairs, by name; each has a `verdict` and a `check`.
+
+        Raises:
+            InputError: without held-out pairs.
+        """
+        self.flagging.require_held_out()
         x, y = (self.held_out_pairs[name][:_CHECKED] for name in ("x", "y"))
         drawn = self.sample(_DRAWS, y, key=0)
         found = {
@@ -336,11 +378,19 @@ class Posterior:
         """Whether the posterior can be trusted: each number with its limit, over held-out pairs or `pairs` (x, y).
 
         The worst round trip of a parameter, the calibration, the likelihood against that of the prior, and the steps of
-        training.
+        training. Where nothing can be flagged, one more check fails, and its `note` says what to do.
+
+        Raises:
+            InputError: without `pairs` and without held-out pairs.
         """
         if pairs is not None:
             x, y = self._x_frame.to_model(pairs[0]), self._given(self._observations(pairs[1])[0])
-            return _replaced(self, held_out={"x": x, "y": y}).check()
+            judged = _replaced(self, held_out={"x": x, "y": y})
+            return [*judged._checks(), *self.flagging.checks_of()]
+        self.flagging.require_held_out()
+        return [*self._checks(), *self.flagging.checks_of()]
+
+    def _checks(self):
         x, y = self.held_out["x"], self.held_out["y"]
         back = self._x_frame.from_model(_there_and_back(self.model, *self._ends(x, y))[:, : x.shape[1]])
         found = [value.check for value in self.calibration.values() if hasattr(value, "check")]
@@ -381,8 +431,8 @@ class Posterior:
             "data": {"names": list(self.names), "y_names": list(self.y_names)},
             "facts": self.facts,
         }
-        tree = {"model": self.model, "prior": self.prior, "held_out": self.held_out, "noise": self.noise}
-        tree["frame"] = self.frame
+        pairs = {"held_out": self.held_out, "reference": self.reference}
+        tree = {"model": self.model, "prior": self.prior, "noise": self.noise, "frame": self.frame, **pairs}
         return write_run(folder, record, tree, self.history)
 
     @classmethod
@@ -396,6 +446,7 @@ class Posterior:
             prior=tree["prior"],
             held_out={name: np.asarray(rows) for name, rows in tree["held_out"].items()},
             frame=tree.get("frame") or plain_frame(len(record["data"]["y_names"])),
+            reference={name: np.asarray(rows) for name, rows in tree["reference"].items()},
             y_names=tuple(record["data"]["y_names"]),
             noise=tuple(tree["noise"]),
             config=config,
@@ -443,7 +494,7 @@ class Posterior:
         """Normal scores of observations, in which a distance means something."""
         from scipy.stats import norm
 
-        ordered = np.sort(self.held_out["y"], axis=0)
+        ordered = np.sort(self.reference["y"], axis=0)  # not of the pairs that calibrate: their ranks are no draws
         count = len(ordered)
         below = np.stack([np.interp(c, o, np.arange(1, count + 1)) for c, o in zip(y.T, ordered.T, strict=True)], 1)
         spread = np.maximum(ordered.std(axis=0), 1e-12)

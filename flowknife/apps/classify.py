@@ -14,16 +14,17 @@ from flowknife._frame import Frame, heavy_tails
 from flowknife._interrupts import PARTIAL, finish
 from flowknife._progress import note
 from flowknife._settings import asked, require_applicable
+from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps._class_config import ITEMS, ClassifyConfig, Moves
-from flowknife.apps._class_data import is_picture_source, label_codes, read_pictures, split
+from flowknife.apps._class_data import is_picture_source, label_codes, read_pictures
 from flowknife.apps._class_models import picture_model, table_model
 from flowknife.apps._class_training import log_prior_of, train_pictures, train_table
 from flowknife.apps._classifier import Classifier
 from flowknife.apps.images import default_size
 from flowknife.bijections import Affine
 from flowknife.data import fingerprint, load_table
-from flowknife.diagnostics import kept_rows
+from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -66,6 +67,9 @@ def classify(
         InputError: for items or labels that cannot be used, or settings that do not apply to them.
         Interrupted: by Ctrl-C during training; its `result` is the classifier with the best weights so far.
 
+    Warns:
+        CalibrationWarning: without calibration items, or with too few to flag anything.
+
     Example:
         >>> import flowknife as fk
         >>> x = fk.data.TOYS["ring"].sample(400, key=0)
@@ -95,10 +99,12 @@ def classify(
 
     classes, codes = label_codes(labels, len(items), config.classes)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
-    training = config.train.completed(validation=0.15)
-    train, stopping, held = split(codes, training.validation, split_key)
-    if of_images and min(len(stopping), len(held)) < 2:
-        raise InputError(f"got {len(items)} pictures; expected some to hold out; try more, or train.validation=0.5")
+    training = config.train
+    spare = len(items) - len(np.unique(codes))
+    sizes = split_sizes(len(items), training.validation, config.alpha, spare=spare)
+    train, stopping, held = split(len(items), sizes, split_key, groups=codes)
+    if of_images and not len(held) and training.validation != 0:
+        raise InputError(f"got {len(items)} images; expected some to hold out; try more, or train.validation=0")
     log_prior = _log_prior(codes[train], len(classes))
     if of_images:
         model, teach = _picture_model(items[train], used, len(classes), model_key), train_pictures
@@ -120,7 +126,6 @@ def classify(
     )
     model, told = trained.model, {"seconds": round(trained.seconds, 1), **trained.facts}
     kept = train[:_KEPT_PICTURES] if of_images else train[kept_rows(items[train], _KEPT_ROWS)]
-    held = held if len(held) else kept
     classifier = Classifier(
         model=model,
         classes=classes,
@@ -142,6 +147,7 @@ def classify(
             **facts,
             "without label": int(np.sum(codes < 0)),
             **told,
+            **Flagging(len(held), config.alpha, "items").facts(),
         },
     )
     return finish(

@@ -15,12 +15,14 @@ from flowknife._frame import Frame, LocalSpread, heavy_tails
 from flowknife._interrupts import PARTIAL, finish, until_interrupted
 from flowknife._progress import note
 from flowknife._settings import Settings, asked, recorded, recovered
+from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain
 from flowknife.data import load_table
 from flowknife.diagnostics import (
     Check,
+    Flagging,
     conformal_p_values,
     gaussian_losses,
     histogram_losses,
@@ -35,7 +37,7 @@ from flowknife.objectives import nll
 from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, Training, fit, missing_steps
 
-_KEPT_ROWS = 5000  # training rows kept with the run, for pictures
+_KEPT_ROWS = 5000  # training rows kept with the run, for figures
 _ROWS_AT_ONCE = 16_384
 _AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
 
@@ -62,6 +64,7 @@ def density(
     x: Any,
     config: DensityConfig | None = None,
     *,
+    calibration: Any = None,
     key: Key = None,
     drop_invalid: bool = False,
     show_progress: bool = True,
@@ -76,6 +79,8 @@ def density(
     Args:
         x: array (n, d), DataFrame, or path of a .csv, .parquet or .npy file.
         config: settings; default `DensityConfig()`.
+        calibration: a table with the same columns that calibrates the p-values and has no other part in the fit;
+            default rows of `x`, see `train.validation`.
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with NaN or infinity instead of refusing them.
         show_progress: show a progress bar.
@@ -87,6 +92,9 @@ def density(
     Raises:
         InputError: for a table that cannot be used.
         Interrupted: by Ctrl-C during training; its `result` is the density with the best weights so far.
+
+    Warns:
+        CalibrationWarning: without calibration rows, or with too few to flag anything.
 
     Example:
         >>> import flowknife as fk
@@ -106,8 +114,12 @@ def density(
     tails = heavy_tails(table.values, table.names)
     note(tails, show_progress)
     rows = frame.to_model(table.values)
-    training = config.train.completed(validation=0.1)
-    train_rows, held_out = _hold_out(rows, training.validation, split_key)
+    own = calibration is not None
+    training = config.train
+    parts = split(len(rows), split_sizes(len(rows), training.validation, None if own else config.alpha), split_key)
+    train_rows, stopping, held_out = (rows[part] for part in parts)
+    if own:
+        held_out = frame.to_model(_values_of(calibration, table.names, drop_invalid))
 
     standardise = Affine.standardise(train_rows)
     flow = coupling_flow(
@@ -127,9 +139,9 @@ def density(
         fit,
         model,
         train_rows,
-        training,
+        training.model_copy(update={"validation": 0.0}),  # rows are held out above
         objective=_smoothed(smoothing, LocalSpread.of(train_rows, np.abs(standardise.scale.value))),
-        held_out=held_out,
+        held_out=stopping if len(stopping) else None,
         key=fit_key,
         label="density",
         show_progress=show_progress,
@@ -143,7 +155,7 @@ def density(
         names=table.names,
         frame=frame,
         reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
-        held_out=held_out if held_out is not None else train_rows[:_KEPT_ROWS],
+        held_out=held_out,
         config=config,
         used=config.model_copy(update={"smoothing": smoothing, "train": training}),
         history=result.history,
@@ -155,16 +167,10 @@ def density(
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
             "stopped because": result.message,
+            **Flagging(len(held_out), config.alpha).facts(),
         },
     )
     return finish(lambda: fitted, interrupted)
-
-
-def _hold_out(rows, share, key):
-    """(training rows, held-out rows or None), shuffled."""
-    held = min(round(share * len(rows)), len(rows) - 1)
-    order = np.asarray(jax.random.permutation(key, len(rows)))
-    return rows[order[held:]], rows[order[:held]] if held else None
 
 
 def _smoothed(share, spread):
@@ -207,7 +213,8 @@ class Density:
         names: column names.
         frame: origin and scale of each column, in its units.
         reference: training rows kept for figures, as the model takes them.
-        held_out: rows that were not trained on, as the model takes them.
+        held_out: calibration rows, as the model takes them, which had no part in training, not even in the choice of
+            when to stop; none with `train.validation=0`.
         config: settings as they were asked.
         used: the same settings, with what the fit chose where they were open.
         history: columns of the training curve.
@@ -251,7 +258,8 @@ class Density:
 
     def _log_prob_of(self, rows):
         """Log density, in the user's units, of rows as the model takes them."""
-        return np.concatenate([np.asarray(_log_prob(self.model, part)) for part in _chunks(rows)]) + self.frame.log_det
+        parts = [np.asarray(_log_prob(self.model, part)) for part in _chunks(rows)]
+        return np.concatenate([np.zeros(0, np.float32), *parts]) + self.frame.log_det
 
     def encode(self, x: Any) -> np.ndarray:
         """The latent of each row, standard normal for rows of the same distribution.
@@ -267,32 +275,46 @@ class Density:
     def score(self, x: Any) -> dict[str, np.ndarray]:
         """How usual each row is: log density, split-conformal p-value and flag (p < alpha).
 
-        Of new rows of the same distribution a share alpha is flagged, and no more.
+        Of new rows of the same distribution a share alpha is flagged, and no more. Without calibration rows there are
+        no columns p_value and flag, and a `CalibrationWarning` says why; see `flagging`.
         """
         log_prob = self.log_prob(x)
-        p_value = conformal_p_values(-log_prob, -self._held_out_log_prob)
-        return {
-            "row": np.arange(len(log_prob)),
-            "log_prob": log_prob,
-            "p_value": p_value,
-            "flag": p_value < self.config.alpha,
-        }
+        columns = self.flagging.columns(self._p_values(log_prob))
+        return {"row": np.arange(len(log_prob)), "log_prob": log_prob, **columns}
+
+    @property
+    def flagging(self) -> Flagging:
+        """How rows are flagged; its `note` says why nothing can be, where that is so."""
+        return Flagging(len(self.held_out), self.config.alpha)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """`nll`: mean negative log density of the held-out rows, in nats per row."""
-        return {"nll": float(-np.mean(self._held_out_log_prob))}
+        """`nll`: mean negative log density of the held-out rows, in nats per row.
+
+        Without held-out rows `training_nll`, the same of training rows.
+        """
+        log_prob = self._held_out_log_prob if self.flagging.rows else self._log_prob_of(self.reference)
+        return self.flagging.named({"nll": float(-np.mean(log_prob))})
 
     @cached_property
     def _held_out_log_prob(self):
         return self._log_prob_of(self.held_out)
 
+    def _p_values(self, log_prob):
+        return conformal_p_values(-log_prob, -self._held_out_log_prob)
+
     def check(self, x: Any = None) -> list[Check]:
         """Whether the model can be trusted: each number with its limit, of the held-out rows or of `x`.
 
         The worst round trip of a row (of held-out and training rows), the law of the latents, the likelihood against
-        that of a Gaussian and of histograms, and the steps of training.
+        that of a Gaussian and of histograms, the flags of `x`, and the steps of training. Where nothing can be flagged,
+        one more check fails, and its `note` says what to do.
+
+        Raises:
+            InputError: without `x` and without held-out rows.
         """
+        if x is None:
+            self.flagging.require_held_out()
         rows = self.held_out if x is None else self._to_model(x)
         values = self._values(x) if x is not None else self.frame.from_model(np.concatenate([rows, self.reference]))
         z = self._encoded(rows)
@@ -308,6 +330,7 @@ class Density:
             Check.of_round_trip(values, back, self.names, self.frame.from_model(self.reference)),
             Check("distance of the latents from N(0, 1)", ks_normal(z), float(limit)),
             reference_check("nll in nats", -self._log_prob_of(rows), simple, _AS_GOOD * (1 + rows.shape[1])),
+            *self.flagging.checks_of(None if x is None else self._p_values(self._log_prob_of(rows))),
             Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
 
@@ -358,14 +381,17 @@ class Density:
         return self.frame.to_model(self._values(x))
 
     def _values(self, x):
-        """Rows as the user gave them, in the columns of training."""
-        values = np.asarray(x) if _is_rows(x) else load_table(x, min_rows=1).columns(self.names)
-        if values.ndim != 2 or values.shape[1] != len(self.names):
-            raise InputError(
-                f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns "
-                f"{', '.join(self.names)}"
-            )
-        return values
+        return _values_of(x, self.names)
+
+
+def _values_of(x, names, drop_invalid=False):
+    """Rows of a table in the user's units, in the columns of training."""
+    values = np.asarray(x) if _is_rows(x) else load_table(x, drop_invalid=drop_invalid, min_rows=1).columns(names)
+    if values.ndim != 2 or values.shape[1] != len(names):
+        raise InputError(
+            f"got rows of shape {values.shape}; expected (n, {len(names)}), the columns {', '.join(names)}"
+        )
+    return values
 
 
 def _is_rows(x):

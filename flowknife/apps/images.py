@@ -13,6 +13,7 @@ from flowknife._feeds import take
 from flowknife._interrupts import PARTIAL, finish
 from flowknife._progress import progress
 from flowknife._settings import asked, require_applicable
+from flowknife._split import Sizes, split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps._empirical import Empirical
 from flowknife.apps._image_batches import as_pictures, bits_of, level_squares
@@ -26,6 +27,7 @@ from flowknife.architectures import dequantiser, glow, jet, lattice, realnvp, wa
 from flowknife.bijections import Bijection
 from flowknife.data import ImageSet, find_images, fingerprint, usual_side
 from flowknife.data._find import PARTITION_FILE
+from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.laws import Pixels
@@ -34,11 +36,11 @@ _LOOKED_AT = 1000  # training pictures that the detector is fitted to, at most
 _NUMBERS_LOOKED_AT = 8_000_000  # of large pictures fewer, 100 at least: of 64x64 in colour 651
 _REMEMBERED = 10_000  # training pictures, at most, that others are compared with
 _NUMBERS_REMEMBERED = 8_000_000  # of their thumbnails: of 32x32 in colour 2604
-_MOST_HELD_OUT = 6000  # pictures, unless a share is asked for: more change no decision
-_NUMBERS_HELD_OUT = 40_000_000  # of large pictures fewer: of 64x64 in colour 3255, of 256x256 400
-_FEWEST_HELD_OUT = 400
-_MOST_STOPPING = 1000  # held-out pictures that decide when to stop
-_KEPT_IMAGES = 400  # held-out pictures kept with the run
+_MOST_CALIBRATING = 5000  # images, unless a share is asked for: more change no decision
+_NUMBERS_CALIBRATING = 30_000_000  # of large images fewer: of 64x64 in colour 2441, of 256x256 300
+_FEWEST_CALIBRATING = 300
+_MOST_STOPPING = 1000  # evaluated often
+_KEPT_IMAGES = 400  # held-out images kept with the run
 
 
 def images(
@@ -68,6 +70,9 @@ def images(
     Raises:
         InputError: for a folder without usable pictures. Single files that cannot be used are listed in `.skipped`.
         Interrupted: by Ctrl-C during training; its `result` is the model with the best weights so far.
+
+    Warns:
+        CalibrationWarning: without calibration images, or with too few to flag anything.
     """
     config = asked(ImagesConfig, config, settings, as_seed(key))
     found = folder if isinstance(folder, ImageSet) else find_images(folder)
@@ -79,12 +84,11 @@ def images(
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
-    training = config.train.completed(validation=_share_held_out(data.pixels))
-    order = np.asarray(jax.random.permutation(split_key, len(data)))
-    held = max(round(training.validation * len(data)), 4)
-    # what decides when to stop must not calibrate: its pictures have become the model's favourites
-    stopping, held_out, train = np.split(order, [min(max(held // 4, 1), _MOST_STOPPING), held])
-    stopping, held_out, train = data.pixels[stopping], data.pixels[held_out], take(data.pixels, train)
+    training = config.train
+    sizes = split_sizes(len(data), training.validation, config.alpha, most=_most_held_out(data.pixels))
+    parts = split(len(data), sizes, split_key)
+    stopping, held_out = data.pixels[parts.stopping], data.pixels[parts.calibration]
+    train = take(data.pixels, parts.train)
     shape = data.pixels.shape[1:]
     used = config.used(
         architecture=config.architecture or ("lattice" if _flat(train, config.bits) else "wavelet"),
@@ -98,7 +102,7 @@ def images(
     trained = train_images(
         model,
         train,
-        stopping,
+        stopping if len(stopping) else None,
         training,
         augmentation=used.augment,
         flip=flip,
@@ -115,6 +119,7 @@ def images(
         "mirrored": flip,
         "seconds": round(trained.seconds, 1),
         "fingerprint": fingerprint(data),
+        **Flagging(len(held_out), config.alpha, "images").facts(),
     }
     return finish(
         lambda: Images(
@@ -134,15 +139,18 @@ def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
     """What an `Images` keeps of its training pictures and of those held out."""
     with progress("remembering training pictures", show_progress) as report:
         neighbours = Neighbours.fit(_small(train), flip, report)
-    looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // held_out[0].size, 100))])
+    looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // train[0].size, 100))])
     n = len(looked_at)
     with progress("calibrating the detector", show_progress) as report:
         seen = compare(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
+    # what is usual: held-out images, or training images where none were held out
+    usual = slice(n, None) if len(held_out) else slice(None)
     return {
         "detector": fit_detector(model, seen.given[:n], seen.given[n:]),
-        "held_out_bits": bits_of(model, seen.levels[n:]),
-        "held_out_squares": level_squares(model, seen.latents[n:]),
+        "held_out_bits": bits_of(model, seen.levels[usual]),
+        "held_out_squares": level_squares(model, seen.latents[usual]),
         "held_out": held_out[:_KEPT_IMAGES],
+        "reference": looked_at[: 0 if len(held_out) else _KEPT_IMAGES],
         "empirical": Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
         "neighbours": neighbours,
     }
@@ -164,9 +172,9 @@ def default_size(source, crop: float = 1.0):
     return min((8, 16, 24, 28, 32, 48, 64), key=lambda size: abs(size - side))
 
 
-def _share_held_out(pixels):
-    most = np.clip(_NUMBERS_HELD_OUT // pixels[0].size, _FEWEST_HELD_OUT, _MOST_HELD_OUT)
-    return min(0.2, float(most) / len(pixels))
+def _most_held_out(pixels) -> Sizes:
+    most = np.clip(_NUMBERS_CALIBRATING // pixels[0].size, _FEWEST_CALIBRATING, _MOST_CALIBRATING)
+    return Sizes(_MOST_STOPPING, int(most))
 
 
 def _require_uncut(source, size, crop):

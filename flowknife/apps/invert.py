@@ -21,6 +21,7 @@ from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robus
 from flowknife._interrupts import PARTIAL, finish, until_interrupted
 from flowknife._progress import note, progress
 from flowknife._settings import asked, require_applicable
+from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps._posterior import TASK, InvertConfig, Posterior
 from flowknife.architectures import coupling_flow
@@ -37,6 +38,7 @@ from flowknife.bijections import (
     Split,
 )
 from flowknife.data import Simulations, given_pairs, predicted, simulate
+from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
@@ -44,7 +46,7 @@ from flowknife.objectives import Objective, independence, matching_data, matchin
 from flowknife.problems import Problem
 from flowknife.train import Training, fit
 
-_KEPT = 1000  # held-out pairs kept with the run
+_KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
 _START_ROWS = 20_000  # what has a closed form is fitted to at most so many pairs
 _SHARP = 0.01  # noise added to data without any, in standard deviations
 _ROBUST = 3.0  # robust spreads that the law of data without noise is relative to, at most
@@ -86,6 +88,9 @@ def invert(
         InputError: for a simulator or pairs that cannot be used, or settings without effect.
         Interrupted: by Ctrl-C during training; its `result` is the posterior with the best weights so far.
 
+    Warns:
+        CalibrationWarning: without calibration pairs, or with too few to flag anything.
+
     Example:
         >>> import flowknife as fk
         >>> prior = fk.Uniform(low=[-2, -2], high=[2, 2])
@@ -120,10 +125,9 @@ def invert(
     if sharp:  # p(x | y) of an exact y lies on a surface, where a density has no bound
         noise_at = _locally(_SHARP, LocalSpread.of(y, y.std(axis=0)))
         user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0))
-    order = np.asarray(jax.random.permutation(keys[1], len(x)))
-    training = used.train.completed(validation=0.1)
-    held = min(max(round(training.validation * len(x)), 2), len(x) // 2)
-    held_out, train = ({"x": x[rows], "y": y[rows]} for rows in (order[:held], order[held:]))
+    training = used.train
+    parts = split(len(x), split_sizes(len(x), training.validation, config.alpha), keys[1])
+    train, stopping, held_out = ({"x": x[rows], "y": y[rows]} for rows in parts)
 
     noisy, held_noisy = (
         part["y"] + np.asarray(noise_at(part["y"]) * jax.random.normal(k, part["y"].shape))
@@ -140,9 +144,9 @@ def invert(
             fit,
             model,
             train,
-            training,
+            training.model_copy(update={"validation": 0.0}),  # pairs are held out above
             objective=_objective(used, prior.inner, noise_at),
-            held_out=held_out,
+            held_out=stopping if len(parts.stopping) else None,
             key=keys[5],
             label="posterior" if len(candidates) == 1 else f"posterior, {i + 1} of {len(candidates)}",
             show_progress=show_progress,
@@ -162,6 +166,7 @@ def invert(
         prior=prior,
         held_out={"x": held_out["x"][:_KEPT], "y": held_noisy[:_KEPT]},
         frame=frame,
+        reference={"x": train["x"][:_KEPT], "y": noisy[:_KEPT]},
         y_names=y_names,
         noise=tuple(float(value) for value in user_noise),
         config=config,
@@ -180,6 +185,7 @@ def invert(
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
             "stopped because": result.message,
+            **Flagging(min(len(parts.calibration), _KEPT), config.alpha, "pairs").facts(),
         },
         forward=task.forward,
     )
@@ -207,7 +213,8 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     """Training settings by the number of pairs; of several candidates the held-out pairs choose.
 
     Few pairs of many parameters need a strong pull towards the linear-Gaussian posterior of the start; few pairs of a
-    posterior with fine structure are spoiled by it. Who asks for so many steps gets them once.
+    posterior with fine structure are spoiled by it. Who asks for so many steps gets them once. Without held-out pairs
+    nothing can choose, and there is one candidate.
     """
     few, asked_for = rows <= _FEW, (training.weight_decay, training.steps, training.epochs)
     steps = int(np.clip(40 * rows**0.5, 1000, 20_000))
@@ -217,6 +224,8 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     if not few or any(value is not None for value in asked_for):
         return [training]
     pulls = (0.0, 1.0, 5.0)
+    if training.validation == 0:
+        return [training.model_copy(update={"weight_decay": 1.0})]
     share = {"minutes": training.minutes / len(pulls)} if training.minutes else {}
     return [training.model_copy(update={"weight_decay": pull, **share}) for pull in pulls]
 

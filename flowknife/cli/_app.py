@@ -4,6 +4,7 @@ import errno
 import inspect
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from flowknife.errors import FlowknifeError
+from flowknife.errors import CalibrationWarning, FlowknifeError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
 DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out rows with missing or infinite values.")]
@@ -33,7 +34,9 @@ class _Verbs(TyperGroup):
             raise KeyboardInterrupt
 
         try:
-            with _handled(signal.SIGTERM, terminate):
+            with warnings.catch_warnings(), _handled(signal.SIGTERM, terminate):
+                # the verbs say it in a line of their own
+                warnings.simplefilter("ignore", CalibrationWarning)
                 return super().invoke(ctx)
         except Written as stop:
             end(status, f"interrupted: {stop}")
@@ -151,4 +154,5 @@ def with_units(metrics: Mapping[str, float]) -> dict[str, str]:
     """Metrics as words, with the units that reports give them."""
     from flowknife.report import UNITS
 
-    return {name: f"{value:.4g} {UNITS.get(name, ('', ''))[1]}".rstrip() for name, value in metrics.items()}
+    units = {name: UNITS.get(name.removeprefix("training_"), ("", ""))[1] for name in metrics}
+    return {name: f"{value:.4g} {units[name]}".rstrip() for name, value in metrics.items()}

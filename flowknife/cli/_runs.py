@@ -132,7 +132,8 @@ def _score(
     """Tell how usual each row, picture or observation is.
 
     One line each, with a p-value and a flag. Of new data of the same kind as in training a share alpha is flagged
-    (alpha is a setting, 0.05). Observations are compared with what the simulator makes.
+    (alpha is a setting, 0.05). Observations are compared with what the simulator makes. A run that held nothing out
+    (train.validation=0) gives scores without p-values.
 
     Of pictures the strangest come first. Those that cannot be used are listed with the reasons in skipped.csv beside
     FILE.csv.
@@ -155,8 +156,15 @@ def _score(
     if gallery is not None:
         _write_gallery(gallery, fitted, items.values.pixels, columns)
     _tell_left_out(items, out)
-    flags = columns["flag"]
-    typer.echo(f"wrote {len(flags):,} scores to {out}; {int(flags.sum()):,} flagged (p < {fitted.config.alpha:g})")
+    count = len(next(iter(columns.values())))
+    typer.echo(f"wrote {count:,} scores to {out}{_flagged(fitted, columns)}")
+
+
+def _flagged(fitted, scores):
+    """How many of the scores are flagged, if any can be; where none can, a line says why and what to do."""
+    if fitted.flagging.note:
+        typer.echo(f"note: {fitted.flagging.note}", err=True)
+    return f"; {int(scores['flag'].sum()):,} flagged (p < {fitted.config.alpha:g})" if "flag" in scores else ""
 
 
 def _write_gallery(path, model, pixels, scores):
@@ -227,10 +235,10 @@ def _classify(
     which = "path" if "path" in scores else "row"
     columns = {which: scores[which], "label": labels}
     columns |= {f"p({name})": p for name, p in zip(fitted.classes, probabilities.T, strict=True)}
-    write_columns(out, {**columns, "p_value": scores["p_value"], "flag": scores["flag"]})
+    write_columns(out, columns | {name: scores[name] for name in ("p_value", "flag") if name in scores})
     _tell_left_out(items, out)
     told = "" if items.labels is None else f"; {np.mean(_same(items.labels, labels)):.1%} as labelled"
-    typer.echo(f"wrote {len(labels):,} classes to {out}; {int(scores['flag'].sum()):,} flagged{told}")
+    typer.echo(f"wrote {len(labels):,} classes to {out}{_flagged(fitted, scores)}{told}")
 
 
 def _same(labels, predicted):
@@ -280,7 +288,9 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     as_text = "sv" in "".join(out.suffixes)  # where whole numbers stay whole, and single precision has few digits
     write(np.column_stack([part.astype(str) for part in rows] if as_text else rows))
     _tell_left_out(items, out)
-    if flagged := int(scores["flag"].sum()):
+    if posterior.flagging.note:
+        typer.echo(f"note: {posterior.flagging.note}", err=True)
+    if flagged := int(np.sum(scores.get("flag", 0))):
         alpha = posterior.config.alpha
         typer.echo(f"{flagged} of {len(drawn)} observations are unlike the simulations (p < {alpha:g})", err=True)
     typer.echo(f"wrote {n:,} draws for each of {len(drawn):,} observations to {out}")
@@ -372,5 +382,7 @@ def _check(
     for check in checks:
         verdict = "passed" if check.passed else "FAILED"
         typer.echo(f"{verdict}  {check.name:<{width}}  {check.value:.3g}, at most {check.limit:.3g}")
+        if check.note:
+            typer.echo(f"        {check.note}")
     if failed := sum(not check.passed for check in checks):
         end(1, f"error: {failed} of {len(checks)} checks failed")

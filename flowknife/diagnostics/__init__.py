@@ -3,8 +3,8 @@
 Of flows: `round_trip_error`, `ks_normal`, `principal_plane`, `kept_rows`.
 Of simple models, for comparison: `reference_check`, `gaussian_losses`, `histogram_losses`, `class_losses`,
 `image_losses`.
-Of strange items: `Typicality`, `conformal_p_values`, `radius_p_values`, `combined_p_values`, `adjusted_p_values`,
-`benjamini_hochberg`, `ranked`, `auroc`.
+Of anomalies: `Typicality`, `conformal_p_values`, `Flagging`, `radius_p_values`, `combined_p_values`,
+`adjusted_p_values`, `benjamini_hochberg`, `ranked`, `auroc`.
 Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
 Of two sets of samples: `mmd2`, `c2st`.
 Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
@@ -18,12 +18,12 @@ from flowknife.diagnostics._anomalies import (
     auroc,
     benjamini_hochberg,
     combined_p_values,
-    conformal_p_values,
     radius_p_values,
     ranked,
 )
 from flowknife.diagnostics._check import Check, kept_rows
 from flowknife.diagnostics._classes import Reliability, accuracy, confusion, expected_calibration_error, reliability
+from flowknife.diagnostics._conformal import Flagging, conformal_p_values
 from flowknife.diagnostics._flows import ks_normal, principal_plane, round_trip_error
 from flowknife.diagnostics._ranks import Coverage, Ranks, coverage, hpd_coverage, sbc, sbc_ranks, tarp
 from flowknife.diagnostics._references import (
@@ -40,6 +40,7 @@ from flowknife.diagnostics._simulations import Misspecification, Resimulation, m
 __all__ = [
     "Check",
     "Coverage",
+    "Flagging",
     "Misspecification",
     "Ranks",
     "Reliability",

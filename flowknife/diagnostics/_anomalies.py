@@ -1,4 +1,4 @@
-"""How strange an item is: scores, p-values that keep their promise, and which of many items to call strange."""
+"""Anomaly scores: false-discovery control, combined p-values, and the typicality test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -11,25 +11,8 @@ from jaxtyping import Bool, Float, Int
 
 from flowknife.bijections._linear import shrunk_covariance
 from flowknife.diagnostics._check import Values
+from flowknife.diagnostics._conformal import conformal_p_values
 from flowknife.errors import InputError
-
-
-def conformal_p_values(scores: Float[np.ndarray, " n"], held_out: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
-    """Split-conformal p-values: the share of held-out normal scores at least as extreme.
-
-        p = (1 + #{held-out >= score}) / (1 + m)
-
-    If a new item comes from the same distribution as the held-out ones, P(p <= a) <= a for every a, whatever the score
-    (Vovk et al. 2005; Bates et al. 2023, arXiv 2104.08279).
-
-    Args:
-        scores: larger is stranger; NaN counts as strangest.
-        held_out: scores of normal items that were not trained on.
-    """
-    ordered = np.sort(np.asarray(held_out, float))
-    scores = np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf)
-    at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
-    return (1 + at_least) / (1 + len(ordered))
 
 
 def adjusted_p_values(p_values: Values) -> Float[np.ndarray, " n"]:
@@ -90,12 +73,12 @@ def combined_p_values(p_values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "
 
 
 def ranked(scores: Mapping[str, np.ndarray]) -> Int[np.ndarray, " n"]:
-    """The places of items, the strangest first: the smallest p-values, among equal ones the largest scores.
+    """The places of items, the most anomalous first: the smallest p-values, among equal ones the largest scores.
 
     Args:
-        scores: columns by name, of which it looks at `p_value` and `score`.
+        scores: columns by name, of which it looks at `p_value`, if there is one, and `score`.
     """
-    return np.lexsort((-scores["score"], scores["p_value"]))
+    return np.lexsort((-scores["score"], scores.get("p_value", np.zeros(len(scores["score"])))))
 
 
 def radius_p_values(squares: Float[np.ndarray, "n k"], held_out: Float[np.ndarray, "m k"]) -> Float[np.ndarray, " n"]:
@@ -199,14 +182,15 @@ class Typicality(eqx.Module):
 
         Args:
             features: of training items.
-            held_out: features of held-out items.
+            held_out: features of held-out items; of none, the scores are relative to the training items, and there are
+                no p-values.
             upward: columns of which more than usual is stranger than less, each with its weight.
             apart: columns that are a group of their own; all others are the first one.
 
         Raises:
-            InputError: for fewer than 2 training or held-out rows.
+            InputError: for fewer than 2 training rows, or a single held-out one.
         """
-        if min(len(features), len(held_out)) < 2:
+        if len(features) < 2 or len(held_out) == 1:
             raise InputError(
                 f"got {len(features)} training and {len(held_out)} held-out rows; expected at least 2 each"
             )
@@ -217,6 +201,8 @@ class Typicality(eqx.Module):
         weights = np.array(list((upward or {}).values()), float)
         nothing = np.zeros((0, len(precisions) + len(columns))), np.zeros(0)
         fitted = cls(mean, scale, precisions, columns, weights, *nothing)
+        if not len(held_out):
+            return replace(fitted._placed(features, features), held_out=np.zeros(0))
         scores = np.empty(len(held_out))
         for fold in np.array_split(np.arange(len(held_out)), min(_FOLDS, len(held_out))):
             others = fitted._placed(features, np.delete(held_out, fold, axis=0))
@@ -259,7 +245,7 @@ class Typicality(eqx.Module):
         return np.column_stack([np.sqrt(squares), features[:, self.upward]])
 
     def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-        """Split-conformal p-values of new items."""
+        """Cross-conformal p-values of new items; none is below 1 / (1 + held-out items)."""
         return conformal_p_values(self.score(features), self.held_out)
 
 

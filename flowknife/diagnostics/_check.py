@@ -30,11 +30,13 @@ class Check:
         name: what was measured, in a few words.
         value: the number.
         limit: the largest value that passes.
+        note: what it means and what to try, where that needs words.
     """
 
     name: str
     value: float
     limit: float
+    note: str = ""
 
     @property
     def passed(self) -> bool:

@@ -82,38 +82,55 @@ class Misspecification:
         return Check.of_p_value("observations against simulations", self.p_value)
 
 
-def misspecification(simulated: Values, observed: Values, key: Key = 0) -> Misspecification:
+def misspecification(
+    simulated: Values, observed: Values, key: Key = 0, *, calibration: Values | None = None
+) -> Misspecification:
     """P-value that an observation comes from the simulator: no posterior can be trusted where it does not.
 
-    Half the simulations give the shrunk covariance of a Mahalanobis distance, the other half its mean and its
-    cross-conformal p-values (see `Typicality`). It sees what the features show and nothing else; with latents or
-    learned summaries as features this is the test of Schmitt et al. 2021 (arXiv 2112.08866) for single observations.
-    For a score of your own, such as -log p(y), use `conformal_p_values`. No p-value is below 2 / (n + 2).
+    Half the simulations give the shrunk covariance of a Mahalanobis distance; the other half, or those for
+    `calibration`, give its mean and its cross-conformal p-values (see `Typicality`). It sees what the features show and
+    nothing else; with latents or learned summaries as features this is the test of Schmitt et al. 2021 (arXiv
+    2112.08866) for single observations. For a score of your own, such as -log p(y), use `conformal_p_values`.
+    No p-value is below 2 / (n + 2), or 1 / (c + 1) with c simulations for calibration.
 
     Args:
         simulated: features of simulations from the prior predictive, shape (n, k).
         observed: features of observations, shape (m, k), or (k,) for one.
         key: splits the simulations.
+        calibration: features of other simulations, shape (c, k), that calibrate; then all of `simulated` give the
+            distance. Of none, every p-value is 1.
 
     Raises:
-        InputError: for fewer than 4 simulations or shapes that do not fit.
+        InputError: for fewer than 4 simulations (2, with others for calibration) or shapes that do not fit.
     """
     simulated, observed = np.asarray(simulated, float), np.atleast_2d(np.asarray(observed, float))
-    if simulated.ndim != 2 or len(simulated) < 4 or observed.ndim != 2 or observed.shape[1] != simulated.shape[1]:
+    fewest = 4 if calibration is None else 2
+    if simulated.ndim != 2 or len(simulated) < fewest or observed.ndim != 2 or observed.shape[1] != simulated.shape[1]:
         raise InputError(
-            f"got {simulated.shape} simulated and {observed.shape} observed features; expected (n, k), n >= 4, and "
-            "(m, k) or (k,)"
+            f"got {simulated.shape} simulated and {observed.shape} observed features; expected (n, k), n >= {fewest}, "
+            "and (m, k) or (k,)"
         )
-    order = np.asarray(jax.random.permutation(as_key(key), len(simulated)))
-    half = len(simulated) // 2
-    detector = Typicality.fit(simulated[order[:half]], simulated[order[half:]])
+    if calibration is None:
+        order = np.asarray(jax.random.permutation(as_key(key), len(simulated)))
+        half = len(simulated) // 2
+        simulated, calibrating = simulated[order[:half]], simulated[order[half:]]
+    else:
+        calibrating = np.asarray(calibration, float)
+    detector = Typicality.fit(simulated, calibrating)
     p_values, scores = detector.p_values(observed), detector.score(observed)
-    strange = int(np.sum(len(p_values) * p_values < 0.05))
-    smallest = p_text(float(p_values.min()))
-    verdict = (
-        f"{strange:,} of {len(p_values):,} observations are unlike the simulations (smallest {smallest}): no posterior "
-        "of theirs can be trusted."
-        if strange
-        else f"The {len(p_values):,} observations look like simulations (smallest {smallest})."
-    )
-    return Misspecification(p_values, scores, verdict)
+    return Misspecification(p_values, scores, _verdict(p_values, len(calibrating)))
+
+
+def _verdict(p_values, calibrating):
+    count, smallest = len(p_values), p_text(float(p_values.min()))
+    if strange := int(np.sum(count * p_values < 0.05)):
+        return (
+            f"{strange:,} of {count:,} observations are unlike the simulations (smallest {smallest}): no posterior of "
+            "theirs can be trusted."
+        )
+    if count / (calibrating + 1) >= 0.05:  # the smallest p-value that there can be, after Bonferroni's correction
+        return (
+            f"{calibrating:,} simulations for calibration are too few to say whether {count:,} observations look like "
+            f"simulations (smallest {smallest}); try at least {20 * count:,}."
+        )
+    return f"The {count:,} observations look like simulations (smallest {smallest})."

@@ -37,7 +37,6 @@ OTHER = "#8a2f5d"
 CATEGORIES = ("#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#cc6677", "#999933", "#aa4499")
 
 DPI = 144
-LEVEL = 0.05  # the false-alarm rate at which pictures say what is flagged
 FAMILIES = ("Inter", "Source Sans 3", "Helvetica Neue", "Arial", "Liberation Sans")
 
 

@@ -173,7 +173,13 @@ def _radius(radius: float) -> str:
     return f"{radius:.{1 if radius >= 10 else 2}f}" if np.isfinite(radius) else "–"
 
 
-def outliers(images: Values, p_values: Values, names: Sequence[str] | None = None, most: int = 40) -> "Figure":
+def outliers(
+    images: Values,
+    p_values: Values,
+    names: Sequence[str] | None = None,
+    most: int = 40,
+    alpha: float | int = 0.05,
+) -> "Figure":
     """Images sorted by anomaly p-value, smallest first.
 
     Args:
@@ -181,6 +187,7 @@ def outliers(images: Values, p_values: Values, names: Sequence[str] | None = Non
         p_values: shape (n,); NaN goes last.
         names: of the images, e.g. their files.
         most: images shown.
+        alpha: images with a smaller p-value are flagged, as in `score`.
 
     Raises:
         InputError: if images, p-values and names do not fit.
@@ -191,23 +198,23 @@ def outliers(images: Values, p_values: Values, names: Sequence[str] | None = Non
         raise InputError(f"got {len(images)} images, {p_values.size} p-values, {len(names)} names; expected one each")
     order = np.argsort(p_values, kind="stable")[:most]
     captions = [f"p {_probability(p_values[i])}\n{names[i]}".rstrip("\n") for i in order]
-    flagged = int((p_values <= style.LEVEL).sum())
+    flagged = int((p_values < alpha).sum())
     blocks = [
         Block(images[part], label, [captions[i] for i in rank], colour)
-        for part, rank, label, colour in _split(order, flagged)
+        for part, rank, label, colour in _split(order, flagged, alpha)
     ]
     columns = min(max(len(block.images) for block in blocks), 8)
     shown = (
         f"The {len(order)} strangest of {len(images):,} images" if len(order) < len(images) else "All images by p-value"
     )
-    return sheet(blocks, columns, f"{shown}, smallest p first; {flagged:,} of {len(images):,} have p ≤ {style.LEVEL}.")
+    return sheet(blocks, columns, f"{shown}, smallest p first; {flagged:,} of {len(images):,} have p < {alpha:g}.")
 
 
-def _split(order: np.ndarray, flagged: int) -> list[tuple[np.ndarray, range, str, str]]:
+def _split(order: np.ndarray, flagged: int, alpha: float | int) -> list[tuple[np.ndarray, range, str, str]]:
     """The flagged images, then the rest; a part that is empty is left out."""
     cut = min(flagged, len(order))
     parts = [
-        (order[:cut], range(cut), f"Flagged, p\xa0≤\xa0{style.LEVEL}", style.OTHER),
+        (order[:cut], range(cut), f"Flagged, p\xa0<\xa0{alpha:g}", style.OTHER),
         (order[cut:], range(cut, len(order)), "Not flagged", style.QUIET),
     ]
     return [part for part in parts if len(part[0])]

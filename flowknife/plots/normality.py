@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_BINS_OF_P = 20  # at most
+
 
 def latents(z: Values) -> "Figure":
     """All latent values against N(0, 1): a histogram, and quantiles against quantiles.
@@ -144,12 +146,13 @@ def radius_histogram(radii: Values, dimension: int | np.integer, others: Values 
     return figure
 
 
-def anomaly_scores(held_p: Values, other_p: Values | None = None) -> "Figure":
+def anomaly_scores(held_p: Values, other_p: Values | None = None, alpha: float | int = 0.05) -> "Figure":
     """Anomaly p-values of held-out normal inputs, which should be uniform, and of others, which should be small.
 
     Args:
         held_p: p-values of held-out normal inputs.
         other_p: p-values of inputs of another kind.
+        alpha: inputs with a smaller p-value are flagged, as in `score`.
 
     Raises:
         InputError: if no value is finite or one lies outside [0, 1].
@@ -164,32 +167,30 @@ def anomaly_scores(held_p: Values, other_p: Values | None = None) -> "Figure":
     figure = style.blank(9.4, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
     style.panel(left, "Share of inputs per bin", "p-value")
-    style.panel(right, "Share of inputs flagged", "flagged if p is at most")
-    bins = round(1 / style.LEVEL)
+    style.panel(right, "Share of inputs flagged", "flagged if p is below")
+    bins = int(np.clip(round(1 / alpha), 2, _BINS_OF_P))
     for label, values, colour in series:
-        # Bins are closed at the right: the first one holds exactly what a level of 0.05 flags.
-        place = np.clip(np.ceil(values * bins - 1e-9).astype(int) - 1, 0, bins - 1)
+        # Bins are open at the right: the first one holds exactly what an alpha of 1 / bins flags.
+        place = np.clip(np.floor(values * bins + 1e-9).astype(int), 0, bins - 1)
         share = np.bincount(place, minlength=bins) / values.size
         left.bar((np.arange(bins) + 0.5) / bins, share, 1 / bins, color=colour, alpha=0.45, label=label, linewidth=0)
         ordered = np.sort(values)
         steps = np.concatenate([[0.0], ordered, [1.0]])
         rise = np.concatenate([[0.0], np.arange(1, values.size + 1) / values.size, [1.0]])
         right.step(steps, rise, where="post", color=colour, linewidth=1.6)
-        right.scatter(
-            style.LEVEL, (values <= style.LEVEL).mean(), s=36, color=colour, zorder=4, edgecolors="white", clip_on=False
-        )
+        right.scatter(alpha, (values < alpha).mean(), s=36, color=colour, zorder=4, edgecolors="white", clip_on=False)
     left.axhline(1 / bins, color=style.INK, linewidth=1.0, linestyle=(0, (4, 3)), label="uniform")
     right.axline((0, 0), slope=1, color=style.INK, linewidth=1.0, linestyle=(0, (4, 3)))
-    right.axvline(style.LEVEL, color=style.RULE, linewidth=1.0, zorder=0)
+    right.axvline(alpha, color=style.RULE, linewidth=1.0, zorder=0)
     left.set_xlim(0, 1)
     left.set_ylim(0, 1.25 * left.dataLim.y1)
     right.set_xlim(0, 1)
     right.set_ylim(0, 1.01)
     handles, labels = left.get_legend_handles_labels()
     style.legend(left, handles=[*handles[1:], handles[0]], labels=[*labels[1:], labels[0]], loc="upper right")
-    shares = [f"{(values <= style.LEVEL).mean():.1%}" for _, values, _ in series]
+    shares = [f"{(values < alpha).mean():.1%}" for _, values, _ in series]
     rest = f" and {shares[1]} of the others" if len(shares) == 2 else ""
     style.headline(
-        figure, f"At a false-alarm rate of {style.LEVEL:.0%}, {shares[0]} of the held-out inputs{rest} are flagged."
+        figure, f"At a false-alarm rate of {100 * alpha:.3g}%, {shares[0]} of the held-out inputs{rest} are flagged."
     )
     return figure

@@ -1,5 +1,6 @@
 """The report of a classifier: what it takes for what, how sure it may be, what it draws, and what is of no class."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ import numpy as np
 from flowknife import plots
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc
-from flowknife.report._figures import ends, keep, training, trust
+from flowknife.errors import CalibrationWarning
+from flowknife.report._figures import ends, flagging_text, keep, training, trust, which
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
@@ -32,13 +34,14 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
         height, width, channels = classifier.shape
         grey_or_rgb: Any = channels
         others = load_images(others, (height, width), channels=grey_or_rgb)
-    held = classifier.held_out if classifier.pictures else classifier.frame.from_model(classifier.held_out)
-    scores = classifier.score(held)
+    shown, labels = classifier.examples
+    held = shown if classifier.pictures else classifier.frame.from_model(shown)
+    scores = _scored(classifier, held)
     strange = _spoilt(held) if others is None else others
     sections = [
         *_decisions(classifier, folder),
-        _samples(classifier, held, folder),
-        _latents(classifier, held, strange, folder),
+        _samples(classifier, held, labels, folder),
+        _latents(classifier, held, labels, strange, folder),
         _outliers(classifier, held, scores, strange, others is None, folder),
         trust(classifier.check()),
         *training(classifier.history, folder, str(classifier.facts.get("stopped because", "")), _OBJECTIVE),
@@ -54,6 +57,12 @@ def _spoilt(held):
         return 255 - held
     generator = np.random.default_rng(0)
     return np.stack([generator.permutation(column) for column in held.T], axis=1)
+
+
+def _scored(classifier, items):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # the report says it in its own words
+        return classifier.score(items)
 
 
 def _decisions(classifier, folder):
@@ -74,15 +83,16 @@ def _decisions(classifier, folder):
     ]
 
 
-def _samples(classifier, held, folder):
+def _samples(classifier, held, labels, folder):
     count = _DRAWN["pictures" if classifier.pictures else "rows"]
     classes = classifier.classes[:_MOST_CLASSES]
     names = [str(name) for name in classes]
     drawn = [classifier.sample(count, label, key=0) for label in classes]
     figures = [keep(_of_classes(drawn, names), folder, "samples")]
-    own = [held[classifier.held_out_labels == code][:count] for code in range(len(classes))]
+    own = [held[labels == code][:count] for code in range(len(classes))]
     if all(map(len, own)):
-        figures.append(keep(_of_classes(own, names, "Held-out items of each class."), folder, "held_out"))
+        heading = f"{which(classifier.flagging)} items of each class."
+        figures.append(keep(_of_classes(own, names, heading), folder, "held_out"))
     return Section(
         "What a class looks like",
         "The same model read backwards: with the label set and the latent drawn, it makes new items of that class.",
@@ -97,37 +107,38 @@ def _of_classes(items, names, heading=None):
     return plots.class_samples(items, names, heading)
 
 
-def _latents(classifier, held, strange, folder):
+def _latents(classifier, held, labels, strange, folder):
     z, outliers = classifier.encode(held[:_LATENTS]), classifier.encode(strange)[:_MARKED]
     names = [str(name) for name in classifier.classes]
     if z.shape[1] == 1:
         figure = plots.latent_histogram(z, outliers)
     else:
-        figure = plots.latent_classes(z, classifier.held_out_labels[:_LATENTS], names, outliers)
+        figure = plots.latent_classes(z, labels[:_LATENTS], names, outliers)
     return Section(
         "Latents",
-        "Where held-out items lie at the right end, coloured by their true class, and crosses where items of no class "
-        "do.",
+        f"{which(classifier.flagging)} items at the right end, coloured by their true class; crosses are items of no "
+        "class.",
         [keep(figure, folder, "latents")],
     )
 
 
 def _outliers(classifier, held, scores, strange, spoilt, folder):
-    others = classifier.score(strange)
-    figures = [keep(plots.anomaly_scores(scores["p_value"], others["p_value"]), folder, "p_values")]
-    if classifier.pictures:
+    others, alpha, figures = _scored(classifier, strange), classifier.config.alpha, []
+    if classifier.flagging.rows:
+        figures.append(keep(plots.anomaly_scores(scores["p_value"], others["p_value"], alpha), folder, "p_values"))
+    if classifier.flagging.rows and classifier.pictures:
         figure = (
-            plots.outliers(held, scores["p_value"])
+            plots.outliers(held, scores["p_value"], alpha=alpha)
             if spoilt
-            else plots.outliers(strange.pixels, others["p_value"], list(others["path"]))
+            else plots.outliers(strange.pixels, others["p_value"], list(others["path"]), alpha=alpha)
         )
-        figures.append(keep(figure, folder, "outliers", "The strangest first."))
+        figures.append(keep(figure, folder, "outliers", "The most anomalous first."))
     kind = "negatives of pictures" if classifier.pictures else "rows whose columns come from different rows"
     what = f"Here the others are {kind}, some of which may still look like a class." if spoilt else ""
     return Section(
         "What is of no class",
-        "The p-value asks whether an item is of any of the classes at all; it is calibrated on held-out items, so that "
-        f"of new ones a share {classifier.config.alpha:g} is flagged, whatever their class. {what} They are told from "
-        f"held-out items with an area under the ROC curve of {auroc(scores['score'], others['score']):.3f}.",
+        "The p-value asks whether an item is of any of the classes at all. "
+        f"{flagging_text(classifier.flagging)} {what} The score tells them from {which(classifier.flagging).lower()} "
+        f"items with an area under the ROC curve of {auroc(scores['score'], others['score']):.3f}.",
         figures,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowknife import plots
 from flowknife._files import require_own
-from flowknife.report._figures import ends, keep, training, trust
+from flowknife.report._figures import ends, flagging_text, keep, training, trust, which
 from flowknife.report._page import Picture, Section, write_report
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
     ]
     if data.shape[1] == flow.frame.dim == 2:
         sections += [_density_section(flow, data, folder), _mapping_section(flow, data, folder)]
-    z = flow.encode(flow.frame.from_model(flow.held_out[:5000]))
+    z = flow.encode(flow.frame.from_model((flow.held_out if flow.flagging.rows else flow.reference)[:5000]))
     sections += [
         Section(
             "Latents",
-            "Held-out rows, mapped to the latent end, should be standard normal in every direction.",
+            f"{which(flow.flagging)} rows, mapped to the latent end, should be standard normal in every direction.",
             [keep(plots.latents(z), folder, "latents")],
-        )
+        ),
+        Section("Flags", flagging_text(flow.flagging)),
     ]
     sections.append(trust(flow.check()))
     sections += training(flow.history, folder, str(flow.facts.get("stopped because", "")))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowknife._files import mark, require_own
-from flowknife.diagnostics import Check
+from flowknife.diagnostics import Check, Flagging
 from flowknife.inn import INN
 from flowknife.report._page import Frame, Picture, Section
 from flowknife.storage import replacing
@@ -55,6 +55,21 @@ def trust(checks: Sequence[Check]) -> Section:
     failed = sum(not check.passed for check in checks)
     verdict = f"{failed} of {len(checks)} checks failed: do not trust this model." if failed else "All checks passed."
     return Section("Checks", "\n\n".join([verdict, *lines]))
+
+
+def flagging_text(flagging: Flagging) -> str:
+    """What the p-values of a run can say, in one sentence."""
+    if flagging.note:
+        return f"{flagging.note[0].upper()}{flagging.note[1:]}."
+    return (
+        f"P-values are calibrated on {flagging.rows:,} {flagging.unit} that had no part in training: of new ones of "
+        f"the same kind a share {flagging.alpha:g} is flagged, and no p-value is below {flagging.smallest:.2g}."
+    )
+
+
+def which(flagging: Flagging) -> str:
+    """Whether the data that a report shows were held out, as the first word of a sentence."""
+    return "Held-out" if flagging.rows else "Training"
 
 
 def training(

@@ -54,12 +54,10 @@ def write_gallery(
     order = ranked(scores)[:most]
     heat = heat_maps(pixels, maps)
     items = [_item(scores, i, pixel, hot) for i, pixel, hot in zip(order, pixels, heat, strict=True)]
-    count, flags, found = len(scores["p_value"]), int(scores["flag"].sum()), int(scores["discovery"].sum())
-    shown = f"The {len(order)} strangest of {count:,} pictures" if len(order) < count else f"All {count:,} pictures"
+    count = len(scores["score"])
+    shown = f"The {len(order)} most anomalous of {count:,} images" if len(order) < count else f"All {count:,} images"
     words = (
-        f"<p>{shown}, smallest p-value first. {flags:,} are flagged, p &lt; {alpha:g} (orange frame): of normal "
-        f"pictures {alpha:.0%} would be. {found:,} are discoveries, q &le; {alpha:g} (purple frame): of these at most "
-        f"{alpha:.0%} are expected to be normal.</p><p>The map beside a picture is orange where there is more than "
+        f"<p>{shown}, {_flagged(scores, alpha)}</p><p>The map beside a picture is orange where there is more than "
         "usual at that place, blue where there is less.</p>"
     )
     body = f"<header><h1>Strange pictures</h1>{words}</header><ol>{''.join(items)}</ol>"
@@ -69,10 +67,23 @@ def write_gallery(
     return Path(path)
 
 
+def _flagged(scores, alpha):
+    if "p_value" not in scores:
+        return "largest score first. There are no p-values, since no images were held out to calibrate them."
+    flags, found = int(scores["flag"].sum()), int(scores["discovery"].sum())
+    return (
+        f"smallest p-value first. {flags:,} are flagged, p &lt; {alpha:g} (orange frame): of normal "
+        f"images {100 * alpha:.3g}% would be. {found:,} are discoveries, q &le; {alpha:g} "
+        f"(purple frame): of these at most {100 * alpha:.3g}% are expected to be normal."
+    )
+
+
 def _item(scores, i, pixels, heat):
-    kind = "discovery" if scores["discovery"][i] else "flagged" if scores["flag"][i] else ""
     path = escape(str(scores["path"][i]))
-    numbers = f"p = {scores['p_value'][i]:.3g}, q = {scores['q_value'][i]:.3g}, score {scores['score'][i]:.3g}"
+    kind, numbers = "", f"score {scores['score'][i]:.3g}"
+    if "p_value" in scores:
+        kind = "discovery" if scores["discovery"][i] else "flagged" if scores["flag"][i] else ""
+        numbers = f"p = {scores['p_value'][i]:.3g}, q = {scores['q_value'][i]:.3g}, {numbers}"
     return (
         f'<li class="{kind}">{_image(pixels, path)}{_image(heat, "where it is strange")}'
         f"<p>{path}</p><p>{numbers}</p></li>\n"

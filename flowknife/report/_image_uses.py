@@ -7,7 +7,7 @@ import numpy as np
 
 from flowknife import plots
 from flowknife.diagnostics import principal_plane, ranked
-from flowknife.report._figures import keep
+from flowknife.report._figures import keep, which
 from flowknife.report._page import Picture, Section
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ _CHANGES = ("itself", "mirrored", "1 px right", "1 px down", "turned 5°", "brig
 
 
 def through_latent(model: "Images", folder: str | Path) -> Section:
-    """The way from one held-out picture to another, and what each level of the latent says."""
-    real = model.held_out
+    """Interpolation from one image to another, and what each level of the latent says."""
+    real = model.examples
     strip = plots.interpolation(model.interpolate(real[0], real[1], steps=9))
     rows = [(name, model.resample(real[0], name, n=7, key=0)[0]) for name in model.levels]
     return Section(
@@ -30,7 +30,7 @@ def through_latent(model: "Images", folder: str | Path) -> Section:
         "Every point of the latent is a picture, so that one can go from one picture to another, and keep of a picture "
         "what one wants.",
         [
-            keep(strip, folder, "interpolation", "From one held-out picture to another, each level on its sphere."),
+            keep(strip, folder, "interpolation", "From one image to another, each level on its sphere."),
             keep(plots.resampled(real[0], rows), folder, "resampled", "z_0 is the coarsest level."),
         ],
     )
@@ -56,6 +56,8 @@ def level_temperatures(model: "Images", folder: str | Path) -> list[Picture]:
 def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path) -> list[Picture]:
     """Samples above the training pictures that look most like them."""
     found = model.nearest(simulated[:10], k=min(_NEIGHBOURS, len(model.neighbours.pictures)))
+    if not model.flagging.rows:  # a training image is its own neighbour
+        return []
     usual = np.median(model.nearest(model.held_out, k=1).distances)
     figure = plots.nearest(simulated[:10], found.pictures, found.distances, usual)
     caption = "Samples much nearer to training pictures than new real pictures are would be remembered, not made."
@@ -64,22 +66,24 @@ def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path)
 
 def surprises(model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path) -> list[Picture]:
     """Heat maps of pictures from among the flagged ones, or of the strangest where few are flagged."""
-    some = max(int(scores["flag"].sum()), min(_MAPPED, len(pixels)))
+    some = max(int(np.sum(scores.get("flag", 0))), min(_MAPPED, len(pixels)))
     order = ranked(scores)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
     maps = model.surprise(pixels[order])
     if not maps.any():  # a latent without places
         return []
-    captions = [f"p = {p:.3f}" for p in scores["p_value"][order]]
+    column, letter = ("p_value", "p") if "p_value" in scores else ("score", "score")
+    captions = [f"{letter} = {value:.3f}" for value in scores[column][order]]
     return [keep(plots.surprise(pixels[order], maps, captions), folder, "surprise")]
 
 
 def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[Picture]:
-    """Held-out pictures with small changes in the cloud of the latents."""
-    versions = np.stack([_changed(picture) for picture in model.held_out[:_CHANGED]])
+    """Images with small changes in the cloud of the latents."""
+    versions = np.stack([_changed(image) for image in model.examples[:_CHANGED]])
     flat = versions.reshape(-1, *versions.shape[2:])
     cloud, points = principal_plane(z_real[:_CLOUD], model.latents(flat))
     figure = plots.latent_clusters(cloud, points.reshape(*versions.shape[:2], 2), _CHANGES, versions)
-    caption = "Grey: held-out pictures. In colour: a few of them, large, and what becomes of them after small changes."
+    grey = which(model.flagging).lower()
+    caption = f"Grey: {grey} images. In colour: a few of them, large, and what becomes of them after small changes."
     return [keep(figure, folder, "clusters", caption)]
 
 

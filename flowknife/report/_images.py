@@ -1,5 +1,6 @@
 """The report of an image model: real, regenerated and simulated pictures, the latent cloud, the outliers."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ import numpy as np
 from flowknife import plots
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
-from flowknife.report._figures import ends, keep, training, trust
+from flowknife.errors import CalibrationWarning
+from flowknife.report._figures import ends, flagging_text, keep, training, trust, which
 from flowknife.report._image_uses import clusters, level_temperatures, nearest_training, surprises, through_latent
 from flowknife.report._page import Section, write_report
 
@@ -29,22 +31,26 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         folder: where to write.
         others: pictures of other things (a folder, an array, or an `ImageSet`), shown beside the held-out ones.
     """
-    real = model.held_out
+    real = model.examples
     simulated = model.sample(32, key=0)
     z_real, z_simulated = model.latents(real), model.latents(simulated)
     other = None if others is None else _other(model, others)
-    scores = model.score(real if other is None else other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # the report says it in its own words
+        scores = model.score(real if other is None else other)
+        usual = model.detector.held_out if model.flagging.rows else model.score(real)["score"]
+    kept = which(model.flagging).lower()
     sections = [
         _pictures(model, real, simulated, folder),
         _anomalies(model, real, other, scores, folder),
         _latents(model, real, simulated, other, z_real, z_simulated, folder),
         through_latent(model, folder),
         trust(model.check()),
-        *training(model.history, folder, "Each level keeps its best held-out weights.", _OBJECTIVE),
+        *training(model.history, folder, f"Each level keeps the weights of its best {kept} objective.", _OBJECTIVE),
     ]
     metrics = dict(model.metrics)
     if other is not None:
-        metrics["auroc"] = auroc(model.detector.held_out, scores["score"])
+        metrics["auroc"] = auroc(usual, scores["score"])
     return write_report(folder, "Images", sections, metrics, model.facts, ends(model.model))
 
 
@@ -74,27 +80,27 @@ def _pictures(model, real, simulated, folder):
 
 
 def _anomalies(model, real, other, scores, folder):
-    held = conformal_p_values(model.detector.held_out, model.detector.held_out)
-    if other is None:
+    pixels, names = (real, None) if other is None else (other.pixels, list(other.names))
+    figures, found = [], ""
+    if model.flagging.rows:
+        alpha = model.config.alpha
+        held = conformal_p_values(model.detector.held_out, model.detector.held_out)
+        others = None if other is None else scores["p_value"]
+        caption = "The most anomalous held-out images first." if other is None else ""
         figures = [
-            keep(plots.anomaly_scores(held), folder, "p_values"),
-            keep(plots.outliers(real, scores["p_value"]), folder, "outliers", "The strangest held-out pictures first."),
-            *surprises(model, real, scores, folder),
+            keep(plots.anomaly_scores(held, others, alpha), folder, "p_values"),
+            keep(plots.outliers(pixels, scores["p_value"], names, alpha=alpha), folder, "outliers", caption),
         ]
-    else:
-        figures = [
-            keep(plots.anomaly_scores(held, scores["p_value"]), folder, "p_values"),
-            keep(plots.outliers(other.pixels, scores["p_value"], list(other.names)), folder, "outliers"),
-            *surprises(model, other.pixels, scores, folder),
-        ]
+        found = (
+            f" Here {int(scores['discovery'].sum())} of {len(scores['discovery'])} remain when the number of images is "
+            f"allowed for (Benjamini-Hochberg at {alpha:g})."
+        )
+    figures += surprises(model, pixels, scores, folder)
     return Section(
         "Anomalies",
         "The score compares the latent radius and the likelihood of every level with the usual ones, in both "
         "directions, the picture with changed forms of itself, and it with the training pictures that look most like "
-        "it. Its p-value is calibrated on held-out pictures: "
-        f"of new pictures of the same kind a share {model.config.alpha:g} is flagged. "
-        f"Here {int(scores['discovery'].sum())} of {len(scores['discovery'])} remain when the number of pictures is "
-        f"allowed for (Benjamini-Hochberg at {model.config.alpha:g}).",
+        f"it. {flagging_text(model.flagging)}{found}",
         figures,
     )
 
@@ -120,7 +126,7 @@ def _latents(model, real, simulated, other, z_real, z_simulated, folder):
         "Where the pictures lie at the latent end. A perfect model puts them at random on a shell whose radius is that "
         "of the chi distribution.",
         [
-            keep(cloud, folder, "cloud", "The two leading principal axes of the held-out latents."),
+            keep(cloud, folder, "cloud", f"{which(model.flagging)} images along two principal axes."),
             *clusters(model, z_real, folder),
             keep(ends_of_cloud, folder, "closest_farthest"),
             keep(plots.radius_histogram(radii, z_real.shape[1], other_radii), folder, "radii"),

@@ -10,7 +10,7 @@ import numpy as np
 from flowknife import plots
 from flowknife.errors import InputError
 from flowknife.problems import PROBLEMS, Problem
-from flowknife.report._figures import ends, keep, training, trust
+from flowknife.report._figures import ends, flagging_text, keep, training, trust
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ _STRETCH = 2.0  # of the observations that a simulator cannot have made
 
 def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
     """Write figures and `report.html` of a posterior into `folder`; return the page's path."""
-    held = posterior.held_out_pairs
-    truth, y = held["x"][0], held["y"][0]
+    examples = posterior.example_pairs
+    truth, y = examples["x"][0], examples["y"][0]
     drawn = posterior.sample(_DRAWS, y, key=0)
     problem = _problem(posterior)
     sections = [
@@ -64,8 +64,8 @@ def _one_observation(posterior, problem, drawn, y, truth, folder):
     compared = " The blue lines are draws of the exact posterior." if known else ""
     return Section(
         "All that explains one observation",
-        "An observation that was kept from training, the parameters that made it, and draws of the posterior, which "
-        f"should explain it as well.{compared}",
+        f"An observation {'that was kept from' if posterior.flagging.rows else 'of the'} training, the parameters that "
+        f"made it, and draws of the posterior, which should explain it as well.{compared}",
         figures,
     )
 
@@ -129,6 +129,12 @@ def _some(values):
 
 
 def _calibration(posterior, folder):
+    if not posterior.flagging.rows:
+        return Section(
+            "Is the posterior right?",
+            "This was not measured, since no pairs were held out. Check it with pairs that it was not trained on: "
+            "`flowknife check RUN PAIRS`.",
+        )
     found = posterior.calibration
     sentences = [
         f"{title}: {found[name].verdict}"
@@ -156,13 +162,17 @@ def _calibration(posterior, folder):
 
 
 def _misspecification(posterior, folder):
+    title = "Would it notice data that the simulator cannot make?"
+    if not posterior.flagging.rows:
+        return Section(title, flagging_text(posterior.flagging))
     held = posterior.held_out_pairs["y"]
     centre = held.mean(axis=0)
     stretched = centre + _STRETCH * (held - centre)
     usual, strange = (posterior.misspecification(rows).p_values for rows in (held, stretched))
     return Section(
-        "Would it notice data that the simulator cannot make?",
+        title,
         f"P-values of held-out observations, and of others, which are the same {_STRETCH:g} times as far from their "
-        "mean. `score` gives this p-value for new observations; no posterior can be trusted where it is small.",
-        [keep(plots.anomaly_scores(usual, strange), folder, "p_values")],
+        "mean. `score` gives this p-value for new observations; no posterior can be trusted where it is small. "
+        + flagging_text(posterior.flagging),
+        [keep(plots.anomaly_scores(usual, strange, posterior.config.alpha), folder, "p_values")],
     )

@@ -178,6 +178,9 @@ def _metrics_table(metrics: Mapping[str, SupportsFloat | str]) -> str:
 def _label_and_unit(name: str) -> tuple[str, str]:
     if name in UNITS:
         return UNITS[name]
+    if (held_out := name.removeprefix("training_")) in UNITS:  # of a run without held-out data
+        label, unit = UNITS[held_out]
+        return f"{label.removesuffix(', held out')}, training data", unit
     bracket = re.fullmatch(r"(.*\S)\s*\(([^()]+)\)", name.strip())
     label, unit = bracket.groups() if bracket else (name, "")
     label = label.replace("_", " ").strip()

@@ -1,0 +1,118 @@
+"""The hold-out of every job: rows for training, for early stopping, and for the calibration of p-values.
+
+Rows that were trained on, or that decided when to stop, never calibrate: the chosen weights are biased towards them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+SHARE = 0.15
+"""The share of the rows that is held out where none is asked for; 0.1 where nothing is calibrated."""
+
+_STOPPING_ALONE = 0.1
+_FEWEST = 3  # one for early stopping, two for calibration
+_FEW_STOPPING = 15  # with fewer rows the best moment to stop is hardly seen; of small tables a tenth
+
+
+class Sizes(NamedTuple):
+    """How many rows decide when to stop, and how many calibrate; all others are trained on."""
+
+    stopping: int
+    calibration: int
+
+
+class Split(NamedTuple):
+    """Row numbers of the three parts, each in random order. Every row is in one part alone."""
+
+    train: Int[np.ndarray, " t"]
+    stopping: Int[np.ndarray, " s"]
+    calibration: Int[np.ndarray, " c"]
+
+
+_MOST = Sizes(5000, 5000)  # unless a share is asked for: more rows change no decision
+
+
+def fewest_calibration_rows(alpha: float | int, ranks: int = 1) -> int:
+    """The smallest m for which `ranks` of the m + 1 ranks of a new row have a p-value below `alpha`.
+
+        m = min {m : ranks / (m + 1) < alpha}
+
+    With `ranks=1`, fewer rows than this can flag nothing.
+    """
+    rows = max(int(ranks / alpha) - 2, 0)
+    while not ranks / (rows + 1) < alpha:
+        rows += 1
+    return rows
+
+
+def split_sizes(
+    rows: int,
+    share: float | int | None,
+    alpha: float | int | None,
+    *,
+    most: Sizes = _MOST,
+    spare: int | None = None,
+) -> Sizes:
+    """How many rows are held out, and what for: one rule for all jobs.
+
+    Early stopping gets a third of the held-out rows, but no more than a twentieth of all rows (of a small table a
+    tenth, up to 15 rows, where no share is asked for); calibration gets the rest. Where that is too little to flag
+    anything at the rate `alpha`, calibration takes what it needs: from the training rows, if it needs no more than a
+    third of all rows and no share was asked for, otherwise from early stopping. Where it is enough, as many rows
+    calibrate as bring the rate of false alarms closest below `alpha`, and what is left is trained on (or, of a share
+    that was asked for, decides when to stop).
+
+    Args:
+        rows: number of rows.
+        share: of the rows, held out in all; 0 for none, None for the default `SHARE`.
+        alpha: the rate of false alarms; None where nothing is calibrated, and all held-out rows decide when to stop.
+        most: rows of either kind, where no share is asked for.
+        spare: rows that may be held out at most; default all but one.
+    """
+    spare = rows - 1 if spare is None else spare
+    if share == 0 or spare < 1:
+        return Sizes(0, 0)
+    if alpha is None:
+        wanted = max(round((_STOPPING_ALONE if share is None else share) * rows), 1)
+        return Sizes(min(wanted, spare, most.stopping if share is None else rows), 0)
+    wanted = round((SHARE if share is None else share) * rows)
+    held = min(max(wanted, min(_FEWEST, rows // 2)), spare)
+    stopping = min(max(min(round(held / 3), round(rows / 20)), 1), held)
+    calibration = held - stopping
+    if share is None:
+        calibration = min(calibration, most.calibration)
+        stopping = min(max(stopping, min(round(rows / 10), _FEW_STOPPING)), most.stopping, spare - calibration)
+    if calibration < 2:  # of one score no p-value is small, and a detector needs the place and the width of several
+        return Sizes(stopping + calibration, 0)
+    needed = fewest_calibration_rows(alpha)
+    if calibration < needed:
+        if share is None and 3 * needed <= rows and needed <= spare - stopping:
+            return Sizes(stopping, needed)
+        if share is not None and held - max(held // 5, 1) >= needed:
+            return Sizes(held - needed, needed)
+        return Sizes(stopping, calibration)
+    ranks = int(alpha * (calibration + 1)) + 1
+    while (best := fewest_calibration_rows(alpha, ranks)) > calibration:
+        ranks -= 1
+    return Sizes(stopping if share is None else held - best, best)
+
+
+def split(rows: int, sizes: Sizes, key: Array, *, groups: Int[np.ndarray, " n"] | None = None) -> Split:
+    """Divide rows at random.
+
+    Args:
+        rows: number of rows.
+        sizes: of the parts that are held out, see `split_sizes`.
+        key: JAX key.
+        groups: such as classes, by number; one row of each, drawn at random, is trained on in any case.
+    """
+    order = np.asarray(jax.random.permutation(key, rows))
+    if groups is not None:
+        first = np.zeros(rows, bool)
+        first[np.unique(groups[order], return_index=True)[1]] = True
+        order = np.concatenate([order[~first], order[first]])
+    stopping, calibration, train = np.split(order, [sizes.stopping, sizes.stopping + sizes.calibration])
+    return Split(train, stopping, calibration)
