@@ -395,7 +395,4 @@ class Classifier:
         return softmax(joint[known] / self.temperature, axis=1), codes[known]
 
     def _round_trip(self, items):
-        left, _, batch = self.model._prepare(0, items, {})
-        blocks = [left[block.name].reshape(*batch, -1) for block in self.model.partition.left]
-        x = jnp.concatenate(blocks, axis=-1).reshape(*batch, *self.model.bijection.shape)
-        return round_trip_error(self.model.bijection, x)
+        return round_trip_error(self.model.bijection, self.model.left_end(items, key=0).array)
