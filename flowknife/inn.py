@@ -18,13 +18,14 @@ A job is a choice of these lists and nothing else:
 and so is everything one does with it:
 
     log_prob(x, y=...)  =  sum of the laws' log densities at encode(x) + log_det
+    block_log_probs     =  the same, term by term: one for each right-hand block
     sample(key, n, y=y) =  draw each block from its law, the known ones around their value, decode
     encode(x)["y"]      =  the forward prediction
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,6 +39,37 @@ from flowknife.errors import InputError
 from flowknife.laws import Data, Law, Noise, Normal, Source, Temperature, as_temperature, beyond_range
 
 Blocks = dict[str, Array]
+
+
+class LeftEnd(NamedTuple):
+    """The left end as the network takes it: noise drawn, images dequantised.
+
+    Attributes:
+        blocks: the left-hand blocks by name.
+        known: right-hand blocks and conditions that were given, by name.
+        array: the blocks as one array `(*batch, *shape of the bijection)`.
+        cond: the conditions as one array, or None.
+    """
+
+    blocks: Blocks
+    known: Blocks
+    array: Array
+    cond: Array | None
+
+
+class RightEnd(NamedTuple):
+    """The right end, with each block's share of the log-determinant.
+
+    Attributes:
+        blocks: the right-hand blocks by name.
+        log_dets: the shares by name, each of shape `batch`; they add up to log|det d(right)/d(left)|, less the log
+            density of the noise that made the left end continuous.
+        missing: rows with NaN among the data or what was given, bool of shape `batch`.
+    """
+
+    blocks: Blocks
+    log_dets: Blocks
+    missing: Array
 
 
 class Block(eqx.Module):
@@ -202,8 +234,7 @@ class INN(eqx.Module):
         Returns:
             the right-hand blocks by name.
         """
-        left, known, batch = self._prepare(key, x, given)
-        return self._encode(left, known, batch)[0]
+        return self.right_end(self.left_end(x, key=key, **given)).blocks
 
     def decode(self, z: Any, **given: Any) -> Blocks:
         """Right to left: the left-hand blocks of right-hand blocks `z`.
@@ -215,10 +246,7 @@ class INN(eqx.Module):
         Returns:
             the left-hand blocks by name, pictures as whole numbers.
         """
-        right = _as_blocks(z, self.partition.right, "right-hand")
-        batch, known = _batch_of(right, self.partition.right), self._check_given(given)
-        self._require_batch(known, batch)
-        left, _ = self._decode(right, known)
+        left, _ = self.decode_end(z, **given)
         return {block.name: block.law.restore(left[block.name]) for block in self.partition.left}
 
     def log_prob(self, x: Any, *, key: Key = None, **given: Any) -> Array:
@@ -233,14 +261,28 @@ class INN(eqx.Module):
 
         Values too large for the precision have -inf, rows with NaN have NaN.
         """
-        left, known, batch = self._prepare(key, x, given)
-        right, log_det = self._encode(left, known, batch)
-        for block in self.partition.left:
-            log_det = log_det - block.law.log_noise(left[block.name], block.shape)
-        terms = [
-            block.law.log_prob(right[block.name], block.shape, known.get(block.name)) for block in self.partition.right
-        ]
-        return beyond_range(log_det + sum(terms), self._numbers(left, known))
+        left = self.left_end(x, key=key, **given)
+        right = self.right_end(left)
+        first, *others = self.block_terms(right, **left.known).values()
+        return beyond_range(sum(others, first), right.missing)
+
+    def block_log_probs(self, x: Any, *, key: Key = None, **given: Any) -> Blocks:
+        """The terms of `log_prob`, one for each right-hand block: its law's log density plus its share of log_det.
+
+            log p(x | y) = sum_b [log p_b(z_b) + log_det_b],   z = encode(x)
+
+        The blocks of a multi-scale flow are its levels, and each term is log p(level | coarser levels).
+
+        Args:
+            x: as for `log_prob`.
+            key: as for `encode`.
+            **given: as for `log_prob`.
+
+        Returns:
+            arrays of shape `batch` by the name of the block, in nats.
+        """
+        left = self.left_end(x, key=key, **given)
+        return self.block_terms(self.right_end(left), **left.known)
 
     def sample(
         self, key: Key, n: int | Shape = (), *, temperature: Temperature | Mapping[str, Temperature] = 1.0, **given: Any
@@ -281,14 +323,12 @@ class INN(eqx.Module):
         given = {
             block.name: jnp.broadcast_to(value, (*batch, *block.given_shape)) for block, value in self._pairs(given)
         }
-        left, _ = self._decode(right, given)
-        return {block.name: block.law.restore(left[block.name]) for block in self.partition.left}
+        return self.decode(right, **given)
 
     def initialise(self, x: Any, *, key: Key = None, **given: Any) -> "INN":
         """Fit what has a closed form (actnorm, principal rotations) to one batch of data."""
-        left, known, batch = self._prepare(key, x, given)
-        array = _pack(self.partition.left, left, batch, self.bijection.shape)
-        fitted, _ = self.bijection.initialise(array, self._condition(known))
+        left = self.left_end(x, key=key, **given)
+        fitted, _ = self.bijection.initialise(left.array, left.cond)
         return eqx.tree_at(lambda inn: inn.bijection, self, fitted)
 
     def _check_condition(self):
@@ -313,16 +353,63 @@ class INN(eqx.Module):
             "expected equal shapes"
         )
 
-    # -- the same in terms of continuous blocks ------------------------------------------------------------------
+    # -- the ends as the network takes them: continuous, with log-determinants ---------------------------------------
 
-    def _encode(self, left, known, batch):
+    def left_end(self, x: Any, *, key: Key = None, **given: Any) -> LeftEnd:
+        """Data, what the model draws beside them, and conditions, ready for the bijection; arguments of `log_prob`."""
+        known = self._check_given(given)
+        values = _as_blocks(x, self.partition.data, "data", extra=[block.name for block in self.partition.left])
+        batch = _batch_of(values, [block for block in self.partition.left if block.name in values])
+        self._require_batch(known, batch)
+        left = {}
+        keys = jax.random.split(as_key(key), len(self.partition.left))
+        for block, block_key in zip(self.partition.left, keys, strict=True):
+            left[block.name] = block.law.prepare(block_key, values.get(block.name), batch, block.shape)
+            target = block.law.added_to if isinstance(block.law, Noise) else None
+            if target in known and block.name not in values:
+                known[target] = known[target] + left[block.name]
         array = _pack(self.partition.left, left, batch, self.bijection.shape)
-        right, log_det = self.bijection.encode(array, self._condition(known))
-        return _unpack(self.partition.right, right, batch), log_det
+        array = array.astype(jnp.result_type(array, float))  # whole numbers are data too
+        return LeftEnd(left, known, array, self._condition(known))
 
-    def _decode(self, right, known):
-        first = self.partition.right[0]
-        batch = right[first.name].shape[: right[first.name].ndim - len(first.shape)]
+    def right_end(self, left: LeftEnd) -> RightEnd:
+        """The right-hand blocks of a left end, each with its share of the log-determinant.
+
+        A block of the bijection, see `Bijection.encode_blocks`, counts for the right-hand block in which it begins;
+        noise on the left for the last one.
+        """
+        found = self.bijection.encode_blocks(left.array, left.cond)
+        batch = left.array.shape[: left.array.ndim - len(self.bijection.shape)]
+        sizes = [int(np.prod(shape)) for shape in self.bijection.block_shapes]
+        flat = jnp.concatenate([z.reshape(*batch, size) for (z, _), size in zip(found, sizes, strict=True)], axis=-1)
+        ends = np.cumsum([block.size for block in self.partition.right])
+        log_dets = {block.name: jnp.zeros(batch, flat.dtype) for block in self.partition.right}
+        for (_, terms), start in zip(found, np.cumsum(sizes) - sizes, strict=True):
+            name = self.partition.right[int(np.searchsorted(ends, start, side="right"))].name
+            log_dets[name] = sum(terms, log_dets[name])
+        last = self.partition.right[-1].name
+        for block in self.partition.left:
+            log_dets[last] = log_dets[last] - block.law.log_noise(left.blocks[block.name], block.shape)
+        numbers = [(left.array, self.bijection.shape)]
+        numbers += [(value, block.given_shape) for block, value in self._pairs(left.known)]
+        missing = jnp.zeros(batch, bool)
+        for value, shape in numbers:
+            missing |= jnp.any(jnp.isnan(value), axis=tuple(range(value.ndim - len(shape), value.ndim)))
+        return RightEnd(_unpack(self.partition.right, flat, batch), log_dets, missing)
+
+    def block_terms(self, right: RightEnd, **known: Any) -> Blocks:
+        """`block_log_probs` of a right end, given known right-hand blocks by name."""
+        terms = {}
+        for block in self.partition.right:
+            log_prob = block.law.log_prob(right.blocks[block.name], block.shape, known.get(block.name))
+            terms[block.name] = beyond_range(log_prob + right.log_dets[block.name], right.missing)
+        return terms
+
+    def decode_end(self, z: Any, **given: Any) -> tuple[Blocks, Array]:
+        """As `decode`, with left-hand blocks as the network makes them, and log|det d(right)/d(left)|."""
+        right = _as_blocks(z, self.partition.right, "right-hand")
+        batch, known = _batch_of(right, self.partition.right), self._check_given(given)
+        self._require_batch(known, batch)
         array = _pack(self.partition.right, right, batch, self.bijection.out_shape)
         left, log_det = self.bijection.decode(array, self._condition(known))
         return _unpack(self.partition.left, left, batch), log_det
@@ -340,21 +427,6 @@ class INN(eqx.Module):
         batch = jnp.broadcast_shapes(*(value.shape[:-1] for value in flat))
         return jnp.concatenate([jnp.broadcast_to(value, (*batch, value.shape[-1])) for value in flat], axis=-1)
 
-    def _prepare(self, key, x, given):
-        """Left-hand blocks and known values, ready for the network: noise drawn, pictures dequantised."""
-        known = self._check_given(given)
-        values = _as_blocks(x, self.partition.data, "data", extra=[block.name for block in self.partition.left])
-        batch = _batch_of(values, [block for block in self.partition.left if block.name in values])
-        self._require_batch(known, batch)
-        left = {}
-        keys = jax.random.split(as_key(key), len(self.partition.left))
-        for block, block_key in zip(self.partition.left, keys, strict=True):
-            left[block.name] = block.law.prepare(block_key, values.get(block.name), batch, block.shape)
-            target = block.law.added_to if isinstance(block.law, Noise) else None
-            if target in known and block.name not in values:
-                known[target] = known[target] + left[block.name]
-        return left, known, batch
-
     def _require_batch(self, known, batch):
         """Refuse known values that are not one for all rows, or one for each."""
         for block, value in self._pairs(known):
@@ -364,11 +436,6 @@ class INN(eqx.Module):
                     f"got {block.name!r} of shape {value.shape} for rows of batch shape {batch}; expected one value, "
                     "or one for each row"
                 )
-
-    def _numbers(self, left, known):
-        """What a log density depends on, each array with its number of event axes."""
-        of_left = [(left[block.name], len(block.shape)) for block in self.partition.left]
-        return of_left + [(value, len(block.given_shape)) for block, value in self._pairs(known)]
 
     def _pairs(self, given):
         return [(block, given[block.name]) for block in self.partition.known if block.name in given]

@@ -8,7 +8,7 @@ Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log dens
 
 import abc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from flowknife._types import Constant, Shape
 from flowknife.bijections import Bijection
@@ -78,19 +78,12 @@ def require_finite_draws(rows: np.ndarray, temperature: Any) -> np.ndarray:
     return rows
 
 
-def beyond_range(log_prob: Float[Array, "..."], values: Sequence[tuple[Array, int]]) -> Float[Array, "..."]:
+def beyond_range(log_prob: Float[Array, "..."], missing: Bool[Array, "..."]) -> Float[Array, "..."]:
     """Log densities with -inf in the place of NaN, which is what numbers too large for the precision end in.
 
-    So far out any density of this library is below the smallest number. A row that is NaN itself keeps NaN.
-
-    Args:
-        log_prob: log densities, of shape `batch`.
-        values: arrays that they belong to, `(*batch, *event)`, each with its number of event axes.
+    So far out any density of this library is below the smallest number. A row that has NaN itself, `missing`, keeps it.
     """
-    unknown = jnp.zeros(log_prob.shape, bool)
-    for value, axes in values:
-        unknown |= jnp.any(jnp.isnan(value), axis=tuple(range(value.ndim - axes, value.ndim)))
-    return jnp.where(jnp.isnan(log_prob) & ~unknown, -jnp.inf, log_prob)
+    return jnp.where(jnp.isnan(log_prob) & ~missing, -jnp.inf, log_prob)
 
 
 class Law(eqx.Module):

@@ -1,6 +1,6 @@
 """What training minimises. An objective maps (model, batch, key) to one number; `nll` is the default for every job."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flowknife._types import Key
-from flowknife.inn import INN, Block
+from flowknife.inn import INN, RightEnd
 from flowknife.laws import ClassMixture, Given, Pad, beyond_range, normal_log_prob
 
 Batch = Mapping[str, Array]
@@ -30,26 +30,43 @@ def nll(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
     return -jnp.mean(model.log_prob(left, key=key, **known))
 
 
-def class_terms(blocks: Sequence[Block], right: Mapping[str, Array]) -> Float[Array, "*batch k"]:
-    """Log density of right-hand blocks given each class, of shape `(*batch, K)`.
+def block_nll(name: str) -> Objective:
+    """Mean negative term of one right-hand block, in nats per element: -E log p(z_b | blocks before it) / size of z_b.
+
+    Terms of other blocks are never computed.
+    """
+
+    def objective(model, batch, key):
+        left, known = split_batch(model, batch)
+        size = next(block.size for block in model.partition.right if block.name == name)
+        return -jnp.mean(model.block_log_probs(left, key=key, **known)[name]) / size
+
+    return objective
+
+
+def class_block_log_probs(model: INN, right: RightEnd) -> dict[str, Float[Array, "*batch _"]]:
+    """`INN.block_log_probs` given each class: arrays `(*batch, K)`, or `(*batch, 1)` where it depends on no class.
 
     Args:
-        blocks: right-hand blocks; the class is the label of a `ClassMixture`, or a one-hot `Given` vector.
-        right: their values.
+        model: with a `ClassMixture`, or a one-hot `Given` vector, on the right.
+        right: the right end of data.
     """
-    terms: Any = 0.0
-    for block in blocks:
-        law, value = block.law, right[block.name]
+    terms = {}
+    for block in model.partition.right:
+        law, value = block.law, right.blocks[block.name]
         if isinstance(law, ClassMixture):
-            terms = terms + law.class_log_probs(value, block.shape) - jax.nn.log_softmax(law.log_weights)
+            term = law.class_log_probs(value, block.shape) - jax.nn.log_softmax(law.log_weights)
         elif isinstance(law, Given):
-            terms = terms + law.log_prob(value[..., None, :], block.shape, jnp.eye(block.size))
+            term = law.log_prob(value[..., None, :], block.shape, jnp.eye(block.size))
         else:
-            terms = terms + law.log_prob(value, block.shape)[..., None]
+            term = law.log_prob(value, block.shape)[..., None]
+        terms[block.name] = term + right.log_dets[block.name][..., None]
     return terms
 
 
-def class_log_probs(model: INN, x: Any, *, key: Key = None) -> Float[Array, "*batch k"]:
+def class_log_probs(
+    model: INN, x: Any, *, key: Key = None, blocks: Collection[str] | None = None
+) -> Float[Array, "*batch k"]:
     """Log p(x | class k) of data for every class, in nats, of shape `(*batch, K)`.
 
     Padding on the left is drawn and divided by its own density: with many draws the mean of exp(...) is p(x | k).
@@ -58,15 +75,15 @@ def class_log_probs(model: INN, x: Any, *, key: Key = None) -> Float[Array, "*ba
         model: with a `ClassMixture`, or a one-hot `Given` vector, on the right.
         x: as for `INN.log_prob`.
         key: source of what the model draws.
+        blocks: names of right-hand blocks, of whose terms alone the sum is wanted; default all.
     """
-    left, known, batch = model._prepare(key, x, {})
-    right, log_det = model._encode(left, known, batch)
-    for block in model.partition.left:
-        if isinstance(block.law, Pad):
-            log_det = log_det - normal_log_prob(left[block.name], block.shape, block.law.scale)
-    log_prob = log_det[..., None] + class_terms(model.partition.right, right)
-    numbers = [(jnp.expand_dims(value, -1 - axes), axes) for value, axes in model._numbers(left, {})]
-    return beyond_range(log_prob, numbers)
+    left = model.left_end(x, key=key)
+    right = model.right_end(left)
+    terms = class_block_log_probs(model, right)
+    padding = [block for block in model.partition.left if isinstance(block.law, Pad)]
+    of_padding = [normal_log_prob(left.blocks[b.name], b.shape, b.law.scale)[..., None] for b in padding]
+    chosen = [term for name, term in terms.items() if blocks is None or name in blocks]
+    return beyond_range(sum([*chosen[1:], *(-term for term in of_padding)], chosen[0]), right.missing[..., None])
 
 
 def information_bottleneck(
@@ -148,7 +165,7 @@ def independence(log_prior: Callable[[Array], Array]) -> Objective:
         data = model.partition.data[0].name
 
         def log_q(values):
-            blocks, log_det = model._decode(values, known)
+            blocks, log_det = model.decode_end(values, **known)
             drawn = [block for block in model.partition.left if block.law.drawn]
             of_drawn = sum(normal_log_prob(blocks[block.name], block.shape, block.law.scale) for block in drawn)
             return log_prior(blocks[data]) + of_drawn - log_det

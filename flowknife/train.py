@@ -442,9 +442,8 @@ def _where(model: INN, batch: Batch) -> str:
             rows = np.unique(np.argwhere(~np.isfinite(np.asarray(value)))[:, 0])
             return f"the data block {name!r} has non-finite numbers in {len(rows)} rows of the batch"
     left, known = split_batch(model, batch)
-    blocks, known, rows = model._prepare(0, left, known)
-    x = jnp.concatenate([blocks[b.name].reshape(*rows, -1) for b in model.partition.left], axis=-1)
-    place = _first_nonfinite(model.bijection, x.reshape(*rows, *model.bijection.shape), model._condition(known))[0]
+    end = model.left_end(left, key=0, **known)
+    place = _first_nonfinite(model.bijection, end.array, end.cond)[0]
     return f"the output of {place} is not finite" if place else "its gradient is not finite, its outputs are"
 
 

@@ -9,16 +9,6 @@ import pytest
 import flowknife as fk
 from flowknife._types import split_trainable
 from flowknife.apps import _image_training
-from flowknife.apps._levels import (
-    image_model,
-    image_terms,
-    independent_levels,
-    latent_sizes,
-    level_nll,
-    level_part,
-    level_terms,
-    local_log_probs,
-)
 from flowknife.apps.images import _model
 from flowknife.architectures import dequantiser, glow, lattice, realnvp, wavelet
 from flowknife.architectures._vectors import SCALARS
@@ -28,6 +18,8 @@ from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_norm
 from flowknife.diagnostics._anomalies import _surprise
 from flowknife.errors import InputError, StorageError
 from flowknife.laws import Pixels
+from flowknife.multiscale import image_model, independent_levels, level_part, local_log_probs
+from flowknife.objectives import block_nll
 from tests.catalogue import perturbed
 
 
@@ -211,20 +203,22 @@ def test_the_levels_add_up_to_the_likelihood(make, independent, maps, key):
     bijection = perturbed(eqx.filter_jit(make)(key), np.random.default_rng(0))
     model = image_model(bijection.shape, Pixels(5), bijection)
     x = jax.random.uniform(key, (3, *bijection.shape)) * 32
-    (z, log_det), terms, places = eqx.filter_jit(lambda b, x: (b.encode(x), level_terms(b, x), local_log_probs(b, x)))(
-        bijection, x
-    )
-    flat = jnp.concatenate([latent.reshape(len(x), -1) for latent, _ in terms], axis=-1)
-    np.testing.assert_allclose(flat, z, atol=1e-4)
+    model = image_model(bijection.shape, Pixels(5), bijection)
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, *bijection.shape), np.uint8))
+    look = eqx.filter_jit(lambda m, x: (m.log_prob(x, key=0), m.block_log_probs(x, key=0), local_log_probs(m, x, 0)))
+    log_prob, terms, maps_found = look(model, x)
+    left = model.left_end(x, key=0)
+    z, log_det = bijection.encode(left.array)
     normal = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * np.log(2 * np.pi)
-    np.testing.assert_allclose(sum(term for _, term in terms), normal + log_det, rtol=1e-4)
-    if isinstance(bijection.bijections[0], PixelsToNormal):  # has places, and the coarsest latent has none
-        pixels = places.pop(0)
-        np.testing.assert_allclose(pixels.sum(axis=(1, 2)), bijection.bijections[0].encode(x)[1], rtol=1e-4)
-    assert len(places) == maps
-    for (z, term), at_place in zip(terms[-len(places) :], places, strict=True):
-        np.testing.assert_allclose(at_place.sum(axis=(1, 2)) * z[0].size / at_place[0].size, term, rtol=1e-4, atol=1e-2)
-    assert [block.size for block in model.partition.right] == latent_sizes(bijection)
+    np.testing.assert_allclose(log_prob, normal + log_det, rtol=1e-4)
+    np.testing.assert_allclose(sum(terms.values()), log_prob, rtol=1e-4)
+    if isinstance(bijection.bijections[0], PixelsToNormal):  # has positions, and the coarsest latent has none
+        pixels = maps_found.pop(0)
+        np.testing.assert_allclose(pixels.sum(axis=(1, 2)), bijection.bijections[0].encode(left.array)[1], rtol=1e-4)
+    assert len(maps_found) == maps
+    for block, found in zip(model.partition.right[-maps:], maps_found, strict=True):
+        whole = found.sum(axis=(1, 2)) * block.size / found[0].size
+        np.testing.assert_allclose(whole, terms[block.name], rtol=1e-4, atol=1e-2)
     assert independent_levels(bijection) is independent
 
 
@@ -235,7 +229,7 @@ def test_a_level_part_is_all_that_a_level_depends_on(size, key):
     model = eqx.filter_jit(lambda: image_model(shape, Pixels(5), wavelet(shape, levels=2, **sizes)))()
     batch = {"image": jnp.asarray(_blobs(4, 0, size=size))}
     for level in range(len(model.partition.right)):
-        gradient = _gradient(level_nll(level), model, batch, key)
+        gradient = _gradient(block_nll(f"z_{level}"), model, batch, key)
         whole, own = (_size(tree) for tree in (gradient, level_part(level)(gradient)))
         assert 0 < whole == pytest.approx(own, rel=1e-4)
 
@@ -247,9 +241,12 @@ def test_learned_noise_is_trained_with_the_finest_level_and_counted_there(key):
     model = eqx.filter_jit(lambda: image_model(shape, Pixels(5, noise), wavelet(shape, width=4, features=4, key=key)))()
     model = eqx.tree_at(lambda m: m.partition.left[0].law.noise, model, perturbed(noise, np.random.default_rng(0)))
     x = jnp.asarray(_blobs(4, 0, size=8))
-    terms = eqx.filter_jit(image_terms)(model, x, jax.random.split(key, 1)[0])
-    np.testing.assert_allclose(sum(term for _, term in terms), model.log_prob(x, key=key), rtol=1e-4)
-    coarse, fine = (_gradient(level_nll(level), model, {"image": x}, key) for level in (0, 1))
+    continuous = model.left_end(x, key=key)
+    z, log_det = model.bijection.encode(continuous.array)
+    bound = np.sum(-0.5 * z**2 - 0.5 * np.log(2 * np.pi), axis=-1) + log_det
+    bound -= model.partition.left[0].law.log_noise(continuous.array, shape)
+    np.testing.assert_allclose(sum(model.block_log_probs(x, key=key).values()), bound, rtol=1e-4)
+    coarse, fine = (_gradient(block_nll(f"z_{level}"), model, {"image": x}, key) for level in (0, 1))
     assert _size(level_part(1)(coarse)[-1]) > 0 < _size(level_part(1)(fine)[-1])
     assert _size(level_part(1)(fine)) == pytest.approx(_size(fine), rel=1e-4)
 

@@ -112,6 +112,21 @@ def _decode(bijection, y, cond):
     return decoded, pull((jnp.ones_like(decoded[0]), jnp.full_like(decoded[1], 0.5)))
 
 
+def _has_blocks(bijection):
+    default = Bijection.encode_blocks, Bijection.encode_local
+    return (type(bijection).encode_blocks, type(bijection).encode_local) != default
+
+
+def _blocks(bijection, x, cond, local):
+    """The right end and the log-determinant, joined from blocks and their terms, and whether their shapes are told."""
+    found = bijection.encode_blocks(x, cond, local=local)
+    batch = x.shape[: x.ndim - len(bijection.shape)]
+    flat = [block.reshape(*batch, -1) for block, _ in found]
+    terms = [term.reshape(*batch, -1).sum(axis=-1) for _, terms in found for term in terms]
+    fits = [block.shape == (*batch, *shape) for (block, _), shape in zip(found, bijection.block_shapes, strict=True)]
+    return jnp.concatenate(flat, axis=-1), sum(terms), jnp.asarray(fits)
+
+
 def _round_trip_in_parts(bijection, x, cond):
     """Each point encoded by itself, each row of the batch decoded by itself."""
     encoded = jax.vmap(jax.vmap(bijection.encode))(x, cond)
@@ -149,6 +164,8 @@ def facts(request):
         if type(bijection).initialise is not Bijection.initialise:
             fitted, start = quick_jit(type(bijection).initialise)(bijection, x, cond)
             told["initialised"] = start, encode(fitted, x, cond, jnp.asarray(0))[0][0]
+        if _has_blocks(bijection):
+            told["blocks"] = [quick_jit(_blocks)(bijection, x, cond, local) for local in (False, True)]
         return jax.tree.map(np.asarray, told)
 
     with jax.enable_x64(True):
@@ -179,6 +196,14 @@ def test_log_det_is_that_of_the_jacobian(facts):
     size = math.prod(facts.bijection.shape)
     for run in facts.runs:
         _close(run["encoded"][1], np.linalg.slogdet(run["jacobian"].reshape(*facts.row.batch, size, size))[1])
+
+
+def test_blocks_and_their_terms_add_up_to_encode(facts):
+    for run in facts.runs:
+        for flat, log_det, fits in run.get("blocks", []):
+            _close(flat, run["encoded"][0].reshape(flat.shape))
+            _close(log_det, run["encoded"][1])
+            assert np.all(fits)
 
 
 def test_decode_undoes_encode_and_tells_the_same_log_det(facts):

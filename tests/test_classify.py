@@ -298,9 +298,9 @@ def test_the_levels_of_pictures_add_up_to_the_model():
     assert [block.name for block in model.partition.right] == ["y", "z_0", "z_1"]
     x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
     by_class, features = look_at_pictures(model, jnp.asarray(x), jnp.zeros(3), jax.random.key(0))
-    image = model.partition.left[0]
-    continuous = image.law.prepare(jax.random.key(0), x, (), image.shape)
-    right, log_det = eqx.filter_jit(lambda m, x: m._encode({"image": x}, {}, (2,)))(model, continuous)
+    left = model.left_end(x, key=jax.random.key(0))
+    right = model.right_end(left).blocks
+    log_det = eqx.filter_jit(lambda m, x: m.bijection.encode(x)[1])(model, left.array)
     expected = log_det + sum(
         block.law.log_prob(right[block.name], block.shape, jnp.asarray(1)) for block in model.partition.right
     )

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowknife._types import Key, as_key
-from flowknife.apps._levels import latent_sizes, level_features, level_part, level_terms, log_spread
+from flowknife.apps._features import level_features, log_spread
 from flowknife.architectures import coupling_flow, wavelet
 from flowknife.bijections import (
     Affine,
@@ -33,8 +33,9 @@ from flowknife.bijections import (
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
-from flowknife.laws import ClassMixture, Given, Law, Pad, Pixels, normal_log_prob
-from flowknife.objectives import class_log_probs, class_terms
+from flowknife.laws import ClassMixture, Given, Law, Pad, Pixels
+from flowknife.multiscale import level_part
+from flowknife.objectives import class_block_log_probs, class_log_probs
 
 # Splines alone, the identity beyond 4 standard deviations: what lies far outside of the training rows is not carried
 # further, as a stack of affine maps would.
@@ -133,9 +134,9 @@ def picture_model(
     else:
         dim = math.prod(shape)
         bijection = Chain([Reshape(shape, (dim,)), dense(dim)])
-    sizes_of_levels = latent_sizes(bijection)
-    details = [Block(f"z_{i + 1}", size) for i, size in enumerate(sizes_of_levels[1:])]
-    right = [*_class_blocks(law, classes, sizes_of_levels[0], rest="z_0"), *details]
+    coarsest, *grids = bijection.block_shapes
+    details = [Block(f"z_{i + 1}", grid) for i, grid in enumerate(grids)]
+    right = [*_class_blocks(law, classes, math.prod(coarsest), rest="z_0"), *details]
     return INN([Block("image", shape, Pixels(bits))], right, bijection)
 
 
@@ -188,50 +189,35 @@ def look_at_pictures(model: INN, pixels: Array, log_prior: Array, key: Array) ->
     residual, which all other numbers together would drown. Then the `level_features`, at the coarsest level of the
     residual as well, so that no class is stranger than another.
     """
-    image = model.partition.left[0]
-    z, by_class, details = _levels(model, image.law.prepare(key, pixels, (), image.shape))
-    joint = by_class + log_prior
-    residual = _residual(model, z, jnp.argmax(joint, axis=-1))
-    terms = [(residual, jax.nn.logsumexp(joint, axis=-1)), *details]
-    rest = sum((term for _, term in details), jnp.zeros(len(z)))
-    own, *_ = _parts(residual, _coarse_blocks(model))
-    return by_class + rest[:, None], jnp.concatenate([log_spread(own), level_features(terms)], axis=-1)
+    right = model.right_end(model.left_end(pixels, key=key))
+    terms = class_block_log_probs(model, right)
+    coarse = [block.name for block in coarse_blocks(model)]
+    joint = sum((terms[name] for name in coarse), log_prior)
+    own = _residual(model, right.blocks["y"], jnp.argmax(joint, axis=-1))
+    residual = jnp.concatenate([own, *(right.blocks[name] for name in coarse[1:])], axis=-1)
+    details = {name: term[..., 0] for name, term in terms.items() if name not in coarse}
+    levels = [
+        (residual, jax.nn.logsumexp(joint, axis=-1)),
+        *((right.blocks[name], term) for name, term in details.items()),
+    ]
+    rest = sum(details.values(), jnp.zeros(len(own)))
+    features = jnp.concatenate([log_spread(own), level_features(levels)], axis=-1)
+    return joint - log_prior + rest[:, None], features
 
 
-def _levels(model, x):
-    """Latent of the coarsest level, log density of the coarsest picture given each class, terms of the others."""
-    (z, term), *details = level_terms(model.bijection, x)
-    z = z.reshape(len(z), -1)
-    log_det = term - normal_log_prob(z, z.shape[1:])
-    blocks = _coarse_blocks(model)
-    right = dict(zip([block.name for block in blocks], _parts(z, blocks), strict=True))
-    return z, class_terms(blocks, right) + log_det[..., None], details
-
-
-def _coarse_blocks(model):
+def coarse_blocks(model: INN) -> list[Block]:
+    """The right-hand blocks of the coarsest level of an image: the one that carries the class, and what is left."""
     return [block for block in model.partition.right if block.name in ("y", "z_0")]
 
 
-def _parts(z, blocks):
-    return jnp.split(z, np.cumsum([block.size for block in blocks])[:-1], axis=-1)
-
-
-def _residual(model, z, label):
-    """The standard normal draw behind the coarsest latent of a class."""
-    first, *rest = _parts(z, _coarse_blocks(model))
+def _residual(model, y, label):
+    """The standard normal draw behind the block that carries the class, given the class."""
     law = class_law(model)
     if isinstance(law, ClassMixture):
-        own = law.residual(first, first.shape[1:], label)
-    else:
-        own = (first - jax.nn.one_hot(label, first.shape[-1])) / _LABEL_SCALE
-    return jnp.concatenate([own, *rest], axis=-1)
-
-
-def coarse_class_terms(model: INN, x: Array) -> Float[Array, "n k"]:
-    """Log density of the coarsest picture given each class, for dequantised pictures."""
-    return _levels(model, x)[1]
+        return law.residual(y, y.shape[1:], label)
+    return (y - jax.nn.one_hot(label, y.shape[-1])) / _LABEL_SCALE
 
 
 def coarse_part(model: INN) -> Any:
-    """The part of a model of pictures that belongs to its coarsest level: layers and class law."""
+    """The part of an image model that belongs to its coarsest level: layers and class law."""
     return [*level_part(0)(model), class_law(model)]

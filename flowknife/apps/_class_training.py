@@ -11,14 +11,14 @@ from scipy.special import logsumexp
 
 from flowknife._frame import LocalSpread
 from flowknife._interrupts import until_interrupted
-from flowknife.apps._class_models import class_law, coarse_class_terms, coarse_part, fit_start, given_label, labels_of
+from flowknife.apps._class_models import class_law, coarse_blocks, coarse_part, fit_start, given_label, labels_of
 from flowknife.apps._image_training import Stage, Trained, closed_form_start, fit_stages
-from flowknife.apps._levels import latent_sizes, level_nll, level_part
 from flowknife.bijections import Affine
 from flowknife.data import Augmentation, augment
 from flowknife.inn import INN
 from flowknife.laws import ClassMixture
-from flowknife.objectives import class_log_probs, information_bottleneck
+from flowknife.multiscale import level_part
+from flowknife.objectives import block_nll, class_log_probs, information_bottleneck
 from flowknife.train import Training, fit
 
 _START_NUMBERS = 30_000_000  # the start is fitted to at most so many numbers
@@ -104,16 +104,16 @@ def train_pictures(
 ) -> Trained:
     """Train the coarsest level with its classes, on pictures that are moved; then the details, level after level."""
     pixels, labels = train
-    image = model.partition.left[0]
     prior = jnp.asarray(log_prior)
-    size = latent_sizes(model.bijection)[0]
-    levels = len(latent_sizes(model.bijection))
+    coarse = coarse_blocks(model)
+    size, names = sum(block.size for block in coarse), [block.name for block in coarse]
+    details = [block.name for block in model.partition.right if block.name not in names]
     start_key, move_key, key = jax.random.split(key, 3)
 
     def coarse_objective(model, batch, key):
         move_key, key = jax.random.split(key)
-        x = image.law.prepare(key, augment(move_key, batch["image"], augmentation), (), image.shape)
-        log_joint = coarse_class_terms(model, x) + log_prior_of(model, prior)
+        x = augment(move_key, batch["image"], augmentation)
+        log_joint = class_log_probs(model, x, key=key, blocks=names) + log_prior_of(model, prior)
         return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
 
     training = training.completed(
@@ -130,17 +130,14 @@ def train_pictures(
     most = max(_START_NUMBERS // pixels[0].size, 16)
     model = fit_start(model, augment(move_key, jnp.asarray(pixels[:most]), augmentation), labels[:most])
 
+    # the classes have half of the time, the details the rest
     stages = [
-        Stage(
-            level=level,
-            # the classes have half of the time, the details the rest
-            share=max(levels - 1, 1) if level == 0 else 1,
-            label="classes" if level == 0 else f"details {level} of {levels - 1}",
-            where=coarse_part if level == 0 else level_part(level),
-            # held-out pictures are moved too: of the few that there are, a loss that swings less
-            objective=coarse_objective if level == 0 else level_nll(level),
-        )
-        for level in range(levels)
+        # held-out images are moved too: of the few that there are, a loss that swings less
+        Stage(0, max(len(details), 1), label="classes", where=coarse_part, objective=coarse_objective),
+        *(
+            Stage(i, 1, label=f"details {i} of {len(details)}", where=level_part(i), objective=block_nll(name))
+            for i, name in enumerate(details, start=1)
+        ),
     ]
     data, held_out = (None if items is None else _batch(model, "image", items) for items in (train, stopping))
     return fit_stages(model, data, held_out, training, stages, key, show_progress)

@@ -475,7 +475,7 @@ class Classifier:
         return self._probability(joint[known]), codes[known]
 
     def _round_trip(self, items, x) -> Check:
-        """The worst round trip of rows, of those held out and of training; of some pictures as a whole."""
+        """The worst round trip of rows, of those held out and of training; of some images as a whole."""
         if self.pictures:
             error = round_trip_error(self.model.bijection, self._left(items[:1000]))
             return Check("round trip, in standard deviations", error, 1e-2)
@@ -490,6 +490,4 @@ class Classifier:
 
     def _left(self, items):
         """The left end of items, as one array."""
-        left, _, batch = self.model._prepare(0, items, {})
-        blocks = [left[block.name].reshape(*batch, -1) for block in self.model.partition.left]
-        return jnp.concatenate(blocks, axis=-1).reshape(*batch, *self.model.bijection.shape)
+        return self.model.left_end(items, key=0).array

@@ -10,8 +10,9 @@ import numpy as np
 
 from flowknife._progress import Report, progress, unreported
 from flowknife._types import as_key
-from flowknife.apps._levels import image_terms, largest_spot, level_features, local_log_probs
+from flowknife.apps._features import largest_spot, level_features
 from flowknife.data import ImageSet, load_images
+from flowknife.multiscale import local_log_probs
 
 DRAWN_AT_ONCE = 16  # pictures
 SMALL = 3072  # numbers of a picture of 32 x 32 in colour
@@ -52,9 +53,11 @@ def in_batches(rows):
 
 @eqx.filter_jit
 def _look(model, pixels, key):
-    terms = image_terms(model, pixels, key)
-    latents = jnp.concatenate([z.reshape(len(pixels), -1) for z, _ in terms], axis=1)
-    return level_features(terms), latents, largest_spot(terms[-1][0])
+    right = model.right_end(model.left_end(pixels, key=key))
+    terms = model.block_terms(right)
+    latents = jnp.concatenate([z.reshape(len(pixels), -1) for z in right.blocks.values()], axis=1)
+    levels = [(right.blocks[name], term) for name, term in terms.items()]
+    return level_features(levels), latents, largest_spot(levels[-1][0])
 
 
 def level_bits(model, features):
@@ -93,7 +96,9 @@ def _of_all(pixels, program: Callable[[Any], Sequence[Any]], report: Report = un
 
 @eqx.filter_jit
 def _bits_at(model, pixels, key, first, last):
-    return jnp.stack([-term / (z[0].size * math.log(2)) for z, term in image_terms(model, pixels, key)[first:last]], 1)
+    terms = model.block_log_probs(pixels, key=key)
+    blocks = model.partition.right[first:last]
+    return jnp.stack([-terms[block.name] / (block.size * math.log(2)) for block in blocks], axis=1)
 
 
 def bits_at(model, pixels, levels: range, report: Report = unreported):
@@ -106,8 +111,7 @@ def bits_at(model, pixels, levels: range, report: Report = unreported):
 
 @eqx.filter_jit
 def _local(model, pixels):
-    image = model.partition.left[0]
-    return local_log_probs(model.bijection, image.law.prepare(as_key(0), pixels, pixels.shape[:1], image.shape))
+    return local_log_probs(model, pixels, as_key(0))
 
 
 def local_maps(model, pixels):
@@ -129,5 +133,5 @@ def draw_batch(model, key, temperature):
 @eqx.filter_jit
 def decode_batch(model, z):
     ends = np.cumsum([block.size for block in model.partition.right])[:-1]
-    parts = jnp.split(z, ends, axis=-1)
-    return model.decode({b.name: part for b, part in zip(model.partition.right, parts, strict=True)})["image"]
+    blocks = zip(model.partition.right, jnp.split(z, ends, axis=-1), strict=True)
+    return model.decode({block.name: part.reshape(len(z), *block.shape) for block, part in blocks})["image"]

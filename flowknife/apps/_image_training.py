@@ -14,19 +14,11 @@ import numpy as np
 
 from flowknife._feeds import Rows, in_threads
 from flowknife._interrupts import until_interrupted
-from flowknife.apps._levels import (
-    coarse_flow,
-    coarse_input,
-    independent_levels,
-    joint_nll,
-    latent_sizes,
-    level_nll,
-    level_part,
-)
 from flowknife.data import Augmentation, augment
 from flowknife.inn import INN
 from flowknife.laws import Pixels
-from flowknife.objectives import Objective
+from flowknife.multiscale import independent_levels, joint_nll, level_part
+from flowknife.objectives import Objective, block_nll
 from flowknife.train import Training, fit
 
 _NUMBERS_FOR_START = 60_000_000  # closed-form parts are fitted to at most so many numbers
@@ -76,7 +68,8 @@ def train_images(
     start_key, key = jax.random.split(key)
     model = closed_form_start(model, pixels, augmentation, flip, start_key)
     # the time of a level grows slower than its size, since the large ones are the regular ones
-    sizes = [pixels[0].size] if together else latent_sizes(model.bijection)
+    blocks = model.partition.right
+    sizes = [pixels[0].size] if together else [block.size for block in blocks]
     shares = np.sqrt(sizes)
     order = list(range(len(shares)))
     learned_noise = model.partition.left[0].law.noise is not None
@@ -102,7 +95,7 @@ def train_images(
 
     stages = []
     for i, level in enumerate(order):
-        objective = joint_nll if together else level_nll(level)
+        objective = joint_nll if together else block_nll(blocks[level].name)
         stages.append(
             Stage(
                 level=-1 if together else level,
@@ -272,13 +265,13 @@ def closed_form_start(model, train, augmentation, flip, key):
     count = max(most // image.size // copies, 16)
     first = rows(0, count)
     flow = initialise(model.bijection, first)
-    coarse = coarse_flow(model.bijection)  # not yet fitted: what is fitted stays as it is
+    coarse = model.bijection.coarsest  # not yet fitted: what is fitted stays as it is
     if independent and coarse.shape != flow.shape and count < len(train):
         enough = min(most // math.prod(coarse.shape) // copies, len(train))
-        to_coarse = eqx.filter_jit(coarse_input)
+        to_coarse = eqx.filter_jit(lambda flow, x: flow.encode_coarsest(x))
         others = (rows(start, count) for start in range(count, enough, count))
         x = jnp.concatenate([to_coarse(flow, part) for part in itertools.chain([first], others)])
-        flow = eqx.tree_at(coarse_flow, flow, initialise(coarse, x))
+        flow = eqx.tree_at(lambda flow: flow.coarsest, flow, initialise(coarse, x))
     return eqx.tree_at(lambda m: m.bijection, model, flow)
 
 

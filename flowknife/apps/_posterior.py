@@ -503,9 +503,8 @@ class Posterior:
 
     def _ends(self, x, y):
         """The left end as one array, and the condition, of pairs."""
-        left, known, _ = self.model._prepare(0, x, {"y": y})
-        array = np.concatenate([left[block.name] for block in self.model.partition.left], axis=-1)
-        return array, self.model._condition(known)
+        left = self.model.left_end(x, key=0, y=y)
+        return left.array, left.cond
 
 
 def _plain(values, single):

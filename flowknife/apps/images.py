@@ -21,7 +21,6 @@ from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_scores import compare, fit_detector
 from flowknife.apps._image_training import train_images
 from flowknife.apps._images import Images
-from flowknife.apps._levels import image_model
 from flowknife.apps._neighbours import Neighbours, thumbnails
 from flowknife.architectures import dequantiser, glow, jet, lattice, realnvp, wavelet
 from flowknife.bijections import Bijection
@@ -31,6 +30,7 @@ from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN
 from flowknife.laws import Pixels
+from flowknife.multiscale import image_model
 
 _LOOKED_AT = 1000  # training pictures that the detector is fitted to, at most
 _NUMBERS_LOOKED_AT = 8_000_000  # of large pictures fewer, 100 at least: of 64x64 in colour 651

@@ -15,14 +15,22 @@ A bijection maps the left end to the right end of a network and back:
 - `initialise(x, cond)` fits what can be fitted in closed form to one batch (actnorm, principal rotations) and
   returns the new bijection together with `encode(x)`. The default has nothing to fit.
 
+Two parts of the contract are optional; the defaults are right for a bijection of one block.
+
+- A right end may consist of several blocks, such as the levels of a multi-scale flow. `encode_blocks` returns each
+  block with its share of the log-determinant, `block_shapes` their event shapes, `block_parts` the parameters that
+  each block depends on, `coarsest` the flow of the first block alone.
+- The log-determinant of an image flow may be known position by position: `encode_local` returns it as such terms.
+
 To write a new bijection: subclass `Bijection`, give `shape` (a static field or a property), `cond_shape` if it takes a
 condition, and the two methods; export it in `bijections/__init__.py` and add a row to the catalogue in
 `tests/catalogue.py`; every law is then tested.
 """
 
 import abc
-from collections.abc import Callable, Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -33,6 +41,20 @@ from flowknife._types import Shape
 from flowknife.errors import InputError
 
 Cond = Float[Array, "..."] | None
+Terms = list[Array]
+"""Summands of a log-determinant, each of shape `batch`, or `(*batch, height, width)` position by position."""
+
+
+class BlockParts(NamedTuple):
+    """Which parts of a bijection the blocks of its right end depend on.
+
+    Attributes:
+        shared: parts that every block may depend on.
+        own: for each block the parts that it alone depends on.
+    """
+
+    shared: tuple[Any, ...]
+    own: tuple[tuple[Any, ...], ...]
 
 
 class Bijection(eqx.Module):
@@ -77,6 +99,86 @@ class Bijection(eqx.Module):
     def initialise(self, x: Float[Array, "..."], cond: Cond = None) -> tuple["Bijection", Float[Array, "..."]]:
         """Fit what has a closed form to one batch; return the fitted bijection and `encode(x)`."""
         return self, self.encode(x, cond)[0]
+
+    # -- blocks of the right end --------------------------------------------------------------------------------------
+
+    @property
+    def block_shapes(self) -> tuple[Shape, ...]:
+        """Event shape of each block of the right end, in their order; flattened and joined they are the right end."""
+        return (self.out_shape,)
+
+    @property
+    def block_parts(self) -> BlockParts:
+        """Which parts the blocks depend on, for training block by block."""
+        return BlockParts((), ((self,),))
+
+    @property
+    def coarsest(self) -> "Bijection":
+        """The flow of what is left after everything has been factored out; its input is `encode_coarsest`."""
+        return self
+
+    def encode_coarsest(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
+        """What enters `coarsest`."""
+        return x
+
+    def encode_blocks(
+        self, x: Float[Array, "..."], cond: Cond = None, *, before: Sequence[Array] = (), local: bool = False
+    ) -> list[tuple[Float[Array, "..."], Terms]]:
+        """`encode`, block by block.
+
+            log|det dy/dx| = sum over blocks of the sum of their terms
+
+        Args:
+            x: array of shape `(*batch, *shape)`.
+            cond: as for `encode`.
+            before: terms of the bijections before this one; one block bears them.
+            local: whether terms may be given position by position, see `encode_local`.
+
+        Returns:
+            each block, of shape `(*batch, *its block shape)`, with its terms.
+        """
+        y, terms = encode_terms(self, x, cond, local)
+        return [(y, [*before, *terms])]
+
+    def encode_local(self, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Terms]:
+        """`encode`, with the log-determinant as terms, position by position where these are known."""
+        y, log_det = self.encode(x, cond)
+        return y, [log_det]
+
+
+class ScalarBijection(Bijection):
+    """A bijection whose log-determinant is a sum over elements: each is moved by a scalar map of its own."""
+
+    @abc.abstractmethod
+    def encode_each(self, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """As `encode`, with the log-determinant element by element, shape `(*batch, *shape)`."""
+
+    def encode_local(self, x, cond=None):
+        y, log_slopes = self.encode_each(x, cond)
+        return y, [jnp.sum(log_slopes, axis=-1) if len(self.shape) == 3 else sum_event(log_slopes, self.shape)]
+
+
+def encode_terms(bijection: Bijection, x: Array, cond: Cond, local: bool) -> tuple[Array, Terms]:
+    """`encode_local`, or `encode` with its log-determinant as the only term."""
+    if local:
+        return bijection.encode_local(x, cond)
+    y, log_det = bijection.encode(x, cond)
+    return y, [log_det]
+
+
+def join_blocks(blocks: Sequence[tuple[Array, Terms]], shapes: Sequence[Shape]) -> tuple[Array, Array]:
+    """The right end, one flat vector, and its log-determinant, from `encode_blocks`."""
+    pairs = zip(blocks, shapes, strict=True)
+    flat = [block.reshape(*batch_of(block, shape), math.prod(shape)) for (block, _), shape in pairs]
+    return jnp.concatenate(flat, axis=-1), sum_terms([term for _, terms in blocks for term in terms])
+
+
+def sum_terms(terms: Sequence[Array]) -> Array:
+    """The sum of terms of shape `batch`."""
+    total, *others = terms
+    for term in others:
+        total = total + term
+    return total
 
 
 def merge_cond_shapes(parts: Iterable[Any]) -> Shape | None:

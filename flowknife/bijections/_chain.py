@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from flowknife._types import Key, Shape, as_key, as_shape
-from flowknife.bijections._base import Bijection, batch_of, merge_cond_shapes, net_out_shape, promoted
+from flowknife.bijections._base import (
+    Bijection,
+    BlockParts,
+    batch_of,
+    encode_terms,
+    merge_cond_shapes,
+    net_out_shape,
+    promoted,
+)
 from flowknife.errors import InputError
 
 Memory = Literal["standard", "reversible"]
@@ -74,6 +82,43 @@ class Chain(Bijection):
             fitted.append(bijection)
         return Chain(fitted), x
 
+    @property
+    def block_shapes(self):
+        return self.bijections[-1].block_shapes
+
+    @property
+    def block_parts(self):
+        shared, own = self.bijections[-1].block_parts
+        # one block depends on the whole chain; several share the layers before they part
+        return BlockParts((*self.bijections[:-1], *shared), own) if len(own) > 1 else BlockParts((), ((self,),))
+
+    @property
+    def coarsest(self):
+        last = self.bijections[-1]
+        return self if last.coarsest is last else last.coarsest
+
+    def encode_coarsest(self, x, cond=None):
+        *first, last = self.bijections
+        if last.coarsest is last:
+            return x
+        for bijection in first:
+            x, _ = bijection.encode(x, cond)
+        return last.encode_coarsest(x, cond)
+
+    def encode_blocks(self, x, cond=None, *, before=(), local=False):
+        *first, last = self.bijections
+        for bijection in first:
+            x, terms = encode_terms(bijection, x, cond, local)
+            before = [*before, *terms]
+        return last.encode_blocks(x, cond, before=before, local=local)
+
+    def encode_local(self, x, cond=None):
+        terms = []
+        for bijection in self.bijections:
+            x, more = bijection.encode_local(x, cond)
+            terms += more
+        return x, terms
+
 
 class Repeat(Bijection):
     """The same architecture `times` times in a row, parameters stacked and the layers scanned.
@@ -136,6 +181,11 @@ class Repeat(Bijection):
 
         x, arrays = jax.lax.scan(step, x, arrays, length=self.times)
         return eqx.tree_at(lambda repeat: repeat.layer, self, eqx.combine(arrays, structure)), x
+
+    def encode_local(self, x, cond=None):
+        arrays, structure = eqx.partition(self.layer, eqx.is_array)
+        x, terms = jax.lax.scan(lambda x, own: eqx.combine(own, structure).encode_local(x, cond), x, arrays)
+        return x, [jnp.sum(term, axis=0) for term in terms]
 
 
 def _scan(inputs, method, times):
@@ -289,6 +339,21 @@ class Conditioned(Bijection):
     def initialise(self, x, cond=None):
         bijection, y = self.bijection.initialise(x, self.embedding(cond))
         return eqx.tree_at(lambda conditioned: conditioned.bijection, self, bijection), y
+
+    @property
+    def block_shapes(self):
+        return self.bijection.block_shapes
+
+    @property
+    def block_parts(self):
+        shared, own = self.bijection.block_parts
+        return BlockParts((self.embedding, *shared), own) if len(own) > 1 else BlockParts((), ((self,),))
+
+    def encode_blocks(self, x, cond=None, *, before=(), local=False):
+        return self.bijection.encode_blocks(x, self.embedding(cond), before=before, local=local)
+
+    def encode_local(self, x, cond=None):
+        return self.bijection.encode_local(x, self.embedding(cond))
 
 
 class Reshape(Bijection):

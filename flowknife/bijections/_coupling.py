@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key, as_shape
-from flowknife.bijections._base import Bijection, Cond, net_cond_shape, sum_event
+from flowknife.bijections._base import ScalarBijection, net_cond_shape, sum_event
 from flowknife.bijections._elementwise import Scalar
 from flowknife.errors import InputError
 
@@ -105,7 +105,7 @@ class Checkerboard(eqx.Module):
         return rows.reshape(*rows.shape[:-5], *self.shape)
 
 
-class Coupling(Bijection):
+class Coupling(ScalarBijection):
     """y_kept = x_kept, y_moved = f(x_moved; net(x_kept, cond)), f a scalar map applied to every moved element.
 
     Dinh et al. 2014, arXiv 1410.8516, sec. 3.2. log_det is the sum of f's log slopes.
@@ -164,8 +164,7 @@ class Coupling(Bijection):
         y, log_det = self.scalar.encode(moved, self._raw(kept, moved, cond))
         return self.split.merge(kept, y), sum_event(log_det, self.shape)
 
-    def encode_each(self, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """As `encode`, with the log-determinant element by element, shape `(*batch, *shape)`: 0 where x passes."""
+    def encode_each(self, x, cond=None):
         kept, moved = self.split.split(x)
         y, log_slope = self.scalar.encode(moved, self._raw(kept, moved, cond))
         return self.split.merge(kept, y), self.split.merge(jnp.zeros_like(kept), log_slope)

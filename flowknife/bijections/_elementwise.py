@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._types import Constant, Shape, as_shape
-from flowknife.bijections._base import Bijection, Cond, sum_event
+from flowknife.bijections._base import Bijection, ScalarBijection, sum_event
 from flowknife.errors import InputError
 
 _LOG_2 = math.log(2.0)  # a plain number, which keeps the precision of what it is added to
@@ -216,7 +216,7 @@ class Tanh(Scalar):
         return jnp.arctanh(y), jnp.log1p(-y) + jnp.log1p(y)
 
 
-class Elementwise(Bijection):
+class Elementwise(ScalarBijection):
     """One scalar map applied to every element, with trainable parameters per element where the map has any.
 
     Args:
@@ -239,8 +239,7 @@ class Elementwise(Bijection):
         y, log_slope = self.encode_each(x)
         return y, sum_event(log_slope, self.shape)
 
-    def encode_each(self, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """As `encode`, with the log-determinant element by element, shape `(*batch, *shape)`."""
+    def encode_each(self, x, cond=None):
         return self.scalar.encode(x, self._raw_like(x))
 
     def decode(self, y, cond=None):

@@ -8,7 +8,16 @@ import numpy as np
 from jaxtyping import Array
 
 from flowknife._types import Key, Shape, as_shape
-from flowknife.bijections._base import Bijection, batch_of, merge_cond_shapes, net_cond_shape, net_out_shape
+from flowknife.bijections._base import (
+    Bijection,
+    BlockParts,
+    batch_of,
+    encode_terms,
+    join_blocks,
+    merge_cond_shapes,
+    net_cond_shape,
+    net_out_shape,
+)
 from flowknife.bijections._coupling import Channels, Checkerboard
 from flowknife.bijections._linear import LU, Matrix
 from flowknife.errors import InputError
@@ -190,17 +199,34 @@ class Split(Bijection):
             return kept
         return self.context(kept) if net_cond_shape(self.context) is None else self.context(kept, cond)
 
-    def _flat(self, part, batch):
-        return part.reshape(*batch, -1)
+    @property
+    def block_shapes(self):
+        moved = self.split.moved_shape if self.factored is None else self.factored.out_shape
+        return (*self.inner.block_shapes, moved)
+
+    @property
+    def block_parts(self):
+        shared, own = self.inner.block_parts
+        return BlockParts(shared, (*own, tuple(p for p in (self.factored, self.context) if p is not None)))
+
+    @property
+    def coarsest(self):
+        return self.inner.coarsest
+
+    def encode_coarsest(self, x, cond=None):
+        return self.inner.encode_coarsest(self.split.split(x)[0], cond)
 
     def encode(self, x, cond=None):
-        batch = batch_of(x, self.shape)
+        return join_blocks(self.encode_blocks(x, cond), self.block_shapes)
+
+    def encode_blocks(self, x, cond=None, *, before=(), local=False):
+        # the layers before the split count for the finest block, the one that leaves here
         kept, moved = self.split.split(x)
-        y, log_det = self.inner.encode(kept, cond)
-        if self.factored is not None:
-            moved, term = self.factored.encode(moved, self.condition(kept, cond))
-            log_det = log_det + term
-        return jnp.concatenate([self._flat(y, batch), self._flat(moved, batch)], axis=-1), log_det
+        if self.factored is None:
+            terms = [] if before else [jnp.zeros(batch_of(x, self.shape), x.dtype)]
+        else:
+            moved, terms = encode_terms(self.factored, moved, self.condition(kept, cond), local)
+        return [*self.inner.encode_blocks(kept, cond, local=local), (moved, [*before, *terms])]
 
     def decode(self, y, cond=None):
         batch = batch_of(y, self.out_shape)
@@ -293,15 +319,27 @@ class CoarseToFine(Bijection):
         unknown = [(0, 0)] * (known.ndim - 1) + [(0, self.out_shape[0] - known.shape[-1])]
         return self.contexts[level - 1](self.transform.decode(jnp.pad(known, unknown))[0])
 
+    @property
+    def block_shapes(self):
+        return tuple(part.out_shape for part in self.parts)
+
+    @property
+    def block_parts(self):
+        first, *others = self.parts
+        return BlockParts((self.transform,), ((first,), *zip(others, self.contexts, strict=True)))
+
     def encode(self, x, cond=None):
-        batch = batch_of(x, self.shape)
-        y, log_det = self.transform.encode(x)
-        blocks, latents = self.split(y), []
+        return join_blocks(self.encode_blocks(x, cond), self.block_shapes)
+
+    def encode_blocks(self, x, cond=None, *, before=(), local=False):
+        # the transform, and the layers before it, count for the coarsest block
+        y, terms = encode_terms(self.transform, x, None, local)
+        parts, found, before = self.split(y), [], [*before, *terms]
         for level, part in enumerate(self.parts):
-            z, term = part.encode(blocks[level], self.condition(blocks, level))
-            latents.append(z.reshape(*batch, -1))
-            log_det = log_det + term
-        return jnp.concatenate(latents, axis=-1), log_det
+            z, terms = encode_terms(part, parts[level], self.condition(parts, level), local)
+            found.append((z, [*before, *terms]))
+            before = []
+        return found
 
     def decode(self, y, cond=None):
         blocks, log_det = [], jnp.zeros(batch_of(y, self.out_shape), y.dtype)

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from scipy import special
 
 from flowknife._types import Constant, Shape, as_shape
-from flowknife.bijections._base import Bijection, Cond, batch_of, merge_cond_shapes, sum_event
+from flowknife.bijections._base import Bijection, ScalarBijection, batch_of, merge_cond_shapes, sum_event
 from flowknife.bijections._elementwise import Numbers
 from flowknife.errors import InputError
 
@@ -58,7 +58,7 @@ def _inward(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-class _ToNormal(Bijection):
+class _ToNormal(ScalarBijection):
     """u = Φ^-1(F(x)), the normal score of each number under its distribution function F.
 
     log_det = log f(x) - log N(u; 0, 1). Both tails of F are carried, so that the upper one is as exact as the lower.
@@ -78,8 +78,7 @@ class _ToNormal(Bijection):
         u, log_slope = self.encode_each(x)
         return u, sum_event(log_slope, self.shape)
 
-    def encode_each(self, x: Values, cond: Cond = None) -> tuple[Values, Values]:
-        """As `encode`, with the log-determinant element by element, shape `(*batch, *shape)`."""
+    def encode_each(self, x, cond=None):
         below, above, log_density = self._tails(jnp.clip(x, *self.interval))
         u = _normal_score(below, above)
         return u, log_density - _log_normal(u)

@@ -1,0 +1,93 @@
+"""A multi-scale image flow seen as its levels: one latent block and one term of the log-likelihood each.
+
+    log p(x) = sum over levels of [log N(z_l; 0, I) + log_det_l]
+
+The levels are the blocks of the flow's right end (`Bijection.encode_blocks`), coarsest first, so each term is
+`INN.block_log_probs(x)["z_l"]`. Here is what the model does not know itself: which parameters belong to a level, and
+where in the image a level's log density lies.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowknife._types import Key, split_trainable
+from flowknife.bijections import Bijection
+from flowknife.inn import INN, Block
+from flowknife.laws import Pixels, normal_log_prob
+from flowknife.objectives import Batch, nll
+
+
+def image_model(shape: tuple[int, int, int], pixels: Pixels, bijection: Bijection) -> INN:
+    """An image flow with one latent block per level, `z_0` the coarsest, each on its own grid."""
+    right = [Block(f"z_{i}", grid) for i, grid in enumerate(bijection.block_shapes)]
+    return INN([Block("image", shape, pixels)], right, bijection)
+
+
+def independent_levels(bijection: Bijection) -> bool:
+    """Whether no level's parameters appear in another's term, so that levels can be trained one by one."""
+    return not jax.tree.leaves(split_trainable(bijection.block_parts.shared)[0])
+
+
+def level_part(level: int) -> Callable[[INN], Any]:
+    """The part of a model that belongs to one level (0 is the coarsest), for `fit(where=...)`.
+
+    The law of the noise that dequantises the image belongs to the finest level, which that noise concerns most.
+    """
+
+    def where(model):
+        own = model.bijection.block_parts.own
+        law = model.partition.left[0].law
+        noise = [law.noise] if isinstance(law, Pixels) and law.noise is not None and level == len(own) - 1 else []
+        return [*own[level], *noise]
+
+    return where
+
+
+def joint_nll(model: INN, batch: Batch, key: Array) -> Array:
+    """The negative log-likelihood of all levels together, in nats per element of the image."""
+    return nll(model, batch, key) / model.partition.left[0].size
+
+
+def local_log_probs(model: INN, pixels: Array, key: Key = None) -> list[Float[Array, "n _ _"]]:
+    """Log density by position, in nats per latent, of every level whose latent has positions, coarsest first.
+
+        log N(z_l at a position; 0, I) + log_det_l of that position
+
+    Layers that apply a scalar map to each number know their log-determinant position by position. The log-determinant
+    of other layers (`ActNorm`, 1x1 convolutions) is the same everywhere, or is shared out evenly. Where the coarsest
+    latent has no positions but the layers above it do, the term of these layers is a map before the others.
+
+    Args:
+        model: of images.
+        pixels: images, shape (n, H, W, C).
+        key: source of the dequantisation noise.
+    """
+    left = model.left_end(pixels, key=key)
+    found = []
+    for z, terms in model.bijection.encode_blocks(left.array, left.cond, local=True):
+        local = [term for term in terms if term.ndim == 3]
+        grid = z.shape[1:3] if z.ndim == 4 else local[-1].shape[1:] if local else (1, 1)
+        if math.prod(grid) == 1:
+            continue
+        if z[0].size < math.prod(grid):
+            found.append(sum(_on_grid(term, grid) for term in local) / left.array.shape[3])
+            continue
+        positions = z.reshape(len(z), *grid, -1)  # a coarsest latent is a grid as one vector, row by row
+        log_det = sum(_on_grid(term, grid) for term in terms)
+        found.append((normal_log_prob(positions, positions.shape[3:]) + log_det) / positions.shape[3])
+    return found
+
+
+def _on_grid(log_det, grid):
+    """A term of the log-determinant on another grid: summed over blocks of its own positions, or shared out evenly."""
+    blocks = [own / other for own, other in zip(log_det.shape[1:], grid, strict=False)]
+    if len(blocks) < 2 or not all(block.is_integer() for block in blocks):
+        total = log_det.reshape(len(log_det), -1).sum(axis=1)
+        return jnp.broadcast_to(total[:, None, None] / math.prod(grid), (len(log_det), *grid))
+    height, width = (int(block) for block in blocks)
+    return log_det.reshape(len(log_det), grid[0], height, grid[1], width).sum(axis=(2, 4))
