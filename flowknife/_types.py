@@ -1,6 +1,8 @@
 """Types that every module shares: arrays, random keys, and numbers that training leaves alone."""
 
+import operator
 import secrets
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -55,31 +57,52 @@ def as_seed(key: Key) -> int | None:
 
 
 def as_shape(shape: int | Shape) -> Shape:
-    """Write an event shape as a tuple: `3` means a vector of length 3."""
-    return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
+    """Write an event shape as a tuple: `3` means a vector of length 3.
+
+    Raises:
+        InputError: for anything but whole numbers that are not negative.
+    """
+    try:
+        numbers = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
+    except TypeError:
+        numbers = (-1,)
+    if any(number < 0 for number in numbers):
+        raise InputError(f"got the shape {shape!r}; expected a whole number that is not negative, or a tuple of them")
+    return numbers
 
 
 def as_numbers(values: Any, name: str) -> np.ndarray:
-    """Real numbers as a new float64 array; masked entries become NaN.
+    """Real numbers as a new float64 array; masked and missing entries become NaN.
 
     Raises:
         InputError: for text, dates, complex numbers, and anything else that is not an array of numbers.
     """
-    if isinstance(values, (list, tuple)) and any(isinstance(value, np.ma.MaskedArray) for value in values):
-        values = np.ma.stack([np.ma.asarray(value) for value in values])  # np.asarray would drop the masks
     try:
+        if isinstance(values, (list, tuple)) and any(isinstance(value, np.ma.MaskedArray) for value in values):
+            values = np.ma.stack([np.ma.asarray(value) for value in values])  # np.asarray would drop the masks
         array = np.asarray(values)
-        if array.dtype.kind not in "biufO":
-            what = {"c": "complex numbers", "U": "text", "S": "text", "M": "dates", "m": "times"}
-            raise InputError(f"got {what.get(array.dtype.kind, array.dtype)} as {name}; expected real numbers")
-        numbers = np.array(array, np.float64)
-    except InputError:
-        raise
+        kinds = {array.dtype.kind}
+        if kinds == {"O"}:
+            array = _without_missing(array)
+            kinds = {np.asarray(value).dtype.kind for value in array.ravel()}
+        unfit = [words for kind, words in _NOT_NUMBERS.items() if kind in kinds]
+        numbers = np.zeros(0) if unfit else np.array(array, np.float64)
     except Exception as error:  # whatever a foreign object does when it is asked for its numbers
         raise InputError(f"got {type(values).__name__} as {name} ({error_in_words(error)}); expected numbers") from None
+    if unfit:
+        raise InputError(f"got {unfit[0]} as {name}; expected real numbers")
     if isinstance(values, np.ma.MaskedArray):
         numbers[np.ma.getmaskarray(values)] = np.nan
     return numbers
+
+
+_NOT_NUMBERS = {"c": "complex numbers", "U": "text", "S": "text", "M": "dates", "m": "times", "V": "records"}
+
+
+def _without_missing(objects: np.ndarray) -> np.ndarray:
+    """Objects with NaN in place of None and pandas' NA and NaT."""
+    missing = np.frompyfunc(lambda value: value is None or type(value).__name__ in ("NAType", "NaTType"), 1, 1)
+    return np.where(np.asarray(missing(objects), bool), np.nan, objects)
 
 
 def error_in_words(error: BaseException) -> str:

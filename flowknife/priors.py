@@ -18,7 +18,7 @@ has a `frame`, which keeps origin and scale in double precision, and `inner` is 
     (('angle', 'speed'), (5, 2))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -29,7 +29,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._frame import Frame, plain_frame
-from flowknife._types import Constant, Key, Shape, as_key, as_shape
+from flowknife._types import Constant, Key, Shape, as_key, as_numbers, as_shape
 from flowknife.bijections import (
     Affine,
     Bijection,
@@ -87,11 +87,16 @@ class Prior(eqx.Module):
         units: Words = None,
         frame: Frame | None = None,
     ):
+        if not isinstance(bijection, Bijection):
+            raise InputError(
+                f"got {type(bijection).__name__} as the bijection of a prior; expected one of flowknife.bijections; "
+                "try fk.Uniform(low, high)"
+            )
         if len(bijection.shape) != 1 or bijection.shape != bijection.out_shape:
             raise InputError(f"got a bijection from {bijection.shape} to {bijection.out_shape}; expected (d,) to (d,)")
         dim = bijection.shape[0] if frame is None else len(frame.origin)
-        self.names = _default_names(dim) if names is None else tuple(names)
-        self.units = ("",) * dim if units is None else tuple(units)
+        self.names = _default_names(dim) if names is None else _texts("names", names)
+        self.units = ("",) * dim if units is None else _texts("units", units)
         if len(self.names) != dim or len(set(self.names)) != dim or len(self.units) != dim:
             raise InputError(
                 f"got the names {', '.join(self.names)} and {len(self.units)} units of {dim} parameters; expected a "
@@ -148,7 +153,8 @@ class Prior(eqx.Module):
 
         Parameters that are fixed have no density: what is returned is that of the others, -inf for another value.
         """
-        if np.ndim(theta) == 0 or np.shape(theta)[-1] != self.dim:
+        theta = theta if isinstance(theta, jax.Array) else as_numbers(theta, "parameters")
+        if theta.ndim == 0 or theta.shape[-1] != self.dim:
             raise InputError(
                 f"got parameters of shape {np.shape(theta)}; expected (..., {self.dim}): {', '.join(self.names)}"
             )
@@ -171,8 +177,22 @@ class Prior(eqx.Module):
 
 
 def _rows(first: Numbers, second: Numbers, dim: int) -> Array:
-    parts = [np.broadcast_to(np.asarray(part, np.float64), (dim,)) for part in (first, second)]
-    return jnp.asarray(np.stack(parts), float)
+    parts = [as_numbers(part, "bounds or moments") for part in (first, second)]
+    if any(part.shape not in ((), (1,), (dim,)) for part in parts):
+        got = " and ".join(str(part.shape) for part in parts)
+        raise InputError(
+            f"got bounds or moments of shape {got}; expected one number, or one for each of {dim} parameters"
+        )
+    with np.errstate(over="ignore"):  # moments may be infinite
+        return jnp.asarray(np.stack([np.broadcast_to(part, (dim,)) for part in parts]), float)
+
+
+def _texts(role: str, given: Words) -> tuple[str, ...]:
+    """Names or units, of which one text alone would be taken letter by letter."""
+    texts = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"got {role}={given!r}; expected a text for each parameter; try {role}=['a', 'b']")
+    return tuple(map(str, texts))
 
 
 def _default_names(dim: int) -> tuple[str, ...]:
@@ -181,12 +201,13 @@ def _default_names(dim: int) -> tuple[str, ...]:
 
 def _vectors(**arguments: Numbers) -> list[np.ndarray]:
     """The arguments as vectors of one length."""
+    numbers = [as_numbers(value, name) for name, value in arguments.items()]
     try:
-        arrays = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in arguments.values()))
+        arrays = np.broadcast_arrays(*numbers)
     except ValueError:
         arrays = []
     if not arrays or arrays[0].ndim > 1 or arrays[0].size == 0:
-        got = ", ".join(f"{name} of shape {np.shape(value)}" for name, value in arguments.items())
+        got = ", ".join(f"{name} of shape {array.shape}" for name, array in zip(arguments, numbers, strict=True))
         raise InputError(f"got {got}; expected numbers, or one number for each parameter")
     return [np.atleast_1d(array) for array in arrays]
 
@@ -252,7 +273,7 @@ def LogNormal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Word
         units: of the parameters.
 
     Raises:
-        InputError: for a scale that is not positive.
+        InputError: for a scale that is not positive, or parameters that no floating point number holds.
     """
     mean, scale = _vectors(mean=mean, scale=scale)
     _check_scale(mean, scale)
@@ -267,12 +288,20 @@ def LogNormal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Word
 
 def _of_logarithm(bijection: Bijection, mean, scale, names, units, frame=None) -> Prior:
     """The prior of theta when `bijection` maps log theta, of these moments, to N(0, I)."""
-    expected = np.exp(mean + scale**2 / 2)
+    largest = float(np.log(jnp.finfo(jnp.zeros(()).dtype).max))
+    if np.any(np.abs(mean) + scale > largest):
+        raise InputError(
+            f"got parameters of typical size exp({mean} +- {scale}); expected exponents between -{largest:.0f} and "
+            f"{largest:.0f}, the range of floating point numbers; mean and scale are those of the logarithm"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # the moments of a wide prior are infinite
+        expected = np.exp(mean + scale**2 / 2)
+        std = expected * np.sqrt(np.expm1(scale**2))
     return Prior(
         Chain([Elementwise(Log(), len(mean)), bijection]),
         low=0.0,
         mean=expected,
-        std=expected * np.sqrt(np.expm1(scale**2)),
+        std=std,
         names=names,
         units=units,
         frame=frame,
@@ -322,7 +351,7 @@ def Histogram(edges: Numbers, weights: Numbers, *, names: Words = None, units: W
     Raises:
         InputError: for edges that do not increase, or a bin without weight.
     """
-    edges, weights = np.asarray(edges, np.float64), np.asarray(weights, np.float64)
+    edges, weights = as_numbers(edges, "edges"), as_numbers(weights, "weights")
     if edges.ndim != 1 or weights.ndim != 1:
         raise InputError(f"got {edges.shape} edges and {weights.shape} weights; expected vectors, (k + 1,) and (k,)")
     frame = None
@@ -407,16 +436,20 @@ def GaussianProcess(
     Raises:
         InputError: for a scale, length or jitter that is not positive, an unknown kernel, or a mean of another length.
     """
-    points = np.asarray(points, np.float64)
+    points, mean = as_numbers(points, "points"), as_numbers(mean, "mean")
     points = points[:, None] if points.ndim == 1 else points
-    if points.ndim != 2 or np.shape(mean) not in ((), points.shape[:1]):
-        raise InputError(f"got points of shape {points.shape}, mean of shape {np.shape(mean)}; expected (d,), (d,)")
-    if kernel not in KERNELS or not (scale > 0 and length > 0 and jitter > 0):
+    if points.ndim != 2 or not points.size or mean.shape not in ((), points.shape[:1]):
+        raise InputError(f"got points of shape {points.shape}, mean of shape {mean.shape}; expected (d,), (d,)")
+    if not (np.all(np.isfinite(points)) and np.all(np.isfinite(mean))):
+        raise InputError("got points or a mean that are not finite; expected finite numbers")
+    sizes = [as_numbers(value, "scale, length and jitter") for value in (scale, length, jitter)]
+    positive = all(size.ndim == 0 and 0 < size < np.inf for size in sizes)
+    if not isinstance(kernel, str) or kernel not in KERNELS or not positive:
         raise InputError(
             f"got kernel={kernel!r}, scale={scale}, length={length}, jitter={jitter}; expected positive numbers and "
             f"one of {', '.join(map(repr, KERNELS))}"
         )
-    mean = np.broadcast_to(np.asarray(mean, np.float64), points.shape[:1])
+    mean = np.broadcast_to(mean, points.shape[:1])
     frame = None if log else Frame.where_needed(mean, np.full(len(points), scale))
     if frame is not None:  # the components are mixed: one unit for all
         frame = Frame(frame.origin, np.full(len(points), max(frame.scale)))
@@ -445,10 +478,17 @@ def Product(parts: Mapping[str, Prior]) -> Prior:
         parts: priors by name.
 
     Raises:
-        InputError: without a part, or with a name twice.
+        InputError: for anything but priors by name, without a part, or with a name twice.
     """
-    if not parts:
-        raise InputError('got no parts; expected at least one prior; try Product({"x": Normal(0, 1)})')
+    if not isinstance(parts, Mapping) or not parts:
+        got = "no parts" if parts is None or isinstance(parts, Mapping) else f"{type(parts).__name__} as the parts"
+        raise InputError(f'got {got}; expected priors by name; try Product({{"x": Normal(0, 1)}})')
+    for name, prior in parts.items():
+        if not isinstance(name, str) or not isinstance(prior, Prior):
+            raise InputError(
+                f"got the part {name!r} of type {type(prior).__name__}; expected a name and a prior; try "
+                'Product({"x": Normal(0, 1)})'
+            )
     priors = list(parts.values())
     names = [name for key, prior in parts.items() for name in _names_of_part(key, prior)]
     frames = [plain_frame(prior.dim) if prior.frame is None else prior.frame for prior in priors]
@@ -488,8 +528,14 @@ def likeliest(theta: Float[np.ndarray, "n d"]) -> Prior:
 
     Args:
         theta: draws, shape (n, d).
+
+    Raises:
+        InputError: for draws that are not finite numbers of that shape.
     """
-    return Product({f"x{i + 1}": _likeliest(column) for i, column in enumerate(np.asarray(theta, np.float64).T)})
+    theta = as_numbers(theta, "draws")
+    if theta.ndim != 2 or not theta.size or not np.all(np.isfinite(theta)):
+        raise InputError(f"got draws of shape {theta.shape}; expected finite numbers of shape (n, d)")
+    return Product({f"x{i + 1}": _likeliest(column) for i, column in enumerate(theta.T)})
 
 
 def _likeliest(draws) -> Prior:

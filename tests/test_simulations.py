@@ -1,7 +1,5 @@
 """Simulated pairs: rows or batches, NumPy or JAX, with keys or without, slow or fragile."""
 
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,20 +39,6 @@ def test_every_kind_of_simulator_gives_the_same_pairs(simulator):
     np.testing.assert_allclose(found.y, EXPECTED, atol=1e-5)
     np.testing.assert_array_equal(found.theta, THETA)
     assert found.failed == 0
-
-
-@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
-def test_an_executor_runs_the_rows(pool, monkeypatch):
-    if pool is ProcessPoolExecutor:
-        import multiprocessing
-
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as executor:
-            found = simulate(np.sin, THETA[:10], executor=executor)
-        np.testing.assert_allclose(found.y, np.sin(THETA[:10]))
-        return
-    with pool(2) as executor:
-        np.testing.assert_allclose(simulate(numpy_row, THETA, executor=executor).y, EXPECTED)
 
 
 def with_key(theta, key):

@@ -37,13 +37,13 @@ from flowknife.bijections import (
     Shift,
     Split,
 )
-from flowknife.data import Simulations, given_pairs, predicted, simulate
+from flowknife.data import Simulations, given_pairs, predicted, simulate, takes_key
 from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
 from flowknife.objectives import Objective, independence, matching_data, matching_latent, nll
-from flowknife.problems import Problem
+from flowknife.problems import PROBLEMS, Problem
 from flowknife.train import Training, fit
 
 _KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
@@ -76,7 +76,8 @@ def invert(
             is estimated from them, component by component (uniform, normal or log-normal, whichever is likeliest).
         config: settings; default `InvertConfig()`.
         pairs: (x, y) that exist already, arrays of equal length, instead of a simulator.
-        executor: something with `map`, as in `concurrent.futures`, for a slow simulator.
+        executor: a pool for a slow simulator, with `submit` or `map`: of threads, or of spawned processes, as in
+            `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
         **settings: fields of `InvertConfig`, merged over those in `config`; `train` may be a dict.
@@ -254,16 +255,19 @@ def _task(simulator, prior, pairs, config) -> _Task:
         )
     if pairs is not None:
         if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
-            raise InputError(f"got {type(pairs).__name__} as pairs; expected two arrays, (x, y)")
+            got = type(pairs).__name__ + (f" of length {len(pairs)}" if isinstance(pairs, (tuple, list)) else "")
+            raise InputError(f"got {got} as pairs; expected two arrays, (x, y)")
         return _Task(pairs=given_pairs(*pairs), prior=prior, noise=noise)
+    if any(simulator is make for make in PROBLEMS.values()):
+        raise InputError(f"got the function {simulator.__name__}; expected a problem; try {simulator.__name__}()")
     if isinstance(simulator, Problem):
         return _of_problem(simulator, prior, config.noise)
     if not callable(simulator):
         raise InputError(f"got {type(simulator).__name__} as the simulator; expected a function y = simulator(x)")
     if prior is None:
         raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
-    # with noise of our own to add, the simulator is the noise-free forward model
-    forward = partial(predicted, simulator) if np.any(noise) else None
+    # with noise of our own to add, a simulator without a key is the noise-free forward model
+    forward = partial(predicted, simulator) if np.any(noise) and not takes_key(simulator) else None
     return _Task(simulator=simulator, prior=prior, noise=noise, forward=forward)
 
 
@@ -278,8 +282,12 @@ def _of_problem(problem: Problem, prior, noise) -> _Task:
         forward=problem.forward,
     )
     if noise is None:  # randomness of another kind, which only the simulation knows
-        return replace(task, simulator=lambda theta, key: problem.simulate(key, theta), forward=None)
+        return replace(task, simulator=partial(_draw, problem), forward=None)
     return task
+
+
+def _draw(problem, theta, key):
+    return problem.simulate(key, theta)
 
 
 def _simulated(task, count, key, executor, show_progress) -> Simulations:

@@ -1,6 +1,7 @@
 """Data in and out: tables, folders of pictures, simulated pairs, toy distributions, data sets of installed packages."""
 
 from flowknife.data._find import Skipped, find_images
+from flowknife.data._simulators import takes_key
 from flowknife.data.augmentation import Augmentation, augment
 from flowknife.data.images import ImageSet, fingerprint, load_images, usual_side, write_skipped
 from flowknife.data.samples import digits, mnist_5k, write_folder
@@ -28,6 +29,7 @@ __all__ = [
     "ring_labels",
     "save_table",
     "simulate",
+    "takes_key",
     "usual_side",
     "write_folder",
     "write_skipped",

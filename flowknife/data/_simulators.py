@@ -150,12 +150,14 @@ class Simulator:
 
     # -- which way ----------------------------------------------------------------------------------------------------
 
-    def way(self, theta: np.ndarray, keys: np.ndarray) -> Way:
-        """Find out, on a few rows, how the simulator takes its rows."""
+    def way(self, theta: np.ndarray, keys: np.ndarray, *, noise: bool = True) -> Way:
+        """Find out, on a few rows, how the simulator takes its rows; without `noise`, few rows spare that question."""
         rows = _different(theta)
         lifted, start, outcome = self._form(theta, keys, rows)
         if isinstance(outcome, str):
             return Way()
+        if len(theta) < _FEW and not noise:
+            return Way(lifted)
         again = self.alone(theta[start], keys[start], lifted)
         plain = Way(lifted, noisy=not _same(outcome, again), first=(outcome, again) if start == 0 else ("", ""))
         if not plain.noisy and not all(self._repeats_itself(plain, theta[i], keys[i]) for i in rows[:2]):
@@ -197,7 +199,7 @@ class Simulator:
         by_key = keys[0] is not None and not all(
             _same(a, self.alone(theta[i], keys[i - 1], plain.lifted)) for i, a in zip(rows, alone, strict=True)
         )
-        whole = replace(plain, batch="whole", tolerance=float(np.finfo(precision).eps) ** 0.6)
+        whole = replace(plain, batch="whole", tolerance=precision**0.6)
         mapped = replace(plain, batch="mapped", tolerance=_MAPPED)
         # if all rows look alike, those of a batch may be mixed up or share their noise
         telling = len(rows) >= counts[0] and bool(np.any(alone != alone[0]))
@@ -210,11 +212,12 @@ class Simulator:
         return plain
 
     def _kind(self, row, key, lifted):
-        """Whether the function computes in JAX, and the precision of what it returns."""
+        """Whether the function computes in JAX, and the relative precision of what it returns."""
         found = self._run(np.array(row[None] if lifted else row), key)
-        in_jax = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found))
-        kind = np.asarray(found).dtype
-        return in_jax, kind if kind.kind == "f" else np.dtype(np.float64)
+        leaves = jax.tree.leaves(found)
+        kinds = [leaf.dtype for leaf in leaves if isinstance(getattr(leaf, "dtype", None), np.dtype)]
+        precision = max((np.finfo(kind).eps for kind in kinds if kind.kind == "f"), default=np.finfo(np.float64).eps)
+        return any(isinstance(leaf, jax.Array) for leaf in leaves), float(precision)
 
     def _agrees(self, way, theta, keys, rows, alone, chosen):
         """Whether a batch of the chosen rows gives what they give alone."""

@@ -60,7 +60,7 @@ def given_pairs(theta: Any, y: Any) -> Simulations:
 
 def simulate(
     simulator: Callable[..., Any],
-    theta: np.ndarray,
+    theta: Any,
     *,
     key: Key = None,
     executor: Any = None,
@@ -102,11 +102,11 @@ def simulate(
     return replace(found, exact=way.noisy is False)
 
 
-def predicted(simulator: Callable[..., Any], theta: np.ndarray) -> np.ndarray:
+def predicted(simulator: Callable[..., Any], theta: Any) -> np.ndarray:
     """Observations of a simulator without noise, shape (n, m), by the rule of `simulate`; NaN where it fails."""
     theta = _as_rows(theta)
     runs = _Here(simulator, theta, np.full(len(theta), None))
-    outcomes = _in_chunks(runs, runs.way(), len(theta))
+    outcomes = _in_chunks(runs, runs.simulator.way(theta, runs.keys, noise=False), len(theta))
     sizes = {len(outcome) for outcome in outcomes if not isinstance(outcome, str)}
     if len(sizes) != 1:
         got = f"observations of {' and '.join(map(str, sorted(sizes)))} numbers" if sizes else str(outcomes[0])
