@@ -103,7 +103,8 @@ class Prior(eqx.Module):
         self.bijection, self.frame, self.within = bijection, frame, None
         if frame is not None:
             kept = frame.kept
-            enter = Affine(np.asarray(frame.origin)[kept], np.asarray(frame.scale)[kept])
+            with np.errstate(over="ignore", under="ignore"):  # of units beyond single precision only `inner` is of use
+                enter = Affine(np.asarray(frame.origin)[kept], np.asarray(frame.scale)[kept])
             self.bijection = Chain([enter, bijection])
             names, units = ([words[i] for i in kept] for words in (self.names, self.units))
             self.within = Prior(bijection, low=low, high=high, mean=mean, std=std, names=names, units=units)

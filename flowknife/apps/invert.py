@@ -98,8 +98,9 @@ def invert(
         raise InputError('got independence of a conditional model; expected a partitioned one; try form="partitioned"')
     keys = jax.random.split(as_key(config.seed if key is None else key), 6)
     task = _task(simulator, prior, pairs, config)
+    prior = task.prior or priors.likeliest(task.pairs.theta)
+    _check_resolved(prior)
     data = task.pairs or _simulated(task, config.num_simulations, keys[0], executor, show_progress)
-    prior = task.prior or priors.likeliest(data.theta)
     _check_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
     noise = _noise_of(task.noise, data.y)
@@ -259,11 +260,6 @@ def _simulated(task, count, key, executor, show_progress) -> Simulations:
 def _check_inside(prior, theta):
     if theta.shape[1] != prior.dim:
         raise InputError(f"got parameters of {theta.shape[1]} numbers and a prior of {prior.dim}; expected as many")
-    if not prior.inner.dim:
-        raise InputError(
-            f"got parameters that never vary ({', '.join(prior.names)}); expected at least one that does; check the "
-            "pairs"
-        )
     outside = ~np.isfinite(np.asarray(prior.log_prob(theta)))
     if outside.any():
         raise InputError(
@@ -278,13 +274,17 @@ def _check_inside(prior, theta):
                 f"got the parameter {name}, which is {value:g} in all {len(theta):,} pairs, and a prior that lets it "
                 f"vary; expected draws from the prior; try fk.priors.Fixed({value:g}) for it, or pairs without a prior"
             )
-    _check_resolved(prior)
 
 
 def _check_resolved(prior):
     """Refuse a prior whose values are too close together for single precision, even around its own origin."""
     inner = prior.inner
-    u = np.broadcast_to(np.linspace(-2, 2, 41, dtype=np.float32)[:, None], (41, inner.dim))
+    if not inner.dim:
+        raise InputError(
+            f"got parameters that never vary ({', '.join(prior.names)}); expected at least one that does; check the "
+            "pairs"
+        )
+    u = jnp.broadcast_to(jnp.linspace(-2, 2, 41)[:, None], (41, inner.dim))
     back = np.asarray(inner.bijection.encode(inner.bijection.decode(u)[0])[0])
     error = np.abs(back - u).max(axis=0)
     if np.all(error < _RESOLVED):
@@ -300,8 +300,9 @@ def _told_tails(data, prior, names, y_names):
     """What is to be said about heavy tails, of data and of parameters whose prior was estimated; or ""."""
     found = [heavy_tails(data.y, y_names)]
     if names is not None:  # of a log-normal parameter the prior has taken the logarithm
-        u = np.asarray(prior.inner.bijection.encode((prior.frame or plain_frame(prior.dim)).to_model(data.theta))[0])
-        found.append(heavy_tails(u, prior.inner.names))
+        inside = (prior.frame or plain_frame(prior.dim)).to_model(data.theta)
+        u = prior.inner.bijection.encode(jnp.asarray(inside))[0]
+        found.append(heavy_tails(np.asarray(u), prior.inner.names))
     return "; ".join(line for line in found if line)
 
 
