@@ -156,7 +156,8 @@ class Prior(eqx.Module):
         if self.frame is not None and self.within is not None:
             inside, possible = self.frame.inside(theta), self.frame.possible(theta)
             if not isinstance(inside, Tracer):  # in double precision a row may lie outside by a hair
-                possible &= np.all((inside >= self.within.low) & (inside <= self.within.high), axis=-1)
+                low, high = (np.asarray(end, np.float64) for end in (self.within.low, self.within.high))
+                possible &= np.all((inside >= low) & (inside <= high), axis=-1)
             return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
         theta = jnp.asarray(theta, float)
         outside = jnp.any((theta < self.low) | (theta > self.high), axis=-1)

@@ -131,7 +131,7 @@ def test_parameters_that_are_fixed_come_back_exactly():
     assert prior.dim == 3 and np.all(draws[:, 1] == 0.1)
     expected = stats.norm.logpdf(draws[:, 0]) - np.log(2)
     np.testing.assert_allclose(prior.log_prob(draws), expected, atol=1e-5)
-    assert np.all(np.isneginf(prior.log_prob(draws + [0, 0.1, 0])))
+    assert np.all(np.isneginf(prior.log_prob(draws + np.array([0, 0.1, 0]))))
 
 
 def test_likeliest_finds_the_law_whatever_the_units():
@@ -191,7 +191,7 @@ def test_its_density_is_in_the_units_of_the_parameters(posterior):
     entropy = np.log(2 * np.pi * np.e * SPREAD**2) + np.log(TINY)
     assert posterior.metrics["nll"] == pytest.approx(entropy, abs=0.2)
     assert posterior.metrics["prior_nll"] == pytest.approx(np.log(2 * np.pi * np.e) + np.log(TINY), abs=0.3)
-    assert np.isneginf(posterior.log_prob(units(x[0]) + [0, 0, 0.01], y=data(OBSERVED)))
+    assert np.isneginf(posterior.log_prob(units(x[0]) + np.array([0, 0, 0.01]), y=data(OBSERVED)))
     assert np.isneginf(posterior.log_prob([1e300, -1e300, 0.1], y=data(OBSERVED)))
 
 
@@ -200,8 +200,8 @@ def test_it_can_be_checked_and_flags_what_cannot_be(posterior):
     assert all(check.passed for check in posterior.check(pairs(300, seed=5)))
     usual = pairs(100, seed=6)[1]
     assert np.mean(posterior.score(usual)["flag"]) < 0.15
-    assert posterior.score(usual[:1] + [0, 0, 1.0])["flag"].all()
-    assert posterior.score(usual[:1] + [30.0, 0, 0])["flag"].all()
+    assert posterior.score(usual[:1] + np.array([0, 0, 1.0]))["flag"].all()
+    assert posterior.score(usual[:1] + np.array([30.0, 0, 0]))["flag"].all()
 
 
 def test_it_is_the_same_after_loading(posterior, tmp_path):

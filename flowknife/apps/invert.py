@@ -98,7 +98,7 @@ def invert(
         raise InputError('got independence of a conditional model; expected a partitioned one; try form="partitioned"')
     keys = jax.random.split(as_key(config.seed if key is None else key), 6)
     task = _task(simulator, prior, pairs, config)
-    prior = task.prior or priors.likeliest(task.pairs.theta)
+    prior = task.prior
     _check_resolved(prior)
     data = task.pairs or _simulated(task, config.num_simulations, keys[0], executor, show_progress)
     _check_inside(prior, data.theta)
@@ -110,7 +110,7 @@ def invert(
             f"got data that are the same for all {len(data.y):,} parameters; expected data that depend on them; check "
             "the simulator"
         )
-    tails = _told_tails(data, prior, None if task.prior else prior.names, y_names)
+    tails = _told_tails(data, prior, task.estimated, y_names)
     note(tails, show_progress)
     # from here on, all is in the units of the model
     x, y = (prior.frame or plain_frame(prior.dim)).to_model(data.theta), frame.to_model(data.y)
@@ -164,7 +164,7 @@ def invert(
             "pairs": len(x),
             "failed simulations": data.failed,
             **({"why they failed": data.reason} if data.failed else {}),
-            **({} if task.prior else {"prior": "estimated from the pairs"}),
+            **({"prior": "estimated from the pairs"} if task.estimated else {}),
             **({"noise": f"none in the data; {_SHARP:g} of their local spread added"} if sharp else {}),
             **({"heavy tails": tails} if tails else {}),
             "form": config.form,
@@ -196,9 +196,10 @@ def _candidates(training: Training, rows: int) -> list[Training]:
 class _Task:
     """What there is to invert: pairs, or a way to simulate them."""
 
+    prior: priors.Prior
+    estimated: bool = False  # the prior, from the pairs
     pairs: Simulations | None = None
     simulator: Callable[..., Any] | None = None
-    prior: priors.Prior | None = None
     noise: float | Sequence[float] = 0.0
     name: str = ""
     y_names: tuple[str, ...] = ()
@@ -217,7 +218,8 @@ def _task(simulator, prior, pairs, config) -> _Task:
     if pairs is not None:
         if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
             raise InputError(f"got {type(pairs).__name__} as pairs; expected two arrays, (x, y)")
-        return _Task(pairs=given_pairs(*pairs), prior=prior, noise=noise)
+        given = given_pairs(*pairs)
+        return _Task(prior or priors.likeliest(given.theta), estimated=prior is None, pairs=given, noise=noise)
     if isinstance(simulator, Problem):
         return _of_problem(simulator, prior, config.noise)
     if not callable(simulator):
@@ -226,7 +228,7 @@ def _task(simulator, prior, pairs, config) -> _Task:
         raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
     # with noise of our own to add, the simulator is the noise-free forward model
     forward = partial(predicted, simulator) if np.any(noise) else None
-    return _Task(simulator=simulator, prior=prior, noise=noise, forward=forward)
+    return _Task(prior, simulator=simulator, noise=noise, forward=forward)
 
 
 def _of_problem(problem: Problem, prior, noise) -> _Task:
@@ -296,10 +298,10 @@ def _check_resolved(prior):
     )
 
 
-def _told_tails(data, prior, names, y_names):
+def _told_tails(data, prior, estimated, y_names):
     """What is to be said about heavy tails, of data and of parameters whose prior was estimated; or ""."""
     found = [heavy_tails(data.y, y_names)]
-    if names is not None:  # of a log-normal parameter the prior has taken the logarithm
+    if estimated:  # of a log-normal parameter the prior has taken the logarithm
         inside = (prior.frame or plain_frame(prior.dim)).to_model(data.theta)
         u = prior.inner.bijection.encode(jnp.asarray(inside))[0]
         found.append(heavy_tails(np.asarray(u), prior.inner.names))

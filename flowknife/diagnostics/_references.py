@@ -6,7 +6,7 @@ Losses are per row, in nats (images: bits per dimension), and come from rows tha
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from scipy.special import log_ndtr, logsumexp, softmax
 from scipy.stats import norm
 
@@ -148,7 +148,9 @@ def cross_entropies(log_joint: Float[np.ndarray, "n k"], known: Int[np.ndarray, 
     return -np.log(np.maximum(probability[own], 1e-300)), (np.argmax(log_joint, axis=1) != known).astype(float)
 
 
-def image_losses(train: Int[np.ndarray, "m h w c"], images: Int[np.ndarray, "n h w c"], bits: int) -> dict[str, Losses]:
+def image_losses(
+    train: UInt8[np.ndarray, "m h w c"], images: UInt8[np.ndarray, "n h w c"], bits: int
+) -> dict[str, Losses]:
     """Bits per dimension of images under simple models fitted to others, by name.
 
     One normal distribution per pixel and channel, and one histogram of the values of all pixels.
