@@ -159,7 +159,8 @@ class Prior(eqx.Module):
                 low, high = (np.asarray(end, np.float64) for end in (self.within.low, self.within.high))
                 possible &= np.all((inside >= low) & (inside <= high), axis=-1)
             return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
-        theta = jnp.asarray(theta, float)
+        with np.errstate(over="ignore"):  # beyond single precision is infinite, and outside or of no density
+            theta = jnp.asarray(theta, float)
         outside = jnp.any((theta < self.low) | (theta > self.high), axis=-1)
         # outside, the formula is evaluated at the median, so that gradients stay finite
         inner = jnp.where(outside[..., None], self.bijection.decode(jnp.zeros(self.dim))[0], theta)

@@ -117,7 +117,9 @@ def test_a_prior_far_from_zero_has_the_law_it_says(name):
     assert draws.dtype == np.float64 and len(np.unique(draws)) > 1900
     assert stats.kstest(draws[:, 0], law.cdf).pvalue > 1e-3
     np.testing.assert_allclose(prior.log_prob(draws), law.logpdf(draws[:, 0]), rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose([prior.mean[0], prior.std[0]], [law.mean(), law.std()], rtol=1e-5)
+    assert prior.mean[0] == pytest.approx(law.mean(), rel=1e-5)
+    if name != "Histogram":  # whose variance scipy takes as a difference of squares
+        assert prior.std[0] == pytest.approx(law.std(), rel=1e-5)
 
 
 def test_a_gaussian_process_far_from_zero_varies():
@@ -255,7 +257,7 @@ X = np.random.default_rng(0).uniform(0, 1, (100, 2))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pairs": (X * [1, 0], X), "prior": fk.Uniform([-1, -1], [2, 2])}, "parameter x2, which is 0 .* Fixed"),
+        ({"pairs": (X * [1, 0], X), "prior": fk.Uniform([-1, -1], [2, 2])}, "parameter x2, which is 0 .*Fixed"),
         ({"pairs": (0 * X, X)}, "never vary"),
         ({"pairs": (X, 0 * X)}, "same for all"),
         ({"simulator": lambda x: 0 * x, "prior": fk.Uniform(0, 1), "num_simulations": 50}, "same for all"),
@@ -275,6 +277,7 @@ def test_what_cannot_be_inverted_gets_one_line(arguments, message):
 # -- density ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_density_in_other_units_is_the_same_density():
     x = np.random.default_rng(0).normal(size=(300, 2))
     unit = 2.0**-60

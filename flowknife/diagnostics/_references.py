@@ -17,7 +17,7 @@ _BINS = 32
 _WIDE_SHARE = 0.01  # of the mass of a histogram: a Cauchy density, since rows may lie outside of it
 _FINEST = 0.1  # width of a histogram's bins in spreads, at least: ties have no density
 _PIXELS = 512  # numbers per row up to which a classifier takes all covariances into account
-_OUTLYING = 10.0  # robust spreads that the standard deviation of differences counts for, at most
+_OUTLYING = 10.0  # standard deviations of differences count for so many of their interquartile ranges at most
 _DEVIATIONS = 3.0  # standard errors that a model may be worse by chance
 
 Losses = Float[np.ndarray, " n"]
@@ -41,8 +41,8 @@ def reference_check(what: str, model: Losses, references: Mapping[str, Losses], 
     error = 0.0
     if np.all(np.isfinite(difference)):
         # a single row that is beyond all bounds is no excuse for itself
-        spread = min(np.std(difference), _OUTLYING * float(robust_spread(difference[:, None])[0]))
-        error = float(spread) / len(difference) ** 0.5
+        usual = _OUTLYING * np.subtract(*np.quantile(difference, [0.75, 0.25]))
+        error = float(min(np.std(difference), max(usual, 1.0))) / len(difference) ** 0.5
     name = f"held-out {what} ({best}: {means[best]:.3g})"
     return Check(name, float(np.mean(model)), means[best] + tolerance + _DEVIATIONS * error)
 
