@@ -247,6 +247,6 @@ class LocalSpread(NamedTuple):
             spreads.append(np.minimum(_LOCAL_TIMES * slope, limit) if len(some) else np.full(_KNOTS, limit))
         return cls(*(jnp.asarray(np.reshape(part, (-1, _KNOTS)), jnp.float32) for part in (knots, spreads)))
 
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def __call__(self, x: Float[Array | np.ndarray, "... d"]) -> Float[Array, "... d"]:
         """The spread at each number of rows `x`."""
-        return jax.vmap(jnp.interp, in_axes=(-1, 0, 0), out_axes=-1)(x, self.knots, self.spreads)
+        return jax.vmap(jnp.interp, in_axes=(-1, 0, 0), out_axes=-1)(jnp.asarray(x), self.knots, self.spreads)

@@ -108,7 +108,8 @@ class Prior(eqx.Module):
         self.bijection, self.frame, self.within = bijection, frame, None
         if frame is not None:
             kept = frame.kept
-            enter = Affine(np.asarray(frame.origin)[kept], np.asarray(frame.scale)[kept])
+            with np.errstate(over="ignore", under="ignore"):  # of units beyond single precision only `inner` is of use
+                enter = Affine(np.asarray(frame.origin)[kept], np.asarray(frame.scale)[kept])
             self.bijection = Chain([enter, bijection])
             names, units = ([words[i] for i in kept] for words in (self.names, self.units))
             self.within = Prior(bijection, low=low, high=high, mean=mean, std=std, names=names, units=units)
@@ -161,9 +162,11 @@ class Prior(eqx.Module):
         if self.frame is not None and self.within is not None:
             inside, possible = self.frame.inside(theta), self.frame.possible(theta)
             if not isinstance(inside, Tracer):  # in double precision a row may lie outside by a hair
-                possible &= np.all((inside >= self.within.low) & (inside <= self.within.high), axis=-1)
+                low, high = (np.asarray(end, np.float64) for end in (self.within.low, self.within.high))
+                possible &= np.all((inside >= low) & (inside <= high), axis=-1)
             return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
-        theta = jnp.asarray(theta, float)
+        with np.errstate(over="ignore"):  # beyond single precision is infinite, and outside or of no density
+            theta = jnp.asarray(theta, float)
         outside = jnp.any((theta < self.low) | (theta > self.high), axis=-1)
         # outside, the formula is evaluated at the median, so that gradients stay finite
         inner = jnp.where(outside[..., None], self.bijection.decode(jnp.zeros(self.dim))[0], theta)

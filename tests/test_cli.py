@@ -153,7 +153,7 @@ def test_check_prints_numbers_and_fails_when_one_is_beyond_its_limit(density, ta
 
 def test_check_of_a_real_run_measures_the_round_trip(density):
     result = CliRunner().invoke(app, ["check", str(density)])
-    assert re.search(r"passed  round trip, .* at most 0.001", result.stdout)
+    assert re.search(r"passed  round trip, .* at most 0.01\n", result.stdout)
 
 
 def test_report_writes_a_page_and_its_figures(place, density):

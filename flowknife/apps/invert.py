@@ -105,8 +105,9 @@ def invert(
     keys = jax.random.split(as_key(config.seed if key is None else key), 6)
     task = _task(simulator, prior, pairs, config)
     used = _used(config, task)
+    prior = task.prior
+    _check_resolved(prior)
     data = task.pairs or _simulated(task, used.num_simulations, keys[0], executor, show_progress)
-    prior = task.prior or priors.likeliest(data.theta)
     _check_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
     noise = _noise_of(task.noise, data.y)
@@ -116,7 +117,7 @@ def invert(
             f"got data that are the same for all {len(data.y):,} parameters; expected data that depend on them; check "
             "the simulator"
         )
-    tails = _told_tails(data, prior, None if task.prior else prior.names, y_names)
+    tails = _told_tails(data, prior, task.estimated, y_names)
     note(tails, show_progress)
     # from here on, all is in the units of the model
     x, y = (prior.frame or plain_frame(prior.dim)).to_model(data.theta), frame.to_model(data.y)
@@ -179,7 +180,7 @@ def invert(
             "pairs": len(x),
             "failed simulations": data.failed,
             **({"why they failed": data.reason} if data.failed else {}),
-            **({} if task.prior else {"prior": "estimated from the pairs"}),
+            **({"prior": "estimated from the pairs"} if task.estimated else {}),
             **({"noise": f"none in the data; {_SHARP:g} of their local spread added"} if sharp else {}),
             **({"heavy tails": tails} if tails else {}),
             "form": config.form,
@@ -235,9 +236,10 @@ def _candidates(training: Training, rows: int) -> list[Training]:
 class _Task:
     """What there is to invert: pairs, or a way to simulate them."""
 
+    prior: priors.Prior
+    estimated: bool = False  # the prior, from the pairs
     pairs: Simulations | None = None
     simulator: Callable[..., Any] | None = None
-    prior: priors.Prior | None = None
     noise: float | Sequence[float] = 0.0
     name: str = ""
     y_names: tuple[str, ...] = ()
@@ -257,7 +259,8 @@ def _task(simulator, prior, pairs, config) -> _Task:
         if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
             got = type(pairs).__name__ + (f" of length {len(pairs)}" if isinstance(pairs, (tuple, list)) else "")
             raise InputError(f"got {got} as pairs; expected two arrays, (x, y)")
-        return _Task(pairs=given_pairs(*pairs), prior=prior, noise=noise)
+        given = given_pairs(*pairs)
+        return _Task(prior or priors.likeliest(given.theta), estimated=prior is None, pairs=given, noise=noise)
     if any(simulator is make for make in PROBLEMS.values()):
         raise InputError(f"got the function {simulator.__name__}; expected a problem; try {simulator.__name__}()")
     if isinstance(simulator, Problem):
@@ -268,7 +271,7 @@ def _task(simulator, prior, pairs, config) -> _Task:
         raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
     # with noise of our own to add, a simulator without a key is the noise-free forward model
     forward = partial(predicted, simulator) if np.any(noise) and not takes_key(simulator) else None
-    return _Task(simulator=simulator, prior=prior, noise=noise, forward=forward)
+    return _Task(prior, simulator=simulator, noise=noise, forward=forward)
 
 
 def _of_problem(problem: Problem, prior, noise) -> _Task:
@@ -306,11 +309,6 @@ def _simulated(task, count, key, executor, show_progress) -> Simulations:
 def _check_inside(prior, theta):
     if theta.shape[1] != prior.dim:
         raise InputError(f"got parameters of {theta.shape[1]} numbers and a prior of {prior.dim}; expected as many")
-    if not prior.inner.dim:
-        raise InputError(
-            f"got parameters that never vary ({', '.join(prior.names)}); expected at least one that does; check the "
-            "pairs"
-        )
     outside = ~np.isfinite(np.asarray(prior.log_prob(theta)))
     if outside.any():
         raise InputError(
@@ -325,13 +323,17 @@ def _check_inside(prior, theta):
                 f"got the parameter {name}, which is {value:g} in all {len(theta):,} pairs, and a prior that lets it "
                 f"vary; expected draws from the prior; try fk.priors.Fixed({value:g}) for it, or pairs without a prior"
             )
-    _check_resolved(prior)
 
 
 def _check_resolved(prior):
     """Refuse a prior whose values are too close together for single precision, even around its own origin."""
     inner = prior.inner
-    u = np.broadcast_to(np.linspace(-2, 2, 41, dtype=np.float32)[:, None], (41, inner.dim))
+    if not inner.dim:
+        raise InputError(
+            f"got parameters that never vary ({', '.join(prior.names)}); expected at least one that does; check the "
+            "pairs"
+        )
+    u = jnp.broadcast_to(jnp.linspace(-2, 2, 41)[:, None], (41, inner.dim))
     back = np.asarray(inner.bijection.encode(inner.bijection.decode(u)[0])[0])
     error = np.abs(back - u).max(axis=0)
     if np.all(error < _RESOLVED):
@@ -343,12 +345,13 @@ def _check_resolved(prior):
     )
 
 
-def _told_tails(data, prior, names, y_names):
+def _told_tails(data, prior, estimated, y_names):
     """What is to be said about heavy tails, of data and of parameters whose prior was estimated; or ""."""
     found = [heavy_tails(data.y, y_names)]
-    if names is not None:  # of a log-normal parameter the prior has taken the logarithm
-        u = np.asarray(prior.inner.bijection.encode((prior.frame or plain_frame(prior.dim)).to_model(data.theta))[0])
-        found.append(heavy_tails(u, prior.inner.names))
+    if estimated:  # of a log-normal parameter the prior has taken the logarithm
+        inside = (prior.frame or plain_frame(prior.dim)).to_model(data.theta)
+        u = prior.inner.bijection.encode(jnp.asarray(inside))[0]
+        found.append(heavy_tails(np.asarray(u), prior.inner.names))
     return "; ".join(line for line in found if line)
 
 
