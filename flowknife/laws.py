@@ -86,6 +86,11 @@ def beyond_range(log_prob: Float[Array, "..."], missing: Bool[Array, "..."]) -> 
     return jnp.where(jnp.isnan(log_prob) & ~missing, -jnp.inf, log_prob)
 
 
+def _normal(key, shape):
+    """Standard normal draws, the same ones of a key whatever the precision in use."""
+    return jax.random.normal(key, shape, jnp.float32)
+
+
 class Law(eqx.Module):
     """The density of a right-hand block."""
 
@@ -116,7 +121,7 @@ class Normal(Law):
         return normal_log_prob(block, shape)
 
     def sample(self, key, batch, shape, given=None, temperature=1.0):
-        return temperature * jax.random.normal(key, (*batch, *shape))
+        return temperature * _normal(key, (*batch, *shape))
 
 
 class Given(Law):
@@ -136,7 +141,7 @@ class Given(Law):
         return normal_log_prob(block - self._value(given, shape), shape, self.scale)
 
     def sample(self, key, batch, shape, given=None, temperature=1.0):
-        noise = jnp.asarray(self.scale, float) * jax.random.normal(key, (*batch, *shape))
+        noise = jnp.asarray(self.scale, float) * _normal(key, (*batch, *shape))
         return self._value(given, shape) + temperature * noise
 
     @staticmethod
@@ -159,7 +164,7 @@ class Padding(Law):
         return normal_log_prob(block, shape, self.scale)
 
     def sample(self, key, batch, shape, given=None, temperature=1.0):
-        return temperature * self.scale * jax.random.normal(key, (*batch, *shape))
+        return temperature * self.scale * _normal(key, (*batch, *shape))
 
 
 class ClassMixture(Law):
@@ -250,7 +255,7 @@ class ClassMixture(Law):
         label_key, key = jax.random.split(key)
         drawn = jax.random.categorical(label_key, self.log_weights, shape=batch)
         label = drawn if given is None else jnp.where(self._label(given) < 0, drawn, self._label(given))
-        noise = jax.random.normal(key, (*batch, self.means.shape[-1]))
+        noise = _normal(key, (*batch, self.means.shape[-1]))
         noise = jnp.einsum("...ij,...j->...i", jnp.linalg.inv(self.whitening.value)[label], noise)
         return (self.means[label] + temperature * noise).reshape(*batch, *shape)
 
@@ -344,8 +349,8 @@ class Pixels(Source):
         if key is None:  # the middle of each bin, which rounding errors cannot move to another one
             return level + 0.5
         if self.noise is None:
-            return level + jax.random.uniform(key, level.shape, maxval=1 - _LEAST_NOISE)
-        latent = jax.random.normal(key, (*batch, *self.noise.out_shape))
+            return level + jax.random.uniform(key, level.shape, jnp.float32, maxval=1 - _LEAST_NOISE)
+        latent = _normal(key, (*batch, *self.noise.out_shape))
         u, _ = self.noise.decode(latent, self._centred(level))
         return level + jnp.clip(u, _LEAST_NOISE, 1 - _LEAST_NOISE)
 
@@ -387,7 +392,7 @@ class Noise(Source):
     def prepare(self, key, value, batch, shape):
         if value is not None:
             return value
-        return jnp.asarray(self.scale, float) * jax.random.normal(key, (*batch, *shape))
+        return jnp.asarray(self.scale, float) * _normal(key, (*batch, *shape))
 
 
 class Pad(Source):
@@ -404,4 +409,4 @@ class Pad(Source):
         return True
 
     def prepare(self, key, value, batch, shape):
-        return self.scale * jax.random.normal(key, (*batch, *shape)) if value is None else value
+        return self.scale * _normal(key, (*batch, *shape)) if value is None else value

@@ -430,9 +430,25 @@ class _Trainer:
         model = self._join(params, (self.model, self.rest))
         batch = {name: array[rows] for name, array in arrays.items()}
         return (
-            f"training stopped at step {step}: {_where(model, batch)}; "
-            f"try a learning rate below {self.training.learning_rate:g} or a clip below {self.training.clip:g}"
+            f"training stopped at step {step}: {_where(model, batch)}; try {_of_limits(batch) or self._slower()}"
         )
+
+    def _slower(self):
+        return f"a learning rate below {self.training.learning_rate:g} or a clip below {self.training.clip:g}"
+
+
+def _of_limits(batch: Batch) -> str:
+    """Words for values so near to the limits of their precision that no learning rate helps; or ""."""
+    for name, value in batch.items():
+        if not jnp.issubdtype(value.dtype, jnp.inexact):
+            continue
+        size = np.abs(np.asarray(value, np.float64))
+        limits = jnp.finfo(value.dtype)
+        if not np.all(np.isfinite(size)):
+            return f"finite numbers in {name!r}, divided by their spread where they are beyond {limits.max:.1g}"
+        if size.max(initial=0.0) > float(limits.max) ** 0.5 or 0 < size.max(initial=0.0) < float(limits.tiny) ** 0.5:
+            return f"other units for {name!r}, whose largest number is {size.max():.2g}: divide it by its spread"
+    return ""
 
 
 def _where(model: INN, batch: Batch) -> str:

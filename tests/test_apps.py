@@ -69,12 +69,11 @@ def test_a_density_refuses_rows_of_another_width(flow):
 
 
 @pytest.mark.parametrize("columns", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_other_widths_and_constant_columns_train(columns):
+def test_other_widths_train(columns):
     x = np.random.default_rng(0).normal(size=(200, columns))
-    x[:, -1] = 7.0
     density = fk.density(x, layers=2, train={"steps": 20}, key=0, show_progress=False)
     assert np.isfinite(density.log_prob(x)).all()
-    assert np.abs(density.sample(50, key=0)[:, -1] - 7.0).max() < 20
+    assert density.sample(50, key=0).shape == (50, columns)
 
 
 def _blobs(n, key, size=16):

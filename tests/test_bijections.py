@@ -229,6 +229,10 @@ def test_single_precision_and_parts_of_a_batch_give_nearly_the_same(facts):
     _close(encoded[1], run["encoded"][1], loose)
 
 
+def test_the_condition_is_stated(facts):
+    assert facts.bijection.cond_shape == facts.row.cond_shape
+
+
 def test_shapes_and_precision_are_those_of_the_input(facts):
     for run in facts.runs:
         assert run["encoded"][0].shape == (*facts.row.batch, *facts.bijection.out_shape)

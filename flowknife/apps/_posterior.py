@@ -207,7 +207,7 @@ class Posterior:
     def _x_frame(self):
         return self.prior.frame or plain_frame(self.prior.dim)
 
-    def sample(self, n: int, y: Any, key: Key = None, temperature: float = 1.0) -> np.ndarray:
+    def sample(self, n: int, y: Any, key: Key = None, temperature: float | int = 1.0) -> np.ndarray:
         """Draw `n` parameters that explain an observation: shape (n, d), or (k, n, d) for k observations.
 
         Args:

@@ -233,7 +233,7 @@ class Density:
 
     application = "density"
 
-    def sample(self, n: int, key: Key = None, temperature: float = 1.0) -> np.ndarray:
+    def sample(self, n: int, key: Key = None, temperature: float | int = 1.0) -> np.ndarray:
         """Draw `n` rows, shape (n, d), in the units of the table.
 
         Args:

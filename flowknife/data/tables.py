@@ -356,7 +356,8 @@ def _narrowed(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = values.astype(np.float32)
         error = np.abs(narrow - values).max(axis=0)
-        keeps = (error <= 1e-3 * values.std(axis=0)) | (np.ptp(values, axis=0) == 0)
+        # a constant column has no deviation: its value comes back exactly, or the table stays as it is
+        keeps = error <= np.where(np.ptp(values, axis=0) == 0, 0.0, 1e-3 * values.std(axis=0))
     return narrow if (keeps & np.isfinite(error)).all() else values
 
 
