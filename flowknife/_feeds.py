@@ -262,8 +262,9 @@ def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
                 raise Interrupted(results) from None
         return results
     todo: queue.SimpleQueue = queue.SimpleQueue()
-    done: queue.SimpleQueue = queue.SimpleQueue()
-    interrupted = threading.Event()
+    interrupted, stirred = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+    ended: list[int] = []
     for place in range(len(calls)):
         todo.put(place)
 
@@ -273,26 +274,28 @@ def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
             while True:
                 place = todo.get_nowait()
                 try:
-                    done.put((place, None if interrupted.is_set() else calls[place](), None))
+                    results[place] = None if interrupted.is_set() else calls[place]()
                 except Interrupted as stop:
-                    done.put((place, stop.result, None))
+                    results[place] = stop.result
                 except BaseException as error:
-                    done.put((place, None, error))
+                    if not (interrupted.is_set() and isinstance(error, KeyboardInterrupt)):
+                        errors.append(error)
+                ended.append(place)
+                stirred.set()
 
-    for _ in range(min(threads, len(calls))):
-        threading.Thread(target=work, daemon=True).start()
-    left = len(calls)
-    while left:
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(calls)))]
+    while not errors and len(ended) < len(calls):
         try:
-            place, results[place], error = done.get()
+            while workers:
+                workers.pop().start()
+            stirred.wait()
+            stirred.clear()
         except KeyboardInterrupt:
             if interrupted.is_set():
                 raise
             interrupted.set()
-            continue
-        if error is not None and not (interrupted.is_set() and isinstance(error, KeyboardInterrupt)):
-            raise error
-        left -= 1
+    if errors:
+        raise errors[0]
     if interrupted.is_set():
         raise Interrupted(results)
     return results

@@ -22,7 +22,10 @@ GENERATOR = '<meta name="generator" content="flowknife">'
 """The mark of a page."""
 
 _SKIPPED = b"path,reason"
-_CLAIM = ".flowknife-claim"
+WORK = ".flowknife-"
+"""How the names begin that flowknife uses while it writes."""
+
+_CLAIM = f"{WORK}claim"
 _HEAD = 4096  # bytes of a file that hold its mark
 
 
@@ -102,7 +105,7 @@ def claimed(folder: Path) -> Generator[None, None, None]:
 
 def content_of(folder: Path) -> list[str]:
     """The names in a directory, without what flowknife keeps there while it writes; none if there is no directory."""
-    return sorted(path.name for path in folder.iterdir() if path.name != _CLAIM) if folder.is_dir() else []
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(WORK)) if folder.is_dir() else []
 
 
 def _remove_empty(folders):

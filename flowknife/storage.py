@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife import bijections, inn, laws, nets, priors
-from flowknife._files import RUN_FILES, is_run, own_extras
+from flowknife._files import RUN_FILES, WORK, is_run, own_extras
 from flowknife._types import Constant
 from flowknife.errors import StorageError
 
@@ -206,7 +206,7 @@ def write_run(folder: str | os.PathLike, record: Mapping[str, Any], tree: Any, h
         raise StorageError(f"got {folder}, which has a {taken[0]} and is no run; expected a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder, prefix=".flowknife-"))
+        draft = Path(tempfile.mkdtemp(dir=folder, prefix=WORK))
     except OSError as error:
         raise StorageError(
             f"got {folder}, where nothing can be written ({error.strerror}); try another --out"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import flowknife as fk
 from flowknife import apps
+from flowknife._files import GENERATOR
 from flowknife.cli import app
 from flowknife.data import load_table, save_table
 from flowknife.diagnostics import Check
@@ -255,8 +256,8 @@ def test_fit_never_overwrites_by_accident(tmp_path, density, table, trained):
     assert not trained
     assert (run / "run.json").read_bytes() == before  # what fails leaves the old run alone
     (run / "figures").mkdir()
-    (run / "figures" / "old.png").touch()
-    (run / "report.html").touch()
+    (run / "figures" / "old.png").write_bytes(b"flowknife/old.png")  # as flowknife marks its figures
+    (run / "report.html").write_text(GENERATOR)
     (run / "notes.txt").touch()
     call("fit", "density", table, "--out", run, "--overwrite", "-s", "seed=9")
     assert json.loads((run / "run.json").read_text())["config"]["seed"] == 9

@@ -264,5 +264,5 @@ def test_independence_needs_a_partitioned_model():
 def test_few_pairs_choose_their_weight_decay():
     """Who leaves the length of training open gets several candidates; held-out pairs choose."""
     posterior = fk.invert(pairs=(X, X + 0.1), train={"minutes": 0.01}, **QUICK)
-    assert posterior.config.train.weight_decay in (0.0, 1.0, 5.0)
-    assert posterior.config.train.minutes == pytest.approx(0.01 / 3)
+    assert posterior.used.train.weight_decay in (0.0, 1.0, 5.0)
+    assert posterior.used.train.minutes == pytest.approx(0.01 / 3)

@@ -53,14 +53,15 @@ def require_output(out: Path, *inputs: "str | Path | None", run: Path | None = N
     for path in filter(None, inputs):
         if _reads(path, out):
             raise InputError(f"got --out {out}, which is an input ({path}); expected another file; try a new name")
-    if run is not None and any(_same(out, part) for part in (*(run / name for name in RUN_FILES), *_extras(run))):
+    if run is not None and any(_same(out, part) for part in _files_of(run)):
         raise InputError(f"got --out {out}, a file of the run {run}; expected another file; try a new name")
     require_writable(out.parent)
 
 
-def _extras(run):
+def _files_of(run):
     figures = run / "figures"
-    return [run / "report.html", run / "skipped.csv", *(figures.iterdir() if figures.is_dir() else ())]
+    names = (*RUN_FILES, "report.html", "skipped.csv")
+    return [*(run / name for name in names), *(figures.iterdir() if figures.is_dir() else ())]
 
 
 def _reads(source: "str | Path", out: Path) -> bool:
@@ -106,11 +107,9 @@ def run_to_write(run: Path, overwrite: bool, *inputs: "str | Path | None") -> Ge
             raise StorageError(f"got {run}, which is not empty and no run; expected a new folder; try another --out")
         if held and not overwrite:
             raise StorageError(f"got {run}, which holds a run; expected a new folder; try another --out or --overwrite")
+        own = _files_of(run)
         for path in filter(None, inputs):
-            place = Path(path).expanduser()
-            if any(_reads(path, part) for part in (*(run / name for name in RUN_FILES), *_extras(run))) or _same(
-                place, run / "figures"
-            ):
+            if any(_reads(path, part) for part in own):
                 raise InputError(f"got --out {run}, where {path} would be replaced; expected another folder")
         yield
 
