@@ -429,9 +429,7 @@ class _Trainer:
     def _describe(self, params, arrays, rows, step):
         model = self._join(params, (self.model, self.rest))
         batch = {name: array[rows] for name, array in arrays.items()}
-        return (
-            f"training stopped at step {step}: {_where(model, batch)}; try {_of_limits(batch) or self._slower()}"
-        )
+        return f"training stopped at step {step}: {_where(model, batch)}; try {_of_limits(batch) or self._slower()}"
 
     def _slower(self):
         return f"a learning rate below {self.training.learning_rate:g} or a clip below {self.training.clip:g}"
