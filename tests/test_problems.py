@@ -1,6 +1,8 @@
 """Problems: forward models against independent formulas, references against what must be true of a posterior."""
 
 import importlib.util
+import pickle
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -71,6 +73,22 @@ def test_simulations_are_batched_seeded_and_compile(name):
     assert np.all(np.isfinite(jacobian)) and np.any(jacobian != 0)
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_can_be_pickled(name):
+    problem = PROBLEMS[name]()
+    again = pickle.loads(pickle.dumps(problem))
+    assert again.prior.names == problem.prior.names and again.noise == problem.noise
+    theta = problem.prior.sample(0, 3)
+    np.testing.assert_array_equal(again.prior.sample(0, 3), theta)
+    if name == "dispersion":
+        return
+    y = np.asarray(problem.simulate(1, theta))
+    np.testing.assert_array_equal(again.simulate(1, theta), y)
+    if name != "gravity":
+        both = (each.reference_posterior(0, y[0], 5) for each in (again, problem))
+        np.testing.assert_array_equal(*both)
+
+
 @pytest.mark.parametrize("make", [lambda noise: kinematics(noise), lambda noise: gravity(noise=noise)])
 def test_noise_is_added_to_the_forward_model(make):
     quiet, noisy = make(0.0), make(0.3)
@@ -114,6 +132,20 @@ def test_truth_and_reference_draws_are_alike(exact):
         (lambda: kinematics().reference_posterior(0, [9.0, 0.0], 5), "explain"),
         (lambda: two_moons().reference_posterior(0, [5.0, 5.0], 5), "explain"),
         (lambda: gaussian_linear(0), "at least 1"),
+        (lambda: gaussian_linear(2.5), "at least 1"),
+        (lambda: gravity(prisms=0), "prisms=0"),
+        (lambda: gravity(stations="a"), "stations='a'"),
+        (lambda: kinematics("a"), "text as noise"),
+        (lambda: kinematics(-1.0), "standard deviation"),
+        (lambda: ballistics(np.nan), "standard deviation"),
+        (lambda: kinematics((0.1, 0.1, 0.1)), "one for each of 2"),
+        (lambda: replace(kinematics(), prior=3), "int as the prior of kinematics"),
+        (lambda: replace(kinematics(), forward=None), "NoneType as forward"),
+        (lambda: replace(kinematics(), y_names=("hand",)), "a name and a unit"),
+        (lambda: kinematics().simulate(0, "a"), "text"),
+        (lambda: kinematics().reference_posterior(0, "a", 5), "text"),
+        (lambda: kinematics().reference_posterior(0, HAND, 2.5), "whole number"),
+        (lambda: ring(["all"]), "'all', 'some', 'none'"),
         (lambda: ring("most"), "'all', 'some', 'none'"),
         (lambda: ring().log_prob_given([[0.0, 0.0]], [8]), "from 0 to 7"),
         (lambda: ring().log_prob([1.0, 2.0, 3.0]), "\\(..., 2\\)"),
