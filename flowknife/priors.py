@@ -386,15 +386,18 @@ def _names_of_part(name: str, prior: Prior) -> Sequence[str]:
     return [f"{name}{i + 1}" for i in range(prior.dim)] if numbered else prior.names
 
 
-def likeliest(theta: Float[np.ndarray, "n d"]) -> Prior:
+def likeliest(theta: Float[np.ndarray, "n d"], names: Words = None) -> Prior:
     """A prior of independent parameters from draws: uniform, normal or log-normal each, whichever is likeliest.
 
     The bounds of a uniform component lie beyond its extreme draws by the mean distance between neighbours.
 
     Args:
         theta: draws, shape (n, d).
+        names: of the parameters; default x1, x2, ...
     """
-    return Product({f"x{i + 1}": _likeliest(column) for i, column in enumerate(np.asarray(theta, np.float64).T)})
+    columns = np.asarray(theta, np.float64).T
+    names = _default_names(len(columns)) if names is None else names
+    return Product({name: _likeliest(column) for name, column in zip(names, columns, strict=True)})
 
 
 def _likeliest(draws) -> Prior:

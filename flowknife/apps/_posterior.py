@@ -15,6 +15,8 @@ import pydantic
 
 from flowknife._settings import validated
 from flowknife._types import Key, as_key
+from flowknife.data import load_table
+from flowknife.data.tables import names_in
 from flowknife.diagnostics import (
     Check,
     Misspecification,
@@ -200,7 +202,7 @@ class Posterior:
                 each.
             y: one observation (m,), or (k, m).
         """
-        x = np.asarray(x, np.float32)
+        x = np.asarray(self._named(x), np.float32)
         rows, single = self._observations(y)
         if x.ndim < 1 or x.shape[-1] != self.prior.dim:
             raise InputError(
@@ -236,7 +238,7 @@ class Posterior:
         Raises:
             InputError: for a conditional model whose simulator is not known; it has no forward direction.
         """
-        x = np.asarray(x, np.float32)
+        x = np.asarray(self._named(x), np.float32)
         if self.config.form == "partitioned":
             return np.asarray(_forward(self.model, x))
         if self.forward is None:
@@ -286,7 +288,8 @@ class Posterior:
     def check(self, pairs: Any = None) -> list[Check]:
         """Calibration of the posterior over held-out pairs, or over `pairs` (x, y), against what it should be."""
         if pairs is not None:
-            x, y = (np.asarray(values, np.float32) for values in pairs)
+            x, y = pairs
+            x = np.asarray(self._named(x), np.float32)
             return _replaced(self, held_out={"x": x, "y": self._observations(y)[0]}).check()
         x, y = self.held_out["x"][:1000], self.held_out["y"][:1000]
         trip = round_trip_error(self.model.bijection, *self._ends(x, y))
@@ -346,6 +349,8 @@ class Posterior:
 
     def _observations(self, y) -> tuple[np.ndarray, bool]:
         """Observations as rows (k, m), and whether there is only one, given without an axis for it."""
+        if names_in(y) is not None:
+            y = load_table(y, columns=self.y_names, min_rows=1).values
         try:
             rows = np.asarray(y, np.float32)
         except (TypeError, ValueError):
@@ -363,6 +368,10 @@ class Posterior:
             what = f"{rows[bad[0], place]} as {self.y_names[place]} of observation {bad[0] + 1}"
             raise InputError(f"got {what}; expected finite numbers")
         return rows, single
+
+    def _named(self, x):
+        """Parameters, of a data frame by the names of its columns."""
+        return x if names_in(x) is None else load_table(x, columns=self.names, min_rows=1).values
 
     def _in_parts(self, rows, numbers_each):
         size = max(_NUMBERS_AT_ONCE // max(numbers_each, 1), 1)

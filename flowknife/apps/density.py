@@ -298,22 +298,17 @@ class Density:
         return report_density(self, folder)
 
     def _to_model(self, x):
-        values = np.asarray(x) if _is_rows(x) else load_table(x, min_rows=1).columns(self.names)
-        if values.ndim != 2 or values.shape[1] != len(self.names):
-            raise InputError(
-                f"got rows of shape {values.shape}; expected (n, {len(self.names)}), the columns "
-                f"{', '.join(self.names)}"
-            )
+        values = np.asarray(x) if self._is_rows(x) else load_table(x, columns=self.names, min_rows=1).values
         return (values - self.origin).astype(np.float32)
+
+    def _is_rows(self, x):
+        """Whether `x` is a plain matrix of numbers, which has no names and need not be finite."""
+        plain = isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, np.ma.MaskedArray)
+        return plain and x.dtype.kind in "fiub" and x.ndim == 2 and x.shape[1] == len(self.names) and len(x) > 0
 
     def _from_model(self, rows):
         rows = np.asarray(rows)
         return rows + self.origin if np.any(self.origin) else rows
-
-
-def _is_rows(x):
-    """Whether `x` is a plain numeric matrix, which may have any number of rows and holds no names."""
-    return isinstance(x, (np.ndarray, jax.Array)) and x.ndim == 2 and x.dtype.kind in "fiub"
 
 
 def _chunks(rows):

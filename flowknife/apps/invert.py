@@ -33,6 +33,7 @@ from flowknife.bijections import (
     Split,
 )
 from flowknife.data import Simulations, given_pairs, predicted, simulate
+from flowknife.data.tables import in_order, names_in
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
@@ -95,7 +96,7 @@ def invert(
     keys = jax.random.split(as_key(config.seed if key is None else key), 6)
     task = _task(simulator, prior, pairs, config)
     data = task.pairs or _simulated(task, config.num_simulations, keys[0], executor, show_progress)
-    prior = task.prior or priors.likeliest(data.theta)
+    prior = task.prior or priors.likeliest(data.theta, names=task.names)
     _check_inside(prior, data.theta)
     x, y = data.theta.astype(np.float32), data.y.astype(np.float32)
     noise = _noise_of(task.noise, y)
@@ -182,6 +183,7 @@ class _Task:
     noise: float | Sequence[float] = 0.0
     name: str = ""
     y_names: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
     forward: Callable[..., Any] | None = None
 
 
@@ -197,7 +199,13 @@ def _task(simulator, prior, pairs, config) -> _Task:
     if pairs is not None:
         if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
             raise InputError(f"got {type(pairs).__name__} as pairs; expected two arrays, (x, y)")
-        return _Task(pairs=given_pairs(*pairs), prior=prior, noise=noise)
+        theta, y = pairs
+        y_names = names_in(y) or ()
+        named = names_in(theta)
+        if prior is not None and named is not None:
+            theta = in_order(theta, prior.names)
+        prior_names = named if prior is None else None
+        return _Task(pairs=given_pairs(theta, y), prior=prior, noise=noise, y_names=y_names, names=prior_names)
     if isinstance(simulator, Problem):
         return _of_problem(simulator, prior, config.noise)
     if not callable(simulator):
