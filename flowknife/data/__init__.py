@@ -1,5 +1,6 @@
 """Data in and out: tables, folders of pictures, simulated pairs, toy distributions, data sets of installed packages."""
 
+from flowknife.data._decode import White
 from flowknife.data._find import Skipped, find_images
 from flowknife.data.augmentation import Augmentation, augment
 from flowknife.data.images import ImageSet, fingerprint, load_images, usual_side, write_skipped
@@ -16,6 +17,7 @@ __all__ = [
     "Skipped",
     "Table",
     "Toy",
+    "White",
     "augment",
     "digits",
     "find_images",

@@ -31,7 +31,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
     if others is not None and classifier.pictures and not hasattr(others, "pixels"):
         height, width, channels = classifier.shape
         grey_or_rgb: Any = channels
-        others = load_images(others, (height, width), channels=grey_or_rgb)
+        others = load_images(others, (height, width), channels=grey_or_rgb, white=classifier.white)
     held = classifier.held_out if classifier.pictures else classifier.held_out + classifier.origin
     scores = classifier.score(held)
     strange = _spoilt(held) if others is None else others
