@@ -109,7 +109,7 @@ def write_report(
     path, draft = folder / "report.html", folder / f".report-{secrets.token_hex(6)}.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, encoding="utf-8")
+        draft.write_text(page, encoding="utf-8", errors="backslashreplace")
         draft.replace(path)
     except OSError as error:
         raise StorageError(f"could not write {path}: {error.strerror or error}; try another folder") from error
