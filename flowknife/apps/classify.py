@@ -18,9 +18,10 @@ from flowknife.apps._class_data import is_picture_source, label_codes, read_pict
 from flowknife.apps._class_models import picture_model, table_model
 from flowknife.apps._class_training import log_prior_of, train_pictures, train_table
 from flowknife.apps._classifier import Classifier
+from flowknife.apps._image_batches import grey_facts
 from flowknife.apps.images import default_size
 from flowknife.bijections import Affine
-from flowknife.data import fingerprint, load_table
+from flowknife.data import White, fingerprint, load_table
 from flowknife.errors import InputError
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -79,9 +80,12 @@ def classify(
         data, labels = read_pictures(x, labels, config.image_size, show_progress)
         items, names, origin, skipped = data.pixels, (), np.zeros(0), data.skipped
         facts = {"pictures": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
+        facts |= grey_facts(data, config.bits)
+        white = data.white
         make, teach = _picture_model, partial(train_pictures, augmentation=config.augment)
     else:
         _refuse(config, _OF_PICTURES, "a table")
+        white = White()
         config = _completed(config, **_ROWS)
         if isinstance(labels, str) and labels in getattr(x, "columns", ()):
             x, labels = x.drop(columns=[labels]), x[labels]
@@ -127,6 +131,7 @@ def classify(
         history=history,
         skipped=skipped,
         facts={**facts, "without label": int(np.sum(codes < 0)), **told},
+        white=white,
     )
     return classifier.calibrated(items[stopping], codes[stopping], items[train][:_LOOKED_AT])
 
