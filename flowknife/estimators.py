@@ -20,6 +20,7 @@ from jaxtyping import Float
 from flowknife._split import Sizes, split
 from flowknife._types import as_key
 from flowknife.apps import classify, density, invert
+from flowknife.data.tables import in_order, names_in
 from flowknife.diagnostics import conformal_p_values
 from flowknife.errors import CalibrationWarning, InputError
 
@@ -183,7 +184,7 @@ class FlowClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> "FlowClassifier":
         """Fit the classifier to rows and their labels."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        X, y = validate_data(self, _by_name(self, X, reset=True), y, dtype=np.float64)
         check_classification_targets(y)
         # the places of the classes, in the order of scikit-learn, whatever the labels are
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -230,6 +231,7 @@ class FlowRegressor(RegressorMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> "FlowRegressor":
         """Fit p(y | X) to rows and their targets, shape (n,) or (n, k)."""
+        X = _by_name(self, X, reset=True)
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
         self._single = y.ndim == 1
         self.flow_ = invert(pairs=(y.reshape(len(y), -1), X), **_options(self, check_random_state(self.random_state)))
@@ -251,7 +253,17 @@ class FlowRegressor(RegressorMixin, BaseEstimator):
 
 
 def _rows(estimator, X, reset=False):
+    X = _by_name(estimator, X, reset)
     return validate_data(estimator, X, dtype=np.float64, reset=reset, ensure_min_samples=2 if reset else 1)
+
+
+def _by_name(estimator, X, reset=False):
+    """The columns of a DataFrame in the order of training; scikit-learn compares names only where all are words."""
+    if reset:
+        estimator._columns = names_in(X)
+    elif estimator._columns is not None and not all(isinstance(name, str) for name in getattr(X, "columns", "x")):
+        X = in_order(X, estimator._columns)
+    return X
 
 
 def _seed(generator):

@@ -523,7 +523,7 @@ def _names_of_part(name: str, prior: Prior) -> Sequence[str]:
     return [f"{name}{i + 1}" for i in range(prior.dim)] if numbered else prior.names
 
 
-def likeliest(theta: Float[np.ndarray, "n d"]) -> Prior:
+def likeliest(theta: Float[np.ndarray, "n d"], names: Words = None) -> Prior:
     """A prior of independent parameters from draws: uniform, normal or log-normal each, whichever is likeliest.
 
     The bounds of a uniform component lie beyond its extreme draws by the mean distance between neighbours; a component
@@ -531,6 +531,7 @@ def likeliest(theta: Float[np.ndarray, "n d"]) -> Prior:
 
     Args:
         theta: draws, shape (n, d).
+        names: of the parameters; default x1, x2, ...
 
     Raises:
         InputError: for draws that are not finite numbers of that shape.
@@ -538,7 +539,8 @@ def likeliest(theta: Float[np.ndarray, "n d"]) -> Prior:
     theta = as_numbers(theta, "draws")
     if theta.ndim != 2 or not theta.size or not np.all(np.isfinite(theta)):
         raise InputError(f"got draws of shape {theta.shape}; expected finite numbers of shape (n, d)")
-    return Product({f"x{i + 1}": _likeliest(column) for i, column in enumerate(theta.T)})
+    names = _default_names(theta.shape[1]) if names is None else names
+    return Product({name: _likeliest(column) for name, column in zip(names, theta.T, strict=True)})
 
 
 def _likeliest(draws) -> Prior:

@@ -160,7 +160,7 @@ def test_the_temperature_undoes_a_known_one():
         ([3, 1, 3], (1, 3), [1, 0, 1]),
         (np.array([0.0, 1.0, np.nan]), (0, 1), [0, 1, -1]),
         (["b", "a", None, ""], ("a", "b"), [1, 0, -1, -1]),
-        (np.array([2, -1, 0]), (0, 2), [1, -1, 0]),
+        (np.array([2, -1, 0]), (-1, 0, 2), [2, 0, 1]),
         ([True, False], (0, 1), [1, 0]),
     ],
 )
@@ -335,7 +335,7 @@ TWO = np.arange(40) % 2
         (ROWS, None, {}, "no labels"),
         (ROWS, TWO[:30], {}, "for 40 items"),
         (ROWS, TWO + 0.5, {}, "label 0.5"),
-        (ROWS, TWO - 3, {}, "label -3"),
+        (ROWS, [(0, 1)] * 40, {}, "label"),
         (ROWS, TWO + 7, {"classes": 8}, "as classes=8"),
         (np.where(ROWS > 2, np.nan, ROWS), TWO, {}, "missing or infinite"),
         (ROWS, TWO, {"bits": 5}, "'bits'"),

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,17 @@ from jaxtyping import Int
 
 from flowknife.apps._images import as_pictures
 from flowknife.data import ImageSet
+from flowknife.data._cells import as_written, is_missing
 from flowknife.data.tables import TABLE_SUFFIXES
 from flowknife.errors import InputError
 
-Names = tuple[int | str, ...]
-"""The classes, whole numbers or words, in the order of their numbers."""
+Names = tuple[bool | int | float | str, ...]
+"""The classes, truth values, numbers or words, in the order of their numbers."""
 
 Codes = Int[np.ndarray, " n"]
 """Classes by number; -1 for unknown."""
 
-_MISSING = {"", "nan", "none", "<na>", "nat", "-1"}
+_FOREIGN = -2  # in place of the number of a class
 
 
 def is_picture_source(x: Any) -> bool:
@@ -43,6 +43,11 @@ def read_pictures(x: Any, labels: Any, size: int, show_progress: bool) -> tuple[
                 "and labels by place; expected pictures only; try one folder per class, without labels"
             )
         return data, labels
+    if data.unused_folders:
+        raise InputError(
+            f"got the class folders {', '.join(data.unused_folders[:5])} without a usable picture; expected some in "
+            "each; try to mend or remove them"
+        )
     if not any(data.folders):
         raise InputError("got pictures without labels; expected labels=..., or a folder with one subfolder per class")
     return data, data.folders
@@ -51,28 +56,27 @@ def read_pictures(x: Any, labels: Any, size: int, show_progress: bool) -> tuple[
 def label_codes(labels: Any, rows: int, classes: int | None = None) -> tuple[Names, Codes]:
     """The classes that occur, sorted, and the class of each item by number.
 
+    Labels are truth values, numbers or words, and stay what they are; where kinds are mixed, all become words.
+
     Args:
-        labels: one per item; None, NaN, "" and -1 are unknown.
+        labels: one per item; None, NaN, NA and "" are unknown, and nothing else is.
         rows: number of items.
         classes: the classes are 0 ... classes - 1, whether they occur or not.
 
     Raises:
-        InputError: for labels of another length, fractions, or fewer than two classes.
+        InputError: for labels of another length or kind, fractions, or fewer than two classes.
     """
     if labels is None:
         raise InputError("got no labels; expected one per item; try labels=..., or fk.density for items of one kind")
     if isinstance(labels, (str, bytes, Mapping)) or not hasattr(labels, "__len__"):
         raise InputError(f"got labels={labels!r}; expected one label per item")
-    if np.ndim(labels) != 1 or len(labels) != rows:
-        raise InputError(f"got labels of shape {np.shape(labels)} for {rows} items; expected one label per item")
-    # numpy would turn the numbers of a list with a None or a word into words
-    names = [_name(value) for value in (labels.tolist() if hasattr(labels, "tolist") else labels)]
+    names = _listed(labels)
+    if len(names) != rows:
+        raise InputError(f"got {len(names)} labels for {rows} items; expected one label per item")
+    names = _of_one_kind(names)
     seen: set[Any] = {name for name in names if name is not None}
-    if any(isinstance(name, str) for name in seen):
-        names = [None if name is None else str(name) for name in names]
-        seen = {str(name) for name in seen}
     if classes is not None:
-        if not all(isinstance(name, int) and name < classes for name in seen):
+        if not seen <= set(range(classes)):
             raise InputError(
                 f"got labels {_some(seen)}; expected whole numbers 0 to {classes - 1}, as classes={classes}"
             )
@@ -83,33 +87,77 @@ def label_codes(labels: Any, rows: int, classes: int | None = None) -> tuple[Nam
         )
     order = tuple(sorted(seen))
     place = {name: code for code, name in enumerate(order)}
-    codes = np.array([-1 if name is None else place[name] for name in names], np.int32)
-    if not np.any(codes >= 0):
-        raise InputError("got no known label; expected some of each class")
-    return order, codes
+    return order, np.array([-1 if name is None else place[name] for name in names], np.int32)
 
 
-def _name(value: Any) -> int | str | None:
-    """A label as a whole number or a word, None for unknown."""
-    if value is None or str(value).strip().lower() in _MISSING:
+def _listed(labels):
+    """Labels as values of Python, None where unknown."""
+    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    return [_name(value) for value in values]
+
+
+def _name(value: Any) -> bool | int | float | str | None:
+    """A label as it is, None for unknown."""
+    if is_missing(value):
         return None
-    if isinstance(value, (Integral, np.bool_)):
-        return int(value) if value >= 0 else _refused(value)
-    if isinstance(value, Real):
-        whole = int(value) if np.isfinite(value) else 0
-        if whole == value == -1:
-            return None
-        return whole if whole == value and whole >= 0 else _refused(value)
-    return str(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and value % 1:
+        raise InputError(
+            f"got the label {value!r}; expected whole numbers, words or truth values; try fk.invert(pairs=(labels, x)) "
+            "for a quantity, labels.astype(str) for classes"
+        )
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        raise InputError(f"got {_some([value])} as a label; expected one label per item, a word or a number")
+    raise InputError(
+        f"got the label {_some([value])} of type {type(value).__name__}; expected words, numbers or truth values; try "
+        "labels.astype(str)"
+    )
 
 
-def _refused(value):
-    raise InputError(f"got the label {value!r}; expected whole numbers from 0 or words, and -1 or None for unknown")
+def _of_one_kind(names):
+    """Truth values, numbers and words as they are; a mixture of them as words.
+
+    Raises:
+        InputError: if different labels would become the same word, as 1 and "1".
+    """
+    known = [name for name in names if name is not None]
+    kinds = {(isinstance(name, bool), isinstance(name, str)) for name in known}
+    if len(kinds) < 2:
+        return names
+    word_of: dict[str, Any] = {}
+    for name in known:
+        if type(word_of.setdefault(str(name), name)) is not type(name):
+            raise InputError(f"got the labels {word_of[str(name)]!r} and {name!r}; expected labels of one kind")
+    return [None if name is None else str(name) for name in names]
 
 
 def _some(names):
     shown = sorted(map(repr, names))
     return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
+
+
+def codes_of(labels: Any, classes: Names) -> Codes:
+    """The classes of labels by number: -1 where unknown, -2 for labels of no class.
+
+    Labels may be written in another way than those of training: 1 is the class 1.0 and the word "1".
+    """
+    place: dict[Any, int] = {name: code for code, name in enumerate(classes)}
+    as_word = {str(name): code for name, code in place.items()}
+
+    def code(name):
+        if name is None:
+            return -1
+        if isinstance(name, bool) and not isinstance(classes[0], bool):
+            return as_word.get(str(name), _FOREIGN)
+        if name in place or str(name) in as_word:
+            return place.get(name, as_word.get(str(name), _FOREIGN))
+        return place.get(as_written([name]).tolist()[0], _FOREIGN) if isinstance(name, str) else _FOREIGN
+
+    return np.array([code(name) for name in _listed(labels)], np.int32)
 
 
 def as_codes(labels: Any, classes: Names) -> Int[np.ndarray, "..."]:
@@ -119,10 +167,9 @@ def as_codes(labels: Any, classes: Names) -> Int[np.ndarray, "..."]:
         InputError: for a label that was not among the classes.
     """
     single = isinstance(labels, str) or np.ndim(labels) == 0
-    place: dict[Any, int] = {name: code for code, name in enumerate(classes)}
-    values = [labels] if single else labels.tolist() if hasattr(labels, "tolist") else list(labels)
-    words = isinstance(classes[0], str)
-    codes = [place.get(str(value) if words else value, -1) for value in values]
-    if -1 in codes:
-        raise InputError(f"got the label {values[codes.index(-1)]!r}; expected one of {_some(classes)}")
-    return np.array(codes[0] if single else codes, np.int32)
+    values = [labels] if single else labels
+    codes = codes_of(values, classes)
+    if np.any(codes < 0):
+        wrong = _listed(values)[int(np.argmax(codes < 0))]
+        raise InputError(f"got the label {wrong!r}; expected one of {_some(classes)}")
+    return codes.reshape(()) if single else codes

@@ -17,12 +17,13 @@ from flowknife._progress import Report, progress, unreported
 from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.apps._class_config import ClassifyConfig
-from flowknife.apps._class_data import Names, as_codes
+from flowknife.apps._class_data import Names, as_codes, codes_of
 from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
 from flowknife.apps._class_training import fit_temperature
 from flowknife.apps._image_batches import as_pictures, in_batches
 from flowknife.apps._image_scores import with_complexity
-from flowknife.data import Skipped, load_table, write_skipped
+from flowknife.data import Skipped, White, load_table, write_skipped
+from flowknife.data._cells import array_of
 from flowknife.diagnostics import (
     Check,
     Flagging,
@@ -86,6 +87,7 @@ class Classifier:
         history: columns of the training curve.
         skipped: files that could not be used, and why.
         facts: what is worth knowing about the run.
+        white: of images, the pixel values that became 255.
     """
 
     model: INN = field(repr=False)
@@ -104,6 +106,7 @@ class Classifier:
     history: dict[str, list[float]] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(repr=False)
     facts: dict[str, Any]
+    white: White = White()  # noqa: RUF009, a named tuple
 
     application = "classify"
 
@@ -126,7 +129,11 @@ class Classifier:
 
     def predict(self, x: Any) -> np.ndarray:
         """The likeliest class of each item, shape (n,), as labels were given."""
-        return np.asarray(self.classes)[np.argmax(self._probability(self._log_joint(x)), axis=1)]
+        return self._labels(np.argmax(self._probability(self._log_joint(x)), axis=1))
+
+    def codes(self, labels: Any) -> np.ndarray:
+        """Places of labels among `classes`, shape (n,): -1 where unknown (None, NaN, ""), -2 for labels of no class."""
+        return codes_of(labels, self.classes)
 
     def predict_proba(self, x: Any, calibrated: bool = True) -> np.ndarray:
         """Probability of every class, shape (n, K), in the order of `classes`.
@@ -207,7 +214,7 @@ class Classifier:
         columns = self.flagging.columns(self._p_values(strangeness))
         return {
             ("path" if self.pictures else "row"): np.asarray(names),
-            "label": np.asarray(self.classes)[np.argmax(probability, axis=1)],
+            "label": self._labels(np.argmax(probability, axis=1)),
             "probability": probability.max(axis=1),
             "log_prob": logsumexp(joint, axis=1) + self.frame.log_det,
             "score": strangeness,
@@ -349,6 +356,7 @@ class Classifier:
             history=read_history(folder),
             skipped=(),
             facts=record["facts"],
+            white=White(**record["data"].get("white", {})),
             **{name: np.asarray(tree[name]) for name in _ARRAYS},
         )
 
@@ -387,20 +395,13 @@ class Classifier:
         """Items and their names."""
         if self.pictures:
             height, width, channels = self.shape
-            data = as_pictures(x, (height, width), show_progress=False, channels=channels)
+            data = as_pictures(x, (height, width), show_progress=False, channels=channels, white=self.white)
             if data.pixels.shape[1:] != self.shape:
                 raise InputError(
                     f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training"
                 )
             return data.pixels, data.names
-        table = load_table(x, min_rows=1)
-        unnamed = isinstance(x, (np.ndarray, jax.Array))
-        if unnamed and table.values.shape[1] != len(self.names):
-            raise InputError(
-                f"got rows of {table.values.shape[1]} numbers; expected {len(self.names)}, the columns "
-                f"{', '.join(self.names)}"
-            )
-        values = table.columns(self.names)
+        values = load_table(x, columns=self.names, min_rows=1).values
         return self.frame.to_model(values), range(len(values))
 
     def _parts(self, items) -> Iterator[tuple[int, np.ndarray]]:
@@ -432,6 +433,10 @@ class Classifier:
         by_class, features = look
         bits = -logsumexp(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
         return np.column_stack([bits, with_complexity(self.model, features, bits, items)])
+
+    def _labels(self, places):
+        """Classes by their places, as labels were given."""
+        return array_of(self.classes)[places]
 
     def _joint(self, items):
         return self._look(items)[0] + self.log_prior
@@ -468,7 +473,9 @@ class Classifier:
             joint, codes = self._held_out_look[0] + self.log_prior, self.held_out_labels
         else:
             joint = self._log_joint(x)
-            codes = np.broadcast_to(as_codes(labels, self.classes), len(joint))
+            codes = np.broadcast_to(self.codes([labels] if np.ndim(labels) == 0 else labels), len(joint))
+            if np.any(codes < -1):
+                as_codes(labels, self.classes)
         known = codes >= 0
         if not known.any():
             raise InputError("got no held-out items with a label; expected some; try x and labels as arguments")

@@ -1,6 +1,7 @@
 """An image model at work on many pictures: compiled, and in batches of one size."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,11 +12,12 @@ import numpy as np
 from flowknife._progress import Report, progress, unreported
 from flowknife._types import as_key
 from flowknife.apps._features import largest_spot, level_features
-from flowknife.data import ImageSet, load_images
+from flowknife.data import ImageSet, White, load_images
 from flowknife.multiscale import local_log_probs
 
 DRAWN_AT_ONCE = 16  # pictures
 SMALL = 3072  # numbers of a picture of 32 x 32 in colour
+_LOOKED_AT = 1000  # images whose grey levels are counted
 _NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
 
 
@@ -28,7 +30,13 @@ class Look(NamedTuple):
 
 
 def as_pictures(
-    folder, size, show_progress, channels: Any = "auto", partition: Any = None, crop: float = 1.0
+    folder,
+    size,
+    show_progress,
+    channels: Any = "auto",
+    partition: Any = None,
+    crop: float = 1.0,
+    white: White | None = None,
 ) -> ImageSet:
     if isinstance(folder, ImageSet):
         return folder
@@ -39,8 +47,28 @@ def as_pictures(
             channels=channels,
             partition=partition,
             crop=crop,
+            white=white,
             on_progress=lambda done, total: report(done / total, f"{done} of {total}"),
         )
+
+
+def grey_facts(data: ImageSet, bits: int) -> dict[str, str]:
+    """What became white where images were scaled, and how many grey levels are left where these are few.
+
+    Warns:
+        UserWarning: fewer than 8 grey levels are left of more.
+    """
+    facts = {"white": data.white.told()} if data.white.told() else {}
+    seen = np.unique(data.pixels[:_LOOKED_AT])
+    left = len(np.unique(seen >> (8 - bits)))
+    if left < min(8, 2**bits, len(seen)):
+        facts["grey levels"] = f"{left}, few: values reach from {seen[0]} to {seen[-1]} of 255"
+        warnings.warn(
+            f"got images with {left} grey levels at {bits} bits (values from {seen[0]} to {seen[-1]} of 255); expected "
+            "8 or more; try brighter images, or bits=8",
+            stacklevel=3,
+        )
+    return facts
 
 
 def in_batches(rows):

@@ -29,7 +29,7 @@ from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_scores import UPWARD, compare, maps_by_position, surprise_maps
 from flowknife.apps._image_uses import How, redrawn, way
 from flowknife.apps._neighbours import Nearest, Neighbours, thumbnails
-from flowknife.data import ImageSet, Skipped, write_skipped
+from flowknife.data import ImageSet, Skipped, White, write_skipped
 from flowknife.data._arrays import array_file
 from flowknife.diagnostics import (
     Check,
@@ -71,6 +71,7 @@ class Images:
         facts: what is worth knowing about the run.
         empirical: where the latents of the training pictures lie.
         neighbours: training pictures, small.
+        white: the pixel values that became 255.
     """
 
     model: INN = field(repr=False)
@@ -86,6 +87,7 @@ class Images:
     facts: dict[str, Any]
     empirical: Empirical = field(repr=False)
     neighbours: Neighbours = field(repr=False)
+    white: White = White()  # noqa: RUF009, a named tuple
 
     application = "images"
 
@@ -348,7 +350,7 @@ class Images:
             "application": self.application,
             **recorded(self.config, self.used),
             "metrics": self.metrics,
-            "data": {"fingerprint": self.facts["fingerprint"]},
+            "data": {"fingerprint": self.facts["fingerprint"], "white": self.white._asdict()},
             "facts": self.facts,
         }
         tree = {
@@ -384,6 +386,7 @@ class Images:
             facts=record["facts"],
             empirical=Empirical.from_tree(tree["empirical"]),
             neighbours=Neighbours.from_tree(tree["neighbours"]),
+            white=White(**record["data"].get("white", {})),
         )
 
     def report(self, folder: str | Path, others: Any = None) -> Path:
@@ -402,7 +405,8 @@ class Images:
         pictures = _several(pictures)
         # an array in this size is a sample, say, or held out, and cut already
         crop = 1.0 if getattr(pictures, "shape", ())[1:3] == (height, width) else self.config.crop
-        data = as_pictures(pictures, (height, width), show_progress=False, channels=channels, crop=crop)
+        form = {"channels": channels, "crop": crop, "white": self.white}
+        data = as_pictures(pictures, (height, width), show_progress=False, **form)
         if data.pixels.shape[1:] != self.shape:
             raise InputError(f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
         return data

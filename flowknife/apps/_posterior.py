@@ -16,6 +16,8 @@ import pydantic
 from flowknife._frame import Frame, plain_frame
 from flowknife._settings import Applies, Settings, recorded, recovered
 from flowknife._types import Key, as_key
+from flowknife.data import load_table
+from flowknife.data.tables import names_in
 from flowknife.diagnostics import (
     Check,
     Flagging,
@@ -250,7 +252,7 @@ class Posterior:
                 each.
             y: one observation (m,), or (k, m).
         """
-        x = np.asarray(x, np.float64)
+        x = np.asarray(self._named(x), np.float64)
         rows, single = self._observations(y)
         if x.ndim < 1 or x.shape[-1] != self.prior.dim:
             raise InputError(
@@ -293,7 +295,7 @@ class Posterior:
         Raises:
             InputError: for a conditional model whose simulator is not known; it has no forward direction.
         """
-        x = np.asarray(x, np.float64)
+        x = np.asarray(self._named(x), np.float64)
         if self.config.form == "partitioned":
             return self.frame.from_model(_forward(self.model, self._x_frame.to_model(x)))
         if self.forward is None:
@@ -384,7 +386,7 @@ class Posterior:
             InputError: without `pairs` and without held-out pairs.
         """
         if pairs is not None:
-            x, y = self._x_frame.to_model(pairs[0]), self._given(self._observations(pairs[1])[0])
+            x, y = self._x_frame.to_model(self._named(pairs[0])), self._given(self._observations(pairs[1])[0])
             judged = _replaced(self, held_out={"x": x, "y": y})
             return [*judged._checks(), *self.flagging.checks_of()]
         self.flagging.require_held_out()
@@ -464,6 +466,8 @@ class Posterior:
 
     def _observations(self, y) -> tuple[np.ndarray, bool]:
         """Observations as rows (k, m), and whether there is only one, given without an axis for it."""
+        if names_in(y) is not None:
+            y = load_table(y, columns=self.y_names, min_rows=1).values
         try:
             rows = np.asarray(y, np.float64)
         except (TypeError, ValueError):
@@ -485,6 +489,10 @@ class Posterior:
     def _given(self, rows):
         """Observations (k, m) as the model takes them; beyond single precision they are merely far."""
         return np.clip(self.frame.to_model(rows), -_FARTHEST, _FARTHEST)
+
+    def _named(self, x):
+        """Parameters, of a data frame by the names of its columns."""
+        return x if names_in(x) is None else load_table(x, columns=self.names, min_rows=1).values
 
     def _in_parts(self, rows, numbers_each):
         size = max(_NUMBERS_AT_ONCE // max(numbers_each, 1), 1)

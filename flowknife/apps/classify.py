@@ -21,9 +21,10 @@ from flowknife.apps._class_data import is_picture_source, label_codes, read_pict
 from flowknife.apps._class_models import picture_model, table_model
 from flowknife.apps._class_training import log_prior_of, train_pictures, train_table
 from flowknife.apps._classifier import Classifier
+from flowknife.apps._image_batches import grey_facts
 from flowknife.apps.images import default_size
 from flowknife.bijections import Affine
-from flowknife.data import fingerprint, load_table
+from flowknife.data import White, fingerprint, load_table
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 
@@ -86,7 +87,10 @@ def classify(
         data, labels = read_pictures(x, labels, used.image_size, show_progress)
         items, names, frame, skipped = data.pixels, (), Frame((), ()), data.skipped
         facts = {"pictures": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
+        facts |= grey_facts(data, used.bits)
+        white = data.white
     else:
+        white = White()
         used = config.completed(**_OF_ROWS)
         if isinstance(labels, str) and labels in getattr(x, "columns", ()):
             x, labels = x.drop(columns=[labels]), x[labels]
@@ -149,6 +153,7 @@ def classify(
             **told,
             **Flagging(len(held), config.alpha, "items").facts(),
         },
+        white=white,
     )
     return finish(
         lambda: classifier.calibrated(items[stopping], codes[stopping], items[train][:_LOOKED_AT]),

@@ -386,17 +386,15 @@ class Density:
 
 def _values_of(x, names, drop_invalid=False):
     """Rows of a table in the user's units, in the columns of training."""
-    values = np.asarray(x) if _is_rows(x) else load_table(x, drop_invalid=drop_invalid, min_rows=1).columns(names)
-    if values.ndim != 2 or values.shape[1] != len(names):
-        raise InputError(
-            f"got rows of shape {values.shape}; expected (n, {len(names)}), the columns {', '.join(names)}"
-        )
-    return values
+    if _is_rows(x, len(names)):
+        return np.asarray(x)
+    return load_table(x, columns=names, drop_invalid=drop_invalid, min_rows=1).values
 
 
-def _is_rows(x):
-    """Whether `x` is a plain numeric matrix, which may have any number of rows and holds no names."""
-    return isinstance(x, (np.ndarray, jax.Array)) and x.ndim == 2 and x.dtype.kind in "fiub"
+def _is_rows(x, columns):
+    """Whether `x` is a plain matrix of numbers, which has no names and need not be finite."""
+    plain = isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, np.ma.MaskedArray)
+    return plain and x.dtype.kind in "fiub" and x.ndim == 2 and x.shape[1] == columns and len(x) > 0
 
 
 def _chunks(rows):

@@ -16,7 +16,7 @@ from flowknife._settings import asked, require_applicable
 from flowknife._split import Sizes, split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_batches import as_pictures, bits_of, level_squares
+from flowknife.apps._image_batches import as_pictures, bits_of, grey_facts, level_squares
 from flowknife.apps._image_config import ImagesConfig
 from flowknife.apps._image_scores import compare, fit_detector
 from flowknife.apps._image_training import train_images
@@ -56,8 +56,8 @@ def images(
     Args:
         folder: a folder of PNG or JPEG files of any mode and size, all subfolders mixed, or its address
             (s3://bucket/folder); or a uint8 array of pictures (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or
-            FILE.npz:NAME that holds one; or paths. Where a `list_eval_partition.txt` tells them, as for CelebA, only
-            the training pictures are used.
+            FILE.npz:NAME that holds one; or paths. Where a `list_eval_partition.txt` in the folder tells them, as for
+            CelebA, only the training pictures are used.
         config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the lattice flow for pictures that are
             flat for the most part), 15 minutes at most.
         key: int, JAX key or None; None means `config.seed`.
@@ -78,7 +78,7 @@ def images(
     found = folder if isinstance(folder, ImageSet) else find_images(folder)
     size = config.image_size or default_size(found, config.crop)
     _require_uncut(folder, size, config.crop)
-    partition = None if isinstance(found, ImageSet) or found.partitions is None else "train"
+    partition = None if isinstance(found, ImageSet) or found.partitions_inside is None else "train"
     data = as_pictures(found, size, show_progress, partition=partition, crop=config.crop)
     if len(data) < 8:
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
@@ -113,12 +113,13 @@ def images(
     facts = {
         **({PARTIAL: trained.partial} if trained.partial else {}),
         "pictures": len(data),
-        **({"partition": f"{partition}, of {PARTITION_FILE}"} if partition else {}),
+        **({} if isinstance(found, ImageSet) else _partition_fact(found, partition)),
         "held out": len(held_out),
         "skipped files": len(data.skipped),
         "mirrored": flip,
         "seconds": round(trained.seconds, 1),
         "fingerprint": fingerprint(data),
+        **grey_facts(data, config.bits),
         **Flagging(len(held_out), config.alpha, "images").facts(),
     }
     return finish(
@@ -130,6 +131,7 @@ def images(
             history=trained.history,
             skipped=data.skipped,
             facts=facts,
+            white=data.white,
         ),
         interrupted=bool(trained.partial),
     )
@@ -154,6 +156,13 @@ def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
         "empirical": Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
         "neighbours": neighbours,
     }
+
+
+def _partition_fact(found, partition) -> dict[str, str]:
+    """Which partition was used; or that there is a list beside the folder, which was not."""
+    if partition:
+        return {"partition": f"{partition}, of {PARTITION_FILE}"}
+    return {"partition": f"none; {PARTITION_FILE} beside the folder is not used"} if found.partitions else {}
 
 
 def _small(train):

@@ -38,6 +38,7 @@ from flowknife.bijections import (
     Split,
 )
 from flowknife.data import Simulations, given_pairs, predicted, simulate, takes_key
+from flowknife.data.tables import in_order, names_in
 from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
@@ -259,8 +260,13 @@ def _task(simulator, prior, pairs, config) -> _Task:
         if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
             got = type(pairs).__name__ + (f" of length {len(pairs)}" if isinstance(pairs, (tuple, list)) else "")
             raise InputError(f"got {got} as pairs; expected two arrays, (x, y)")
-        given = given_pairs(*pairs)
-        return _Task(prior or priors.likeliest(given.theta), estimated=prior is None, pairs=given, noise=noise)
+        theta, y = pairs
+        names, y_names = names_in(theta), names_in(y) or ()
+        if prior is not None and names is not None:
+            theta = in_order(theta, prior.names)
+        given = given_pairs(theta, y)
+        estimated = priors.likeliest(given.theta, names=names) if prior is None else None
+        return _Task(estimated or prior, estimated=bool(estimated), pairs=given, noise=noise, y_names=y_names)
     if any(simulator is make for make in PROBLEMS.values()):
         raise InputError(f"got the function {simulator.__name__}; expected a problem; try {simulator.__name__}()")
     if isinstance(simulator, Problem):

@@ -4,17 +4,18 @@ A new application is one more entry of `KINDS`, or of those that are there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowknife.cli._data import LABEL, read_labelled, read_observations, read_pairs, read_pictures
+from flowknife.cli._data import LABEL, read_observations, read_pairs, read_pictures, read_rows
 from flowknife.cli._files import picture_writer, row_writer
 from flowknife.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowknife.data import Table
     from flowknife.data.images import Partition
 
 LABEL_FACT = "label column"
@@ -28,10 +29,12 @@ class Choice:
     Attributes:
         drop_invalid: of rows, those without missing or infinite values alone.
         partition: of pictures, those that `list_eval_partition.txt` has for this.
+        id: of tables, the column that tells the rows apart.
     """
 
     drop_invalid: bool = False
     partition: "Partition | None" = None
+    id: str | None = None
 
     def for_rows(self) -> bool:
         """Whether to drop invalid rows.
@@ -43,6 +46,20 @@ class Choice:
             raise InputError("got --partition for a table; expected a folder of pictures; try without")
         return self.drop_invalid
 
+    def carried(self, table: "Table", data: str) -> "dict[str, np.ndarray]":
+        """The column of `id`, by name.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        if self.id is None:
+            return {}
+        if self.id in table.names:
+            return {self.id: table.values[:, table.names.index(self.id)]}
+        if self.id not in table.kept:
+            raise InputError(f"got --id {self.id} for {data!r}, which has no such column; expected one of its columns")
+        return {self.id: table.kept[self.id]}
+
 
 @dataclass(frozen=True)
 class Items:
@@ -52,6 +69,7 @@ class Items:
         values: what the model takes.
         labels: of the items, if they are known.
         numbers: of the rows in their file.
+        carried: columns of the file that go with the rows into what is written, by name.
         left_out: how many rows were left out.
         skipped: files that could not be used, and why.
     """
@@ -59,16 +77,17 @@ class Items:
     values: Any
     labels: Any = None
     numbers: "np.ndarray | None" = None
+    carried: "Mapping[str, np.ndarray]" = field(default_factory=dict)
     left_out: int = 0
     skipped: tuple[Any, ...] = ()
 
     @classmethod
-    def of_table(cls, values: "np.ndarray", table: Any, labels: Any = None) -> "Items":
+    def of_table(cls, table: "Table", carried: "Mapping[str, np.ndarray]", labels: Any = None) -> "Items":
         """Rows of a table of which some may have been left out."""
         import numpy as np
 
         numbers = np.delete(np.arange(len(table.values) + table.dropped), table.dropped_rows)
-        return cls(values, labels, numbers, table.dropped)
+        return cls(table.values, labels, numbers, carried, table.dropped)
 
 
 @dataclass(frozen=True)
@@ -89,27 +108,27 @@ class Kind:
 
 
 def _rows(fitted, data, choice):
-    from flowknife.data import load_table
-
-    labels, drop_invalid = None, choice.for_rows()
-    if fitted.application == "classify":  # its table may still have the labels with it
-        found = read_labelled(data, fitted.facts.get(LABEL_FACT, LABEL), drop_invalid=drop_invalid, required=False)
-        table, labels = found.table, found.labels
-    else:
-        table = load_table(data, drop_invalid=drop_invalid, min_rows=1)
-    return Items.of_table(table.columns(fitted.names, repr(data)), table, labels)
+    # the table of a classifier may still have the labels with it
+    label = fitted.facts.get(LABEL_FACT, LABEL) if fitted.application == "classify" else None
+    keep = [name for name in (label, choice.id) if name is not None and name not in fitted.names]
+    table = read_rows(data, fitted.names, keep, drop_invalid=choice.for_rows())
+    return Items.of_table(table, choice.carried(table, data), table.kept.get(label))
 
 
 def _pictures(fitted, data, choice):
+    if choice.id is not None:
+        raise InputError("got --id for pictures, which are told apart by their paths; expected a table; try without")
     if choice.drop_invalid:
         raise InputError("got --drop-invalid for pictures; files that cannot be used are always left out; try without")
-    pictures = read_pictures(data, fitted.held_out.shape[1:], getattr(fitted.config, "crop", 1.0), choice.partition)
+    crop = getattr(fitted.config, "crop", 1.0)
+    pictures = read_pictures(data, fitted.held_out.shape[1:], crop, choice.partition, fitted.white)
     return Items(pictures, skipped=pictures.skipped)
 
 
 def _observations(posterior, data, choice):
-    values, table = read_observations(posterior, data, choice.for_rows())
-    return Items.of_table(values, table)
+    keep = () if choice.id is None else (choice.id,)
+    table = read_observations(posterior, data, keep, drop_invalid=choice.for_rows())
+    return Items.of_table(table, choice.carried(table, data))
 
 
 def _pairs(posterior, data, choice):

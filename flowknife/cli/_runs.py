@@ -19,6 +19,9 @@ OfPartition = Annotated[
     Literal["train", "validation", "test"] | None,
     typer.Option(help="Only the pictures that list_eval_partition.txt, in the folder or beside it, has for this."),
 ]
+Id = Annotated[
+    str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to write beside each row.")
+]
 Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write.")]
 
 
@@ -100,13 +103,13 @@ def _temperature(text, fitted):
 
 def _class_of(classifier, label):
     """The class that is written like this."""
-    found = [value for value in classifier.classes if str(value) == label]
-    if not found:
+    (code,) = classifier.codes([label])
+    if code < 0:
         names = ", ".join(map(str, classifier.classes[:12]))
         raise InputError(
             f"got --label {label}; expected one of {names}{', ...' if len(classifier.classes) > 12 else ''}"
         )
-    return found[0]
+    return classifier.classes[code]
 
 
 @verb(
@@ -126,6 +129,7 @@ def _score(
             metavar="FILE.html", help="A page with the 500 strangest pictures and where they are; images only."
         ),
     ] = None,
+    identity: Id = None,
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
 ) -> None:
@@ -148,7 +152,7 @@ def _score(
         raise InputError(f"got --gallery {gallery}; expected a file that ends in .html")
     fitted: Any = load(run)
     only_for(["images"], fitted, gallery=gallery)
-    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition))
+    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition, identity))
     options = {"show_progress": True} if fitted.application in ("images", "classify") else {}
     columns = _numbered(fitted.score(items.values, **options), items)
     order = ranked(columns) if fitted.application == "images" else slice(None)
@@ -183,8 +187,19 @@ def _require_table(out, data, run):
 
 
 def _numbered(columns, items: Items):
-    """Columns whose rows are called by their number in the file that they come from."""
-    return columns if items.numbers is None else {**columns, "row": items.numbers}
+    """Columns whose rows are called by their number in the file that they come from, and what is carried along.
+
+    Raises:
+        InputError: a column that is carried along has the name of another.
+    """
+    if items.numbers is None:
+        return columns
+    for name in items.carried:
+        if name in columns:
+            raise InputError(
+                f"got --id {name}, the name of a column that is written anyway; expected another; rename it"
+            )
+    return {"row": items.numbers, **items.carried, **{name: each for name, each in columns.items() if name != "row"}}
 
 
 def _tell_left_out(items: Items, out: Path) -> None:
@@ -212,6 +227,7 @@ def _classify(
     run: Run,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A table with the columns of training, or a folder.")],
     out: Scores,
+    identity: Id = None,
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
 ) -> None:
@@ -228,22 +244,19 @@ def _classify(
     fitted: Any = load(run)
     if fitted.application != "classify":
         raise InputError(f"got a run of {fitted.application}; expected one of classify; try flowknife score")
-    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition))
+    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition, identity))
     scores = _numbered(fitted.score(items.values), items)
     probabilities = fitted.predict_proba(items.values)
-    labels = np.asarray(fitted.classes)[probabilities.argmax(axis=1)]
+    labels, places = scores["label"], probabilities.argmax(axis=1)
     which = "path" if "path" in scores else "row"
-    columns = {which: scores[which], "label": labels}
+    columns = {which: scores[which], **items.carried, "label": labels}
     columns |= {f"p({name})": p for name, p in zip(fitted.classes, probabilities.T, strict=True)}
     write_columns(out, columns | {name: scores[name] for name in ("p_value", "flag") if name in scores})
     _tell_left_out(items, out)
-    told = "" if items.labels is None else f"; {np.mean(_same(items.labels, labels)):.1%} as labelled"
-    typer.echo(f"wrote {len(labels):,} classes to {out}{_flagged(fitted, scores)}{told}")
-
-
-def _same(labels, predicted):
-    """Whether known labels are what is predicted, however they are written."""
-    return [str(a) == str(b) for a, b in zip(labels, predicted, strict=True) if a is not None and str(a) != "-1"]
+    codes = np.full(len(labels), -1) if items.labels is None else fitted.codes(items.labels)
+    known = codes != -1
+    agreed = f"; {np.mean(codes[known] == places[known]):.1%} as labelled" if known.any() else ""
+    typer.echo(f"wrote {len(labels):,} classes to {out}{_flagged(fitted, scores)}{agreed}")
 
 
 @verb(

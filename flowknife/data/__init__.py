@@ -1,5 +1,6 @@
 """Data in and out: tables, folders of pictures, simulated pairs, toy distributions, data sets of installed packages."""
 
+from flowknife.data._decode import White
 from flowknife.data._find import Skipped, find_images
 from flowknife.data._simulators import takes_key
 from flowknife.data.augmentation import Augmentation, augment
@@ -17,6 +18,7 @@ __all__ = [
     "Skipped",
     "Table",
     "Toy",
+    "White",
     "augment",
     "digits",
     "find_images",

@@ -1,8 +1,9 @@
-"""From a picture file of any mode and size to 8-bit pixels of the size wanted."""
+"""From an image file of any mode and size to 8-bit pixels of the size wanted."""
 
 import contextlib
 import io
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ _FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
 _MAX_PIXELS = 100_000_000
 _MIN_SIDE = 4
 _MAX_ASPECT = 20
+_FAINT = 2**12  # of 16 bits: below, less than 4 bits are left of 8
 _TOO_LARGE = f"more than {_MAX_PIXELS // 10**6} megapixels"
 
 Channels = Literal["auto", 1, 3]
@@ -25,13 +27,92 @@ Content = Path | bytes | np.ndarray
 """A file, what a file held, or pixels that are there already."""
 
 
+class White(NamedTuple):
+    """The pixel value that is white, by the kind of pixels; 0 where no image of the set had such pixels.
+
+    Pixels v become round(255 v / white), at most 255. It is chosen once, for the images of training, and kept with the
+    run, so that an image always gives the same pixels.
+
+    Attributes:
+        whole: of whole numbers of more than 8 bits.
+        real: of floating-point numbers.
+        byte: of 8 bits; 1 where a set holds nothing but 0 and 1.
+    """
+
+    whole: float = 0.0
+    real: float = 0.0
+    byte: float = 255.0
+
+    def covering(self) -> "White":
+        """The white points of a set with these largest values: a whole number of bits, or 1.
+
+        Bits are counted in twos, as cameras have 10, 12, 14 or 16; numbers up to 1 run from 0 to 1.
+        """
+        return White(_white(self.whole), _white(self.real), self.byte)
+
+    def told(self) -> str:
+        """In words; "" where images have 8 bits."""
+        kinds = (("whole numbers", self.whole), ("floating-point numbers", self.real), ("bytes", self.byte % 255))
+        return ", ".join(f"{value:g} in {kind}" for kind, value in kinds if value)
+
+
+def _white(largest):
+    if largest <= 1:
+        return 1.0 if largest > 0 else 0.0
+    bits = int(np.ceil(largest)).bit_length()
+    return float(2 ** (bits + bits % 2) - 1)
+
+
+EIGHT_BITS = White()
+"""Of a set of images of 8 bits."""
+
+
 class Form(NamedTuple):
-    """What is wanted of every picture: its size, 1 channel or 3 ("auto": as it is), the share of it that is kept."""
+    """What is wanted of every image.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        channels: 1 or 3; "auto": as it is.
+        crop: the share of it that is kept.
+        white: the pixel values that are white.
+    """
 
     width: int
     height: int
     channels: Channels
     crop: int | float
+    white: White = EIGHT_BITS
+
+
+def largest_values(content: Content) -> White:
+    """The largest pixel values of an image of more than 8 bits; zeros for others, and for those of a single value."""
+    if isinstance(content, Path) and _is_png_of_bytes(content):
+        return EIGHT_BITS
+    found = _opened(content, _largest)
+    return found if isinstance(found, White) else EIGHT_BITS
+
+
+def _is_png_of_bytes(path):
+    """Whether a file says in its first bytes that it is PNG of at most 8 bits, which most are."""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as stream:
+                head = stream.read(25)
+            return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:] <= b"\x08"
+    return False
+
+
+def _largest(image):
+    if isinstance(image, np.ndarray):
+        values = image
+    else:
+        _require_usable(image)
+        values = _values(image) if image.mode not in ("1", "L", "P") else None
+    if values is None or values.dtype == np.uint8 or not np.isfinite(values).all() or values.min() == values.max():
+        return EIGHT_BITS
+    largest = max(float(values.max()), 0.0)
+    return White(real=largest) if values.dtype.kind == "f" else White(whole=largest)
 
 
 def decode(content: Content, form: Form) -> np.ndarray | str:
@@ -41,17 +122,20 @@ def decode(content: Content, form: Form) -> np.ndarray | str:
 
 def shorter_side(content: Content) -> int | None:
     """The shorter side of a picture in pixels; None if it cannot be used."""
-    side = _opened(content, lambda image: min(image.size))
+    side = _opened(content, lambda image: min(image.shape[:2] if isinstance(image, np.ndarray) else image.size))
     return None if isinstance(side, str) else side
 
 
 def _opened(content, use):
     """What `use` makes of the picture; or the reason why it cannot be used."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+    # Pillow knows how to unpack double precision, but not how TIFF files announce it
+    for prefix, kind in ((b"II", "F;64F"), (b"MM", "F;64BF")):
+        TiffImagePlugin.OPEN_INFO.setdefault((prefix, 1, (3,), 1, (64,), ()), ("F", kind))
     try:
         if isinstance(content, np.ndarray):
-            return use(Image.fromarray(content))
+            return use(content)
         if isinstance(content, Path):
             status = content.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
@@ -74,11 +158,7 @@ def _opened(content, use):
         return f"damaged or truncated ({type(error).__name__})"
 
 
-def _fit(image: "Image.Image", form: Form) -> np.ndarray:
-    """Orient, turn into 8-bit grey or RGB, scale and crop; an InputError carries the reason why not."""
-    from PIL import Image, ImageOps
-
-    size = (form.width, form.height)
+def _require_usable(image):
     short, long = sorted(image.size)
     if short * long > _MAX_PIXELS:
         raise InputError(_TOO_LARGE)
@@ -86,13 +166,25 @@ def _fit(image: "Image.Image", form: Form) -> np.ndarray:
         raise InputError(f"smaller than {_MIN_SIDE} pixels on a side")
     if long > _MAX_ASPECT * short:
         raise InputError(f"longer than {_MAX_ASPECT} to 1")
+
+
+def _fit(image: "Image.Image | np.ndarray", form: Form) -> np.ndarray:
+    """Orient, turn into 8-bit grey or RGB, scale and crop; an InputError carries the reason why not."""
+    from PIL import Image, ImageOps
+
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(_bytes(image, form.white))
+    _require_usable(image)
+    size = (form.width, form.height)
+    short = min(image.size)
     # A JPEG decodes at 1/2, 1/4 or 1/8 of its size for less; twice the wanted size leaves the filter something to do.
     enough = 2 * max(size) / (short * form.crop)
     image.draft(None, (int(enough * image.width), int(enough * image.height)))
-    image.load()
+    values = _values(image)
+    grey = image if values is None else _of_bytes(_bytes(values, form.white), image)
     with contextlib.suppress(Exception):  # unreadable EXIF: the picture itself is sound
-        image = ImageOps.exif_transpose(image)
-    image = _as_eight_bit(image)
+        grey = ImageOps.exif_transpose(grey)
+    image = _as_eight_bit(grey)
     if form.channels == 1:
         image = image.convert("L")
 
@@ -106,17 +198,86 @@ def _fit(image: "Image.Image", form: Form) -> np.ndarray:
     return pixels[..., :1] if (pixels == pixels[..., :1]).all() else pixels
 
 
-def _as_eight_bit(image: "Image.Image") -> "Image.Image":
-    """Any mode of Pillow as L (grey) or RGB, on white where the picture is transparent."""
+def _values(image: "Image.Image") -> np.ndarray | None:
+    """The grey (h, w) or colours (h, w, 3) of an image of more than 8 bits; None for one of 8 bits, which is loaded."""
+    wide = None if image.mode in ("1", "L", "P") else _wide(image)
+    image.load()
+    if wide is not None:
+        colours = wide[..., :-1] if image.mode in ("LA", "RGBA") else wide
+        return colours[..., 0] if colours.shape[-1] == 1 else colours
+    return np.asarray(image) if image.mode == "F" or image.mode.startswith("I") else None
+
+
+def _wide(image):
+    """The pixels of a colour image of 16 bits, of which Pillow gives the high bytes alone; None for any other."""
     from PIL import Image
 
-    if image.mode == "F":
+    tiles = getattr(image, "tile", ())
+    kinds = {_raw_mode(tile) for tile in tiles}
+    if len(kinds) != 1 or ";16" not in (kind := kinds.pop()) or image.mode.startswith("I"):
+        return None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(place)
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as half:
+        high = np.asarray(half).astype(np.uint16)
+    native = "L" if sys.byteorder == "little" else "B"
+    order = {"B": "L", "L": "B", "N": "B" if native == "L" else "L"}
+    other = kind[:-1] + order[kind[-1]]
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as half:
+            # read in the other order of bytes, the high byte of each number is the low one
+            half.tile = [
+                tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
+                for tile in half.tile
+            ]
+            low = np.asarray(half)
+    except Exception:  # a kind of pixels that is not known in the other order
+        return high * 257
+    return high * 256 + low
+
+
+def _raw_mode(tile):
+    """How Pillow calls the layout of the pixels of a part of a file."""
+    return str(tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args)
+
+
+def _bytes(values: np.ndarray, white: White) -> np.ndarray:
+    """Pixels as uint8: 0 stays 0, white becomes 255."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8) * 255
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise InputError("pixels below 0 or not finite, which have no grey")
+    whole = values.dtype.kind in "iu"
+    scale = white.whole if whole else white.real
+    if not scale and not whole:
         raise InputError("floating-point pixels, which have no fixed range")
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow keeps some of it in 32 bits
-        values = np.asarray(image).astype(np.int32)
-        if np.min(values) < 0 or np.max(values) > 65535:
-            raise InputError("32-bit pixels outside 0 to 65535")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if not scale and values.max() > 65535:
+        raise InputError("32-bit pixels outside 0 to 65535")
+    if not scale and 0 < values.max() < _FAINT:
+        raise InputError(f"16-bit pixels that reach only {values.max()} of 65535, which would be black")
+    return np.clip(np.rint(values * (255 / (scale or 65535))), 0, 255).astype(np.uint8)
+
+
+def _of_bytes(pixels, image):
+    """An image of these pixels, with the alpha channel and the orientation of another."""
+    from PIL import Image
+
+    made = Image.fromarray(pixels)
+    if image.mode in ("LA", "RGBA"):
+        made.putalpha(image.getchannel("A"))
+    if exif := image.info.get("exif"):
+        made.info["exif"] = exif
+    return made
+
+
+def _as_eight_bit(image: "Image.Image") -> "Image.Image":
+    """Any mode of 8 bits as L (grey) or RGB, on white where the image is transparent."""
+    from PIL import Image
+
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         image = Image.new("RGBA", picture.size, "white")

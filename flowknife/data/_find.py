@@ -15,7 +15,9 @@ from flowknife.data._decode import Content
 from flowknife.data._stores import Entry, Store, is_url
 from flowknife.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pbm", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+IMAGE_SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".pgm", ".ppm", ".pbm", ".pnm", ".bmp", ".webp", ".tif", ".tiff", ".gif"]
+)
 """The endings, in small letters, of the files that `load_images` looks for in a folder."""
 
 PARTITION_FILE = "list_eval_partition.txt"
@@ -23,7 +25,7 @@ PARTITION_FILE = "list_eval_partition.txt"
 
 Partition = Literal["train", "validation", "test"]
 
-_PARTITIONS: tuple[Partition, ...] = ("train", "validation", "test")  # 0, 1 and 2 in the file
+_PARTITIONS: dict[str, Partition] = {"0": "train", "1": "validation", "2": "test"}
 
 
 _NO_IMAGE = "not an image"
@@ -72,6 +74,8 @@ class Found:
         skipped: the files that are no pictures.
         store: where the files are, None for those at hand.
         lists: where a file may lie that says which picture is for what.
+        folders: the top-level folders, whatever they hold.
+        beside: those of `lists` that lie beside the folder.
     """
 
     source: str
@@ -80,16 +84,26 @@ class Found:
     skipped: tuple[Skipped, ...] = ()
     store: Store | None = None
     lists: tuple[Path | Entry, ...] = ()
+    folders: tuple[str, ...] = ()
+    beside: tuple[Path | Entry, ...] = ()
 
     @cached_property
     def partitions(self) -> dict[str, Partition] | None:
-        """What each file name is for, None if no file says so of these pictures."""
+        """What each file name is for, None if no file in the folder or beside it says so of these pictures."""
+        return self._told(self.lists)
+
+    @cached_property
+    def partitions_inside(self) -> dict[str, Partition] | None:
+        """The same, if a file in the folder itself says so; one beside it is for those who ask."""
+        return self._told([place for place in self.lists if place not in self.beside])
+
+    def _told(self, lists):
         names = {item.name.rpartition("/")[2] for item in self.candidates}
-        for place in self.lists:
+        for place in lists:
             text = self.store.read([place])[0] if self.store and isinstance(place, Entry) else _text(place)
             if isinstance(text, bytes):
                 lines = (line.split() for line in text.decode("utf-8", "replace").splitlines())
-                told = {line[0]: _PARTITIONS[int(line[1])] for line in lines if len(line) == 2 and line[1] in "012"}
+                told = {line[0]: _PARTITIONS[line[1]] for line in lines if len(line) == 2 and line[1] in _PARTITIONS}
                 if not names.isdisjoint(told):
                     return told
         return None
@@ -102,8 +116,8 @@ class Found:
         """
         chosen, skipped = self.candidates, self.skipped
         if partition is not None:
-            if partition not in _PARTITIONS:
-                raise InputError(f"got partition={partition!r}; expected {', '.join(_PARTITIONS)} or None")
+            if partition not in _PARTITIONS.values():
+                raise InputError(f"got partition={partition!r}; expected {', '.join(_PARTITIONS.values())} or None")
             if self.partitions is None:
                 raise InputError(
                     f"got partition={partition!r} for the {self.source} without {PARTITION_FILE}; expected that file "
@@ -153,17 +167,19 @@ def find_images(source: Any) -> Found:
 
 
 def check_pictures(pictures: Any) -> np.ndarray:
-    """The pictures as uint8 of shape (n, H, W) or (n, H, W, 3), the shapes that Pillow takes.
+    """The pictures as an array of shape (n, H, W) or (n, H, W, 3), of whole numbers or truth values.
 
     Raises:
-        InputError: another type or shape.
+        InputError: another type or shape, or numbers below 0.
     """
     pictures = np.asarray(pictures)
     if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3)):
         raise InputError(f"got pictures of shape {pictures.shape}; expected (n, H, W), (n, H, W, 1) or (n, H, W, 3)")
-    if pictures.dtype != np.uint8:
+    if pictures.dtype.kind not in "bui":
         advice = "try (255 * x).round().astype('uint8') if x runs from 0 to 1"
         raise InputError(f"got pictures of type {pictures.dtype}; expected uint8 from 0 to 255; {advice}")
+    if pictures.dtype.kind == "i" and pictures.size and pictures.min() < 0:
+        raise InputError(f"got pictures with the value {pictures.min()}; expected uint8 from 0 to 255")
     return pictures[..., 0] if pictures.ndim == 4 and pictures.shape[3] == 1 else pictures
 
 
@@ -182,9 +198,12 @@ def _list(url: str) -> Found:
             skipped.append(Skipped(entry.name, _NO_IMAGE))
             lists += [entry] if entry.name == PARTITION_FILE else []
     # CelebA's pictures are called so; others need not be asked for a file that is not there
+    beside: list[Entry] = []
     if not lists and candidates and re.fullmatch(r"\d{6}\.\w+", candidates[0].name):
-        lists += [beside] if (beside := store.beside(PARTITION_FILE)) else []
-    return Found(f"folder {url!r}", url, tuple(candidates), tuple(skipped), store, tuple(lists))
+        beside = [there] if (there := store.beside(PARTITION_FILE)) else []
+    folders = tuple({name.partition("/")[0] for name, _ in skipped if "/" in name})
+    lists, there = (*lists, *beside), tuple(beside)
+    return Found(f"folder {url!r}", url, tuple(candidates), tuple(skipped), store, lists, folders, there)
 
 
 def _walk(folder: Path) -> Found:
@@ -199,6 +218,7 @@ def _walk(folder: Path) -> Found:
             f"got the file {os.fspath(folder)!r}; expected a folder of pictures; try the folder it lies in"
         )
     candidates, skipped, seen = [], [], set()
+    top: list[str] = []
 
     def name_of(path: str | Path) -> str:
         return Path(path).relative_to(folder).as_posix()
@@ -208,6 +228,8 @@ def _walk(folder: Path) -> Found:
 
     for place, subfolders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         here = Path(place)
+        if here == folder:
+            top = [name for name in subfolders if not name.startswith(".")]
         if here.resolve() in seen:  # a link that leads back up would never end
             subfolders.clear()
             continue
@@ -222,7 +244,13 @@ def _walk(folder: Path) -> Found:
     candidates.sort(key=lambda candidate: candidate.name)
     lists = (folder / PARTITION_FILE, folder.resolve().parent / PARTITION_FILE)
     return Found(
-        f"folder {os.fspath(folder)!r}", os.path.realpath(folder), tuple(candidates), tuple(skipped), lists=lists
+        f"folder {os.fspath(folder)!r}",
+        os.path.realpath(folder),
+        tuple(candidates),
+        tuple(skipped),
+        lists=lists,
+        folders=tuple(top),
+        beside=lists[1:],
     )
 
 

@@ -22,12 +22,14 @@ import numpy as np
 
 from flowknife._feeds import prefetch
 from flowknife.data._cache import Outcome, PictureCache, cache_folder, remembered
-from flowknife.data._decode import Channels, Form, decode, shorter_side
+from flowknife.data._decode import EIGHT_BITS, Channels, Form, White, decode, largest_values, shorter_side
 from flowknife.data._find import IMAGE_SUFFIXES, Candidate, Found, Partition, Skipped, find_images
 from flowknife.data._memory import memory_budget
+from flowknife.data._stores import Entry
 from flowknife.errors import InputError, StorageError
 
 _BATCH_FILES, _BATCH_BYTES = 256, 2**26  # read at a time; three such batches are in memory
+_EIGHT_BITS = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".pbm"}  # formats that hold no more
 _LOOKED_AT = 100  # pictures that tell the usual size
 
 Source = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike] | Found
@@ -44,12 +46,16 @@ class ImageSet:
         names: the path of each picture within its folder.
         folders: the top-level folder in which each lies, usually its class; "" for those that lie in none.
         skipped: the files that could not be used.
+        unused_folders: the top-level folders that hold no usable picture.
+        white: the pixel values that became 255.
     """
 
     pixels: np.ndarray
     names: tuple[str, ...]
     folders: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
+    unused_folders: tuple[str, ...] = ()
+    white: White = EIGHT_BITS
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -65,11 +71,15 @@ def load_images(
     on_progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
     max_memory: int | float | None = None,
+    white: White | None = None,
 ) -> ImageSet:
     """Read the pictures of a folder and all its subfolders, in the order of their paths.
 
     The shorter side is scaled to fit, the rest cut off evenly on both ends. EXIF orientation is applied, transparent
-    parts become white, 16-bit grey is divided by 257, animations give their first frame. Files whose name starts with a
+    parts become white, animations give their first frame. Pixels of more than 8 bits, and floating-point ones, are
+    scaled to 8 bits by one number for all images: the largest value that the bits of the set can hold (1023 for values
+    up to 1000; bits are counted in twos), or 1 where no value is larger. Of an address they are taken for 16 bits, and
+    skipped where they reach only a sixteenth of them. Files whose name starts with a
     dot are ignored. Files that are no pictures, damaged, larger than 100 megapixels, smaller than 4 pixels on a side or
     longer than 20 to 1 are skipped.
 
@@ -78,8 +88,8 @@ def load_images(
 
     Args:
         source: a folder; or its address (s3://bucket/folder, or what else fsspec knows); or the paths of picture files;
-            or a uint8 array of shape (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or FILE.npz:NAME that holds
-            one; or what `find_images` found.
+            or an array of shape (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or FILE.npz:NAME that holds one;
+            or what `find_images` found. Arrays are uint8, truth values, or other whole numbers from 0 upwards.
         size: side of the square pictures wanted, or (height, width).
         channels: 1 for grey, 3 for RGB; "auto" is 1 if every picture is grey, and 3 otherwise.
         crop: the share of the shorter side that is kept, from the middle.
@@ -88,6 +98,7 @@ def load_images(
         limit: use at most so many files, evenly spread over all (so that no class folder is left out).
         max_memory: bytes that pictures, and the copy that training makes, may take; larger ones stay on disk. Default
             $FLOWKNIFE_MAX_MEMORY, or else half of the memory available.
+        white: the pixel values that become 255, as those of the images of training; default: by what is in `source`.
 
     Raises:
         InputError: there is no such folder, or nothing usable in it; or an argument is not as above.
@@ -101,8 +112,11 @@ def load_images(
     if limit is not None and limit < 1:
         raise InputError(f"got limit={limit}; expected at least 1, or None for all pictures")
     budget = memory_budget(max_memory)
-    found = find_images(source).choose(partition, limit)
-    form = Form(width, height, channels, crop)
+    every = find_images(source)
+    found = every.choose(partition, limit)
+    if white is not None:
+        _require_same_kind(found, white)
+    form = Form(width, height, channels, crop, white or _largest_in(found).covering())
     shape = (height, width, 1 if channels == 1 else 3)
     fits = 2 * len(found.candidates) * int(np.prod(shape)) <= budget
     at_hand = found.store is None and (fits or any(isinstance(c.content, np.ndarray) for c in found.candidates[:1]))
@@ -112,6 +126,12 @@ def load_images(
         pixels, outcomes = read(found, form, shape, on_progress or (lambda done, total: None))
     if fits and isinstance(pixels, np.memmap):
         pixels = np.array(pixels)
+    scale = form.white
+    if not isinstance(pixels, np.memmap):
+        if white is None and pixels.size and pixels.min() == 0 and pixels.max() == 1:  # truth values, written as bytes
+            scale = scale._replace(byte=1.0)
+        if scale.byte < 255:
+            pixels = np.where(pixels >= scale.byte, 255, 0).astype(np.uint8)
 
     kept = [item for item, outcome in zip(found.candidates, outcomes, strict=True) if not isinstance(outcome, str)]
     skipped = [
@@ -129,7 +149,47 @@ def load_images(
         names=tuple(candidate.name for candidate in kept),
         folders=tuple(candidate.folder for candidate in kept),
         skipped=skipped,
+        unused_folders=_unused(every, found, kept),
+        white=scale,
     )
+
+
+def _largest_in(found: Found) -> White:
+    """The largest pixel values of all images at hand of more than 8 bits."""
+    if found.store is not None:  # reading all twice would take too long; what would be black is skipped instead
+        return White()
+    deep = [item.content for item in found.candidates if _may_be_deep(item)]
+    if not deep:
+        return White()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        values = list(pool.map(largest_values, [each for each in deep if not isinstance(each, Entry)]))
+    return White(max(each.whole for each in values), max(each.real for each in values))
+
+
+def _may_be_deep(item: Candidate) -> bool:
+    if isinstance(item.content, np.ndarray):
+        return item.content.dtype.kind in "iu" and item.content.dtype != np.uint8
+    return Path(item.name).suffix.lower() not in _EIGHT_BITS
+
+
+def _require_same_kind(found: Found, white: White) -> None:
+    """Refuse arrays of another kind of numbers than in training: what would be white in them?"""
+    content = found.candidates[0].content if found.candidates else None
+    if not isinstance(content, np.ndarray) or not _may_be_deep(found.candidates[0]):
+        return
+    if not white.whole:
+        raise InputError(
+            f"got images of type {content.dtype} for a model of images of 8 bits; expected uint8 from 0 to 255; try "
+            "x.astype('uint8') if x runs from 0 to 255"
+        )
+
+
+def _unused(every: Found, chosen: Found, kept: Sequence[Candidate]) -> tuple[str, ...]:
+    """The folders of which nothing can be used; not those of which nothing was asked for."""
+    asked = {item.folder for item in chosen.candidates}
+    left_out = {item.folder for item in every.candidates} - asked
+    return tuple(sorted({*every.folders, *asked} - {item.folder for item in kept} - left_out - {""}))
 
 
 def usual_side(source: Source) -> int | None:

@@ -53,7 +53,7 @@ def write_folder(images: np.ndarray, folder: str | os.PathLike, labels: ArrayLik
     """Write pictures as PNG files 000000.png, 000001.png, ...; with labels, each in the folder of its class.
 
     Args:
-        images: uint8 of shape (n, H, W), (n, H, W, 1) or (n, H, W, 3).
+        images: uint8, uint16 or truth values, of shape (n, H, W), (n, H, W, 1) or (n, H, W, 3).
         folder: where to; made if missing.
         labels: n labels, used as the names of the class folders.
 
@@ -67,6 +67,8 @@ def write_folder(images: np.ndarray, folder: str | os.PathLike, labels: ArrayLik
     from PIL import Image
 
     pixels = check_pictures(images)
+    if pixels.dtype not in (np.uint8, np.uint16, np.bool_):
+        raise InputError(f"got pictures of type {pixels.dtype}; expected uint8, uint16 or truth values")
     classes = [""] * len(pixels) if labels is None else [str(label) for label in np.asarray(labels).ravel()]
     if len(classes) != len(pixels):
         raise InputError(f"got {len(classes)} labels for {len(pixels)} pictures; expected one label per picture")

@@ -55,9 +55,7 @@ def pictures(images: Values, name: str = "images") -> np.ndarray:
 
 def canvas(width: int, height: int) -> "tuple[Figure, Axes]":
     """A figure of this many pixels, and axes over all of it that count the same pixels from the top left."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / INCH, height / INCH), dpi=INCH, facecolor=style.PAPER)
+    figure = style.figure_type()(figsize=(width / INCH, height / INCH), dpi=INCH, facecolor=style.PAPER)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, width)
@@ -113,7 +111,7 @@ def write(
 ) -> None:
     """Put text on a canvas, its top at y."""
     look: dict[str, Any] = {"family": style.family(), "fontsize": size, "color": colour, "linespacing": 1.25}
-    axes.text(x, y, text, ha=ha, va="top", parse_math=False, **look)  # a file's name may hold dollar signs
+    axes.text(x, y, text, ha=ha, va="top", **look)
 
 
 def shorten(caption: str, width: int) -> str:

@@ -4,6 +4,7 @@ Style is set on each figure, never in matplotlib's global settings, which thread
 """
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,45 @@ def family() -> list[str]:
     return [*[name for name in FAMILIES if name in known][:1], "DejaVu Sans"]
 
 
+@lru_cache(maxsize=1)
+def figure_type() -> "type[Figure]":
+    """The class of all figures: what they say is text, never mathematics.
+
+    Names of columns, classes and files may hold dollar signs, backslashes and characters that no typeface has. The
+    figure sees to it when it is drawn, so that nobody who writes into it has to.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    class TextFigure(Figure):
+        def draw(self, renderer: Any) -> None:
+            for axes in self.axes:  # makes the labels of ticks, which come into being when they are asked for
+                axes.get_xticklabels(which="both")
+                axes.get_yticklabels(which="both")
+            for text in self.findobj(Text):
+                if "\\mathdefault" not in text.get_text():  # as the ticks of logarithmic axes are written
+                    text.set_parse_math(False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing from")
+                super().draw(renderer)
+
+    return TextFigure
+
+
 def blank(width: float, height: float) -> "Figure":
     """An empty figure of this size in inches that lays out its own panels."""
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.08, wspace=0.03, hspace=0.03)
-    return Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)
+    return figure_type()(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)
+
+
+def told(name: Any, most: int = 40) -> str:
+    """A name on one line, at most so many letters long: a long one loses its middle, since its ends tell most."""
+    words = " ".join(str(name).encode("utf-8", "backslashreplace").decode("utf-8").split())
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
+    half = most // 2
+    return shown if len(shown) <= most else f"{shown[:half]}…{shown[-(most - half - 1) :]}"
 
 
 def headline(figure: "Figure", sentence: str) -> None:
@@ -76,8 +109,8 @@ def panel(axes: "Axes", title: str = "", xlabel: str = "", ylabel: str = "") -> 
     axes.set_axisbelow(True)
     if title:
         axes.set_title(title, loc="left", fontsize=10, color=INK, family=family(), pad=7)
-    axes.set_xlabel(xlabel, fontsize=9.5, color=QUIET, family=family(), parse_math=False)
-    axes.set_ylabel(ylabel, fontsize=9.5, color=QUIET, family=family(), parse_math=False)
+    axes.set_xlabel(xlabel, fontsize=9.5, color=QUIET, family=family())
+    axes.set_ylabel(ylabel, fontsize=9.5, color=QUIET, family=family())
     return axes
 
 

@@ -85,7 +85,6 @@ def _frames(
     """Draw one way, from the first to the last stage."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
     from matplotlib.patches import Circle
     from PIL import Image
     from scipy.interpolate import PchipInterpolator
@@ -95,7 +94,7 @@ def _frames(
     place, curve = PchipInterpolator(knots, stages, axis=0), PchipInterpolator(knots, lines, axis=0)
     view = PchipInterpolator(knots, np.array([_square(stage) for stage in stages]), axis=0)
 
-    figure = Figure(figsize=(pixels / 100, pixels * 1.12 / 100), dpi=100, facecolor=style.PAPER)
+    figure = style.figure_type()(figsize=(pixels / 100, pixels * 1.12 / 100), dpi=100, facecolor=style.PAPER)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0.04, 0.14, 0.92, 0.82))
     axes.set_xticks([])

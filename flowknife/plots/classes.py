@@ -47,8 +47,6 @@ def confusion(matrix: Values, names: Sequence[str] | None = None) -> "Figure":
     crowded = max(map(len, names)) * classes > 11 * side
     axes.set_xticks(range(classes), names, rotation=60 if crowded else 0, ha="right" if crowded else "center")
     axes.set_yticks(range(classes), names)
-    for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        tick.set_parse_math(False)
     if classes <= MOST_NUMBERS:
         for (row, column), value in np.ndenumerate(counts):
             if value:
@@ -65,7 +63,7 @@ def confusion(matrix: Values, names: Sequence[str] | None = None) -> "Figure":
 
 
 def _names(names, count):
-    names = [str(i) for i in range(count)] if names is None else [str(name) for name in names]
+    names = [str(i) for i in range(count)] if names is None else [style.told(name) for name in names]
     if len(names) != count:
         raise InputError(f"got {len(names)} names; expected {count}, one per class")
     return names

@@ -193,7 +193,7 @@ def outliers(
         InputError: if images, p-values and names do not fit.
     """
     images, p_values = pictures(images), np.asarray(p_values, dtype=np.float64)
-    names = [""] * len(images) if names is None else [str(name) for name in names]
+    names = [""] * len(images) if names is None else [style.told(name, 200) for name in names]
     if p_values.shape != (len(images),) or len(names) != len(images):
         raise InputError(f"got {len(images)} images, {p_values.size} p-values, {len(names)} names; expected one each")
     order = np.argsort(p_values, kind="stable")[:most]

@@ -91,7 +91,7 @@ def corner(
 
 
 def _labels(names, units, count):
-    names = [f"x{i + 1}" for i in range(count)] if names is None else [str(name) for name in names]
+    names = [f"x{i + 1}" for i in range(count)] if names is None else [style.told(name) for name in names]
     units = [""] * count if units is None else [str(unit) for unit in units]
     if len(names) != count or len(units) != count:
         raise InputError(f"got {len(names)} names and {len(units)} units; expected {count} each, one per component")
@@ -219,7 +219,8 @@ def calibration(ranks: Ranks, level: float = 0.95) -> "Figure":
     for component in range(len(ranks.names)):
         look: dict[str, Any] = {"color": style.MESH, "linewidth": 0.8, "zorder": 1.5}
         if component in named:
-            look = {"color": colours[named.index(component)], "linewidth": 1.5, "label": ranks.names[component]}
+            name = style.told(ranks.names[component])
+            look = {"color": colours[named.index(component)], "linewidth": 1.5, "label": name}
         axes.plot(ends, np.pad(curves[:, component] - x, 1), **look)
     axes.set_xlim(0, 1)
     style.legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -296,7 +297,8 @@ def _central(axes: "Axes", central: Coverage) -> None:
     )
     if len(x) == 1:
         axes.vlines(x, central.low, central.high, color=style.RULE, linewidth=6)
-    count = len(central.names)
+    names = [style.told(name) for name in central.names]
+    count = len(names)
     colours = (style.REAL, style.MODEL, style.OTHER) if count <= 3 else style.CATEGORIES
     for component in range(count):
         named = count <= len(colours)
@@ -308,7 +310,7 @@ def _central(axes: "Axes", central: Coverage) -> None:
             markersize=4,
             linewidth=1.2,
             alpha=0.9 if named else 0.35,
-            label=central.names[component] if named else (f"{count} components" if component == 0 else None),
+            label=names[component] if named else (f"{count} components" if component == 0 else None),
         )
 
 

@@ -10,7 +10,7 @@ from flowknife.recipes._recipe import Expected, Recipe
 _FACES = "a folder of animal faces, PNG or JPEG, subfolders included; some thousand of one kind, such as cats"
 _CELEBA = (
     "CelebA, aligned and cropped: the folder img_align_celeba of JPEG files of 178 x 218 pixels, with "
-    "list_eval_partition.txt in it or beside it; only its training pictures are used; score the others with "
+    "list_eval_partition.txt in it; only the training pictures of that list are used; score the others with "
     "`--partition test`"
 )
 _CELEBA_CROP = 148 / 178  # the square around the face that papers take (Dinh et al. 2016, arXiv 1605.08803, sec. 4.1)

@@ -33,7 +33,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
     if others is not None and classifier.pictures and not hasattr(others, "pixels"):
         height, width, channels = classifier.shape
         grey_or_rgb: Any = channels
-        others = load_images(others, (height, width), channels=grey_or_rgb)
+        others = load_images(others, (height, width), channels=grey_or_rgb, white=classifier.white)
     shown, labels = classifier.examples
     held = shown if classifier.pictures else classifier.frame.from_model(shown)
     scores = _scored(classifier, held)

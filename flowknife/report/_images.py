@@ -58,7 +58,7 @@ def _other(model, others):
     height, width, channels = model.shape
     if hasattr(others, "pixels"):
         return others
-    return load_images(others, (height, width), channels=channels, crop=model.config.crop)
+    return load_images(others, (height, width), channels=channels, crop=model.config.crop, white=model.white)
 
 
 def _pictures(model, real, simulated, folder):

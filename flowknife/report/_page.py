@@ -112,7 +112,7 @@ def write_report(
     path = Path(folder) / "report.html"
     require_own(path)
     with replacing(path) as place:
-        place.write_text(page, encoding="utf-8")
+        place.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -1,0 +1,143 @@
+"""What a cell of a table holds: a number, nothing, or text; and labels as they were written.
+
+Every reader of tables, of files, data frames and arrays, asks these functions, so that the same table reads the same
+from all of them.
+"""
+
+import math
+import re
+import reprlib
+from collections.abc import Sequence
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)", re.ASCII | re.IGNORECASE)
+_WHOLE = re.compile(r"0|-?[1-9]\d*", re.ASCII)
+_LONG_WHOLE = re.compile(r"[+-]?\d{16,}", re.ASCII)
+_MISSING = {"", "na", "n/a", "nan", "null", "none", "<na>", "-", "?"}
+_TRUTH = {"true": 1.0, "false": 0.0}
+
+
+def number_in(cell: str) -> float | None:
+    """The number in a cell of text, NaN where a column of numbers has no value, None if the cell is no number.
+
+    A number is written in decimal digits: `1_0`, `0x10`, `1,5` and digits of other scripts are text.
+    """
+    text = cell.strip()
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    text = text.lower()
+    return np.nan if text in _MISSING else _TRUTH.get(text)
+
+
+def plain(cells: Sequence[str]) -> bool:
+    """Whether `float` reads these cells as `number_in` does, where it reads them at all.
+
+    `float` also takes underscores and the digits of other scripts, and rounds long whole numbers.
+    """
+    joined = "".join(cells)
+    return joined.isascii() and "_" not in joined and not any(map(is_beyond_double, cells))
+
+
+def is_beyond_double(cell: Any) -> bool:
+    """Whether a cell holds a whole number that double precision does not hold exactly."""
+    if isinstance(cell, str):
+        text = cell.strip()
+        if len(text) < 16 or not _LONG_WHOLE.fullmatch(text):
+            return False
+        return len(text) > 400 or is_beyond_double(int(text))
+    if not isinstance(cell, Integral):
+        return False
+    try:
+        return int(float(cell)) != int(cell)
+    except OverflowError:
+        return True
+
+
+def numbers_of(column: np.ndarray) -> np.ndarray | str:
+    """A column as float64, missing values as NaN; or words for what it holds instead of numbers."""
+    if column.ndim != 1:
+        return f"shape {column.shape}"
+    if column.dtype.kind in "iu":
+        beyond = [value for value in column[np.abs(column.astype(np.float64)) >= 2**53] if is_beyond_double(value)]
+        return beyond_double(beyond[0]) if beyond else column.astype(np.float64)
+    if column.dtype.kind in "bf":
+        return column.astype(np.float64)
+    if column.dtype.kind == "V" and column.dtype.type is not np.void:  # bfloat16 and the other small floats of JAX
+        return column.astype(np.float32).astype(np.float64)
+    if column.dtype.kind not in "OUST":
+        return str(column.dtype)
+    numbers = np.empty(len(column))
+    for row, cell in enumerate(column):
+        if isinstance(cell, (Real, Decimal, np.bool_)) and not is_beyond_double(cell):
+            numbers[row] = cell
+        elif is_missing(cell):
+            numbers[row] = np.nan
+        else:
+            number = None if is_beyond_double(cell) else number_in(cell) if isinstance(cell, str) else None
+            if number is None:
+                what = beyond_double(cell) if is_beyond_double(cell) else reprlib.repr(str(cell))
+                return f"{what} in row {row}"
+            numbers[row] = number
+    return numbers
+
+
+def beyond_double(cell: Any) -> str:
+    """Words for a whole number that double precision would round."""
+    return f"{str(cell).strip()}, which double precision cannot hold exactly"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is an object that says "unknown", None, NaN, NA or NaT; or an empty cell."""
+    if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, (np.datetime64, np.timedelta64)):
+        return bool(np.isnat(value))
+    return isinstance(value, (Real, Decimal)) and math.isnan(value)
+
+
+def as_written(cells: Sequence[str]) -> np.ndarray:
+    """Cells of text as values of one kind: whole numbers, floats, truth values, or else text.
+
+    They are of a kind only if every cell is written exactly as Python writes it: 1 and 2, but not 01; 0.5, but not
+    5e-1; True, but not true. So different cells stay different, and none changes. Empty cells become None, in text "".
+    """
+    text = [cell.strip() for cell in cells]
+    known = [cell for cell in text if cell]
+    for kind, fits in ((int, _is_whole), (float, _is_float), (_truth, _is_truth)):
+        if known and all(map(fits, known)):
+            values = [kind(cell) if cell else None for cell in text]
+            return array_of(values)
+    return np.array(text, dtype=str)
+
+
+def array_of(values: Sequence[Any]) -> np.ndarray:
+    """An array of these values as they are: of objects, where numpy would turn them into others."""
+    array = np.asarray(values)
+    kinds = {type(value) for value in values}
+    if len(kinds) <= 1 and array.ndim == 1 and array.dtype.kind in "biufUO" and array.tolist() == list(values):
+        return array
+    objects = np.empty(len(values), dtype=object)
+    objects[:] = values
+    return objects
+
+
+def _is_whole(cell: str) -> bool:
+    return bool(_WHOLE.fullmatch(cell)) and len(cell) < 4000  # Python refuses to read longer ones
+
+
+def _is_float(cell: str) -> bool:
+    return bool(_NUMBER.fullmatch(cell)) and repr(float(cell)) == cell and math.isfinite(float(cell))
+
+
+def _is_truth(cell: str) -> bool:
+    return cell in ("True", "False")
+
+
+def _truth(cell: str) -> bool:
+    return cell == "True"

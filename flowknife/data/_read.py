@@ -1,0 +1,359 @@
+"""Tables as they stand in a file, a data frame or an array: columns of numbers, and columns kept as written."""
+
+import csv
+import gzip
+import os
+import reprlib
+import zipfile
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowknife.data._cells import as_written, beyond_double, is_beyond_double, number_in, numbers_of, plain
+from flowknife.errors import InputError
+
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".npy", ".npz")
+"""The file formats of tables."""
+
+_EXPECTED = "expected numbers of shape (n, d) or (n,), a DataFrame, or the path of a table file"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a source.
+
+    Attributes:
+        source: a few words that say what it is.
+        labels: what each column is called in the source, "" where it has no name.
+        names: distinct names of the columns; x1, x2, ... where they have none.
+        values: numbers, float64 of shape (n, d), NaN where there is none.
+        foreign: of columns that are not numbers, by place, words for what they hold.
+        kept: columns kept as written, by name: whatever a data frame holds, of text files see `as_written`.
+    """
+
+    source: str
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    values: np.ndarray
+    foreign: dict[int, str]
+    kept: dict[str, np.ndarray]
+
+    def places(self, wanted: Sequence[str]) -> list[int]:
+        """Where the columns of these names are; see `places_of`."""
+        return places_of(wanted, self.names, self.labels, self.source)
+
+
+def places_of(wanted: Sequence[str], names: Sequence[str], labels: Sequence[str], source: str) -> list[int]:
+    """The place of each wanted column among `names`.
+
+    Columns are matched by name; others may be there too. Where one side has no names, just x1, x2, ..., or the numbers
+    0, 1, 2, ... of a data frame, and none is shared, as many columns are matched by place.
+
+    Args:
+        wanted: names of columns, as in training.
+        names: of the columns that there are.
+        labels: what these are called in their source, "" where they have no name.
+        source: where they come from, for the error.
+
+    Raises:
+        InputError: for columns that are missing.
+    """
+    wanted, counted = list(wanted), [str(i) for i in range(len(wanted))]
+    unnamed = _is_default(wanted)
+    if not any(labels):  # an array, or a file without a header
+        if len(names) == len(wanted):
+            return list(range(len(wanted)))
+        raise InputError(
+            f"got {source} with {len(names)} columns without names; expected {len(wanted)}, the columns {some(wanted)}"
+        )
+    for there, asked in ((names, wanted), (labels, wanted), *([(labels, counted)] if unnamed else [])):
+        if set(asked) <= set(there):
+            return [list(there).index(name) for name in asked]
+    missing = [name for name in wanted if name not in names]
+    if len(names) == len(wanted) == len(missing) and (unnamed or _is_default(names)):
+        return list(range(len(wanted)))
+    raise InputError(
+        f"got {source} with the columns {some(names)}, without {some(missing)}; expected {some(wanted)}, as in training"
+    )
+
+
+def read_columns(source: Any, keep: Sequence[str] = ()) -> Columns:
+    """Read a source of `load_table`.
+
+    Args:
+        source: as for `load_table`.
+        keep: names of columns to be kept as written, if they are there.
+
+    Raises:
+        InputError: the source is missing, cannot be read, or is no table.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        columns = _read_file(Path(source).expanduser(), repr(os.fspath(source)), keep)
+    else:
+        columns = _read_object(source, f"{type(source).__name__} input", keep)
+    if not columns.names:
+        raise InputError(f"got {columns.source} without columns; expected at least one column of numbers")
+    return columns
+
+
+def in_order(frame: Any, names: Sequence[str]) -> Any:
+    """The columns of these names of a pandas DataFrame, in their order; anything else as it is."""
+    if not hasattr(frame, "columns") or not hasattr(frame, "iloc"):
+        return frame
+    label = f"{type(frame).__name__} input"
+    labels, found = _names(frame.columns, label)
+    return frame.iloc[:, places_of(names, found, labels, label)]
+
+
+def names_in(source: Any) -> tuple[str, ...] | None:
+    """The names of the columns of a data frame; None for anything else."""
+    if not hasattr(source, "columns") or not hasattr(source, "to_numpy"):
+        return None
+    return _names(source.columns, f"{type(source).__name__} input")[1]
+
+
+def _read_object(source: Any, label: str, keep: Sequence[str]) -> Columns:
+    """The columns of an array, a nested list, a DataFrame or a Series."""
+    if hasattr(source, "columns") and hasattr(source, "to_numpy"):  # a DataFrame of pandas or polars
+        if hasattr(source, "iloc"):  # by place: names may be there twice, which is refused below
+            columns = (source.iloc[:, i].to_numpy() for i in range(len(source.columns)))
+        else:
+            columns = (source[column].to_numpy() for column in source.columns)
+        return _stack(columns, source.columns, label, len(source), keep)
+    if hasattr(source, "name") and hasattr(source, "to_numpy") and np.ndim(source) == 1:  # a Series
+        name = "" if source.name is None else source.name
+        return _stack([source.to_numpy()], [name], label, len(source), keep)
+    if hasattr(source, "data_vars"):
+        raise InputError(f"got {label}, which holds several arrays; {_EXPECTED}; try x.to_dataframe()")
+    if isinstance(source, np.ma.MaskedArray) and source.dtype.kind in "biuf":
+        source = source.astype(np.float64).filled(np.nan)
+    try:
+        values = np.asarray(source)
+    except (TypeError, ValueError):
+        raise InputError(f"got {label} that is no rectangular array; {_EXPECTED}") from None
+    return _read_array(values, label, keep)
+
+
+def _read_array(values: np.ndarray, label: str, keep: Sequence[str]) -> Columns:
+    if values.ndim not in (1, 2):
+        advice = "; try x.reshape(len(x), -1)" if values.ndim > 2 else ""
+        raise InputError(f"got {label} of shape {values.shape}; {_EXPECTED}{advice}")
+    if (
+        values.ndim == 1
+        and values.dtype == object
+        and any(isinstance(row, (list, tuple, np.ndarray)) for row in values)
+    ):
+        raise InputError(f"got {label} that is no rectangular array; {_EXPECTED}")
+    matrix = values[:, None] if values.ndim == 1 else values
+    return _stack(matrix.T, [""] * matrix.shape[1], label, len(matrix), keep)
+
+
+def _stack(
+    columns: Iterable[np.ndarray], labels: Iterable[Any], source: str, rows: int, keep: Sequence[str]
+) -> Columns:
+    """Columns side by side."""
+    labels, names = _names(labels, source)
+    values, foreign, kept = np.full((rows, len(names)), np.nan), {}, {}
+    for place, (name, column) in enumerate(zip(names, columns, strict=True)):
+        if name in keep:
+            kept[name] = column
+            continue
+        numbers = numbers_of(column)
+        if isinstance(numbers, str):
+            foreign[place] = numbers
+        else:
+            values[:, place] = numbers
+    return Columns(source, labels, names, values, foreign, kept)
+
+
+def _read_file(path: Path, label: str, keep: Sequence[str]) -> Columns:
+    try:
+        if path.is_dir():
+            raise InputError(f"got the folder {label}; expected a table file ending in {' '.join(TABLE_SUFFIXES)}")
+        if not path.exists():
+            raise InputError(f"there is no file {label}; expected a table file; check the name and the working folder")
+        suffix = suffix_of(path)
+        if suffix in (".npy", ".npz"):
+            return _read_array(_numpy_array(path, label), label, keep)
+        if suffix == ".parquet":
+            return _read_object(pandas().read_parquet(path), label, keep)
+        return _read_text(path, suffix, label, keep)
+    except InputError:
+        raise
+    except PermissionError:
+        raise InputError(f"no permission to read {label}; expected a readable table file; check its mode") from None
+    except (ValueError, OSError, EOFError, MemoryError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{label} is damaged or not what its ending says ({first_line(error)}); save it anew"
+        ) from None
+
+
+def _numpy_array(path: Path, label: str) -> np.ndarray:
+    try:
+        with path.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            if len(content.files) != 1:
+                held = some(content.files) or "none"
+                raise InputError(f"got {label} with {len(content.files)} arrays ({held}); expected one; save it alone")
+            return content[content.files[0]]
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise InputError(f"{label} holds no plain array; expected numbers, Python objects are not loaded") from None
+
+
+def _read_text(path: Path, suffix: str, label: str, keep: Sequence[str]) -> Columns:
+    """Parse a CSV or TSV file in one pass, row by row."""
+    opener: Callable[..., Any] = gzip.open if suffix.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+        first = stream.readline()
+        delimiter = "\t" if ".tsv" in suffix else max(",;\t", key=first.count)
+        stream.seek(0)
+        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
+        rows = ((reader.line_num, row) for row in reader if len(row) > 1 or "".join(row).strip())
+        first_line_number, cells = next(rows, (0, []))
+        if not cells:
+            raise InputError(f"got the empty file {label}, with no rows; expected a table of numbers")
+        if is_header(cells):
+            header = [cell.strip() for cell in cells]
+            header[0] = header[0].removeprefix("#").strip()  # as numpy.savetxt writes it
+            _refuse_data_as_header(header, label)
+        else:
+            header = [""] * len(cells)
+            rows = chain([(first_line_number, cells)], rows)
+        labels, names = _names(header, label)
+        columns = _parse_rows(rows, Columns(label, labels, names, np.empty((0, len(names))), {}, {}), keep)
+    if not is_header(cells):
+        _refuse_header_as_data(columns.values, label)
+        return columns
+    index = not header[0] and len(header) > 1 and names[0] not in columns.kept
+    if index and np.array_equal(columns.values[:, 0], np.arange(len(columns.values))):  # as pandas writes it
+        labels, names = _names(header[1:], label)
+        foreign = {place - 1: what for place, what in columns.foreign.items()}
+        return Columns(label, labels, names, columns.values[:, 1:], foreign, columns.kept)
+    return columns
+
+
+def is_header(cells: Sequence[str]) -> bool:
+    """Whether a first row names the columns: some cell is text, or it is the empty cell, 0, 1, 2, ... of pandas."""
+    of_pandas = len(cells) > 1 and list(cells) == ["", *map(str, range(len(cells) - 1))]
+    return of_pandas or any(number_in(cell) is None for cell in cells)
+
+
+def _refuse_data_as_header(header: Sequence[str], label: str) -> None:
+    """Refuse a first row of text and fractions, such as 5.1,3.5,setosa: no names, but a row of data."""
+    for cell in header:
+        number = number_in(cell)
+        if (
+            number is not None
+            and np.isfinite(number)
+            and not cell.isdecimal()
+            and cell.lower() not in ("true", "false")
+        ):
+            raise InputError(
+                f"got {label} whose first line has text and the number {cell}; expected a header of names, or numbers "
+                "only; try to put a line of names on top"
+            )
+
+
+def _refuse_header_as_data(values: np.ndarray, label: str) -> None:
+    """Refuse a first row 0, 1, 2, ...: the names that pandas gives to columns without names, or a row of data?"""
+    columns = values.shape[1]
+    if columns > 2 and len(values) > 1 and np.array_equal(values[0], np.arange(columns)):
+        raise InputError(
+            f"got {label} whose first line counts 0, 1, 2, ..., which may be names or data; expected a header of "
+            "words; try to put a line of names on top"
+        )
+
+
+def _parse_rows(rows: Iterable[tuple[int, list[str]]], empty: Columns, keep: Sequence[str]) -> Columns:
+    """Cells as numbers, missing ones and text as NaN; refuses rows of another length."""
+    numbers = array("d")  # eight bytes a cell, where a list of floats would take four times as many
+    foreign: dict[int, str] = {}
+    count = len(empty.names)
+    kept: dict[int, list[str]] = {place: [] for place, name in enumerate(empty.names) if name in keep}
+    for line, cells in rows:
+        if len(cells) != count:
+            raise InputError(
+                f"got {empty.source} with {len(cells)} instead of {count} cells in line {line}; "
+                "expected every line as long as the first; mend or delete that line"
+            )
+        for place, column in kept.items():
+            column.append(cells[place])
+            cells[place] = "nan"
+        try:
+            if not plain(cells):
+                raise ValueError
+            numbers.extend([float(cell) for cell in cells])
+        except ValueError:
+            for place, cell in enumerate(cells):
+                number = number_in(cell)
+                if number is None or is_beyond_double(cell):
+                    what = reprlib.repr(cell) if number is None else beyond_double(cell)
+                    foreign.setdefault(place, f"{what} in line {line}")
+                numbers.append(np.nan if number is None else number)
+    values = np.frombuffer(numbers, dtype=np.float64).reshape(-1, count)
+    written = {empty.names[place]: as_written(column) for place, column in kept.items()}
+    return Columns(empty.source, empty.labels, empty.names, values, foreign, written)
+
+
+def _names(labels: Iterable[Any], source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Column labels as text, and as distinct names; x1, x2, ... for empty labels, and for just 0, 1, 2, ..."""
+    told = tuple(str(label).strip() for label in labels)
+    names = [""] * len(told) if list(told) == [str(i) for i in range(len(told))] else told
+    names = tuple(name or f"x{i + 1}" for i, name in enumerate(names))
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise InputError(f"got {source} with a name twice: several columns named {some(repeated)}; try to rename them")
+    return told, names
+
+
+def _is_default(names: Sequence[str]) -> bool:
+    """Whether these are the names of columns without names."""
+    return any(list(names) == [f"{letter}{i + 1}" for i in range(len(names))] for letter in "xy")
+
+
+def suffix_of(path: Path) -> str:
+    """The longest ending of `path` among TABLE_SUFFIXES."""
+    name = path.name.lower()
+    for suffix in sorted(TABLE_SUFFIXES, key=len, reverse=True):
+        if name.endswith(suffix):
+            return suffix
+    raise InputError(
+        f"got {os.fspath(path)!r}, a file of unknown kind; expected an ending of {' '.join(TABLE_SUFFIXES)}"
+    )
+
+
+def pandas() -> Any:
+    """Pandas, which reads and writes Parquet.
+
+    Raises:
+        InputError: pandas or pyarrow is not installed.
+    """
+    try:
+        import pandas
+        import pyarrow  # noqa: F401, pandas reads Parquet with it
+    except ImportError:
+        raise InputError(
+            "Parquet files need pandas and pyarrow; try pip install 'flowknife[tables]', or a .csv file"
+        ) from None
+    return pandas
+
+
+def some(items: Sequence[Any]) -> str:
+    """The first five items, and whether there are more."""
+    return ", ".join(str(item) for item in items[:5]) + (", ..." if len(items) > 5 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

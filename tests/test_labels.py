@@ -1,0 +1,135 @@
+"""Labels: what is unknown, what is a class, and that classes come back as they were given."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import flowknife as fk
+from flowknife.apps._class_data import label_codes
+from flowknife.data import save_table, write_folder
+from flowknife.errors import InputError
+from tests.command import call, refused, rows_of
+
+QUICK = {"layers": 1, "width": 8, "depth": 1, "train": {"steps": 5, "batch_size": 32}}
+SHELL = ["-s", "layers=1", "-s", "width=8", "-s", "depth=1", "-s", "train.steps=60", "-s", "train.batch_size=64"]
+PLACE = np.arange(60) % 3
+ROWS = np.random.default_rng(0).normal(size=(60, 2)) + 20 * PLACE[:, None]
+
+
+def fitted(labels):
+    return fk.classify(ROWS, labels, show_progress=False, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return fitted(PLACE - 1)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("none", "None", "nan"),
+        ("NA", "null", "-1"),
+        (-1, 0, 1),
+        (0.0, 1.0, 2.0),
+        ("01", "1", "1.0"),
+        ("1e5", "+1", "1_0"),
+        (2**53, 2**53 + 1, 2**70),
+        ("$x$", "a b", "ä"),
+    ],
+)
+def test_labels_are_classes_and_come_back_as_given(names, classifier):
+    classes, codes = label_codes([names[i] for i in PLACE], 60)
+    assert sorted(classes) == sorted(names) and np.all(codes >= 0)
+    assert {type(name) for name in classes} == {type(name) for name in names}
+    like = replace(classifier, classes=classes)
+    found = like.predict(ROWS).tolist()
+    assert set(found) <= set(names) and {type(name) for name in found} <= {type(name) for name in names}
+    np.testing.assert_array_equal(like.codes(names), [classes.index(name) for name in names])
+
+
+def test_minus_one_is_a_class(classifier):
+    assert classifier.classes == (-1, 0, 1) and classifier.facts["without label"] == 0
+
+
+def test_truth_values_come_back_as_truth_values(tmp_path):
+    classifier = fitted(PLACE > 0)
+    assert classifier.classes == (False, True) and classifier.predict(ROWS).dtype == bool
+    classifier.save(tmp_path / "run")
+    assert all(isinstance(name, bool) for name in fk.load(tmp_path / "run").classes)
+
+
+@pytest.mark.parametrize("unknown", [None, float("nan"), np.nan, pd.NA, pd.NaT, "", np.datetime64("NaT")])
+def test_only_objects_and_empty_cells_are_unknown(unknown, classifier):
+    labels = [unknown if i < 5 else ("cat", "dog", "nan")[k] for i, k in enumerate(PLACE)]
+    classes, codes = label_codes(labels, 60)
+    assert classes == ("cat", "dog", "nan") and np.sum(codes == -1) == 5
+    like = replace(classifier, classes=classes)
+    np.testing.assert_array_equal(like.codes([unknown, "nan", "cow"]), [-1, 2, -2])
+
+
+def test_labels_that_would_merge_are_refused():
+    for labels in ([1, "1", 2] * 20, [0.5, 1.5, 2] * 20, [("a", 1)] * 60, [1 + 2j, 1, 2] * 20):
+        with pytest.raises(InputError, match="label"):
+            fitted(labels)
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        (("0", "1", "2"), (0, 1, 2)),
+        (("01", "1", "2"), ("01", "1", "2")),
+        (("00501", "501", "x"), ("00501", "501", "x")),
+        (("9007199254740992", "9007199254740993", "0"), (0, 2**53, 2**53 + 1)),
+        (("1_0", "10", "1"), ("1", "10", "1_0")),
+        (("none", "nan", "None"), ("None", "nan", "none")),
+        (("-1", "0", "1"), (-1, 0, 1)),
+        (("0.0", "1.0", "2.0"), (0.0, 1.0, 2.0)),
+        (("0x10", "16", "1e1"), ("0x10", "16", "1e1")),
+    ],
+)
+def test_labels_of_a_text_file_are_as_written(tmp_path, monkeypatch, classifier, cells, classes):
+    from flowknife import apps
+
+    seen = []
+    monkeypatch.setattr(apps, "classify", lambda x, labels, config: seen.append((x, labels)) or classifier)
+    lines = [f"{a},{cells[k]},{b}" for (a, b), k in zip(ROWS, PLACE, strict=True)]
+    (tmp_path / "a.csv").write_text("\n".join(["u,label,v", *lines]))
+    call("fit", "classify", tmp_path / "a.csv", "--out", tmp_path / "run")
+    np.testing.assert_allclose(seen[0][0], ROWS, rtol=1e-6)
+    found = label_codes(seen[0][1], 60)[0]
+    assert found == classes and [type(a) for a in found] == [type(a) for a in classes]
+
+
+def test_the_shell_counts_what_is_as_labelled(tmp_path):
+    save_table(tmp_path / "train.csv", np.c_[ROWS, PLACE], ["a", "b", "label"])
+    call("fit", "classify", tmp_path / "train.csv", "--out", tmp_path / "run", *SHELL)
+    model = fk.load(tmp_path / "run")
+    share = f"{np.mean(model.predict(ROWS) == PLACE):.1%} as labelled"
+    assert model.classes == (0, 1, 2) and not share.startswith("0.0%")
+    result = call("classify", tmp_path / "run", tmp_path / "train.csv", "--out", tmp_path / "classes.csv")
+    assert share in result.stdout
+    frame = pd.DataFrame(ROWS, columns=["a", "b"]).assign(label=PLACE.astype(float))
+    predicted = model.predict(ROWS)
+    frame.loc[predicted != PLACE, "label"] = np.nan  # unknown labels are no errors
+    frame.to_csv(tmp_path / "some.csv", index=False)
+    result = call("classify", tmp_path / "run", tmp_path / "some.csv", "--out", tmp_path / "some-classes.csv")
+    assert "100.0% as labelled" in result.stdout
+    frame.assign(label="", name=[f"0{i}" for i in range(60)]).to_csv(tmp_path / "none.csv", index=False)
+    out = tmp_path / "named.csv"
+    result = call("classify", tmp_path / "run", tmp_path / "none.csv", "--id", "name", "--out", out)
+    assert "labelled" not in result.stdout and rows_of(out)[7]["name"] == "07"
+    call("sample", tmp_path / "run", "-n", 2, "--label", "1", "--out", tmp_path / "ones.csv")
+    refused("sample", tmp_path / "run", "--label", "3", "--out", tmp_path / "x.csv", words="--label 3")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_class_folder_without_images_is_named(tmp_path, broken):
+    write_folder(np.full((20, 8, 8), 9, np.uint8), tmp_path / "x", np.repeat(["none", "nan"], 10))
+    (tmp_path / "x" / "bird").mkdir()
+    if broken:
+        (tmp_path / "x" / "bird" / "a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="bird"):
+        fk.classify(tmp_path / "x", show_progress=False, **QUICK)
