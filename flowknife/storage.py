@@ -54,7 +54,9 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise StorageError(f"got {path}, where nothing can be written ({error.strerror}); try another --out") from None
+        raise StorageError(
+            f"could not write {path}: nothing can be written there ({error.strerror}); try another place"
+        ) from None
     os.close(handle)
     try:
         yield Path(name)
