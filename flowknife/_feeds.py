@@ -1,10 +1,7 @@
 """Where the batches of training come from: arrays in memory, or arrays on disk and streams, which are fetched ahead."""
 
-import contextlib
 import itertools
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import jax
@@ -13,10 +10,12 @@ import numpy as np
 from jaxtyping import Array
 
 from flowknife._split import split, split_sizes
-from flowknife.errors import InputError, Interrupted
+from flowknife._threads import prefetch
+from flowknife.errors import InputError
 from flowknife.inn import INN
 
 _VALIDATION_ROWS = 20_000  # more held-out rows than this do not change any decision
+
 _ROUND_BYTES = 2**28  # of rows on disk, at most so much is read for one round
 
 
@@ -55,6 +54,7 @@ class StoredRows:
 
 Rows = np.ndarray | StoredRows
 """Rows in memory or on disk."""
+
 
 _ON_DISK = (np.memmap, StoredRows)
 
@@ -199,103 +199,3 @@ class _Stream:
             while joined := list(itertools.islice(same, self.round)):
                 arrays = {name: jnp.concatenate([batch[name] for batch in joined]) for name in joined[0]}
                 yield arrays, jnp.arange(rows * len(joined)).reshape(len(joined), rows)
-
-
-def prefetch(items: Iterator, size: int = 4) -> Generator:
-    """Iterate in a thread, up to `size` items ahead; an error in the thread is raised here, closing ends the thread."""
-    ready: queue.Queue = queue.Queue(maxsize=size)
-    end, closed = object(), threading.Event()
-
-    def put(item):
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    def work():
-        try:
-            for item in items:
-                put(item)
-                if closed.is_set():
-                    return
-            put(end)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        thread.join(timeout=1.0)  # longer than a put waits; a source that is slower ends by itself
-
-
-_worker = threading.local()
-
-
-def raise_if_interrupted() -> None:
-    """In a thread of `in_threads`, raise KeyboardInterrupt once the caller was interrupted; elsewhere, do nothing."""
-    interrupted = getattr(_worker, "interrupted", None)
-    if interrupted is not None and interrupted.is_set():
-        raise KeyboardInterrupt
-
-
-def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
-    """Results of the calls, made in so many threads; with one, made here.
-
-    An interruption reaches the threads through `raise_if_interrupted`. A second one waits for none of them.
-
-    Raises:
-        Interrupted: its `result` lists what the calls returned, or reached (`Interrupted.result`); None for the others.
-    """
-    results: list[Any] = [None] * len(calls)
-    if threads == 1:
-        for place, call in enumerate(calls):
-            try:
-                results[place] = call()
-            except KeyboardInterrupt as stop:
-                results[place] = stop.result if isinstance(stop, Interrupted) else None
-                raise Interrupted(results) from None
-        return results
-    todo: queue.SimpleQueue = queue.SimpleQueue()
-    interrupted, stirred = threading.Event(), threading.Event()
-    errors: list[BaseException] = []
-    ended: list[int] = []
-    for place in range(len(calls)):
-        todo.put(place)
-
-    def work():
-        _worker.interrupted = interrupted
-        with contextlib.suppress(queue.Empty):
-            while True:
-                place = todo.get_nowait()
-                try:
-                    results[place] = None if interrupted.is_set() else calls[place]()
-                except Interrupted as stop:
-                    results[place] = stop.result
-                except BaseException as error:
-                    if not (interrupted.is_set() and isinstance(error, KeyboardInterrupt)):
-                        errors.append(error)
-                ended.append(place)
-                stirred.set()
-
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(calls)))]
-    while not errors and len(ended) < len(calls):
-        try:
-            while workers:
-                workers.pop().start()
-            stirred.wait()
-            stirred.clear()
-        except KeyboardInterrupt:
-            if interrupted.is_set():
-                raise
-            interrupted.set()
-    if errors:
-        raise errors[0]
-    if interrupted.is_set():
-        raise Interrupted(results)
-    return results

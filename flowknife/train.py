@@ -21,9 +21,10 @@ import optax
 import pydantic
 from jaxtyping import Array
 
-from flowknife._feeds import make_feed, raise_if_interrupted
+from flowknife._feeds import make_feed
 from flowknife._progress import note, progress
 from flowknife._settings import Applies, Settings, asked
+from flowknife._threads import raise_if_interrupted
 from flowknife._types import Key, as_key, split_trainable
 from flowknife.bijections import LU, Bijection, Chain, Matrix, Repeat
 from flowknife.errors import Interrupted, TrainingError

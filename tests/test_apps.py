@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import flowknife as fk
+from flowknife import stages
 from flowknife._types import split_trainable
-from flowknife.apps import _image_training
-from flowknife.apps.images import _model
+from flowknife.apps.images import _training
+from flowknife.apps.images._fit import _model
 from flowknife.architectures import dequantiser, glow, lattice, realnvp, wavelet
 from flowknife.architectures._vectors import SCALARS
 from flowknife.bijections import Coupling, PixelsToNormal
@@ -402,8 +403,8 @@ def test_the_coarse_grid_of_large_pictures_starts_with_all_of_them(monkeypatch, 
     bijection = wavelet((36, 36, 1), levels=2, width=4, features=4, key=key)
     model = image_model(bijection.shape, Pixels(5), bijection)
     # at full size there is room for 64 pictures, at the size of the coarse grid for all
-    monkeypatch.setattr(_image_training, "_NUMBERS_FOR_START", 256 * 18 * 18)
-    started = _image_training.closed_form_start(model, pixels, Augmentation(), False, key)
+    monkeypatch.setattr(stages, "_NUMBERS_FOR_START", 256 * 18 * 18)
+    started = stages.closed_form_start(model, pixels, Augmentation(), False, key)
     z = started.encode(jnp.asarray(pixels), key=key)["z_0"]
     # 1/8 if fitted to a quarter of them, and the noise within the bins is another one here
     assert np.sqrt(np.mean(jnp.mean(z, axis=0) ** 2)) < 0.09
@@ -425,10 +426,10 @@ def test_weights_decay_where_levels_are_trained_one_by_one(settings, decays, mon
         seen.update({stage.level: stage.settings["weight_decay"] for stage in stages})
         return model, {}, 0.0
 
-    monkeypatch.setattr(_image_training, "fit_stages", fit_stages)
+    monkeypatch.setattr(_training, "fit_stages", fit_stages)
     fk.images(_blobs(64, 0), width=8, key=0, show_progress=False, **settings)
     assert [seen[level] for level in sorted(seen)] == decays
-    assert [_image_training._weight_decay(n) for n in (8, 2000, 8000, 60_000)] == [1.0, 1.0, 0.5, 0.18]
+    assert [_training._weight_decay(n) for n in (8, 2000, 8000, 60_000)] == [1.0, 1.0, 0.5, 0.18]
 
 
 @pytest.mark.slow

@@ -117,7 +117,12 @@ def _images(n, **train):
 # sizes of which as many rows, 43, are trained on: some programs are compiled once for all
 ENOUGH, UNHELD, FEW = 70, 43, 53
 JOBS = {"density": _density, "classify": _classify, "invert": _invert, "images": _images}
-ENGINES = {"density": "density", "classify": "_class_training", "invert": "invert", "images": "_image_training"}
+ENGINES = {
+    "density": "apps.density._fit",
+    "classify": "apps.classify._training",
+    "invert": "apps.invert._fit",
+    "images": "stages",
+}
 DATA = {"density": "x", "classify": "x", "invert": "x", "images": "image"}
 
 
@@ -144,7 +149,7 @@ def _rows(arrays, name):
 def seventy(request):
     """Every job on 70 rows, with what its training was given."""
     job, given = request.param, []
-    engine = importlib.import_module(f"flowknife.apps.{ENGINES[job]}")
+    engine = importlib.import_module(f"flowknife.{ENGINES[job]}")
     train = engine.fit
 
     def recorded(model, data, *args, **options):

@@ -8,9 +8,9 @@ import pytest
 
 import flowknife as fk
 from flowknife._split import Sizes, split
-from flowknife.apps._class_data import as_codes, label_codes
-from flowknife.apps._class_models import look_at_pictures, look_at_rows, picture_model, table_model
-from flowknife.apps._class_training import fit_temperature
+from flowknife.apps.classify._labels import as_codes, label_codes
+from flowknife.apps.classify._models import look_at_pictures, look_at_rows, picture_model, table_model
+from flowknife.apps.classify._training import fit_temperature
 from flowknife.bijections import Affine
 from flowknife.diagnostics import auroc
 from flowknife.errors import InputError

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import flowknife as fk
-from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_scores import png_bits, standardise_maps
-from flowknife.apps._image_uses import way
-from flowknife.apps._neighbours import Neighbours, thumbnails
+from flowknife.anomaly._maps import standardise_maps
+from flowknife.anomaly._neighbours import Neighbours, thumbnails
+from flowknife.anomaly._scores import png_bits
+from flowknife.apps.images._empirical import Empirical
+from flowknife.apps.images._latents import way
 from flowknife.errors import InputError
 
 

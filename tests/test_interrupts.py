@@ -13,8 +13,8 @@ import pytest
 
 import flowknife as fk
 from flowknife import train
-from flowknife._feeds import in_threads, raise_if_interrupted
 from flowknife._interrupts import finish
+from flowknife._threads import in_threads, raise_if_interrupted
 from flowknife.data import digits, save_table
 from flowknife.errors import Interrupted, TrainingError
 from flowknife.objectives import nll

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import flowknife as fk
-from flowknife.apps._neighbours import Neighbours
-from flowknife.report import ends, report_classify, report_invert
+from flowknife.anomaly._neighbours import Neighbours
+from flowknife.report import ends
 
 TINY = {"layers": 1, "width": 8, "depth": 1, "show_progress": False}
 TRAIN = {"steps": 5, "batch_size": 32, "weight_decay": 0.0}
@@ -35,7 +35,7 @@ def rows():
 
 
 def test_report_of_a_posterior(tmp_path, arm):
-    text, figures = page(report_invert(arm, tmp_path))
+    text, figures = page(arm.report(tmp_path))
     every = {"problem", "corner", "predictive", "calibration", "coverage", "p_values"}
     assert every <= figures and "noise" not in figures
     assert "draws of the exact posterior" in text
@@ -46,12 +46,12 @@ def test_report_of_a_posterior(tmp_path, arm):
 
 
 def test_report_of_pairs_whose_simulator_nobody_knows(tmp_path, arm):
-    _, figures = page(report_invert(replace(arm, facts={}, forward=None, history={}), tmp_path))
+    _, figures = page(replace(arm, facts={}, forward=None, history={}).report(tmp_path))
     assert figures == {"corner", "calibration", "coverage", "p_values"}
 
 
 def test_report_of_a_classifier(tmp_path, rows):
-    text, figures = page(report_classify(rows, tmp_path))
+    text, figures = page(rows.report(tmp_path))
     every = {"confusion", "reliability", "samples", "held_out", "latents", "p_values", "history"}
     assert figures == every
     assert rows.reliability().verdict.replace("'", "&#x27;") in text
@@ -60,7 +60,7 @@ def test_report_of_a_classifier(tmp_path, rows):
 
 
 def test_report_of_a_classifier_shows_other_items(tmp_path, rows):
-    text, _ = page(report_classify(rows, tmp_path, others=np.full((20, 2), 50.0)))
+    text, _ = page(rows.report(tmp_path, others=np.full((20, 2), 50.0)))
     assert "ROC curve of 1.000" in text and "different rows" not in text
 
 
@@ -69,9 +69,9 @@ def test_report_of_a_classifier_of_pictures(tmp_path):
     pictures, labels = fk.data.digits()
     known = labels < 3
     model = fk.classify(pictures[known], labels[known], train=TRAIN, **TINY)
-    _, figures = page(report_classify(model, tmp_path / "a"))
+    _, figures = page(model.report(tmp_path / "a"))
     assert {"confusion", "reliability", "samples", "held_out", "latents", "p_values", "outliers"} <= figures
-    text, _ = page(report_classify(model, tmp_path / "b", others=pictures[labels == 7][:20]))
+    text, _ = page(model.report(tmp_path / "b", others=pictures[labels == 7][:20]))
     assert "negatives" not in text
 
 
@@ -79,7 +79,7 @@ def test_report_of_a_classifier_of_pictures(tmp_path):
 def test_report_of_noisy_data_shows_the_noise(tmp_path):
     settings = {"num_simulations": 200, "form": "partitioned", "train": TRAIN}
     posterior = fk.invert(fk.problems.gravity(noise=0.2), **settings, **TINY)
-    text, figures = page(report_invert(posterior, tmp_path))
+    text, figures = page(posterior.report(tmp_path))
     assert "noise" in figures and "standard deviation was 0.2" in text
 
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from flowknife._feeds import in_threads
 from flowknife._progress import progress
+from flowknife._threads import in_threads
 
 
 @pytest.mark.parametrize("threads", [1, 2, 9])

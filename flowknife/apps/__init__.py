@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._images import Images
-from flowknife.apps._posterior import InvertConfig, Posterior
 from flowknife.apps.classify import Classifier, ClassifyConfig, classify
 from flowknife.apps.density import Density, DensityConfig, density
-from flowknife.apps.images import images
-from flowknife.apps.invert import invert
+from flowknife.apps.images import Images, ImagesConfig, images
+from flowknife.apps.invert import InvertConfig, Posterior, invert
 from flowknife.errors import StorageError
 from flowknife.storage import read_run
 

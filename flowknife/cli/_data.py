@@ -41,11 +41,11 @@ def read_pictures(
     white: "White | None" = None,
 ) -> "ImageSet":
     """Pictures of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked."""
-    from flowknife.apps._image_batches import as_pictures
+    from flowknife.data.images import as_images
 
     height, width, channels = shape
     form: dict[str, Any] = {"channels": channels, "partition": partition, "crop": crop, "white": white}
-    return as_pictures(data, (height, width), show_progress=True, **form)
+    return as_images(data, (height, width), show_progress=True, **form)
 
 
 def read_labelled(data: str, column: str = "", *, drop_invalid: bool = False) -> Labelled:

@@ -17,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from flowknife._feeds import prefetch
+from flowknife._progress import progress
+from flowknife._threads import prefetch
 from flowknife.data._cache import Outcome, PictureCache, cache_folder, remembered
 from flowknife.data._decode import EIGHT_BITS, Channels, Form, White, decode, largest_values, shorter_side
 from flowknife.data._find import IMAGE_SUFFIXES, Candidate, Found, Partition, Skipped, find_images
@@ -29,7 +31,9 @@ from flowknife.data._stores import Entry
 from flowknife.errors import InputError, StorageError
 
 _BATCH_FILES, _BATCH_BYTES = 256, 2**26  # read at a time; three such batches are in memory
+
 _EIGHT_BITS = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".pbm"}  # formats that hold no more
+
 _LOOKED_AT = 100  # pictures that tell the usual size
 
 Source = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike] | Found
@@ -324,3 +328,57 @@ def _nothing_usable(found, skipped):
     reason, count = Counter(item.reason for item in skipped).most_common(1)[0]
     of_them = f"{len(skipped)} skipped, {count} of them as {reason!r}"
     return f"got no usable picture in the {found.source}: {of_them}; {expected}"
+
+
+def default_size(source, crop: float = 1.0):
+    """The usual shorter side of the pictures, to the nearest size that halves well, at most 64."""
+    if isinstance(source, ImageSet):
+        return source.pixels.shape[1]
+    side = (usual_side(source) or 64) * crop
+    return min((8, 16, 24, 28, 32, 48, 64), key=lambda size: abs(size - side))
+
+
+_COUNTED = 1000  # images whose grey levels are counted
+
+
+def as_images(
+    folder: Any,
+    size: int | tuple[int, int],
+    show_progress: bool,
+    channels: Any = "auto",
+    partition: Any = None,
+    crop: float = 1.0,
+    white: White | None = None,
+) -> ImageSet:
+    """`load_images` with a progress bar; an `ImageSet` is returned as it is."""
+    if isinstance(folder, ImageSet):
+        return folder
+    with progress("reading pictures", show_progress) as report:
+        return load_images(
+            folder,
+            size,
+            channels=channels,
+            partition=partition,
+            crop=crop,
+            white=white,
+            on_progress=lambda done, total: report(done / total, f"{done} of {total}"),
+        )
+
+
+def grey_facts(data: ImageSet, bits: int) -> dict[str, str]:
+    """What became white where images were scaled, and how many grey levels are left where these are few.
+
+    Warns:
+        UserWarning: fewer than 8 grey levels are left of more.
+    """
+    facts = {"white": data.white.told()} if data.white.told() else {}
+    seen = np.unique(data.pixels[:_COUNTED])
+    left = len(np.unique(seen >> (8 - bits)))
+    if left < min(8, 2**bits, len(seen)):
+        facts["grey levels"] = f"{left}, few: values reach from {seen[0]} to {seen[-1]} of 255"
+        warnings.warn(
+            f"got images with {left} grey levels at {bits} bits (values from {seen[0]} to {seen[-1]} of 255); expected "
+            "8 or more; try brighter images, or bits=8",
+            stacklevel=3,
+        )
+    return facts

@@ -1,14 +1,17 @@
-"""What one does with the latents of pictures: ways between them, directions, levels drawn anew."""
+"""Latents of images: compiled encoding and decoding, interpolation, and one level drawn anew."""
 
 from typing import Literal
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from flowknife._types import Key, as_key
 
 How = Literal["spherical", "linear"]
+
 Latents = Float[np.ndarray, "_ _"]
 
 
@@ -35,3 +38,24 @@ def redrawn(z: Latents, columns: slice, n: int, key: Key, temperature: float | i
     noise = jax.random.normal(as_key(key), (n, columns.stop - columns.start))
     new[..., columns] = temperature * np.asarray(noise)  # the same draws for every picture, so that rows compare
     return new
+
+
+DRAWN_AT_ONCE = 16  # pictures
+
+
+@eqx.filter_jit
+def encode_batch(model, pixels):
+    image = model.partition.left[0]
+    return model.bijection.encode(image.law.prepare(None, pixels, (), image.shape))[0]
+
+
+@eqx.filter_jit
+def draw_batch(model, key, temperature):
+    return model.sample(key, DRAWN_AT_ONCE, temperature=temperature)
+
+
+@eqx.filter_jit
+def decode_batch(model, z):
+    ends = np.cumsum([block.size for block in model.partition.right])[:-1]
+    blocks = zip(model.partition.right, jnp.split(z, ends, axis=-1), strict=True)
+    return model.decode({block.name: part.reshape(len(z), *block.shape) for block, part in blocks})["image"]

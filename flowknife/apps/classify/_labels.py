@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from flowknife.apps._images import as_pictures
 from flowknife.data import ImageSet
 from flowknife.data._cells import as_written, is_missing
+from flowknife.data.images import as_images
 from flowknife.data.tables import TABLE_SUFFIXES
 from flowknife.errors import InputError
 
@@ -35,7 +35,7 @@ def is_picture_source(x: Any) -> bool:
 
 def read_pictures(x: Any, labels: Any, size: int, show_progress: bool) -> tuple[ImageSet, Any]:
     """Pictures and their labels: those given, or the folder in which each lies."""
-    data = as_pictures(x, size, show_progress)
+    data = as_images(x, size, show_progress)
     if labels is not None:
         if data.skipped:
             raise InputError(

@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife import nets, priors
-from flowknife._feeds import in_threads
 from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robust_spread
 from flowknife._interrupts import PARTIAL, finish, until_interrupted
 from flowknife._progress import note, progress
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
+from flowknife._threads import in_threads
 from flowknife._types import Key, as_key, as_seed
-from flowknife.apps._posterior import TASK, InvertConfig, Posterior
+from flowknife.apps.invert._config import TASK, InvertConfig
+from flowknife.apps.invert._result import Posterior
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import (
     Affine,
@@ -48,12 +49,19 @@ from flowknife.problems import PROBLEMS, Problem
 from flowknife.train import Training, fit
 
 _KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
+
 _START_ROWS = 20_000  # what has a closed form is fitted to at most so many pairs
+
 _SHARP = 0.01  # noise added to data without any, in standard deviations
+
 _ROBUST = 3.0  # robust spreads that the law of data without noise is relative to, at most
+
 _RESOLVED = 0.02  # standard deviations of a prior that single precision may blur
+
 _FEW = 50_000  # pairs; with more, nothing is gained by weight decay
+
 _LONG = 32  # longer observations are summarised
+
 _NOISE_SHARE = 0.1  # width of the law of noisy data, in units of the noise
 
 

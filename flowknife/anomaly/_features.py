@@ -1,24 +1,20 @@
-"""An image model at work on many pictures: compiled, and in batches of one size."""
+"""Features of images that an anomaly detector compares: latents and bits per dimension, level by level."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from flowknife._progress import Report, progress, unreported
+from flowknife._batches import in_batches
+from flowknife._progress import Report, unreported
 from flowknife._types import as_key
-from flowknife.apps._features import largest_spot, level_features
-from flowknife.data import ImageSet, White, load_images
 from flowknife.multiscale import local_log_probs
 
-DRAWN_AT_ONCE = 16  # pictures
 SMALL = 3072  # numbers of a picture of 32 x 32 in colour
-_LOOKED_AT = 1000  # images whose grey levels are counted
-_NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
 
 
 class Look(NamedTuple):
@@ -27,56 +23,6 @@ class Look(NamedTuple):
     levels: np.ndarray
     latents: np.ndarray
     spot: np.ndarray
-
-
-def as_pictures(
-    folder,
-    size,
-    show_progress,
-    channels: Any = "auto",
-    partition: Any = None,
-    crop: float = 1.0,
-    white: White | None = None,
-) -> ImageSet:
-    if isinstance(folder, ImageSet):
-        return folder
-    with progress("reading pictures", show_progress) as report:
-        return load_images(
-            folder,
-            size,
-            channels=channels,
-            partition=partition,
-            crop=crop,
-            white=white,
-            on_progress=lambda done, total: report(done / total, f"{done} of {total}"),
-        )
-
-
-def grey_facts(data: ImageSet, bits: int) -> dict[str, str]:
-    """What became white where images were scaled, and how many grey levels are left where these are few.
-
-    Warns:
-        UserWarning: fewer than 8 grey levels are left of more.
-    """
-    facts = {"white": data.white.told()} if data.white.told() else {}
-    seen = np.unique(data.pixels[:_LOOKED_AT])
-    left = len(np.unique(seen >> (8 - bits)))
-    if left < min(8, 2**bits, len(seen)):
-        facts["grey levels"] = f"{left}, few: values reach from {seen[0]} to {seen[-1]} of 255"
-        warnings.warn(
-            f"got images with {left} grey levels at {bits} bits (values from {seen[0]} to {seen[-1]} of 255); expected "
-            "8 or more; try brighter images, or bits=8",
-            stacklevel=3,
-        )
-    return facts
-
-
-def in_batches(rows):
-    """(number of rows, rows) of batches of one size, the last one filled up: one compiled program serves all."""
-    size = int(np.clip(2 ** np.floor(np.log2(_NUMBERS_AT_ONCE / rows[0].size)), 1, 64))
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        yield len(part), np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
 
 
 @eqx.filter_jit
@@ -147,19 +93,43 @@ def local_maps(model, pixels):
     return _of_all(pixels, lambda part: _local(model, part))
 
 
-@eqx.filter_jit
-def encode_batch(model, pixels):
-    image = model.partition.left[0]
-    return model.bijection.encode(image.law.prepare(None, pixels, (), image.shape))[0]
+Term = tuple[Array, Array]
+"""A level's latent, on its own grid, and its term of the log-likelihood, in nats, of shape `batch`."""
 
 
-@eqx.filter_jit
-def draw_batch(model, key, temperature):
-    return model.sample(key, DRAWN_AT_ONCE, temperature=temperature)
+def level_features(terms: Sequence[Term]) -> Array:
+    """What an anomaly detector should look at: numbers that are the same for all pictures of a kind, up to chance.
+
+    Per level the log of the latents' root mean square, as a whole and channel by channel where it has places, and
+    bits/dim. The channels tell a picture of too little detail of one kind (blurred, say) from one that has merely
+    little of all kinds; the four grids that a `Squeeze` interleaves are one. More numbers than that hide what is
+    strange among them.
+
+    Args:
+        terms: of one batch axis, as `level_terms` returns them.
+
+    Returns:
+        features `(batch, k)`; the last ones are bits/dim of the levels, coarsest first.
+    """
+    spread, bits = [], []
+    for z, term in terms:
+        channels = z.shape[-1] if z.ndim == 4 else 1
+        square = z.reshape(len(z), -1, channels) ** 2
+        spread.append(log_spread(z))
+        if channels > 1:
+            of_channel = jnp.mean(square, axis=1).reshape(len(z), 4 if channels % 4 == 0 else 1, -1)
+            spread.append(0.5 * jnp.log(jnp.mean(of_channel, axis=1) + 1e-3))
+        bits.append(-term / (z[0].size * math.log(2)))
+    return jnp.concatenate([*spread, jnp.stack(bits, axis=1)], axis=1)
 
 
-@eqx.filter_jit
-def decode_batch(model, z):
-    ends = np.cumsum([block.size for block in model.partition.right])[:-1]
-    blocks = zip(model.partition.right, jnp.split(z, ends, axis=-1), strict=True)
-    return model.decode({block.name: part.reshape(len(z), *block.shape) for block, part in blocks})["image"]
+def log_spread(z: Array) -> Array:
+    """Log of the root mean square of each latent of a batch, shape `(batch, 1)`."""
+    return 0.5 * jnp.log(jnp.mean(z.reshape(len(z), -1) ** 2, axis=1, keepdims=True) + 1e-6)
+
+
+def largest_spot(z: Array) -> Array:
+    """Log of the largest mean square of the latents at one place, of each latent of a batch; of all, without places."""
+    channels = z.shape[-1] if z.ndim == 4 else z[0].size
+    at_place = jnp.mean(z.reshape(len(z), -1, channels) ** 2, axis=-1)
+    return jnp.log(jnp.max(at_place, axis=1) + 1e-6)

@@ -1,4 +1,4 @@
-"""The report of an image model: real, regenerated and simulated pictures, the latent cloud, the outliers."""
+"""The report of an image model: data and samples, the latents, anomalies."""
 
 import warnings
 from pathlib import Path
@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowknife import plots
+from flowknife.apps.images._report_latents import (
+    clusters,
+    level_temperatures,
+    nearest_training,
+    surprises,
+    through_latent,
+)
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
 from flowknife.errors import CalibrationWarning
 from flowknife.report._figures import ends, flagging_text, keep, training, trust, which
-from flowknife.report._image_uses import clusters, level_temperatures, nearest_training, surprises, through_latent
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
-    from flowknife.apps import Images
+    from flowknife.apps.images._result import Images
+
 
 _MARKED = 10
+
 _CLOUD = 400
+
 _OBJECTIVE = "negative log-likelihood (nats per latent)"
+
 _TEMPERATURES = (0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 

@@ -1,7 +1,4 @@
-"""Applications 3 and 4, generative classification: one density per class, of pictures or of the rows of a table.
-
-The same model says which class an item is of, draws new items of a class, and tells what is of none of the classes.
-"""
+"""Fit a generative classifier: one density per class, of images or of the rows of a table."""
 
 from typing import Any
 
@@ -16,23 +13,26 @@ from flowknife._progress import note
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
-from flowknife.apps._class_config import ITEMS, ClassifyConfig, Moves
-from flowknife.apps._class_data import is_picture_source, label_codes, read_pictures
-from flowknife.apps._class_models import picture_model, table_model
-from flowknife.apps._class_training import log_prior_of, train_pictures, train_table
-from flowknife.apps._classifier import Classifier
-from flowknife.apps._image_batches import grey_facts
-from flowknife.apps.images import default_size
+from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
+from flowknife.apps.classify._labels import is_picture_source, label_codes, read_pictures
+from flowknife.apps.classify._models import picture_model, table_model
+from flowknife.apps.classify._result import Classifier
+from flowknife.apps.classify._training import log_prior_of, train_pictures, train_table
 from flowknife.bijections import Affine
 from flowknife.data import White, fingerprint, load_table
+from flowknife.data.images import default_size, grey_facts
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
+
 _KEPT_PICTURES = 400
+
 _LOOKED_AT = 2000  # training pictures that the detector is fitted to
+
 # With a beta of 0.5 images are classified as well as with 4, and drawn better.
 _OF_ROWS = {"beta": 4.0, "width": 64, "scalar": "spline"}
+
 _OF_IMAGES = {"beta": 0.5, "width": 256, "scalar": "affine", "bits": 5, "augment": Moves()}
 """What the settings are that were left open."""
 

@@ -13,9 +13,11 @@ from flowknife.report._figures import ends, flagging_text, keep, training, trust
 from flowknife.report._page import Picture, Section, write_report
 
 if TYPE_CHECKING:
-    from flowknife.apps import Density
+    from flowknife.apps.density._result import Density
+
 
 _POINTS = 2000
+
 _COLUMNS = 6  # of a wide table, this many are drawn
 
 

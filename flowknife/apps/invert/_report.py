@@ -14,13 +14,19 @@ from flowknife.report._figures import ends, flagging_text, keep, training, trust
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
-    from flowknife.apps import Posterior
+    from flowknife.apps.invert._result import Posterior
+
 
 _DRAWS = 4000
+
 _EXACT = ("kinematics", "ballistics", "two_moons", "gaussian_linear")  # reference posteriors that take no time
+
 _PICTURED = ("kinematics", "ballistics", "gravity", "dispersion", "two_moons")
+
 _PLACES = {"gravity": ("stations", "distance (km)", "anomaly (mGal)"), "dispersion": ("periods", "period (s)", "km/s")}
+
 _NOISES = 4  # numbers of the noise that are drawn
+
 _STRETCH = 2.0  # of the observations that a simulator cannot have made
 
 

@@ -1,7 +1,4 @@
-"""Application 2: pictures on the left, one latent per scale on the right.
-
-One exact likelihood has two sides: draw from it and there are new pictures, evaluate it and there is an anomaly score.
-"""
+"""Fit an image model, its reference distribution and its anomaly score."""
 
 from typing import Any
 
@@ -15,17 +12,18 @@ from flowknife._progress import progress
 from flowknife._settings import asked, require_applicable
 from flowknife._split import Sizes, split, split_sizes
 from flowknife._types import Key, as_key, as_seed
-from flowknife.apps._empirical import Empirical
-from flowknife.apps._image_batches import as_pictures, bits_of, grey_facts, level_squares
-from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._image_scores import compare, fit_detector
-from flowknife.apps._image_training import train_images
-from flowknife.apps._images import Images
-from flowknife.apps._neighbours import Neighbours, thumbnails
+from flowknife.anomaly._features import bits_of, level_squares
+from flowknife.anomaly._neighbours import Neighbours, thumbnails
+from flowknife.anomaly._scores import compare, fit_detector
+from flowknife.apps.images._config import ImagesConfig
+from flowknife.apps.images._empirical import Empirical
+from flowknife.apps.images._result import Images
+from flowknife.apps.images._training import train_images
 from flowknife.architectures import dequantiser, glow, jet, lattice, realnvp, wavelet
 from flowknife.bijections import Bijection
-from flowknife.data import ImageSet, find_images, fingerprint, usual_side
+from flowknife.data import ImageSet, find_images, fingerprint
 from flowknife.data._find import PARTITION_FILE
+from flowknife.data.images import as_images, default_size, grey_facts
 from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN
@@ -33,13 +31,21 @@ from flowknife.laws import Pixels
 from flowknife.multiscale import image_model
 
 _LOOKED_AT = 1000  # training pictures that the detector is fitted to, at most
+
 _NUMBERS_LOOKED_AT = 8_000_000  # of large pictures fewer, 100 at least: of 64x64 in colour 651
+
 _REMEMBERED = 10_000  # training pictures, at most, that others are compared with
+
 _NUMBERS_REMEMBERED = 8_000_000  # of their thumbnails: of 32x32 in colour 2604
+
 _MOST_CALIBRATING = 5000  # images, unless a share is asked for: more change no decision
+
 _NUMBERS_CALIBRATING = 30_000_000  # of large images fewer: of 64x64 in colour 2441, of 256x256 300
+
 _FEWEST_CALIBRATING = 300
+
 _MOST_STOPPING = 1000  # evaluated often
+
 _KEPT_IMAGES = 400  # held-out images kept with the run
 
 
@@ -79,7 +85,7 @@ def images(
     size = config.image_size or default_size(found, config.crop)
     _require_uncut(folder, size, config.crop)
     partition = None if isinstance(found, ImageSet) or found.partitions_inside is None else "train"
-    data = as_pictures(found, size, show_progress, partition=partition, crop=config.crop)
+    data = as_images(found, size, show_progress, partition=partition, crop=config.crop)
     if len(data) < 8:
         raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
@@ -171,14 +177,6 @@ def _small(train):
     count = min(len(train), _REMEMBERED, max(_NUMBERS_REMEMBERED // first.size, 100))
     parts = [range(start, min(start + 500, count)) for start in range(0, count, 500)]
     return np.concatenate([thumbnails(np.asarray(train[part.start : part.stop])) for part in parts])
-
-
-def default_size(source, crop: float = 1.0):
-    """The usual shorter side of the pictures, to the nearest size that halves well, at most 64."""
-    if isinstance(source, ImageSet):
-        return source.pixels.shape[1]
-    side = (usual_side(source) or 64) * crop
-    return min((8, 16, 24, 28, 32, 48, 64), key=lambda size: abs(size - side))
 
 
 def _most_held_out(pixels) -> Sizes:

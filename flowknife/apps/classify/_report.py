@@ -1,4 +1,4 @@
-"""The report of a classifier: what it takes for what, how sure it may be, what it draws, and what is of no class."""
+"""The report of a classifier: confusion, calibration of probabilities, samples per class, outliers."""
 
 import warnings
 from pathlib import Path
@@ -14,11 +14,15 @@ from flowknife.report._figures import ends, flagging_text, keep, training, trust
 from flowknife.report._page import Section, write_report
 
 if TYPE_CHECKING:
-    from flowknife.apps import Classifier
+    from flowknife.apps.classify._result import Classifier
+
 
 _LATENTS, _MARKED = 2000, 200
+
 _DRAWN = {"pictures": 10, "rows": 300}  # of each class
+
 _MOST_CLASSES = 20  # more are not drawn
+
 _OBJECTIVE = "objective, which weighs labels and likelihood"
 
 

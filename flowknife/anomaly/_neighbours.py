@@ -1,4 +1,4 @@
-"""Which training pictures look most like a picture, and whether any of them does."""
+"""The training images most similar to an image, and its local outlier score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flowknife._batches import in_batches
 from flowknife._progress import Report, unreported
-from flowknife.apps._image_batches import in_batches
 
 Pictures = UInt8[np.ndarray, "_ _ _ _"]
 
 _THUMBNAIL = 32  # largest side of what is kept of a training picture
+
 _CANDIDATES = 40  # pictures, nearest at half size, of which the distance is computed
+
 _NEAREST = 5  # whose mean distance counts
+
 _AROUND = 20  # to whose own such distances it is compared
 
 

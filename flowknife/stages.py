@@ -1,4 +1,4 @@
-"""Training of an image flow: closed-form start, then level after level, or all levels together."""
+"""Training part by part within one time budget: the levels of a multi-scale flow, after their closed-form start."""
 
 import itertools
 import math
@@ -10,105 +10,19 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from flowknife._feeds import Rows, in_threads
 from flowknife._interrupts import until_interrupted
-from flowknife.data import Augmentation, augment
+from flowknife._threads import in_threads
+from flowknife.data import augment
 from flowknife.inn import INN
 from flowknife.laws import Pixels
-from flowknife.multiscale import independent_levels, joint_nll, level_part
-from flowknife.objectives import Objective, block_nll
+from flowknife.multiscale import independent_levels
+from flowknife.objectives import Objective
 from flowknife.train import Training, fit
 
 _NUMBERS_FOR_START = 60_000_000  # closed-form parts are fitted to at most so many numbers
-_NUMBERS_PER_STEP = 100_000
-_FEW = 2000  # pictures
 
 History = dict[str, list[float]]
-
-
-def train_images(
-    model: INN,
-    pixels: Rows,
-    held_out: np.ndarray | None,
-    training: Training,
-    *,
-    augmentation: Augmentation,
-    flip: bool,
-    parallel: int,
-    key: jax.Array,
-    show_progress: bool,
-) -> "Trained":
-    """Train an image model; 15 minutes at most, unless `training` says otherwise.
-
-    Args:
-        model: the model to start from.
-        pixels: training pictures, uint8 (n, H, W, C).
-        held_out: images for early stopping, if there are any.
-        training: settings; a time budget is for all levels together, epochs and steps are for each.
-        augmentation: changes of the training pictures; those for early stopping stay as they are.
-        flip: mirror half of the pictures of every batch.
-        parallel: how many levels are trained at the same time, where they can be trained one by one.
-        key: JAX key.
-        show_progress: show progress bars.
-
-    Returns:
-        the model and how training went; `training` has the defaults that hold for every level.
-    """
-    together = not independent_levels(model.bijection)
-    training = training.completed(
-        minutes=15,
-        # levels of few layers each bear large steps
-        learning_rate=1e-3 if together else 5e-3,
-        average=0.995,
-        patience=8,
-    )
-
-    start_key, key = jax.random.split(key)
-    model = closed_form_start(model, pixels, augmentation, flip, start_key)
-    # the time of a level grows slower than its size, since the large ones are the regular ones
-    blocks = model.partition.right
-    sizes = [pixels[0].size] if together else [block.size for block in blocks]
-    shares = np.sqrt(sizes)
-    order = list(range(len(shares)))
-    learned_noise = model.partition.left[0].law.noise is not None
-    if learned_noise:
-        # the noise within the bins belongs to the finest level, and the others have to do with it
-        order = [order[-1], *order[:-1]]
-
-    most = max(_batch(pixels[0].size, most=32), 8)
-    decay = 0.0 if together else _weight_decay(len(pixels))
-
-    def settings(level):
-        """Those that depend on the level, unless they were asked."""
-        # of large images the fine levels have positions enough in few of them
-        batch = training.batch_size or _batch(sizes[level], most=most)
-        own = training.completed(
-            batch_size=batch,
-            # evaluating the held-out images takes about a tenth of the time
-            evaluate_every=max(60, 3 * len(() if held_out is None else held_out) // batch),
-            # learned noise must not be pulled to what it started as
-            weight_decay=0.0 if learned_noise and level == len(sizes) - 1 else decay,
-        )
-        return {name: getattr(own, name) for name in ("batch_size", "evaluate_every", "weight_decay")}
-
-    stages = []
-    for i, level in enumerate(order):
-        objective = joint_nll if together else block_nll(blocks[level].name)
-        stages.append(
-            Stage(
-                level=-1 if together else level,
-                share=shares[level],
-                label="images" if together else f"level {level}, {i + 1} of {len(shares)}",
-                where=(lambda whole: whole) if together else level_part(level),
-                objective=_augmented(objective, augmentation, flip),
-                held_out_objective=objective,
-                settings=settings(level),
-            )
-        )
-    alone = 1 if learned_noise else 0
-    return fit_stages(model, pixels, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel)
 
 
 class Trained(NamedTuple):
@@ -151,16 +65,6 @@ class Stage(NamedTuple):
     objective: Objective
     held_out_objective: Objective | None = None
     settings: Mapping[str, Any] = {}
-
-
-def _weight_decay(pictures):
-    """The more the fewer pictures there are, since few are soon known by heart."""
-    return round(min((_FEW / pictures) ** 0.5, 1.0), 2)
-
-
-def _batch(size, most):
-    """So many pictures have about as many numbers as a step should see: a power of 2."""
-    return int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / size)), 1, most))
 
 
 def fit_stages(
@@ -273,13 +177,3 @@ def closed_form_start(model, train, augmentation, flip, key):
         x = jnp.concatenate([to_coarse(flow, part) for part in itertools.chain([first], others)])
         flow = eqx.tree_at(lambda flow: flow.coarsest, flow, initialise(coarse, x))
     return eqx.tree_at(lambda m: m.bijection, model, flow)
-
-
-def _augmented(objective, augmentation, flip):
-    """The objective on pictures that are changed anew for every batch."""
-
-    def augmented(model, batch, key):
-        augment_key, key = jax.random.split(key)
-        return objective(model, {"image": augment(augment_key, batch["image"], augmentation, flip)}, key)
-
-    return augmented

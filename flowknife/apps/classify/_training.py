@@ -11,17 +11,18 @@ from scipy.special import logsumexp
 
 from flowknife._frame import LocalSpread
 from flowknife._interrupts import until_interrupted
-from flowknife.apps._class_models import class_law, coarse_blocks, coarse_part, fit_start, given_label, labels_of
-from flowknife.apps._image_training import Stage, Trained, closed_form_start, fit_stages
+from flowknife.apps.classify._models import class_law, coarse_blocks, coarse_part, fit_start, given_label, labels_of
 from flowknife.bijections import Affine
 from flowknife.data import Augmentation, augment
 from flowknife.inn import INN
 from flowknife.laws import ClassMixture
 from flowknife.multiscale import level_part
 from flowknife.objectives import block_nll, class_log_probs, information_bottleneck
+from flowknife.stages import Stage, Trained, closed_form_start, fit_stages
 from flowknife.train import Training, fit
 
 _START_NUMBERS = 30_000_000  # the start is fitted to at most so many numbers
+
 _NUMBERS_PER_STEP = 100_000
 
 Items = tuple[np.ndarray, np.ndarray]

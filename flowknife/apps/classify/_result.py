@@ -12,18 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp, softmax
 
+from flowknife._batches import in_batches
 from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
-from flowknife.apps._class_config import ClassifyConfig
-from flowknife.apps._class_data import Names, as_codes, codes_of
-from flowknife.apps._class_models import given_label, is_picture, look_at_pictures, look_at_rows
-from flowknife.apps._class_training import fit_temperature
-from flowknife.apps._image_batches import as_pictures, in_batches
-from flowknife.apps._image_scores import with_complexity
+from flowknife.anomaly._scores import with_complexity
+from flowknife.apps.classify._config import ClassifyConfig
+from flowknife.apps.classify._labels import Names, as_codes, codes_of
+from flowknife.apps.classify._models import given_label, is_picture, look_at_pictures, look_at_rows
+from flowknife.apps.classify._training import fit_temperature
 from flowknife.data import Skipped, White, load_table, write_skipped
 from flowknife.data._cells import array_of
+from flowknife.data.images import as_images
 from flowknife.diagnostics import (
     Check,
     Flagging,
@@ -45,8 +46,11 @@ from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _ROWS_AT_ONCE = 4096
+
 _AS_GOOD = 0.01  # share of errors that a classifier may make more than simple ones
+
 _UPWARD = ("bits_per_dim", "complexity", "distance")  # the detector's first columns: the more, the stranger
+
 _ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
 
 
@@ -367,7 +371,7 @@ class Classifier:
             folder: the run directory.
             others: items of no class to show beside the held-out ones.
         """
-        from flowknife.report import report_classify
+        from flowknife.apps.classify._report import report_classify
 
         return report_classify(self, folder, others)
 
@@ -395,7 +399,7 @@ class Classifier:
         """Items and their names."""
         if self.pictures:
             height, width, channels = self.shape
-            data = as_pictures(x, (height, width), show_progress=False, channels=channels, white=self.white)
+            data = as_images(x, (height, width), show_progress=False, channels=channels, white=self.white)
             if data.pixels.shape[1:] != self.shape:
                 raise InputError(
                     f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training"

@@ -1,4 +1,4 @@
-"""Where the latents of training pictures really lie: a Gaussian beside N(0, I), to draw from and to shrink to it."""
+"""Empirical latent prior: a low-rank Gaussian fitted to the training latents, level by level."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from flowknife.errors import InputError
 from flowknife.laws import LARGEST_TEMPERATURE
 
 _MOST_DIRECTIONS = 64  # of a level
+
 _MOST_NUMBERS = 400_000  # of the directions of a level, so that a run stays small
 
 ByLevel = float | int | Mapping[str, Any]

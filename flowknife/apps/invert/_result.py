@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pydantic
 
 from flowknife._frame import Frame, plain_frame
-from flowknife._settings import Applies, Settings, recorded, recovered
+from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
+from flowknife.apps.invert._config import InvertConfig
 from flowknife.data import load_table
 from flowknife.data.tables import names_in
 from flowknife.diagnostics import (
@@ -36,57 +36,17 @@ from flowknife.laws import as_temperature
 from flowknife.priors import Prior
 from flowknife.problems import PROBLEMS
 from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import MINIMUM_STEPS, Training, missing_steps
+from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _NUMBERS_AT_ONCE = 2_000_000
+
 _FARTHEST = 1e30  # what networks are given of larger numbers
+
 _IMPOSSIBLE = 1e3  # normal scores
+
 _AS_GOOD = 0.02  # nats per parameter that a posterior may be worse than the prior
+
 _CHECKED, _DRAWS = 300, 200  # held-out observations that are checked, and draws of each
-
-
-TASK: Applies = {
-    "num_simulations": ("data", ("simulator",)),
-    "scale": ("model", ("partitioned without noise",)),
-    "features": ("model", ("conditional", "partitioned with noise")),
-}
-"""Settings whose effect depends on what is inverted: where the data come from, and which model the noise asks for."""
-
-
-class InvertConfig(Settings):
-    """Settings of `invert`; those that are None are chosen from the data."""
-
-    applies: ClassVar[Applies] = {"independence": ("form", ("partitioned",))}
-
-    seed: int = 0
-    form: Literal["conditional", "partitioned"] = "conditional"
-    num_simulations: int | None = pydantic.Field(
-        None, ge=8, description="simulations, if there are no pairs yet; default 10,000"
-    )
-    noise: float | tuple[float, ...] | None = pydantic.Field(
-        None,
-        description="standard deviation of Gaussian noise to add to simulated data, in their units; default: none, or "
-        "a hundredth of the data's own if a simulator is exact (conditional)",
-    )
-    scale: float | None = pydantic.Field(
-        None,
-        gt=0,
-        description="width of the law of data without noise (partitioned), in standard deviations; default 0.02",
-    )
-    layers: int = pydantic.Field(8, ge=1, description="couplings")
-    width: int = pydantic.Field(64, ge=1, description="hidden units of each network")
-    depth: int = pydantic.Field(2, ge=1, description="residual blocks of each network")
-    features: int | None = pydantic.Field(
-        None, ge=0, description="learned features of an observation, beside its numbers as they are; default 64"
-    )
-    matching: float = pydantic.Field(
-        0.0, ge=0, description="weight of MMD terms on (y, z) and on x, beside the likelihood"
-    )
-    independence: float | None = pydantic.Field(
-        None, ge=0, description="weight of the independence of z and y, beside the likelihood (partitioned); default 0"
-    )
-    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="observations with a p-value below are flagged")
-    train: Training = Training()
 
 
 @eqx.filter_jit
@@ -460,7 +420,7 @@ class Posterior:
 
     def report(self, folder: str | Path) -> Path:
         """Write the pictures and `report.html` into `folder`; return the page's path."""
-        from flowknife.report import report_invert
+        from flowknife.apps.invert._report import report_invert
 
         return report_invert(self, folder)
 

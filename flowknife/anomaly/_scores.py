@@ -1,4 +1,4 @@
-"""How strange a picture is, and where: beside changed forms of itself and a PNG file, and place by place."""
+"""Anomaly features of an image (against transformed copies and its PNG code length) and their detector."""
 
 import io
 from typing import NamedTuple
@@ -7,16 +7,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from flowknife._progress import Report, unreported
-from flowknife.apps._image_batches import SMALL, bits_at, bits_of, level_bits, local_maps, look
-from flowknife.apps._neighbours import Neighbours
+from flowknife.anomaly._features import SMALL, bits_at, bits_of, level_bits, look
+from flowknife.anomaly._maps import (
+    _moved,
+)
+from flowknife.anomaly._neighbours import Neighbours
 from flowknife.diagnostics import Typicality
 
-Maps = list[np.ndarray]
-"""A number for each place of each level that has places: shapes (n, h, w)."""
-
-
 _MOVES = (1, 2)  # pixels, down and to the right
-_POSITIONS = (0, 1, 2, 3)  # the same, for maps: a place of the finest level is four pixels wide, of most models
+
 UPWARD = {"upside_down": 1.0, "negative": 1.0, "softness": 1.0, "spot": 1.0, "novelty": 1.6, "complexity": 0.5}
 """The columns that `compare` puts before the others, each with its weight; the more, the stranger."""
 
@@ -113,12 +112,6 @@ def _levels_of_the_whole(model) -> range:
     return range(max(int(np.sum(sizes <= SMALL)), 1))
 
 
-def _moved(pixels, by):
-    """Down and to the right; what comes in repeats the border."""
-    height, width = pixels.shape[1:3]
-    return np.pad(pixels, ((0, 0), (by, 0), (by, 0), (0, 0)), mode="edge")[:, :height, :width]
-
-
 def _blurred(pixels):
     """By a Gaussian of one pixel."""
     from scipy.ndimage import gaussian_filter
@@ -134,40 +127,3 @@ def fit_detector(model, training, held_out) -> Typicality:
     columns = training.shape[1]
     changes = range(columns - len(_MOVES) * len(model.partition.right), columns)
     return Typicality.fit(training, held_out, upward=dict(enumerate(UPWARD.values())), apart=changes)
-
-
-def maps_by_position(model, pixels) -> list[Maps]:
-    """Maps of the log-density, of pictures in each of the positions on the model's grid."""
-    return [local_maps(model, _moved(pixels, by)) for by in _POSITIONS]
-
-
-def surprise_maps(maps: list[Maps], usual: list[Maps], shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
-    """`standardise_maps` of each position, moved back; their mean, which is finer than a place."""
-    found = [standardise_maps(here, held, shape) for here, held in zip(maps, usual, strict=True)]
-    back = [
-        np.pad(each, ((0, 0), (0, by), (0, by)), mode="edge")[:, by:, by:]
-        for by, each in zip(_POSITIONS, found, strict=True)
-    ]
-    return np.mean(back, axis=0)
-
-
-def standardise_maps(maps: Maps, usual: Maps, shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
-    """How many standard deviations less likely than usual each place is, the levels added, shape (n, height, width).
-
-    Args:
-        maps: of pictures.
-        usual: of held-out pictures; each place is compared with itself in these, a corner with corners.
-        shape: (height, width) of the pictures.
-    """
-    total = np.zeros((len(maps[0]), *shape))
-    for level, held in zip(maps, usual, strict=True):
-        spread = held.std(axis=0) + 0.1 * held.std()
-        total += _enlarged((held.mean(axis=0) - level) / spread, shape)
-    return total / np.sqrt(len(maps))
-
-
-def _enlarged(maps, shape):
-    """Maps at the size of the pictures, each value repeated over the pixels that it stands for."""
-    rows = np.arange(shape[0]) * maps.shape[1] // shape[0]
-    columns = np.arange(shape[1]) * maps.shape[2] // shape[1]
-    return maps[:, rows][:, :, columns]

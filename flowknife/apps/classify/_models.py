@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowknife._types import Key, as_key
-from flowknife.apps._features import level_features, log_spread
+from flowknife.anomaly._features import level_features, log_spread
 from flowknife.architectures import coupling_flow, wavelet
 from flowknife.bijections import (
     Affine,
@@ -40,10 +40,15 @@ from flowknife.objectives import class_block_log_probs, class_log_probs
 # Splines alone, the identity beyond 4 standard deviations: what lies far outside of the training rows is not carried
 # further, as a stack of affine maps would.
 _SCALARS = {"spline": Spline(tail=4.0), "affine": ShiftScale(), "additive": Shift()}
+
 _LABEL_SCALE = 0.1  # of the one-hot block (Ardizzone et al. 2019, arXiv 1808.04730, app. 2: 0.05 to 0.1)
+
 _PAD_SCALE = 0.05
+
 _PAD_DRAWS = 32  # over which p(x | label) is averaged where there is padding
+
 _MOST_CARRIED = 32  # principal components that tell classes apart; of the others the law is the same for all
+
 _MOST_COARSE = 16  # pixels a side of the picture that carries the classes
 
 

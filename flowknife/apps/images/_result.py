@@ -10,27 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife._batches import in_batches
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
-from flowknife.apps._empirical import ByLevel, Empirical, by_level
-from flowknife.apps._image_batches import (
-    DRAWN_AT_ONCE,
-    as_pictures,
-    bits_of,
-    decode_batch,
-    draw_batch,
-    encode_batch,
-    in_batches,
-    level_squares,
-    look,
-)
-from flowknife.apps._image_config import ImagesConfig
-from flowknife.apps._image_scores import UPWARD, compare, maps_by_position, surprise_maps
-from flowknife.apps._image_uses import How, redrawn, way
-from flowknife.apps._neighbours import Nearest, Neighbours, thumbnails
+from flowknife.anomaly._features import bits_of, level_squares, look
+from flowknife.anomaly._maps import maps_by_position, surprise_maps
+from flowknife.anomaly._neighbours import Nearest, Neighbours, thumbnails
+from flowknife.anomaly._scores import UPWARD, compare
+from flowknife.apps.images._config import ImagesConfig
+from flowknife.apps.images._empirical import ByLevel, Empirical, by_level
+from flowknife.apps.images._latents import DRAWN_AT_ONCE, How, decode_batch, draw_batch, encode_batch, redrawn, way
 from flowknife.data import ImageSet, Skipped, White, write_skipped
 from flowknife.data._arrays import array_file
+from flowknife.data.images import as_images
 from flowknife.diagnostics import (
     Check,
     Flagging,
@@ -49,6 +42,7 @@ from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _FEWEST_COMPARED = 8  # images that a simple model can be fitted to
+
 _AS_GOOD = 0.02  # bits per dimension that a model may be worse than simple references
 
 
@@ -396,7 +390,7 @@ class Images:
             folder: the run directory.
             others: pictures of other things to show beside the held-out ones.
         """
-        from flowknife.report import report_images
+        from flowknife.apps.images._report import report_images
 
         return report_images(self, folder, others)
 
@@ -406,7 +400,7 @@ class Images:
         # an array in this size is a sample, say, or held out, and cut already
         crop = 1.0 if getattr(pictures, "shape", ())[1:3] == (height, width) else self.config.crop
         form = {"channels": channels, "crop": crop, "white": self.white}
-        data = as_pictures(pictures, (height, width), show_progress=False, **form)
+        data = as_images(pictures, (height, width), show_progress=False, **form)
         if data.pixels.shape[1:] != self.shape:
             raise InputError(f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
         return data

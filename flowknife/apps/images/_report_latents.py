@@ -1,4 +1,4 @@
-"""Figures of what one does with an image model: ways, levels, temperatures, neighbours, heat maps, small changes."""
+"""Figures of the latent space of an image model: interpolation, levels, temperatures, nearest images, anomaly maps."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,17 @@ from flowknife.report._figures import keep, which
 from flowknife.report._page import Picture, Section
 
 if TYPE_CHECKING:
-    from flowknife.apps import Images
+    from flowknife.apps.images._result import Images
+
 
 _CHANGED = 6  # pictures in the figure of small changes
+
 _CLOUD = 400
+
 _MAPPED = 10
+
 _NEIGHBOURS = 3
+
 _CHANGES = ("itself", "mirrored", "1 px right", "1 px down", "turned 5°", "brighter", "darker")
 
 

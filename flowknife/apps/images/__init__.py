@@ -1,0 +1,10 @@
+"""Application 2: images on the left, one latent per scale on the right.
+
+One exact likelihood has two sides: sampling draws new images, evaluating gives an anomaly score.
+"""
+
+from flowknife.apps.images._config import ImagesConfig
+from flowknife.apps.images._fit import images
+from flowknife.apps.images._result import Images
+
+__all__ = ["Images", "ImagesConfig", "images"]
