@@ -15,7 +15,7 @@ from flowknife._types import Key, as_key, as_seed
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._result import Density, _values_of
 from flowknife.architectures import coupling_flow
-from flowknife.bijections import Affine, Chain
+from flowknife.bijections import Affine, Chain, PrincipalRotation
 from flowknife.data import load_table
 from flowknife.diagnostics import (
     Flagging,
@@ -27,6 +27,7 @@ from flowknife.objectives import nll
 from flowknife.train import fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
+_ROWS_PER_COLUMN = 10  # with fewer, the correlations of the columns are fitted in closed form
 
 
 def density(
@@ -100,7 +101,8 @@ def density(
         mixing=config.mixing,
         key=model_key,
     )
-    model = INN([Block("x", rows.shape[1])], [Block("z", rows.shape[1])], Chain([standardise, flow]))
+    bijection = Chain([*_start(train_rows, standardise), flow])
+    model = INN([Block("x", rows.shape[1])], [Block("z", rows.shape[1])], bijection)
     steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
     training = training.completed(steps=steps, batch_size=512, learning_rate=4e-3, patience=15).with_defaults()
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5) if config.smoothing is None else config.smoothing
@@ -140,6 +142,18 @@ def density(
         },
     )
     return finish(lambda: fitted, interrupted)
+
+
+def _start(rows, standardise):
+    """What is fitted in closed form before training: the units and, with few rows for each column, the correlations.
+
+    The network would learn single rows before it learned how hundreds of columns depend on each other. From the shrunk
+    Gaussian it only has to learn in what they differ from that.
+    """
+    columns = rows.shape[1]
+    if columns == 1 or len(rows) >= _ROWS_PER_COLUMN * columns:
+        return [standardise]
+    return [standardise, PrincipalRotation(columns, back=True).fit(standardise.encode(rows)[0])]
 
 
 def _smoothed(share, spread):

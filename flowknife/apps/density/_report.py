@@ -85,7 +85,7 @@ def _grid():
 
 def _stages(flow, x):
     """The points after the standardisation and after every second coupling."""
-    standardise, repeat = flow.model.bijection.bijections
+    *start, repeat = flow.model.bijection.bijections
     arrays, structure = eqx.partition(repeat.layer, eqx.is_array)
 
     @jax.jit
@@ -95,7 +95,9 @@ def _stages(flow, x):
 
         return jax.lax.scan(layer, x, arrays)[1]
 
-    x, _ = standardise.encode(flow.frame.to_model(x))
+    x = flow.frame.to_model(x)
+    for part in start:
+        x, _ = part.encode(x)
     layers = np.asarray(through(x))
     # from the last one backwards, so that the end of the animation is the latent space itself
     return [np.asarray(x), *layers[::-1][::2][::-1]]
