@@ -1,5 +1,7 @@
 """The public names. Type checkers read them here, and so does `__init__.py`."""
 
+__version__: str
+
 from . import architectures as architectures
 from . import bijections as bijections
 from . import data as data
@@ -12,6 +14,14 @@ from . import priors as priors
 from . import problems as problems
 from . import recipes as recipes
 from . import report as report
+from .apps import Classifier as Classifier
+from .apps import ClassifyConfig as ClassifyConfig
+from .apps import Density as Density
+from .apps import DensityConfig as DensityConfig
+from .apps import Images as Images
+from .apps import ImagesConfig as ImagesConfig
+from .apps import InvertConfig as InvertConfig
+from .apps import Posterior as Posterior
 from .apps import classify as classify
 from .apps import density as density
 from .apps import images as images

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowknife import bijections, inn, laws, nets, priors
+from flowknife import __version__, bijections, inn, laws, nets, priors
 from flowknife._files import RUN_FILES, WORK, is_run, own_extras
 from flowknife._types import Constant
 from flowknife.errors import StorageError
@@ -238,11 +238,7 @@ def write_run(folder: str | os.PathLike, record: Mapping[str, Any], tree: Any, h
 
 def _versions():
     packages = {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax", "numpy")}
-    try:
-        own = importlib.metadata.version("flowknife")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
-    return {"flowknife": own, "python": platform.python_version(), **packages}
+    return {"flowknife": __version__, "python": platform.python_version(), **packages}
 
 
 def read_run(folder: str | os.PathLike) -> dict[str, Any]:

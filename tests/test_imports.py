@@ -5,13 +5,16 @@ import importlib
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import flowknife as fk
 from flowknife import _xla
+from flowknife.apps import APPLICATIONS
 
+ROOT = Path(__file__).parents[1]
 STUB = Path(fk.__file__).with_suffix(".pyi")
 HEAVY = {"jax", "jaxlib", "numpy", "scipy", "equinox", "optax", "matplotlib", "sklearn", "pandas", "PIL", "fsspec"}
 
@@ -112,3 +115,14 @@ def test_other_versions_of_the_compiler_are_left_alone(monkeypatch):
     monkeypatch.setattr(_xla.jaxlib, "__version__", "0.12.0")
     _xla.choose()
     assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_the_layers_in_the_guide_are_those_that_are_checked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers, independence = project["tool"]["importlinter"]["contracts"]
+    checked = [[name.strip(" ()") for name in layer.split("|")] for layer in layers["layers"]]
+    drawing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    drawn = [[name.strip() for name in line.split("  ")[0].split("|")] for line in drawing.splitlines()]
+    assert drawn == checked
+    assert "ignore_imports" not in layers
+    assert independence["modules"] == [f"flowknife.apps.{name}" for name in sorted(APPLICATIONS)]

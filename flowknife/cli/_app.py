@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from flowknife import __version__
 from flowknife.errors import CalibrationWarning, FlowknifeError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
@@ -115,12 +116,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> bool:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(f"flowknife {version('flowknife')}")
-        except PackageNotFoundError:
-            typer.echo("flowknife, not installed")
+        typer.echo(f"flowknife {__version__}")
         raise typer.Exit
     return wanted
 
