@@ -100,7 +100,8 @@ def density(
     parts = split(len(rows), split_sizes(len(rows), config.train.validation, None if own else config.alpha), split_key)
     train_rows, stopping, held_out = (rows[part] for part in parts)
     if own:
-        held_out = _rows_of(calibration, table.names, origin, drop_invalid)
+        given = load_table(calibration, drop_invalid=drop_invalid, min_rows=1)
+        held_out = _rows_of(given.values if _is_rows(calibration) else given.columns(table.names), table.names, origin)
 
     standardise = Affine.standardise(train_rows)
     flow = coupling_flow(
@@ -332,9 +333,9 @@ class Density:
         return rows + self.origin if np.any(self.origin) else rows
 
 
-def _rows_of(x, names, origin, drop_invalid=False):
+def _rows_of(x, names, origin):
     """Rows of a table as the model takes them."""
-    values = np.asarray(x) if _is_rows(x) else load_table(x, drop_invalid=drop_invalid, min_rows=1).columns(names)
+    values = np.asarray(x) if _is_rows(x) else load_table(x, min_rows=1).columns(names)
     if values.ndim != 2 or values.shape[1] != len(names):
         raise InputError(
             f"got rows of shape {values.shape}; expected (n, {len(names)}), the columns {', '.join(names)}"
