@@ -14,6 +14,8 @@ SHARE = 0.15
 
 _STOPPING_ALONE = 0.1
 _FEWEST = 3  # one for early stopping, two for calibration
+_RANKS = 3  # below alpha: with fewer the rate of false alarms varies much, and few discoveries are possible
+_SHARE_OF_FEW = 0.15
 _FEW_STOPPING = 15  # with fewer rows the best moment to stop is hardly seen; of small tables a tenth
 
 
@@ -59,11 +61,11 @@ def split_sizes(
     """How many rows are held out, and what for: one rule for all jobs.
 
     Early stopping gets a third of the held-out rows, but no more than a twentieth of all rows (of a small table a
-    tenth, up to 15 rows, where no share is asked for); calibration gets the rest. Where that is too little to flag
-    anything at the rate `alpha`, calibration takes what it needs: from the training rows, if it needs no more than a
-    third of all rows and no share was asked for, otherwise from early stopping. Where it is enough, as many rows
-    calibrate as bring the rate of false alarms closest below `alpha`, and what is left is trained on (or, of a share
-    that was asked for, decides when to stop).
+    tenth, up to 15 rows, where no share is asked for); calibration gets the rest (of a small table up to 15 %, for
+    three ranks below `alpha`). Where that is too little to flag anything at the rate `alpha`, calibration takes what it
+    needs: from the training rows, if it needs no more than a third of all rows and no share was asked for, otherwise
+    from early stopping. Where it is enough, as many rows calibrate as bring the rate of false alarms closest below
+    `alpha`, and what is left is trained on (or, of a share that was asked for, decides when to stop).
 
     Args:
         rows: number of rows.
@@ -83,7 +85,8 @@ def split_sizes(
     stopping = min(max(min(round(held / 3), round(rows / 20)), 1), held)
     calibration = held - stopping
     if share is None:
-        calibration = min(calibration, most.calibration)
+        few = min(round(_SHARE_OF_FEW * rows), fewest_calibration_rows(alpha, _RANKS))
+        calibration = min(max(calibration, few), most.calibration)
         stopping = min(max(stopping, min(round(rows / 10), _FEW_STOPPING)), most.stopping, spare - calibration)
     if calibration < 2:  # of one score no p-value is small, and a detector needs the place and the width of several
         return Sizes(stopping + calibration, 0)

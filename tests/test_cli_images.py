@@ -106,7 +106,7 @@ def test_a_partition_of_the_folder_is_scored_and_checked(tmp_path, place, images
         call("score", images, folder, "--partition", partition, "--out", tmp_path / f"{partition}.csv")
         assert {row["path"] for row in rows_of(tmp_path / f"{partition}.csv")} == set(expected)
     result = CliRunner().invoke(app, ["check", str(images), str(folder), "--partition", "test"])
-    assert result.exit_code in (0, 1) and "share of pictures flagged" in result.stdout
+    assert result.exit_code in (0, 1) and "share of images flagged" in result.stdout
     (folder / "list_eval_partition.txt").unlink()
     out = ("--out", tmp_path / "no.csv")
     refused("score", images, folder, "--partition", "test", *out, words="list_eval_partition.txt")

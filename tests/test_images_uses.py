@@ -339,7 +339,9 @@ def test_discoveries_are_the_rows_that_benjamini_and_hochberg_reject(model):
     scores = model.score(np.concatenate([faces(60, key=13), noise]))
     rejected = fk.diagnostics.benjamini_hochberg(scores["p_value"], model.config.alpha)
     np.testing.assert_array_equal(scores["discovery"], rejected)
-    assert scores["discovery"][60:].all() and scores["discovery"][:60].mean() < 0.1
+    assert scores["discovery"][60:].all()
+    # beyond the largest of 30 calibration scores lies a share of new ones with mean and standard deviation 0.03
+    assert scores["discovery"][:60].mean() < 0.15
     assert (scores["q_value"] >= scores["p_value"]).all()
 
 

@@ -13,7 +13,7 @@ from flowknife._settings import asked
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps.density._config import DensityConfig
-from flowknife.apps.density._result import Density, _values_of
+from flowknife.apps.density._result import Density
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain, PrincipalRotation
 from flowknife.data import load_table
@@ -89,7 +89,8 @@ def density(
     parts = split(len(rows), split_sizes(len(rows), training.validation, None if own else config.alpha), split_key)
     train_rows, stopping, held_out = (rows[part] for part in parts)
     if own:
-        held_out = frame.to_model(_values_of(calibration, table.names, drop_invalid))
+        own_rows = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1)
+        held_out = frame.to_model(own_rows.values)
 
     standardise = Affine.standardise(train_rows)
     flow = coupling_flow(
