@@ -21,7 +21,7 @@ from flowknife.objectives import nll
 from tests.command import call
 
 X = np.random.default_rng(0).normal(size=(100, 3))
-EVERY_STEP = {"evaluate_every": 1, "steps": 50}
+EVERY_STEP = {"evaluate_every": 1, "steps": 50, "patience": 0}  # no early stop
 TINY = {"layers": 1, "width": 4, "depth": 1, "show_progress": False}
 OPTIONS = ["-s", "layers=1", "-s", "width=4", "-s", "depth=1", "-s", "train.evaluate_every=1", "-s", "train.steps=50"]
 
@@ -190,7 +190,7 @@ def test_candidates_of_a_posterior_are_kept(press):
 
 @pytest.mark.slow
 def test_a_classifier_is_kept_with_the_names_of_its_columns(tmp_path, press):
-    rows = [",".join(map(str, [*row, "ab"[row[0] > 0]])) for row in X]
+    rows = [",".join(map(str, [*row, "ab"[int(row[0] > 0)]])) for row in X]
     (tmp_path / "t.csv").write_text("\n".join(["u,v,w,kind", *rows]))
     press(5)
     options = ("--label", "kind", "--out", tmp_path / "run", *OPTIONS)
