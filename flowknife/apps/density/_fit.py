@@ -89,8 +89,8 @@ def density(
     parts = split(len(rows), split_sizes(len(rows), training.validation, None if own else config.alpha), split_key)
     train_rows, stopping, held_out = (rows[part] for part in parts)
     if own:
-        own_rows = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1)
-        held_out = frame.to_model(own_rows.values)
+        held_out = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1)
+        held_out = frame.to_model(held_out.values)
 
     standardise = Affine.standardise(train_rows)
     flow = coupling_flow(

@@ -232,14 +232,10 @@ class Density:
         return self.frame.to_model(self._values(x))
 
     def _values(self, x):
-        return _values_of(x, self.names)
-
-
-def _values_of(x, names, drop_invalid=False):
-    """Rows of a table in the user's units, in the columns of training."""
-    if _is_rows(x, len(names)):
-        return np.asarray(x)
-    return load_table(x, columns=names, drop_invalid=drop_invalid, min_rows=1).values
+        """Rows of a table in the user's units, in the columns of training."""
+        if _is_rows(x, len(self.names)):
+            return np.asarray(x)
+        return load_table(x, columns=self.names, min_rows=1).values
 
 
 def _is_rows(x, columns):
