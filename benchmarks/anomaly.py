@@ -1,8 +1,8 @@
-"""How well models of pictures tell what is none of theirs: the AUROC of each score, kind by kind, in both directions.
+"""How well models of images tell what is none of theirs: the AUROC of each score, kind by kind, in both directions.
 
     CATS_RUN=run CATS=folder MNIST_RUN=run MNIST=file.npz python -m benchmarks anomaly
 
-`CATS_RUN` and `MNIST_RUN` are runs of `flowknife fit images`, one of them is enough. `CATS` holds pictures of the kind
+`CATS_RUN` and `MNIST_RUN` are runs of `flowknife fit images`, one of them is enough. `CATS` holds images of the kind
 of `CATS_RUN` that were not trained on, in a folder or as an array in an .npz file; so does `MNIST` of digits; without
 it those of scikit-learn are taken. Further kinds join where they are named: `SILHOUETTES` and `FACES`.
 
@@ -22,20 +22,20 @@ from flowknife.apps import Images
 from flowknife.data import digits, load_images
 from flowknife.diagnostics import auroc
 
-_EACH = 200  # pictures of a kind at most
+_EACH = 200  # images of a kind at most
 SCORES = {
     "bits_per_dim": 1,
     "typicality": 1,
     "radius_p": -1,
     "upside_down": 1,
-    "negative": 1,
-    "softness": 1,
-    "spot": 1,
-    "novelty": 1,
+    "inverted": 1,
+    "blur_gap": 1,
+    "local_energy": 1,
+    "local_outlier": 1,
     "complexity": 1,
     "score": 1,
 }
-"""The columns of `Images.score` that are compared, and the sign with which they grow with strangeness."""
+"""The columns of `Images.score` that are compared, and the sign with which they grow with anomaly."""
 
 
 def run() -> None:
@@ -71,7 +71,7 @@ def _other_digits(path: Path, minutes: float) -> None:
 def _table(title: str, model: Images, normal: np.ndarray, others: dict[str, np.ndarray]) -> None:
     """One row for each kind: the AUROC of each score, then how many are flagged and how many are discoveries."""
     usual = model.score(normal)
-    print(f"\n{title}: {len(normal)} normal pictures, {model.metrics['bits_per_dim']:.3f} bits/dim")
+    print(f"\n{title}: {len(normal)} normal images, {model.metrics['bits_per_dim']:.3f} bits/dim")
     print(f"flagged of the normal ones at p < {model.config.alpha:g}: {usual['flag'].mean():.3f}")
     print(f"{'AUROC':<16}" + "".join(f"{name:>14}" for name in (*SCORES, "flagged", "discoveries")))
     for kind, pixels in others.items():
@@ -79,13 +79,13 @@ def _table(title: str, model: Images, normal: np.ndarray, others: dict[str, np.n
         areas = [auroc(sign * usual[name], sign * scores[name]) for name, sign in SCORES.items()]
         shares = [scores["flag"].mean(), scores["discovery"].mean()]
         print(f"{kind:<16}" + "".join(f"{number:>14.3f}" for number in (*areas, *shares)))
-    print("the map of surprise inside a changed square against the rest of the picture, mean AUROC")
+    print("the anomaly map inside a changed square against the rest of the image, mean AUROC")
     for kind, area in _where(model, normal[: _EACH // 4]).items():
         print(f"{kind:<16}{area:>14.3f}")
 
 
 def _where(model: Images, normal: np.ndarray) -> dict[str, float]:
-    """How well the map of surprise finds a square, of a quarter of the side, in which a picture was changed."""
+    """How well the anomaly map finds a square, of a quarter of the side, in which an image was changed."""
     generator = np.random.default_rng(0)
     side = max(normal.shape[1] // 4, 2)
     corners = generator.integers(0, np.array(normal.shape[1:3]) - side + 1, (len(normal), 2))
@@ -103,13 +103,13 @@ def _where(model: Images, normal: np.ndarray) -> dict[str, float]:
             square = slice(row, row + side), slice(column, column + side)
             changed[i][square] = normal[i - 1][square] if change is None else change(normal[i][square])
             inside[i][square] = True
-        maps = model.surprise(changed)
+        maps = model.anomaly_map(changed)
         areas[kind] = float(np.mean([auroc(each[~here], each[here]) for each, here in zip(maps, inside, strict=True)]))
     return areas
 
 
 def _others(name: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    """Kinds of pictures that are not of the model, as far as they are at hand."""
+    """Kinds of images that are not of the model, as far as they are at hand."""
     own = _some(name, shape)
     kinds = {}
     for other in ("CATS", "MNIST", "SILHOUETTES", "FACES"):
@@ -119,21 +119,21 @@ def _others(name: str, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
 
 
 def _some(name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """Pictures of a kind, in this shape."""
+    """Images of a kind, in this shape."""
     place = os.environ.get(name)
     if place is None:
         if name != "MNIST":
             raise SystemExit(f"error: got no {name}; expected a folder or an .npz file in the environment")
         return _fitted(digits()[0][:_EACH], shape)
-    return _fitted(_first_pictures(Path(place)) if place.endswith(".npz") else place, shape)
+    return _fitted(_first_images(Path(place)) if place.endswith(".npz") else place, shape)
 
 
 def _fitted(source, shape):
     return load_images(source, shape[:2], channels=shape[2], limit=_EACH).pixels
 
 
-def _first_pictures(path: Path) -> np.ndarray:
-    """The first array of pictures in an .npz file, brought to 0 ... 255."""
+def _first_images(path: Path) -> np.ndarray:
+    """The first array of images in an .npz file, brought to 0 ... 255."""
     with np.load(path, allow_pickle=False) as arrays:
         pixels = next(arrays[name] for name in arrays.files if arrays[name].ndim >= 3)
     if pixels.dtype == np.uint8:
@@ -167,7 +167,7 @@ def _plain(shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
 
 
 def _changed(pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Pictures of the model's own kind, changed so that they are of it no more."""
+    """Images of the model's own kind, changed so that they are of it no more."""
     from scipy.ndimage import gaussian_filter
 
     height, width = pixels.shape[1:3]

@@ -1,11 +1,11 @@
-"""Bits/dim of new pictures after equal time: `fk.images` with its defaults beside normflows' Glow.
+"""Bits/dim of new images after equal time: `fk.images` with its defaults beside normflows' Glow.
 
-    DATA=pictures.npz BITS=8 MINUTES=30 PEER=other/bin/python OUT=folder python -m benchmarks bits_per_dim
+    DATA=images.npz BITS=8 MINUTES=30 PEER=other/bin/python OUT=folder python -m benchmarks bits_per_dim
 
-`DATA` holds uint8 pictures `x_train` and `x_test`, (n, H, W) or (n, H, W, C). `PEER` is the Python of an environment
+`DATA` holds uint8 images `x_train` and `x_test`, (n, H, W) or (n, H, W, C). `PEER` is the Python of an environment
 with torch and normflows, see `glow_step`; without it only ours is measured. The peer's Glow has levels of eight steps,
 width 96, and trains by Adamax with warm-up in channels-last layout, the best setting found for it here. `OUT` receives
-our run, and pictures of samples: ours, the peer's and those of a Gaussian, and the training pictures nearest to ours.
+our run, and images of samples: ours, the peer's and those of a Gaussian, and the training images nearest to ours.
 """
 
 import os
@@ -46,7 +46,7 @@ optimiser = torch.optim.Adamax(model.parameters(), 5e-4, weight_decay=1e-5)
 dim, values = channels * side * side, 2**bits
 
 def loss_of(x):
-    # bits/dim of discrete pictures: the numbers are scaled to [0, 1)
+    # bits/dim of discrete images: the numbers are scaled to [0, 1)
     v = (x.float() + torch.rand(x.shape)) / values
     return model.forward_kld(v.contiguous(memory_format=torch.channels_last)) / dim / np.log(2) + bits
 
@@ -72,10 +72,10 @@ print("RESULT", sum(parts) / len(test), step)
 
 
 def run() -> None:
-    """Print bits/dim of all test pictures, and what each side did in its time."""
+    """Print bits/dim of all test images, and what each side did in its time."""
     bits, minutes = int(os.environ.get("BITS", "8")), float(os.environ.get("MINUTES", "30"))
     if "DATA" not in os.environ:
-        print("bits_per_dim: got no DATA; expected a file of pictures x_train and x_test; try DATA=pictures.npz")
+        print("bits_per_dim: got no DATA; expected a file of images x_train and x_test; try DATA=images.npz")
         return
     out = Path(os.environ.get("OUT") or tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def run() -> None:
     seconds = time.perf_counter() - start
     found = -ours.log_prob(data["x_test"]).mean() / np.prod(ours.shape) / np.log(2)
     print(
-        f"ours ({ours.config.architecture}): {found:.4f} bits/dim, {seconds / 60:.1f} minutes, all included", flush=True
+        f"ours ({ours.used.architecture}): {found:.4f} bits/dim, {seconds / 60:.1f} minutes, all included", flush=True
     )
     ours.save(out / "run")
     theirs = peer(bits, minutes, out / "peer.npy") if "PEER" in os.environ else None
@@ -103,7 +103,7 @@ def peer(bits: int, minutes: float, samples: Path) -> np.ndarray:
 
 
 def contact_sheets(ours: Images, train: np.ndarray, theirs: np.ndarray | None, out: Path) -> Path:
-    """64 samples of each at T = 0.7, and the training pictures nearest to ours."""
+    """64 samples of each at T = 0.7, and the training images nearest to ours."""
     train = train.reshape(-1, *ours.shape)
     drawn = ours.sample(64, key=0, temperature=0.7)
     groups = [("Flow, T = 0.7", drawn), principal_gaussian(train, 64)]
@@ -111,5 +111,5 @@ def contact_sheets(ours: Images, train: np.ndarray, theirs: np.ndarray | None, o
         groups.append(("normflows' Glow, T = 0.7", theirs))
     fk.plots.compare(groups, "Samples beside those of others.").savefig(out / "samples.png")
     found, usual = ours.nearest(drawn[:12], k=5), np.median(ours.nearest(ours.held_out, k=1).distances)
-    fk.plots.nearest(drawn[:12], found.pictures, found.distances, usual).savefig(out / "nearest.png")
+    fk.plots.nearest(drawn[:12], found.images, found.distances, usual).savefig(out / "nearest.png")
     return out / "samples.png"

@@ -5,7 +5,7 @@
 `PEER` is the Python of an environment of its own: `uv venv .venv-normflows` and
 `uv pip install -p .venv-normflows/bin/python torch==2.13.0 normflows==1.7.3 numpy`, the default place.
 
-Pictures of 32x32x3, three levels, width 128, batches of 32, affine couplings; both run in turn, equally often, each in
+Images of 32x32x3, three levels, width 128, batches of 32, affine couplings; both run in turn, equally often, each in
 a process of its own with as many threads.
 """
 

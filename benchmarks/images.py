@@ -1,4 +1,4 @@
-"""`fk.images` on a folder of pictures: bits/dim of new pictures, and how well other things are told from them.
+"""`fk.images` on a folder of images: bits/dim of new images, and how well other things are told from them.
 
     IMAGES=folder MINUTES=15 python -m benchmarks images
 
@@ -19,15 +19,15 @@ _DIRECTIONS = 200  # of the Gaussian that samples are shown beside
 
 
 def run() -> None:
-    """Print bits/dim, the false-alarm rate and the AUROC, and write the report beside the pictures."""
+    """Print bits/dim, the false-alarm rate and the AUROC, and write the report beside the images."""
     minutes = float(os.environ.get("MINUTES", "2"))
     folder = Path(os.environ["IMAGES"]) if "IMAGES" in os.environ else _digits(Path(tempfile.mkdtemp()))
     start = time.perf_counter()
     model = fk.images(folder / "train", train={"minutes": minutes}, key=0)
     normal = model.score(folder / "val")
-    print(f"pictures of {folder / 'train'}, {minutes:g} minutes asked, {time.perf_counter() - start:.0f} s taken")
+    print(f"images of {folder / 'train'}, {minutes:g} minutes asked, {time.perf_counter() - start:.0f} s taken")
     bits = normal["bits_per_dim"]
-    print(f"bits/dim of {len(bits)} new pictures at {model.config.bits} bits: {bits.mean():.4f}")
+    print(f"bits/dim of {len(bits)} new images at {model.config.bits} bits: {bits.mean():.4f}")
     print(f"of these flagged at p < 0.05: {np.mean(normal['p_value'] < 0.05):.3f}")
     others = folder / "other"
     if others.is_dir():
@@ -46,7 +46,7 @@ def run() -> None:
 
 
 def principal_gaussian(train: np.ndarray, n: int) -> tuple[str, np.ndarray]:
-    """`n` draws at T = 0.7 of the Gaussian of the leading principal directions of pictures, and what they are."""
+    """`n` draws at T = 0.7 of the Gaussian of the leading principal directions of images, and what they are."""
     rows = train.reshape(len(train), -1).astype(float)
     mean = rows.mean(axis=0)
     _, spread, axes = np.linalg.svd(rows - mean, full_matrices=False)
@@ -64,7 +64,7 @@ def _beside_principal_gaussian(model: Images, folder: Path) -> Path:
     groups = [
         ("Flow, T = 0.7", model.sample(30, key=0, temperature=0.7)),
         principal_gaussian(train, 30),
-        ("New pictures", new[:30]),
+        ("New images", new[:30]),
     ]
     path = folder / "run" / "figures" / "beside_gaussian.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def _beside_principal_gaussian(model: Images, folder: Path) -> Path:
 
 
 def _digits(folder: Path) -> Path:
-    """Digits as pictures, blank and noisy ones as other things."""
+    """Digits as images, blank and noisy ones as other things."""
     pixels, _ = fk.data.digits()
     noise = np.random.default_rng(0).integers(0, 256, (20, *pixels.shape[1:]), dtype=np.uint8)
     fk.data.write_folder(pixels[:1500], folder / "train")

@@ -1,8 +1,8 @@
-"""How fast pictures are read, augmented and fed to training.
+"""How fast images are read, augmented and fed to training.
 
     python -m benchmarks loading
 
-Files of 256 x 256 pixels become pictures of 64 x 64; training from memory and from disk makes the same steps.
+Files of 256 x 256 pixels become images of 64 x 64; training from memory and from disk makes the same steps.
 """
 
 import os
@@ -21,7 +21,7 @@ SIDE, SIZE, COUNT = 256, 64, 400
 
 
 def run() -> None:
-    """Print pictures per second of reading and of augmenting, and what training loses by waiting for the disk."""
+    """Print images per second of reading and of augmenting, and what training loses by waiting for the disk."""
     with tempfile.TemporaryDirectory() as place:
         os.environ["FLOWKNIFE_CACHE"] = str(Path(place) / "cache")
         for suffix in ("jpg", "png"):
@@ -35,7 +35,7 @@ def run() -> None:
 
 
 def _write(folder: Path, suffix: str) -> None:
-    """Smooth pictures with some noise, which compress like photographs."""
+    """Smooth images with some noise, which compress like photographs."""
     from PIL import Image
 
     folder.mkdir()
@@ -51,7 +51,7 @@ def _rate(read) -> str:
     wall, processor = time.perf_counter(), time.process_time()
     count = len(read())
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return f"{count / wall:,.0f} pictures/s, {count / processor:,.0f} per second of one core"
+    return f"{count / wall:,.0f} images/s, {count / processor:,.0f} per second of one core"
 
 
 def _waiting(stored: np.ndarray) -> None:
@@ -71,7 +71,7 @@ def _waiting(stored: np.ndarray) -> None:
 
 
 def _augmenting(n: int = 64) -> None:
-    """Pictures per second of `augment` alone, in batches of `n`."""
+    """Images per second of `augment` alone, in batches of `n`."""
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8))
     everything = {"zoom": 0.1, "shear": 0.1, "rotation": 10.0, "shift": 0.05, "brightness": 0.1}
     for name, settings, flip in (("mirrored", {}, True), ("everything", everything, True)):
@@ -83,4 +83,4 @@ def _augmenting(n: int = 64) -> None:
             start = time.process_time()
             step(jax.random.key(i), pixels).block_until_ready()
             times.append(time.process_time() - start)
-        print(f"augment, {name}: {n / np.median(times):,.0f} pictures per second of one core")
+        print(f"augment, {name}: {n / np.median(times):,.0f} images per second of one core")

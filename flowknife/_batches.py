@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_NUMBERS_AT_ONCE = 800_000  # pictures are encoded in batches of at most so many numbers
+_NUMBERS_AT_ONCE = 800_000  # images are encoded in batches of at most so many numbers
 
 
 def in_batches(rows):

@@ -30,7 +30,7 @@ _HEAD = 4096  # bytes of a file that hold its mark
 
 
 def mark(name: str) -> str:
-    """The mark of a figure with this file name: a copy with another name, or another picture, is not ours."""
+    """The mark of a figure with this file name: a copy with another name, or another image, is not ours."""
     return f"flowknife/{name}"
 
 

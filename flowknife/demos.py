@@ -53,19 +53,19 @@ def images(folder: Path, quick: bool) -> "Section":
     budget = {"minutes": 1.5, "batch_size": 128}
     small: dict[str, Any] = {"image_size": half, "bits": 4, "levels": 1, "width": 64, "train": budget}
     model = images(rest, **(small if quick else {}))
-    pictures, names = other_pictures(unseen[:8])
-    others = replace(load_images(pictures, model.shape[:2], channels=1), names=names)
+    images, names = other_images(unseen[:8])
+    others = replace(load_images(images, model.shape[:2], channels=1), names=names)
     model = _saved(model, folder)
     model.report(folder, others)
     flagged = [int(model.score(batch)["flag"].sum()) for batch in (others, unseen)]
     text = (
-        "Pictures on the left, one latent per scale on the right. What is drawn from the right is a new picture, and "
-        f"what is no digit stands out there: {flagged[0]} of {len(names)} other pictures are flagged, and "
+        "Images on the left, one latent per scale on the right. What is drawn from the right is a new image, and "
+        f"what is no digit stands out there: {flagged[0]} of {len(names)} other images are flagged, and "
         f"{flagged[1]} of {len(unseen)} digits that were kept from training."
     )
     captions = {
-        "pictures.png": "Real digits, the same after the way there and back, and new ones.",
-        "outliers.png": "Noise, blank, inverted and blurred pictures with their p-values.",
+        "images.png": "Real digits, the same after the way there and back, and new ones.",
+        "outliers.png": "Noise, blank, inverted and blurred images with their p-values.",
     }
     return _section("Images: generation and anomaly detection", "images", text, folder, model.model, captions)
 
@@ -75,12 +75,12 @@ def classify_images(folder: Path, quick: bool) -> "Section":
     from flowknife.apps import classify
     from flowknife.data import digits
 
-    pictures, labels = digits()
-    model = classify(pictures, labels, train=_short(1500) if quick else {})
+    images, labels = digits()
+    model = classify(images, labels, train=_short(1500) if quick else {})
     model = _saved(model, folder)
     model.report(folder)
     text = (
-        "Pictures on the left, the label and a latent on the right. Read to the right the model classifies: "
+        "Images on the left, the label and a latent on the right. Read to the right the model classifies: "
         f"{model.metrics['accuracy']:.1%} of the held-out digits are right. Read to the left, with the label set, it "
         "draws digits of that class."
     )
@@ -238,10 +238,10 @@ def run_all(folder: Path, quick: bool = True) -> Path:
     return write_report(folder, "One invertible model: only the two ends differ", [overview, *results])
 
 
-def other_pictures(digits: "np.ndarray") -> "tuple[np.ndarray, tuple[str, ...]]":
-    """Pictures that are no digits, uint8 of the shape of `digits`, and their names.
+def other_images(digits: "np.ndarray") -> "tuple[np.ndarray, tuple[str, ...]]":
+    """Images that are no digits, uint8 of the shape of `digits`, and their names.
 
-    Noise and blank pictures, and the digits themselves inverted and blurred: some of them are likelier than digits,
+    Noise and blank images, and the digits themselves inverted and blurred: some of them are likelier than digits,
     some less likely.
     """
     import numpy as np
@@ -257,9 +257,9 @@ def other_pictures(digits: "np.ndarray") -> "tuple[np.ndarray, tuple[str, ...]]"
         "inverted": 255 - digits,
         "blurred": [gaussian_filter(digit.astype(float), (blur, blur, 0)) for digit in digits],
     }
-    pictures = [np.asarray(picture) for pictures in kinds.values() for picture in pictures]
-    names = [f"{kind} {i + 1}" for kind, pictures in kinds.items() for i in range(len(pictures))]
-    return np.stack(pictures).astype(np.uint8), tuple(names)
+    images = [np.asarray(image) for images in kinds.values() for image in images]
+    names = [f"{kind} {i + 1}" for kind, images in kinds.items() for i in range(len(images))]
+    return np.stack(images).astype(np.uint8), tuple(names)
 
 
 def _digits() -> "np.ndarray":
@@ -269,10 +269,10 @@ def _digits() -> "np.ndarray":
     from flowknife.data import digits, mnist_5k
 
     try:
-        pictures, _ = mnist_5k()
+        images, _ = mnist_5k()
     except InputError:
-        pictures, _ = digits()
-    return np.random.default_rng(0).permutation(pictures)
+        images, _ = digits()
+    return np.random.default_rng(0).permutation(images)
 
 
 _FACT = "demo"
@@ -294,11 +294,11 @@ def is_demo(folder: Path) -> bool:
 
 def _section(title: str, name: str, text: str, folder: Path, model: "INN", captions: dict[str, str]) -> "Section":
     """What the page of all demos shows of one: its two ends, a few figures, and where to read more."""
-    from flowknife.report import Picture, Section, ends, ends_svg
+    from flowknife.report import PageImage, Section, ends, ends_svg
 
     frame = ends(model)
     figures = [
-        Picture(ends_svg(frame.left, frame.right).encode(), "What stands at the two ends."),
-        *(Picture(folder / "figures" / file, caption) for file, caption in captions.items()),
+        PageImage(ends_svg(frame.left, frame.right).encode(), "What stands at the two ends."),
+        *(PageImage(folder / "figures" / file, caption) for file, caption in captions.items()),
     ]
     return Section(title, f"{text}\n\nMore of it: `{name}/report.html`; the run is in `{name}`.", figures)

@@ -1,7 +1,7 @@
 """The errors a user can cause, in one tree; and `Interrupted`, which carries what a fit had reached.
 
     FlowknifeError
-    ├── InputError (also ValueError)   an argument, a shape, a table or a picture that cannot be used
+    ├── InputError (also ValueError)   an argument, a shape, a table or an image that cannot be used
     ├── StorageError (also OSError)    a run directory or model file that is missing, damaged or foreign
     └── TrainingError (also RuntimeError)   training stopped at a non-finite number
 
@@ -20,7 +20,7 @@ class FlowknifeError(Exception):
 
 
 class InputError(FlowknifeError, ValueError):
-    """An argument, array, table or picture that cannot be used as given."""
+    """An argument, array, table or image that cannot be used as given."""
 
 
 class StorageError(FlowknifeError, OSError):

@@ -244,7 +244,7 @@ class INN(eqx.Module):
             **given: conditions by name.
 
         Returns:
-            the left-hand blocks by name, pictures as whole numbers.
+            the left-hand blocks by name, images as whole numbers.
         """
         left, _ = self.decode_end(z, **given)
         return {block.name: block.law.restore(left[block.name]) for block in self.partition.left}
@@ -253,7 +253,7 @@ class INN(eqx.Module):
         """Normalised conditional log density of the left end given the known values, in nats, of shape `batch`.
 
         Args:
-            x: as for `encode`. Pictures: the log-probability of the discrete picture (a lower bound, with noise from
+            x: as for `encode`. Images: the log-probability of the discrete image (a lower bound, with noise from
                 `key`). Noise blocks: the joint density of data and noise.
             key: as for `encode`.
             **given: known right-hand blocks and conditions by name. A `ClassMixture` without its label is summed over

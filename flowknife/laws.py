@@ -1,7 +1,7 @@
 """Laws of blocks: what is known about the numbers at an end of the network.
 
 A law on the right is a normalised density of its block. A law on the left says how the block's values come about: data
-as they are, pictures that are dequantised, noise or padding drawn fresh for every batch.
+as they are, images that are dequantised, noise or padding drawn fresh for every batch.
 
 Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log densities have shape `batch`, in nats.
 """
@@ -321,11 +321,11 @@ _LEAST_NOISE = 2**-16
 
 
 class Pixels(Source):
-    """Pictures of whole numbers 0 ... 255, reduced to `bits` and dequantised by noise.
+    """Images of whole numbers 0 ... 255, reduced to `bits` and dequantised by noise.
 
-        v = x + u,   x the picture's levels 0 ... 2^bits - 1,   u in (0, 1) ~ q(u | x)
+        v = x + u,   x the image's levels 0 ... 2^bits - 1,   u in (0, 1) ~ q(u | x)
 
-    E[log p(v) - log q(u | x)] is a lower bound of the log-probability of the discrete picture, so that bits/dim =
+    E[log p(v) - log q(u | x)] is a lower bound of the log-probability of the discrete image, so that bits/dim =
     -log p / (D log 2) compares with papers. By default q is uniform, log q = 0 (Theis et al. 2016, arXiv 1511.01844,
     sec. 3.1). With `noise`, q is a flow trained together with p (variational dequantisation, Ho et al. 2019, arXiv
     1902.00275, eq. 6), and the bound is tighter. `INN.log_prob` is an estimate of the bound from one draw of u; the
@@ -333,7 +333,7 @@ class Pixels(Source):
 
     Args:
         bits: 1 to 8.
-        noise: bijection from u to N(0, I), with the picture scaled to (-1, 1) as its condition, see
+        noise: bijection from u to N(0, I), with the image scaled to (-1, 1) as its condition, see
             `architectures.dequantiser`; None for uniform noise.
     """
 
@@ -357,7 +357,7 @@ class Pixels(Source):
     def log_noise(self, value, shape):
         if self.noise is None:
             return 0.0
-        # the draw is all in the value: its whole part is the picture, the rest is u
+        # the draw is all in the value: its whole part is the image, the rest is u
         level = jax.lax.stop_gradient(jnp.floor(value))
         latent, log_det = self.noise.encode(value - level, self._centred(level))
         return normal_log_prob(latent, self.noise.out_shape) + log_det
@@ -367,7 +367,7 @@ class Pixels(Source):
 
     def restore(self, value):
         level = jnp.clip(jnp.floor(value), 0, 2**self.bits - 1)
-        # the middle of the bin, so that a picture of few bits is not darker than the original
+        # the middle of the bin, so that an image of few bits is not darker than the original
         return (level * 2 ** (8 - self.bits) + (2 ** (8 - self.bits) - 1) / 2).astype(jnp.uint8)
 
 

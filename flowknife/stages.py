@@ -147,10 +147,10 @@ def fit_stages(
 
 
 def closed_form_start(model, train, augmentation, flip, key):
-    """Fit what has a closed form (colours, whitenings, actnorm) to as many training pictures as fit in memory.
+    """Fit what has a closed form (colours, whitenings, actnorm) to as many training images as fit in memory.
 
-    Of large pictures those are few, too few for the principal directions of the whole: the flow of the coarsest grid is
-    fitted once more, to as many coarse pictures as fit.
+    Of large images those are few, too few for the principal directions of the whole: the flow of the coarsest grid is
+    fitted once more, to as many coarse images as fit.
     """
     independent = independent_levels(model.bijection)
     image = model.partition.left[0]

@@ -16,7 +16,7 @@ from flowknife.architectures._vectors import SCALARS
 from flowknife.bijections import Coupling, PixelsToNormal
 from flowknife.data import Augmentation
 from flowknife.diagnostics import Typicality, auroc, conformal_p_values, ks_normal, principal_plane
-from flowknife.diagnostics._anomalies import _surprise
+from flowknife.diagnostics._anomalies import _surprisal
 from flowknife.errors import InputError, StorageError
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model, independent_levels, level_part, local_log_probs
@@ -78,7 +78,7 @@ def test_other_widths_train(columns):
 
 
 def _blobs(n, key, size=16):
-    """Pictures of a bright blob whose place, size and brightness vary."""
+    """Images of a bright blob whose place, size and brightness vary."""
     generator = np.random.default_rng(key)
     grid = np.arange(size)
     centre = generator.normal(size / 2, size / 10, (2, n, 1, 1))
@@ -95,12 +95,12 @@ def blobs():
     return fk.images(_blobs(300, 0), key=0, show_progress=False, **settings)
 
 
-def test_pictures_come_back_exactly_but_for_their_lost_bits(blobs):
-    pictures = _blobs(20, 1)
-    back = blobs.decode(blobs.encode(pictures))
+def test_images_come_back_exactly_but_for_their_lost_bits(blobs):
+    images = _blobs(20, 1)
+    back = blobs.decode(blobs.encode(images))
     assert back.dtype == np.uint8
     # 5 of 8 bits are kept: 8 levels share a bin, whose middle is at most 4 away
-    assert np.abs(back.astype(int) - pictures).max() <= 4
+    assert np.abs(back.astype(int) - images).max() <= 4
 
 
 def test_what_is_no_blob_is_flagged_and_blobs_are_not(blobs):
@@ -110,7 +110,7 @@ def test_what_is_no_blob_is_flagged_and_blobs_are_not(blobs):
     for other in (white, grey, noise):
         assert blobs.score(other)["flag"].all()
     scores = blobs.score(_blobs(300, 3))
-    # 30 held-out pictures set the threshold: its own standard deviation is 0.04
+    # 30 held-out images set the threshold: its own standard deviation is 0.04
     assert scores["flag"].mean() < 0.2
     assert auroc(scores["score"], blobs.score(noise)["score"]) > 0.99
 
@@ -118,11 +118,11 @@ def test_what_is_no_blob_is_flagged_and_blobs_are_not(blobs):
 def test_an_image_model_survives_saving(blobs, tmp_path):
     blobs.save(tmp_path / "run")
     loaded = fk.load(tmp_path / "run")
-    pictures = _blobs(4, 4)
-    for name, column in blobs.score(pictures).items():
+    images = _blobs(4, 4)
+    for name, column in blobs.score(images).items():
         same = np.testing.assert_allclose if column.dtype.kind == "f" else np.testing.assert_array_equal
         # other programs may be compiled with constants in other places, and round differently
-        same(loaded.score(pictures)[name], column, **({"rtol": 1e-4, "atol": 1e-5} if column.dtype.kind == "f" else {}))
+        same(loaded.score(images)[name], column, **({"rtol": 1e-4, "atol": 1e-5} if column.dtype.kind == "f" else {}))
     np.testing.assert_array_equal(loaded.sample(3, key=1), blobs.sample(3, key=1))
     assert loaded.metrics == pytest.approx(blobs.metrics)
     assert (tmp_path / "run" / "skipped.csv").read_text().startswith("path,reason")
@@ -143,10 +143,10 @@ def test_a_temperature_that_is_no_number_is_refused(blobs, temperature, prior):
 
 
 def test_bits_per_dim_is_that_of_the_whole_model(blobs):
-    pictures = _blobs(8, 5)
-    whole = -np.asarray(blobs.model.log_prob(jnp.asarray(pictures), key=0)) / (256 * np.log(2))
-    # other noise within the bins, the same pictures
-    np.testing.assert_allclose(blobs.score(pictures)["bits_per_dim"], whole, atol=0.2)
+    images = _blobs(8, 5)
+    whole = -np.asarray(blobs.model.log_prob(jnp.asarray(images), key=0)) / (256 * np.log(2))
+    # other noise within the bins, the same images
+    np.testing.assert_allclose(blobs.score(images)["bits_per_dim"], whole, atol=0.2)
 
 
 def test_an_unknown_application_is_refused(flow, tmp_path):
@@ -157,7 +157,7 @@ def test_an_unknown_application_is_refused(flow, tmp_path):
         fk.load(tmp_path)
 
 
-def test_too_few_pictures_are_refused():
+def test_too_few_images_are_refused():
     with pytest.raises(InputError, match="at least 8"):
         fk.images(_blobs(5, 0), show_progress=False)
 
@@ -283,7 +283,7 @@ def test_typicality_is_two_sided_and_calibrated():
         assert detector.p_values(sign * 8.0 * np.ones((1, 4)) @ mix)[0] < 0.01
 
 
-def test_more_of_an_upward_feature_is_stranger_than_less():
+def test_more_of_an_upward_feature_is_more_anomalous_than_less():
     generator = np.random.default_rng(0)
     train, held_out = generator.normal(size=(1000, 30)), generator.normal(size=(1000, 30))
     usual, more = np.zeros((1, 30)), 6.0 * np.eye(30)[:1]
@@ -292,7 +292,7 @@ def test_more_of_an_upward_feature_is_stranger_than_less():
     assert upward.score(more) > 2 * upward.score(-more) and two_sided.score(-more) > 2 * two_sided.score(usual)
     np.testing.assert_allclose(upward.score(-more), two_sided.score(-more), rtol=0.01)
     assert upward.p_values(more) < two_sided.p_values(more)
-    # its weight is a factor of its surprise, and of nothing else
+    # its weight is a factor of its surprisal, and of nothing else
     heavy = Typicality.fit(train, held_out, upward={0: 2.0})
     squares = [np.square(each.score(more)) - np.square(two_sided.score(more)) for each in (upward, heavy)]
     np.testing.assert_allclose(squares[1], 4 * squares[0])
@@ -306,9 +306,9 @@ def test_what_is_usual_is_where_held_out_items_are():
     p = detector.p_values(new)
     for level in (0.02, 0.1, 0.5):
         assert abs(np.mean(p <= level) - level) < 0.03
-    # each surprise is what it is of new items, so that no column drowns the others
-    surprises = np.stack([_surprise(t, u) for t, u in zip(detector._graded(new).T, detector.usual.T, strict=True)])
-    np.testing.assert_allclose(surprises.mean(axis=1), 1.0, atol=0.15)
+    # each surprisal is what it is of new items, so that no column drowns the others
+    surprisals = np.stack([_surprisal(t, u) for t, u in zip(detector._graded(new).T, detector.usual.T, strict=True)])
+    np.testing.assert_allclose(surprisals.mean(axis=1), 1.0, atol=0.15)
 
 
 def test_a_tail_is_no_lighter_than_held_out_items_allow():
@@ -318,9 +318,9 @@ def test_a_tail_is_no_lighter_than_held_out_items_allow():
     detector = Typicality.fit(train, held_out, upward={0: 1.0, 1: 1.0})
     far = np.zeros((1, 3))
     far[0, 0] = 40.0
-    surprises = [_surprise(t, u) for t, u in zip(detector._graded(far).T, detector.usual.T, strict=True)]
+    surprisals = [_surprisal(t, u) for t, u in zip(detector._graded(far).T, detector.usual.T, strict=True)]
     # of 200 the largest: about log 200, not the hundreds that a normal tail would have
-    assert np.log(200) < surprises[1] < np.log(200) + 3.1
+    assert np.log(200) < surprisals[1] < np.log(200) + 3.1
     # where nothing contradicts it, the tail stays as it is
     as_seen = Typicality.fit(train, held_out[2:], upward={0: 1.0, 1: 1.0})
     np.testing.assert_allclose(detector.usual[:, 2], as_seen.usual[:, 2], atol=0.05)
@@ -339,10 +339,10 @@ def test_cross_conformal_p_values_keep_their_promise_with_few_held_out_items():
 def test_columns_apart_are_not_drowned_by_the_others():
     generator = np.random.default_rng(0)
     train, held_out = (generator.normal(size=(n, 40)) for n in (2000, 500))
-    strange = generator.normal(size=(500, 40))
-    strange[:, 38:] *= 3.0
+    anomalous = generator.normal(size=(500, 40))
+    anomalous[:, 38:] *= 3.0
     together, apart = (Typicality.fit(train, held_out, apart=columns) for columns in ((), (38, 39)))
-    areas = [auroc(detector.score(held_out), detector.score(strange)) for detector in (together, apart)]
+    areas = [auroc(detector.score(held_out), detector.score(anomalous)) for detector in (together, apart)]
     assert areas[0] < 0.8 and areas[1] > areas[0] + 0.05
     # every group sees its own columns only
     only = np.zeros((1, 40))
@@ -350,18 +350,18 @@ def test_columns_apart_are_not_drowned_by_the_others():
     assert (apart.precisions[0] @ only[0] == 0).all() and (apart.precisions[1] @ only[0] != 0).any()
 
 
-def test_scores_are_surprises_in_one_unit_however_heavy_the_tail():
+def test_scores_are_surprisals_in_one_unit_however_heavy_the_tail():
     # of an exponential T, -log P(T >= t) = t; and of any increasing function of T as well, as far as T was seen
     quantiles = -np.log1p(-(np.arange(2000) + 0.5) / 2000)
     t = np.array([0.1, 1.0, 3.0, 5.0])
-    np.testing.assert_allclose(_surprise(t, quantiles), t, rtol=0.02)
-    np.testing.assert_allclose(_surprise(np.exp(t[:3]), np.exp(quantiles)), t[:3], rtol=0.02)
-    np.testing.assert_allclose(_surprise(np.array([20.0]), quantiles), 20, rtol=0.03)  # as far as nothing was seen
+    np.testing.assert_allclose(_surprisal(t, quantiles), t, rtol=0.02)
+    np.testing.assert_allclose(_surprisal(np.exp(t[:3]), np.exp(quantiles)), t[:3], rtol=0.02)
+    np.testing.assert_allclose(_surprisal(np.array([20.0]), quantiles), 20, rtol=0.03)  # as far as nothing was seen
     # continuous where the counting ends, and of few values as well
     edge = quantiles[-41]
-    np.testing.assert_allclose(*(_surprise(np.array([edge + step]), quantiles) for step in (0, 1e-6)), rtol=0.01)
-    assert np.isfinite(_surprise(np.array([0.0, 3.0]), np.array([1.0, 2.0]))).all()
-    assert np.isnan(_surprise(np.array([np.nan]), quantiles)).all()
+    np.testing.assert_allclose(*(_surprisal(np.array([edge + step]), quantiles) for step in (0, 1e-6)), rtol=0.01)
+    assert np.isfinite(_surprisal(np.array([0.0, 3.0]), np.array([1.0, 2.0]))).all()
+    assert np.isnan(_surprisal(np.array([np.nan]), quantiles)).all()
 
 
 def test_a_detector_is_told_from_one_of_another_version():
@@ -398,11 +398,11 @@ def test_defaults_come_close_to_the_entropy(name, rows, goal):
     assert -density.log_prob(toy.sample(50_000, key=2)).mean() - toy.entropy < goal
 
 
-def test_the_coarse_grid_of_large_pictures_starts_with_all_of_them(monkeypatch, key):
+def test_the_coarse_grid_of_large_images_starts_with_all_of_them(monkeypatch, key):
     pixels = _blobs(256, 0, size=36)
     bijection = wavelet((36, 36, 1), levels=2, width=4, features=4, key=key)
     model = image_model(bijection.shape, Pixels(5), bijection)
-    # at full size there is room for 64 pictures, at the size of the coarse grid for all
+    # at full size there is room for 64 images, at the size of the coarse grid for all
     monkeypatch.setattr(stages, "_NUMBERS_FOR_START", 256 * 18 * 18)
     started = stages.closed_form_start(model, pixels, Augmentation(), False, key)
     z = started.encode(jnp.asarray(pixels), key=key)["z_0"]

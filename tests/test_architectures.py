@@ -30,8 +30,8 @@ def density(bijection):
     return INN([Block("x", bijection.shape)], [Block("z", bijection.out_shape)], bijection)
 
 
-def pictures(count, shape, seed=0):
-    """Whole-number pictures of smooth waves with a little noise."""
+def images(count, shape, seed=0):
+    """Whole-number images of smooth waves with a little noise."""
     rng = np.random.default_rng(seed)
     row, column = np.indices(shape[:2]) / shape[0]
     phase, slope = rng.uniform(0, 6, (count, 1, 1, 1)), rng.normal(0, 3, (2, count, 1, 1, 1))
@@ -241,8 +241,8 @@ def test_the_closed_form_start_of_a_wavelet_is_far_better_than_none():
     shape = (8, 8, 1)
     flow = wavelet(shape, levels=1, width=6, features=6, depth=1, key=0)
     inn = INN([Block("image", shape, Pixels())], [Block("z", 64)], flow)
-    x = pictures(500, shape)
-    held_out = pictures(200, shape, seed=1)
+    x = images(500, shape)
+    held_out = images(200, shape, seed=1)
 
     @quick_jit
     def bits_and_latents(inn, x, held_out):
@@ -279,7 +279,7 @@ def test_a_trained_flow_is_still_invertible_in_single_precision():
 def test_a_trained_glow_is_still_invertible_in_single_precision():
     shape = (8, 8, 1)
     inn = INN([Block("image", shape, Pixels())], [Block("z", 64)], glow(shape, levels=2, steps=2, width=8, key=0))
-    x = pictures(300, shape)
+    x = images(300, shape)
     result = fit(
         inn, x, steps=40, batch_size=32, learning_rate=5e-3, warmup=10, evaluate_every=20, key=0, show_progress=False
     )

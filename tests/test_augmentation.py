@@ -1,4 +1,4 @@
-"""Augmentation: each change does what it says, the result is a picture again, and no change is none."""
+"""Augmentation: each change does what it says, the result is an image again, and no change is none."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ EVERYTHING = {"zoom": 0.2, "shear": 0.2, "rotation": 20.0, "shift": 0.1, "bright
 KEY = jax.random.key(0)
 
 
-def pictures(n=40, height=12, width=12, channels=3, seed=0):
+def images(n=40, height=12, width=12, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
 
 
@@ -37,7 +37,7 @@ def blob(n=60, side=32, width=4.0, ratio=3.0):
 
 
 def moments(x):
-    """Second moments (rows, columns, both) of the brightness of every picture."""
+    """Second moments (rows, columns, both) of the brightness of every image."""
     x = x[..., 0].astype(float)
     i = np.arange(x.shape[1])[:, None] - (x.shape[1] - 1) / 2
     j = np.arange(x.shape[2])[None, :] - (x.shape[2] - 1) / 2
@@ -46,7 +46,7 @@ def moments(x):
 
 
 def test_nothing_asked_is_nothing_done():
-    x = jnp.asarray(pictures())
+    x = jnp.asarray(images())
     assert augment(KEY, x, Augmentation()) is x
     assert ImagesConfig().augment == Augmentation()
     jaxpr = jax.make_jaxpr(lambda x: augment(KEY, x, Augmentation()))(x)
@@ -55,8 +55,8 @@ def test_nothing_asked_is_nothing_done():
     assert not any(eqn.primitive.name in ("gather", "select_n", "mul") for eqn in jaxpr.jaxpr.eqns)
 
 
-def test_half_of_the_pictures_are_mirrored_exactly():
-    x = pictures(n=400, height=5, width=6)
+def test_half_of_the_images_are_mirrored_exactly():
+    x = images(n=400, height=5, width=6)
     y = changed(x, flip=True)
     same, mirrored = ((y == z).all(axis=(1, 2, 3)) for z in (x, x[:, :, ::-1]))
     assert y.dtype == np.uint8 and np.all(same ^ mirrored)
@@ -67,15 +67,15 @@ def test_half_of_the_pictures_are_mirrored_exactly():
 
 
 @pytest.mark.parametrize("setting", EVERYTHING)
-def test_every_setting_changes_pictures_and_depends_on_the_key(setting):
-    x = pictures()
+def test_every_setting_changes_images_and_depends_on_the_key(setting):
+    x = images()
     first, again, other = (changed(x, key=jax.random.key(k), **{setting: EVERYTHING[setting]}) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != x) and np.any(first != other)
 
 
-def test_the_result_is_a_discrete_picture():
-    y = changed(pictures(), **EVERYTHING)
+def test_the_result_is_a_discrete_image():
+    y = changed(images(), **EVERYTHING)
     assert y.min() >= 0 and y.max() <= 255
     np.testing.assert_array_equal(y, np.round(y))
     for bits in (8, 5):
@@ -87,11 +87,11 @@ def test_the_result_is_a_discrete_picture():
         np.testing.assert_array_equal(back, expected)
 
 
-def test_pictures_are_moved_and_keep_their_brightness():
+def test_images_are_moved_and_keep_their_brightness():
     x = square()
     whole, part, slanted = (changed(x, **m) for m in ({"shift": 0.2}, {"shift": 0.05}, {"shear": 0.3}))
     assert set(np.unique(whole)) == {0.0, 200.0}
-    assert len({tuple(np.argwhere(picture[..., 0])[0]) for picture in whole}) > 5
+    assert len({tuple(np.argwhere(image[..., 0])[0]) for image in whole}) > 5
     for moved in (part, slanted):
         assert len(np.unique(moved)) > 10
         np.testing.assert_allclose(moved.sum(axis=(1, 2, 3)), 800, atol=4)  # of whole numbers
@@ -102,12 +102,12 @@ def test_pictures_are_moved_and_keep_their_brightness():
 def test_whole_pixels_move_as_far_as_asked_and_evenly():
     x = square(n=600, height=20, width=10)
     y = changed(x, shift=0.1)  # 2 rows, 1 column
-    corners = np.array([np.argwhere(picture[..., 0])[0] for picture in y]) - [9, 4]
+    corners = np.array([np.argwhere(image[..., 0])[0] for image in y]) - [9, 4]
     rows, columns = (np.unique(c, return_counts=True) for c in corners.T)
     assert rows[0].tolist() == [-2, -1, 0, 1, 2] and rows[1].min() > 80
     assert columns[0].tolist() == [-1, 0, 1] and columns[1].min() > 150
     # what comes in is what lies at the edge, mirrored
-    z = pictures(n=30, height=10, width=10, channels=1)
+    z = images(n=30, height=10, width=10, channels=1)
     padded = np.pad(z, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="symmetric")
     for before, after in zip(padded, changed(z, shift=0.1), strict=True):
         assert any(np.array_equal(after, before[i : i + 10, j : j + 10]) for i in range(3) for j in range(3))
@@ -137,7 +137,7 @@ def test_zoom_scales_both_ways_and_shear_only_slants():
     assert np.abs(both / a).max() < 0.31 and (both / a).max() > 0.2 and (both / a).min() < -0.2
 
 
-def test_brightness_scales_the_whole_picture():
+def test_brightness_scales_the_whole_image():
     y = changed(np.full((200, 4, 4, 3), 100, np.uint8), brightness=0.2)
     assert np.all(y == y[:, :1, :1, :1])
     level = y[:, 0, 0, 0]
@@ -145,9 +145,9 @@ def test_brightness_scales_the_whole_picture():
     assert changed(np.full((50, 4, 4, 1), 250, np.uint8), brightness=0.5).max() == 255
 
 
-def test_pictures_of_a_batch_are_changed_each_in_its_own_way():
+def test_images_of_a_batch_are_changed_each_in_its_own_way():
     y = changed(blob(n=20), **{**EVERYTHING, "flip": False})
-    assert len({picture.tobytes() for picture in y}) == 20
+    assert len({image.tobytes() for image in y}) == 20
 
 
 def test_it_compiles_once_and_gives_the_same():
@@ -158,7 +158,7 @@ def test_it_compiles_once_and_gives_the_same():
         traces.append(0)
         return augment(key, x, Augmentation(**EVERYTHING))
 
-    x = jnp.asarray(pictures(n=8))
+    x = jnp.asarray(images(n=8))
     keys = jax.random.split(KEY, 3)
     for key in keys:
         np.testing.assert_allclose(step(key, x), augment(key, x, Augmentation(**EVERYTHING)), atol=1)

@@ -9,7 +9,7 @@ import pytest
 import flowknife as fk
 from flowknife._split import Sizes, split
 from flowknife.apps.classify._labels import as_codes, label_codes
-from flowknife.apps.classify._models import look_at_pictures, look_at_rows, picture_model, table_model
+from flowknife.apps.classify._models import image_model, look_at_images, look_at_rows, table_model
 from flowknife.apps.classify._training import fit_temperature
 from flowknife.bijections import Affine
 from flowknife.diagnostics import auroc
@@ -219,7 +219,7 @@ def test_what_is_of_no_class_is_flagged_and_a_share_alpha_of_the_rest(rings):
     assert auroc(scores["score"], rings.score(middle)["score"]) > 0.99
     p_value = rings.score(x)["p_value"]
     by_class = [np.mean(p_value[rings.predict(x) == label] < 0.1) for label in range(8)]
-    assert max(by_class) < 0.35  # no class is stranger than the others
+    assert max(by_class) < 0.35  # no class is more anomalous than the others
 
 
 def test_a_classifier_survives_saving(words, tmp_path):
@@ -254,7 +254,7 @@ def test_the_label_law_classifies_too():
     assert model.sample(3, label=[0, 1, 2], key=0).shape == (3, 2)
 
 
-def _pictures(n, key, size=8):
+def _images(n, key, size=8):
     """Bright bars, upright or level, at random places."""
     rng = np.random.default_rng(key)
     labels = rng.integers(0, 2, n)
@@ -268,21 +268,21 @@ def _pictures(n, key, size=8):
 
 @pytest.fixture(scope="module")
 def bars():
-    """A small classifier of pictures, their details apart from their coarse part."""
-    x, labels = _pictures(400, 0)
+    """A small classifier of images, their details apart from their coarse part."""
+    x, labels = _images(400, 0)
     still = {"zoom": 0.0, "shear": 0.0, "rotation": 0.0, "shift": 0.0}
     settings = {"width": 32, "augment": still, "train": {"steps": 150, "batch_size": 64, "validation": 0.25}}
     return fk.classify(x, labels, **{**QUICK, **settings})
 
 
-def test_pictures_are_classified_drawn_and_judged(bars, tmp_path):
-    x, labels = _pictures(200, 1)
+def test_images_are_classified_drawn_and_judged(bars, tmp_path):
+    x, labels = _images(200, 1)
     assert np.mean(bars.predict(x) == labels) > 0.95
     drawn = bars.sample(20, label="upright", key=0)
     assert drawn.shape == (20, 8, 8, 1) and drawn.dtype == np.uint8
     noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8)
-    usual, strange = bars.score(x), bars.score(noise)
-    assert auroc(usual["score"], strange["score"]) > 0.98
+    usual, anomalous = bars.score(x), bars.score(noise)
+    assert auroc(usual["score"], anomalous["score"]) > 0.98
     assert usual["flag"].mean() < 0.25
     assert bars.metrics["bits_per_dim"] == pytest.approx(bars.metrics["nll"] / 64 / np.log(2))
     bars.save(tmp_path / "run")
@@ -291,13 +291,13 @@ def test_pictures_are_classified_drawn_and_judged(bars, tmp_path):
     np.testing.assert_allclose(loaded.score(x)["score"], usual["score"], rtol=1e-4)
 
 
-def test_the_levels_of_pictures_add_up_to_the_model():
-    model = eqx.filter_jit(
-        lambda key: picture_model((32, 32, 1), 5, "mixture", 3, width=16, key=key, layers=1, depth=1)
-    )(jax.random.key(0))
+def test_the_levels_of_images_add_up_to_the_model():
+    model = eqx.filter_jit(lambda key: image_model((32, 32, 1), 5, "mixture", 3, width=16, key=key, layers=1, depth=1))(
+        jax.random.key(0)
+    )
     assert [block.name for block in model.partition.right] == ["y", "z_0", "z_1"]
     x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
-    by_class, features = look_at_pictures(model, jnp.asarray(x), jnp.zeros(3), jax.random.key(0))
+    by_class, features = look_at_images(model, jnp.asarray(x), jnp.zeros(3), jax.random.key(0))
     left = model.left_end(x, key=jax.random.key(0))
     right = model.right_end(left).blocks
     log_det = eqx.filter_jit(lambda m, x: m.bijection.encode(x)[1])(model, left.array)
@@ -313,7 +313,7 @@ def test_the_levels_of_pictures_add_up_to_the_model():
 @pytest.mark.slow
 def test_a_folder_has_one_class_per_subfolder(tmp_path):
     pytest.importorskip("PIL")
-    x, labels = _pictures(60, 2)
+    x, labels = _images(60, 2)
     fk.data.write_folder(x, tmp_path, labels)
     model = fk.classify(tmp_path, **{**QUICK, "width": 8, "train": {"steps": 2, "validation": 0.3}})
     assert model.classes == ("level", "upright")

@@ -1,4 +1,4 @@
-"""The command line on classifiers of rows and of pictures."""
+"""The command line on classifiers of rows and of images."""
 
 import json
 import re
@@ -48,16 +48,16 @@ def animals(fitted):
 
 @pytest.fixture(scope="module")
 def folder(place):
-    """Pictures of zeros and ones, 8 x 8, in one folder each, and a file that cannot be used."""
-    pictures, labels = digits()
+    """Images of zeros and ones, 8 x 8, in one folder each, and a file that cannot be used."""
+    images, labels = digits()
     chosen = labels < 2
-    write_folder(pictures[chosen][:80], place / "digits", labels[chosen][:80])
+    write_folder(images[chosen][:80], place / "digits", labels[chosen][:80])
     (place / "digits" / "0" / "broken.png").write_bytes(b"")
     return place / "digits"
 
 
 @pytest.fixture(scope="module")
-def pictures(place, folder):
+def images(place, folder):
     call("fit", "classify", folder, "--out", place / "zeros and ones", *TINY)
     return place / "zeros and ones"
 
@@ -132,14 +132,14 @@ def test_score_and_check_take_the_table_of_training(tmp_path, animals, table, mo
     assert given[0][0].shape == (200, 2) and set(given[0][1]) == {"cat", "dog", ""}
 
 
-def test_pictures_are_classified(tmp_path, pictures, folder):
-    text = call("info", pictures).stdout
+def test_images_are_classified(tmp_path, images, folder):
+    text = call("info", images).stdout
     assert re.search(r"left end +image 8 x 8 x 1", text)
-    result = call("classify", pictures, folder, "--out", tmp_path / "classes.csv")
+    result = call("classify", images, folder, "--out", tmp_path / "classes.csv")
     rows = rows_of(tmp_path / "classes.csv")
     assert list(rows[0]) == ["path", "label", "p(0)", "p(1)", "p_value", "flag"] and len(rows) == 80
     assert "skipped 1 files" in result.stderr and len(rows_of(tmp_path / "skipped.csv")) == 1
-    call("sample", pictures, "-n", 3, "--label", "1", "--seed", 0, "--out", tmp_path / "ones.npy")
+    call("sample", images, "-n", 3, "--label", "1", "--seed", 0, "--out", tmp_path / "ones.npy")
     assert np.load(tmp_path / "ones.npy").shape == (3, 8, 8, 1)
 
 
@@ -176,10 +176,10 @@ def test_fit_classify_refuses_in_one_line(tmp_path, content, words):
 
 
 def test_fit_classify_refuses_folders_without_classes(tmp_path, place):
-    pictures, labels = digits()
-    write_folder(pictures[:12], tmp_path / "flat")
+    images, labels = digits()
+    write_folder(images[:12], tmp_path / "flat")
     refused("fit", "classify", tmp_path / "flat", "--out", tmp_path / "run", words="subfolder")
-    write_folder(pictures[labels == 3][:12], tmp_path / "threes", labels[labels == 3][:12])
+    write_folder(images[labels == 3][:12], tmp_path / "threes", labels[labels == 3][:12])
     refused("fit", "classify", tmp_path / "threes", "--out", tmp_path / "run", words="class")
     refused("fit", "classify", tmp_path / "no", "--out", tmp_path / "run", words="no")
     np.savez(tmp_path / "a.npz", x=np.zeros((5, 2)), labels=np.zeros(4))

@@ -1,4 +1,4 @@
-"""The command line on pictures: what it writes, lists as skipped, and refuses."""
+"""The command line on images: what it writes, lists as skipped, and refuses."""
 
 import json
 import re
@@ -25,10 +25,10 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(place):
-    """Pictures of 8 x 8 pixels, and three files that cannot be used."""
+    """Images of 8 x 8 pixels, and three files that cannot be used."""
     path = place / "digits"
     write_folder(digits()[0][:60], path, digits()[1][:60])
-    (path / "notes.txt").write_text("no picture")
+    (path / "notes.txt").write_text("no image")
     (path / "broken.png").write_bytes((path / "0" / "000000.png").read_bytes()[:40])
     (path / "empty.png").write_bytes(b"")
     return path
@@ -44,23 +44,23 @@ def test_fit_images_lists_what_it_skipped(images, folder):
     skipped = {row["path"]: row["reason"] for row in rows_of(images / "skipped.csv")}
     assert skipped.keys() == {"notes.txt", "broken.png", "empty.png"} and skipped["empty.png"] == "empty file"
     record = json.loads((images / "run.json").read_text())
-    assert record["application"] == "images" and record["facts"]["pictures"] == 60
+    assert record["application"] == "images" and record["facts"]["images"] == 60
     assert record["metrics"].keys() == {"nll", "bits_per_dim"}
     text = call("info", images).stdout
     assert re.search(r"left end +image 8 x 8 x 1", text) and re.search(r"right end +z_0 64", text)
 
 
 def test_sample_writes_a_sheet_an_array_or_a_folder(tmp_path, images):
-    for name in ("sheet.png", "array.npy", "new/pictures"):
+    for name in ("sheet.png", "array.npy", "new/images"):
         result = call("sample", images, "-n", 5, "--seed", 1, "--out", tmp_path / name)
-        assert result.stdout == f"wrote 5 pictures to {tmp_path / name}\n"
+        assert result.stdout == f"wrote 5 images to {tmp_path / name}\n"
     array = np.load(tmp_path / "array.npy")
     assert array.shape == (5, 8, 8, 1) and array.dtype == np.uint8
-    files = sorted((tmp_path / "new" / "pictures").iterdir())
+    files = sorted((tmp_path / "new" / "images").iterdir())
     assert len(files) == 5 and np.array_equal(np.asarray(Image.open(files[4])), array[4, :, :, 0])
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert min(sheet.size) > 8
-    refused("sample", images, "--out", tmp_path / "new" / "pictures", words="not empty")
+    refused("sample", images, "--out", tmp_path / "new" / "images", words="not empty")
     refused("sample", images, "--out", tmp_path / "new.jpg", words=("new.jpg", ".png"))
     refused("sample", images, "--out", tmp_path / "new.csv", words="folder")
     refused("sample", images, "-n", 401, "--out", tmp_path / "sheet.png", words=("401", "400"))
@@ -71,11 +71,11 @@ def test_sample_writes_a_sheet_an_array_or_a_folder(tmp_path, images):
 def test_score_lists_skipped_files_beside_the_scores(tmp_path, place, images, folder):
     result = call("score", images, folder, "--out", tmp_path / "new" / "scores.csv")
     rows = rows_of(tmp_path / "new" / "scores.csv")
-    columns = "path bits_per_dim upside_down negative softness spot novelty complexity typicality radius radius_p"
-    assert list(rows[0]) == [*columns.split(), "score", "p_value", "flag", "q_value", "discovery"]
+    columns = "path bits_per_dim upside_down inverted blur_gap local_energy local_outlier complexity typicality radius"
+    assert list(rows[0]) == [*columns.split(), "radius_p", "score", "p_value", "flag", "q_value", "discovery"]
     assert len(rows) == 60 and "0/000000.png" in {row["path"] for row in rows}
-    strangest_first = [(float(row["p_value"]), -float(row["score"])) for row in rows]
-    assert strangest_first == sorted(strangest_first)
+    most_anomalous_first = [(float(row["p_value"]), -float(row["score"])) for row in rows]
+    assert most_anomalous_first == sorted(most_anomalous_first)
     assert len(rows_of(tmp_path / "new" / "skipped.csv")) == 3 and "skipped 3 files" in result.stderr
     # the list of what training skipped is not overwritten
     run = shutil.copytree(images, tmp_path / "run")
@@ -85,7 +85,7 @@ def test_score_lists_skipped_files_beside_the_scores(tmp_path, place, images, fo
     refused("score", images, folder, "--drop-invalid", "--out", tmp_path / "scores.csv", words="--drop-invalid")
 
 
-def test_report_shows_other_pictures_in_the_size_of_training(tmp_path, images, monkeypatch):
+def test_report_shows_other_images_in_the_size_of_training(tmp_path, images, monkeypatch):
     write_folder(np.zeros((3, 20, 30, 3), np.uint8), tmp_path / "others")
     given = []
     monkeypatch.setattr(
@@ -114,7 +114,7 @@ def test_a_partition_of_the_folder_is_scored_and_checked(tmp_path, place, images
     call("score", images, folder, "--partition", "exam", *out, status=2)
 
 
-def test_score_and_check_refuse_what_is_no_folder_of_pictures(tmp_path, images):
+def test_score_and_check_refuse_what_is_no_folder_of_images(tmp_path, images):
     (tmp_path / "none").mkdir()
     table = tmp_path / "points.csv"
     table.write_text("a,b\n1,2\n")
@@ -127,8 +127,8 @@ def test_score_and_check_refuse_what_is_no_folder_of_pictures(tmp_path, images):
 def test_fit_images_refuses_in_one_line(tmp_path):
     for name in ("nothing", "text"):
         (tmp_path / name).mkdir()
-    (tmp_path / "text" / "a.png").write_text("no picture")
-    for data, words in (("missing", "no folder"), ("nothing", "empty folder"), ("text", "no usable picture")):
+    (tmp_path / "text" / "a.png").write_text("no image")
+    for data, words in (("missing", "no folder"), ("nothing", "empty folder"), ("text", "no usable image")):
         refused("fit", "images", tmp_path / data, "--out", tmp_path / "run", words=words)
     assert not (tmp_path / "run").exists()
 
@@ -141,8 +141,8 @@ def test_outputs_that_cannot_be_written_are_told(place, images, folder):
     refused("sample", images, "--label", "3", "--out", place / "new.png", words=("--label", "classify"))
 
 
-def test_a_gallery_shows_the_strangest_pictures_first(tmp_path, images, folder):
-    page = tmp_path / "new" / "strange.html"
+def test_a_gallery_shows_the_most_anomalous_images_first(tmp_path, images, folder):
+    page = tmp_path / "new" / "anomalous.html"
     result = call("score", images, folder, "--out", tmp_path / "scores.csv", "--gallery", page)
     assert f"gallery: {page}" in result.stdout
     text = page.read_text()
@@ -175,20 +175,20 @@ def test_interpolate_writes_a_strip_or_a_motion(tmp_path, images, folder):
     ends = [folder / "0" / "000000.png", next((folder / "1").iterdir())]
     for name, frames in (("new/strip.png", 1), ("motion.gif", 8)):
         result = call("interpolate", images, *ends, "--steps", 5, "--out", tmp_path / name)
-        assert result.stdout == f"wrote 5 pictures to {tmp_path / name}\n"
-        with Image.open(tmp_path / name) as picture:
-            assert getattr(picture, "n_frames", 1) == frames
+        assert result.stdout == f"wrote 5 images to {tmp_path / name}\n"
+        with Image.open(tmp_path / name) as image:
+            assert getattr(image, "n_frames", 1) == frames
     call("interpolate", images, *ends, "--linear", "--out", tmp_path / "linear.png")
     refused("interpolate", images, *ends, "--out", tmp_path / "a.jpg", words=(".png", ".gif"))
     refused("interpolate", images, tmp_path / "none.png", ends[0], "--out", tmp_path / "a.png", words="none.png")
 
 
-def test_attribute_moves_pictures_between_two_folders(tmp_path, images, folder):
+def test_attribute_moves_images_between_two_folders(tmp_path, images, folder):
     between = ["--positive", folder / "0", "--negative", folder / "1"]
     call("attribute", images, *between, "--out", tmp_path / "held-out.png")
     one = next((folder / "1").iterdir())
     result = call("attribute", images, *between, one, one, "--strengths=-1,0,1", "--out", tmp_path / "mine.png")
-    assert result.stdout == f"wrote 2 rows of pictures to {tmp_path / 'mine.png'}\n"
+    assert result.stdout == f"wrote 2 rows of images to {tmp_path / 'mine.png'}\n"
     with Image.open(tmp_path / "held-out.png") as wide, Image.open(tmp_path / "mine.png") as narrow:
         assert wide.height > narrow.height
     refused("attribute", images, *between, "--strengths", "much", "--out", tmp_path / "a.png", words="'much'")

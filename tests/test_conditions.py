@@ -178,7 +178,7 @@ def test_an_unconditional_glow_keeps_its_structure():
     assert split.factored.cond_shape == split.split.kept_shape
 
 
-def test_a_dequantiser_takes_the_picture_as_its_condition():
+def test_a_dequantiser_takes_the_image_as_its_condition():
     for shape in ((4, 4, 1), (3, 3, 2)):
         noise = shapes_of(lambda key, shape=shape: dequantiser(shape, width=4, depth=1, layers=1, key=key))
         assert noise.cond_shape == shape

@@ -1,4 +1,4 @@
-"""Pictures in one file: which array is taken, and what is refused."""
+"""Images in one file: which array is taken, and what is refused."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ X = digits()[0][:10]
 def test_a_file_is_as_good_as_its_array(tmp_path, name):
     np.save(tmp_path / "x.npy", X)
     np.savez(tmp_path / "x.npz", train=X)
-    # of the other arrays none can be pictures
+    # of the other arrays none can be images
     np.savez(tmp_path / "two.npz", train=X, labels=np.arange(10), test=X[:3, :, :, 0] if "test" in name else X[0, 0])
     expected = load_images(X[:3] if "test" in name else X, 6)
     found = load_images(f"{tmp_path}/{name}", 6)
@@ -31,7 +31,7 @@ def test_words_that_are_python_objects_do_not_stand_in_the_way(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("both.npz", ("a, b", "expected one of pictures", "both.npz:a")),
+        ("both.npz", ("a, b", "expected one of images", "both.npz:a")),
         ("both.npz:c", ("'c'", "a, b")),
         ("none.npz", ("u, v", "uint8")),
         ("float.npy", ("float64", "uint8")),

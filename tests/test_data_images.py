@@ -1,4 +1,4 @@
-"""Picture folders: every mode and format is read right, and no file, however odd, ends a run."""
+"""Image folders: every mode and format is read right, and no file, however odd, ends a run."""
 
 import csv
 import os
@@ -29,12 +29,12 @@ PARTS = ("train", "validation", "test")
 RED = (200, 30, 40)
 
 
-def picture(width=40, height=30, colour=RED, mode="RGB"):
+def image(width=40, height=30, colour=RED, mode="RGB"):
     return Image.new(mode, (width, height), colour)
 
 
 def gradient(width=48, height=48):
-    """A colour picture in which left, right, top and bottom all differ."""
+    """A colour image in which left, right, top and bottom all differ."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 0 * x + 128], axis=-1).round().astype(np.uint8))
 
@@ -48,7 +48,7 @@ def refusal(*args, **options):
 
 
 def pixel_of(folder, **options):
-    """The pixels of the only picture of a folder, which has a single colour."""
+    """The pixels of the only image of a folder, which has a single colour."""
     (only,) = load_images(folder, 8, **options).pixels
     assert np.ptp(only.astype(int), axis=(0, 1)).max() <= 1
     return only[4, 4].astype(int)
@@ -57,7 +57,7 @@ def pixel_of(folder, **options):
 def test_subfolders_are_mixed_in_the_order_of_their_paths(tmp_path):
     for name in ["dog/2.png", "cat/kittens/1.JPG", "cat/9.bmp", "top.webp", ".hidden/x.png", "cat/.thumb.png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        picture().save(tmp_path / name)
+        image().save(tmp_path / name)
     images = load_images(tmp_path, 16)
     assert images.names == ("cat/9.bmp", "cat/kittens/1.JPG", "dog/2.png", "top.webp")
     assert images.folders == ("cat", "cat", "dog", "")
@@ -67,7 +67,7 @@ def test_subfolders_are_mixed_in_the_order_of_their_paths(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "ppm", "bmp", "webp", "tif", "tiff", "gif"])
-def test_every_format_gives_the_same_picture(suffix, tmp_path):
+def test_every_format_gives_the_same_image(suffix, tmp_path):
     gradient().save(tmp_path / f"a.{suffix}", **({"quality": 95} if suffix in ("jpg", "jpeg", "webp") else {}))
     expected = np.asarray(gradient().resize((16, 16), Image.Resampling.LANCZOS)).astype(int)
     difference = np.abs(load_images(tmp_path, 16).pixels[0].astype(int) - expected)
@@ -109,21 +109,21 @@ def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
 
 
 def test_unreadable_exif_costs_nothing_but_the_orientation(tmp_path):
-    picture().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    image().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert np.abs(pixel_of(tmp_path) - RED).max() <= 3
 
 
 @pytest.mark.parametrize(
     ("name", "make", "expected"),
     [
-        ("grey.png", lambda: picture(mode="L", colour=77), [77]),
-        ("bilevel.png", lambda: picture(mode="1", colour=1), [255]),
-        ("grey_as_rgb.png", lambda: picture(colour=(77, 77, 77)), [77]),
-        ("grey_half_clear.png", lambda: picture(mode="LA", colour=(0, 51)), [204]),
-        ("half_clear.png", lambda: picture(mode="RGBA", colour=(255, 0, 0, 51)), [255, 204, 204]),
-        ("clear.png", lambda: picture(mode="RGBA", colour=(255, 0, 0, 0)), [255]),
-        ("palette.gif", lambda: picture().convert("P", palette=Image.Palette.ADAPTIVE), RED),
-        ("cmyk.tif", lambda: picture(mode="CMYK", colour=(0, 255, 255, 0)), [255, 0, 0]),
+        ("grey.png", lambda: image(mode="L", colour=77), [77]),
+        ("bilevel.png", lambda: image(mode="1", colour=1), [255]),
+        ("grey_as_rgb.png", lambda: image(colour=(77, 77, 77)), [77]),
+        ("grey_half_clear.png", lambda: image(mode="LA", colour=(0, 51)), [204]),
+        ("half_clear.png", lambda: image(mode="RGBA", colour=(255, 0, 0, 51)), [255, 204, 204]),
+        ("clear.png", lambda: image(mode="RGBA", colour=(255, 0, 0, 0)), [255]),
+        ("palette.gif", lambda: image().convert("P", palette=Image.Palette.ADAPTIVE), RED),
+        ("cmyk.tif", lambda: image(mode="CMYK", colour=(0, 255, 255, 0)), [255, 0, 0]),
         ("sixteen.png", lambda: Image.fromarray(np.full((30, 40), 257 * 77, np.uint16)), [77]),
         ("sixteen.tif", lambda: Image.fromarray(np.full((30, 40), 257 * 77, np.uint16)), [77]),
         ("sixteen.pgm", lambda: Image.fromarray(np.full((30, 40), 257 * 77, np.uint16)), [77]),
@@ -148,21 +148,21 @@ def test_transparent_palette_colour_becomes_white(tmp_path):
 
 
 def test_cmyk_jpeg_keeps_its_colour(tmp_path):
-    picture(mode="CMYK", colour=(0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    image(mode="CMYK", colour=(0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
     assert np.abs(pixel_of(tmp_path) - (255, 0, 0)).max() <= 6
 
 
 def test_animations_give_their_first_frame(tmp_path):
-    frames = [picture(colour=RED), picture(colour=(0, 0, 255))]
+    frames = [image(colour=RED), image(colour=(0, 0, 255))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert np.abs(pixel_of(tmp_path) - RED).max() <= 2
 
 
-def test_channels_follow_the_pictures_unless_chosen(tmp_path):
-    picture(mode="L", colour=77).save(tmp_path / "a.png")
+def test_channels_follow_the_images_unless_chosen(tmp_path):
+    image(mode="L", colour=77).save(tmp_path / "a.png")
     assert load_images(tmp_path, 8).pixels.shape == (1, 8, 8, 1)
     assert load_images(tmp_path, 8, channels=3).pixels.tolist() == np.full((1, 8, 8, 3), 77).tolist()
-    picture().save(tmp_path / "b.png")
+    image().save(tmp_path / "b.png")
     both = load_images(tmp_path, 8).pixels
     assert both.shape == (2, 8, 8, 3) and np.all(both[0] == 77)
     grey = load_images(tmp_path, 8, channels=1).pixels
@@ -171,26 +171,26 @@ def test_channels_follow_the_pictures_unless_chosen(tmp_path):
 
 @pytest.fixture
 def odd_folder(tmp_path):
-    """One good picture among everything that can go wrong: (folder, reason by name)."""
+    """One good image among everything that can go wrong: (folder, reason by name)."""
     folder = tmp_path / "odd"
     folder.mkdir()
-    picture().save(folder / "good.png")
+    image().save(folder / "good.png")
     gradient().save(folder / "cut.jpg")
     gradient().save(folder / "cut.png")
     for name in ("cut.jpg", "cut.png"):
         os.truncate(folder / name, (folder / name).stat().st_size // 2)
     (folder / "empty.png").touch()
-    (folder / "text.jpg").write_text("I am a picture, believe me")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "text.jpg").write_text("I am an image, believe me")
+    (folder / "notes.txt").write_text("not an image")
     (folder / "Thumbs.db").write_bytes(b"\0" * 100)
     (folder / ".DS_Store").write_bytes(b"\0" * 100)
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     (folder / "folder.png").mkdir()
     os.mkfifo(folder / "pipe.png")
-    picture(1, 1).save(folder / "tiny.png")
-    picture(2000, 10).save(folder / "long.png")
-    picture(10_001, 10_000, 1, "1").save(folder / "huge.png")
-    picture(20_000, 10_000, 1, "1").save(folder / "bomb.png")
+    image(1, 1).save(folder / "tiny.png")
+    image(2000, 10).save(folder / "long.png")
+    image(10_001, 10_000, 1, "1").save(folder / "huge.png")
+    image(20_000, 10_000, 1, "1").save(folder / "bomb.png")
     Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(folder / "float.tif")
     Image.fromarray(np.full((9, 9), 1 << 20, np.int32)).save(folder / "deep.tif")
     (folder / "loop").symlink_to(folder, target_is_directory=True)
@@ -227,7 +227,7 @@ def test_odd_files_are_listed_with_a_reason_and_never_fatal(odd_folder, tmp_path
     assert rows == [["path", "reason"], *map(list, images.skipped)]
 
 
-def test_huge_pictures_are_never_decoded(odd_folder, monkeypatch):
+def test_huge_images_are_never_decoded(odd_folder, monkeypatch):
     folder, _ = odd_folder
     decoded = []
     load = Image.Image.load
@@ -238,8 +238,8 @@ def test_huge_pictures_are_never_decoded(odd_folder, monkeypatch):
 
 
 def test_files_without_permission_are_skipped(tmp_path, monkeypatch):
-    picture().save(tmp_path / "a.png")
-    picture().save(tmp_path / "secret.png")
+    image().save(tmp_path / "a.png")
+    image().save(tmp_path / "secret.png")
     opener = Image.open
 
     def guarded(path, *args, **options):
@@ -253,7 +253,7 @@ def test_files_without_permission_are_skipped(tmp_path, monkeypatch):
 
 def test_folders_without_permission_are_skipped(tmp_path, monkeypatch):
     (tmp_path / "secret").mkdir()
-    picture().save(tmp_path / "a.png")
+    image().save(tmp_path / "a.png")
     scan = os.scandir
 
     def guarded(path):
@@ -274,7 +274,7 @@ def test_nothing_usable_is_one_line_that_says_why(tmp_path):
     message = refusal(tmp_path, 8)
     assert "4 skipped, 3 of them as 'empty file'" in message and ".png" in message
     assert "got the file" in refusal(tmp_path / "0.png", 8)
-    assert "no usable picture" in refusal([tmp_path / "0.png", tmp_path / "nowhere.png"], 8)
+    assert "no usable image" in refusal([tmp_path / "0.png", tmp_path / "nowhere.png"], 8)
     assert "empty list" in refusal([], 8)
 
 
@@ -327,11 +327,11 @@ def test_crop_keeps_the_middle(tmp_path):
 
 @pytest.fixture(params=["inside", "beside"])
 def celeba(request, tmp_path):
-    """Ten pictures, each as grey as its number, and what each is for, in the folder or beside it."""
+    """Ten images, each as grey as its number, and what each is for, in the folder or beside it."""
     folder = tmp_path / "img_align_celeba"
     folder.mkdir()
     for i in range(1, 11):
-        picture(18, 22, (i, i, i)).save(folder / f"{i:06d}.png")
+        image(18, 22, (i, i, i)).save(folder / f"{i:06d}.png")
     lines = [f"{i:06d}.png {0 if i < 6 else 1 if i < 9 else 2}" for i in range(1, 11)]
     where = folder if request.param == "inside" else tmp_path
     (where / "list_eval_partition.txt").write_text("\n".join([*lines, "000011.png 0", ""]))
@@ -349,7 +349,7 @@ def test_partitions_of_celeba(celeba):
 
 def test_partitions_that_are_not_told_are_refused(tmp_path):
     (tmp_path / "list_eval_partition.txt").write_text("000001.jpg 0\n")
-    picture().save(tmp_path / "a.png")
+    image().save(tmp_path / "a.png")
     assert "list_eval_partition.txt" in refusal(tmp_path, 8, partition="train")
     assert find_images(tmp_path).partitions is None
     assert "list_eval_partition.txt" in refusal([tmp_path / "a.png"], 8, partition="test")
@@ -361,7 +361,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_pictures_larger_than_memory_stay_on_disk(odd_folder, cache, monkeypatch):
+def test_images_larger_than_memory_stay_on_disk(odd_folder, cache, monkeypatch):
     folder, reasons = odd_folder
     write_folder(np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8), folder / "many")
     here = load_images(folder, 8)
@@ -384,7 +384,7 @@ def test_pictures_larger_than_memory_stay_on_disk(odd_folder, cache, monkeypatch
     assert "number of bytes" in refusal(folder, 8)
 
 
-def test_grey_pictures_on_disk_have_one_channel(tmp_path, cache):
+def test_grey_images_on_disk_have_one_channel(tmp_path, cache):
     x = np.random.default_rng(4).integers(0, 256, (9, 8, 8), dtype=np.uint8)
     write_folder(x, tmp_path / "grey")
     images = load_images(tmp_path / "grey", 8, max_memory=1)
@@ -394,10 +394,10 @@ def test_grey_pictures_on_disk_have_one_channel(tmp_path, cache):
     assert len(list(cache.rglob("*.npy"))) == 1  # kept once, for both
 
 
-def test_changed_pictures_are_decoded_anew_and_others_recalled(tmp_path, cache, monkeypatch):
+def test_changed_images_are_decoded_anew_and_others_recalled(tmp_path, cache, monkeypatch):
     write_folder(np.full((8, 8, 8), 9, np.uint8), tmp_path / "x")
     load_images(tmp_path / "x", 8, max_memory=1)
-    picture(8, 8, mode="L", colour=200).save(tmp_path / "x" / "000003.png")
+    image(8, 8, mode="L", colour=200).save(tmp_path / "x" / "000003.png")
     os.utime(tmp_path / "x" / "000003.png", ns=(1, 1))
     (tmp_path / "x" / "000005.png").unlink()
     opened = []
@@ -465,7 +465,7 @@ def test_a_written_folder_reads_back(tmp_path):
     np.testing.assert_array_equal(images.pixels, x[order])
     assert images.folders == tuple(str(label) for label in labels[order])
 
-    with pytest.raises(InputError, match="one label per picture"):
+    with pytest.raises(InputError, match="one label per image"):
         write_folder(x, tmp_path, labels[:3])
     with pytest.raises(InputError, match="slash"):
         write_folder(x, tmp_path, ["../away"] * 12)
@@ -478,7 +478,7 @@ def test_a_written_folder_reads_back(tmp_path):
 
 def test_names_that_are_no_unicode_do_no_harm(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
-    picture().save(tmp_path / name)
+    image().save(tmp_path / name)
     (tmp_path / os.fsdecode(b"\xe9.txt")).touch()
     images = load_images(tmp_path, 8)
     assert images.names == (name,) and len(fingerprint(images)) == 16

@@ -1,4 +1,4 @@
-"""Pictures of a store, here an S3 server on this machine: the same as of a folder, patiently read, and only once."""
+"""Images of a store, here an S3 server on this machine: the same as of a folder, patiently read, and only once."""
 
 import contextlib
 import csv
@@ -85,7 +85,7 @@ def bucket(server, tmp_path, monkeypatch):
     monkeypatch.setattr(server, "fail", lambda number, path: False)
     server.seen.clear()
 
-    def put(objects, prefix="pictures"):
+    def put(objects, prefix="images"):
         for key, value in objects.items():
             backend.put_object(name, f"{prefix}/{key}", value)
         return f"s3://{name}/{prefix}"
@@ -100,14 +100,14 @@ def contents(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Thirty small pictures in two subfolders, grey and coloured, and files that are none."""
+    """Thirty small images in two subfolders, grey and coloured, and files that are none."""
     place = tmp_path / "folder"
     x = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
     write_folder(x, place, labels=np.where(np.arange(30) < 12, "a", "b"))
     Image.fromarray(x[0, ..., 0]).save(place / "a" / "grey [1]*?.png")
     (place / "b" / "cut.png").write_bytes((place / "a" / "000000.png").read_bytes()[:60])
     (place / "b" / "empty.png").touch()
-    (place / "notes.txt").write_text("no picture")
+    (place / "notes.txt").write_text("no image")
     (place / ".hidden").mkdir()
     Image.fromarray(x[0]).save(place / ".hidden" / "x.png")
     return place
@@ -147,9 +147,9 @@ def test_the_second_run_reads_nothing_but_the_listing(bucket, folder, server):
     changed = contents(folder)
     changed["a/000003.png"], changed["c/new.png"] = changed["a/000001.png"], changed["a/000002.png"]
     bucket({name: changed[name] for name in ("a/000003.png", "c/new.png")})
-    bucket.delete(f"pictures/{'b/cut.png'}")
+    bucket.delete(f"images/{'b/cut.png'}")
     again = load_images(url, 8)
-    assert server.read() == ["pictures/a/000003.png", "pictures/c/new.png"]
+    assert server.read() == ["images/a/000003.png", "images/c/new.png"]
     np.testing.assert_array_equal(again.pixels[3], first.pixels[1])
     np.testing.assert_array_equal(again.pixels[-1], first.pixels[2])
     np.testing.assert_array_equal(again.pixels[4:-1], first.pixels[4:])
@@ -170,7 +170,7 @@ def test_a_run_that_was_killed_is_taken_up(bucket, folder, server, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         load_images(url, 8, on_progress=killed)
     server.seen.clear()
-    (journal,) = (folder.parent / "cache" / "pictures").rglob("*.csv")
+    (journal,) = (folder.parent / "cache" / "images").rglob("*.csv")
     with journal.open(newline="") as stream:
         told = list(csv.reader(stream))
     assert len(told) == 16
@@ -210,10 +210,10 @@ def test_what_fails_for_good_is_skipped_and_tried_again_next_time(bucket, folder
     reason = dict(images.skipped)["a/000005.png"]
     assert reason.startswith("cannot be read (") and "\n" not in reason
     assert len(images) == 30
-    assert server.read().count("pictures/a/000005.png") == _stores._ATTEMPTS
+    assert server.read().count("images/a/000005.png") == _stores._ATTEMPTS
     monkeypatch.setattr(server, "fail", lambda number, path: False)
     assert_same(load_images(url, 8), load_images(folder, 8))
-    assert server.read() == ["pictures/a/000005.png"]
+    assert server.read() == ["images/a/000005.png"]
 
 
 def test_pauses_grow(bucket, folder, server, monkeypatch):
@@ -222,7 +222,7 @@ def test_pauses_grow(bucket, folder, server, monkeypatch):
     monkeypatch.setattr(_stores.time, "sleep", pauses.append)
     url = bucket({"only.png": contents(folder)["a/000000.png"]})
     monkeypatch.setattr(server, "fail", lambda number, path: path.endswith("only.png"))
-    with pytest.raises(InputError, match="no usable picture"):
+    with pytest.raises(InputError, match="no usable image"):
         load_images(url, 8)
     assert len(pauses) == _stores._ATTEMPTS - 1
     assert all(0.5 * 0.2 * 2**k <= pause <= 1.5 * 0.2 * 2**k for k, pause in enumerate(pauses))
@@ -234,7 +234,7 @@ def weights(model):
 
 @pytest.mark.slow
 def test_a_store_and_a_folder_train_the_same_model(bucket, folder, monkeypatch):
-    """The pictures of the folder are in memory, those of the store, larger than what is allowed, on disk."""
+    """The images of the folder are in memory, those of the store, larger than what is allowed, on disk."""
     url = bucket(contents(folder))
     read = []
     asked = StoredRows.__getitem__
@@ -303,9 +303,9 @@ def test_other_stores_will_do(folder, tmp_path, monkeypatch):
 
     monkeypatch.setenv("FLOWKNIFE_CACHE", str(tmp_path / "cache"))
     memory = fsspec.filesystem("memory")
-    memory.pipe({f"/pictures/{name}": content for name, content in contents(folder).items()})
+    memory.pipe({f"/images/{name}": content for name, content in contents(folder).items()})
     with contextlib.ExitStack() as stack:
-        stack.callback(memory.rm, "/pictures", recursive=True)
-        assert_same(load_images("memory://pictures", 8), load_images(folder, 8))
+        stack.callback(memory.rm, "/images", recursive=True)
+        assert_same(load_images("memory://images", 8), load_images(folder, 8))
     assert_same(load_images(f"file://{folder}", 8), load_images(folder, 8))
     assert fingerprint(load_images(f"file://{folder}", 8)) == fingerprint(load_images(folder, 8))

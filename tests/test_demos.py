@@ -18,7 +18,7 @@ def fake(name):
     def demo(folder, quick):
         storage.write_json(folder / "run.json", {"application": name, "quick": quick})
         (folder / "report.html").write_text(name)
-        return Section(f"Title of {name}", "text", [fk.report.Picture(ends_svg(["x"], ["z"]).encode())])
+        return Section(f"Title of {name}", "text", [fk.report.PageImage(ends_svg(["x"], ["z"]).encode())])
 
     return demo
 
@@ -47,10 +47,10 @@ def test_demo_runs_all_and_shows_them_on_one_page(tmp_path, monkeypatch):
     refused("demo", "one", "--out", tmp_path, words="not empty")
 
 
-def test_other_pictures_are_no_digits():
-    pictures, names = demos.other_pictures(digits()[0][:3])
-    assert pictures.shape == (len(names), 8, 8, 1) and pictures.dtype == np.uint8 and len(set(names)) == len(names)
-    by_name = dict(zip(names, pictures, strict=True))
+def test_other_images_are_no_digits():
+    images, names = demos.other_images(digits()[0][:3])
+    assert images.shape == (len(names), 8, 8, 1) and images.dtype == np.uint8 and len(set(names)) == len(names)
+    by_name = dict(zip(names, images, strict=True))
     assert by_name["white 1"].min() == 255 and np.ptp(by_name["grey 1"]) == 0
     assert np.array_equal(by_name["inverted 2"], 255 - digits()[0][1])
     assert by_name["blurred 2"].std() < digits()[0][1].std() < by_name["noise 1"].std() * 2

@@ -279,7 +279,7 @@ def test_accuracy_is_the_diagonal_of_the_confusion():
     assert diagnostics.accuracy(labels, probabilities) == diagnostics.accuracy(labels, predicted)
 
 
-# -- strange items ----------------------------------------------------------------------------------------------------
+# -- anomalies ----------------------------------------------------------------------------------------------------
 
 
 def test_adjusted_p_values_are_the_smallest_rate_of_a_step_up_test():

@@ -161,11 +161,11 @@ def test_a_file_of_the_run_is_no_output(run, table):
     call("sample", run, "--out", run / "new.csv")  # a new file may lie there
 
 
-def test_a_picture_that_is_read_is_not_written(tmp_path):
+def test_a_image_that_is_read_is_not_written(tmp_path):
     for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(b"picture")
+        (tmp_path / name).write_bytes(b"image")
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "c.png").write_bytes(b"picture")
+    (tmp_path / "set" / "c.png").write_bytes(b"image")
     before = snapshot(tmp_path)
     run = tmp_path / "none"
     refused("interpolate", run, tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "b.png", words="an input")

@@ -15,7 +15,7 @@ from flowknife.errors import InputError
 
 
 def faces(n, key=0):
-    """Pictures of two bright spots of varying brightness on a ground of varying brightness, in colour."""
+    """Images of two bright spots of varying brightness on a ground of varying brightness, in colour."""
     generator = np.random.default_rng(key)
     pixels = generator.uniform(20, 120, (n, 1, 1, 3)) + generator.normal(0, 5, (n, 16, 16, 3))
     for column in (3, 10):
@@ -25,7 +25,7 @@ def faces(n, key=0):
 
 @pytest.fixture(scope="module")
 def model():
-    """A small model of faces, with what it keeps of the training pictures."""
+    """A small model of faces, with what it keeps of the training images."""
     settings = {"architecture": "glow", "levels": 2, "steps_per_level": 2, "width": 16, "alpha": 0.1}
     fitted = fk.images(faces(240), train={"steps": 60, "batch_size": 48}, key=0, show_progress=False, **settings)
     train = faces(240)
@@ -35,7 +35,7 @@ def model():
 
 
 def close(a, b, bits=5):
-    """Whether two pictures differ by no more than the bits that the model does not keep."""
+    """Whether two images differ by no more than the bits that the model does not keep."""
     return np.abs(a.astype(int) - b).max() <= 2 ** (7 - bits)
 
 
@@ -43,7 +43,7 @@ def close(a, b, bits=5):
 
 
 @pytest.mark.parametrize("how", ["spherical", "linear"])
-def test_a_way_starts_and_ends_at_the_two_pictures(model, how):
+def test_a_way_starts_and_ends_at_the_two_images(model, how):
     a, b = faces(2, key=5)
     strip = model.interpolate(a, b, steps=5, how=how)
     assert strip.shape == (5, 16, 16, 3) and strip.dtype == np.uint8
@@ -67,39 +67,39 @@ def test_the_spherical_way_keeps_the_radius_and_turns_evenly():
 
 
 def test_an_attribute_is_given_and_taken(model):
-    pictures = faces(80, key=6)
-    brightness = pictures.mean(axis=(1, 2, 3))
+    images = faces(80, key=6)
+    brightness = images.mean(axis=(1, 2, 3))
     order = np.argsort(brightness)
-    direction = model.attribute(pictures[order[-25:]], pictures[order[:25]])
-    moved = model.along(pictures[:3], direction, [-1, 0, 1])
-    assert moved.shape == (3, 3, 16, 16, 3) and close(moved[:, 1], pictures[:3])
+    direction = model.attribute(images[order[-25:]], images[order[:25]])
+    moved = model.along(images[:3], direction, [-1, 0, 1])
+    assert moved.shape == (3, 3, 16, 16, 3) and close(moved[:, 1], images[:3])
     means = moved.mean(axis=(2, 3, 4))
     assert (np.diff(means, axis=1) > 0).all()
     with pytest.raises(InputError, match="direction of shape"):
-        model.along(pictures[:1], direction[1:])
+        model.along(images[:1], direction[1:])
 
 
 def test_drawing_a_level_anew_leaves_all_others(model):
-    pictures = faces(2, key=7)
+    images = faces(2, key=7)
     for level, name in enumerate(model.levels):
-        drawn = model.resample(pictures, level, n=3, key=0)
+        drawn = model.resample(images, level, n=3, key=0)
         assert drawn.shape == (2, 3, 16, 16, 3)
-        np.testing.assert_array_equal(drawn, model.resample(pictures, name, n=3, key=0))
+        np.testing.assert_array_equal(drawn, model.resample(images, name, n=3, key=0))
         assert len(np.unique(drawn[0].reshape(3, -1), axis=0)) == 3
-        latents = np.asarray(model.encode(pictures))
+        latents = np.asarray(model.encode(images))
         for other, columns in model.levels.items():
             again = model.encode(drawn.reshape(-1, 16, 16, 3)).reshape(2, 3, -1)
             change = np.abs(again - latents[:, None])[..., columns].mean()
             # what was drawn anew changes by about 2 / sqrt(pi); the others only by the bins of the pixels
             assert (change > 0.8) == (other == name), (name, other, change)
     # a temperature of 0 is the middle of the law, the same in every draw
-    still = model.resample(pictures, 0, n=2, key=0, temperature=0.0)
+    still = model.resample(images, 0, n=2, key=0, temperature=0.0)
     np.testing.assert_array_equal(still[:, 0], still[:, 1])
     with pytest.raises(InputError, match="z_0, z_1"):
-        model.resample(pictures, "z_7")
+        model.resample(images, "z_7")
 
 
-def test_one_picture_may_be_a_file_or_an_array(model, tmp_path):
+def test_one_image_may_be_a_file_or_an_array(model, tmp_path):
     (path,) = fk.data.write_folder(faces(1, key=8), tmp_path).iterdir()
     one = faces(1, key=8)
     for given in (path, str(path), one[0], one):
@@ -114,21 +114,21 @@ def test_one_picture_may_be_a_file_or_an_array(model, tmp_path):
 # -- neighbours -------------------------------------------------------------------------------------------------------
 
 
-def test_the_nearest_training_picture_is_found_mirrored_too(model):
+def test_the_nearest_training_image_is_found_mirrored_too(model):
     train = faces(240)
     found = model.nearest(np.concatenate([train[[7]], train[[9], :, ::-1]]), k=2)
-    assert found.pictures.shape == (2, 2, 16, 16, 3) and found.distances.shape == (2, 2)
-    np.testing.assert_array_equal(found.pictures[:, 0], train[[7, 9]])
+    assert found.images.shape == (2, 2, 16, 16, 3) and found.distances.shape == (2, 2)
+    np.testing.assert_array_equal(found.images[:, 0], train[[7, 9]])
     np.testing.assert_allclose(found.distances[:, 0], 0.0, atol=0.1)
     assert (found.distances[:, 1] > 1).all()
     given = model.nearest(train[0], k=1, folder=train[:3])
-    np.testing.assert_array_equal(given.pictures[0, 0], train[0])
+    np.testing.assert_array_equal(given.images[0, 0], train[0])
     with pytest.raises(InputError, match="1 to 240"):
         model.nearest(train[:1], k=241)
 
 
 def distance(x, t):
-    """Of two pictures, place by place, as `Neighbours` defines it."""
+    """Of two images, place by place, as `Neighbours` defines it."""
     from scipy.ndimage import convolve
 
     across = np.outer([1, 2, 0, -2, -1], [1, 4, 6, 4, 1]) / 128
@@ -155,12 +155,12 @@ def test_distances_are_those_of_many_loops():
     plain = [[distance(x, t) for t in b] for x in a]
     found = Neighbours.fit(b, mirrored=False).nearest(a, 4)
     np.testing.assert_allclose(found.distances, np.sort(plain, axis=1), rtol=1e-4)
-    np.testing.assert_array_equal(found.pictures, b[np.argsort(plain, axis=1)])
-    # of a picture and its mirror image the one that is nearer at half size
+    np.testing.assert_array_equal(found.images, b[np.argsort(plain, axis=1)])
+    # of an image and its mirror image the one that is nearer at half size
     assert np.all(Neighbours.fit(b, mirrored=True).nearest(b[:, :, ::-1], 1).distances < 1e-3)
 
 
-def test_what_is_drawn_a_little_elsewhere_is_the_same_picture():
+def test_what_is_drawn_a_little_elsewhere_is_the_same_image():
     places = [(row, column) for row in range(5, 23, 4) for column in range(5, 23, 4)]
     strokes = np.zeros((len(places), 28, 28, 1), np.uint8)
     for i, (row, column) in enumerate(places):
@@ -168,33 +168,33 @@ def test_what_is_drawn_a_little_elsewhere_is_the_same_picture():
     known = Neighbours.fit(strokes, mirrored=False)
     moved = np.roll(strokes, (1, 1), axis=(1, 2))
     found = known.nearest(moved, 1)
-    np.testing.assert_array_equal(found.pictures[:, 0], strokes)
+    np.testing.assert_array_equal(found.images[:, 0], strokes)
     assert found.distances.max() < 1e-3
     further = known.nearest(np.roll(moved, (1, 1), axis=(1, 2)), 1).distances
     assert further.min() > 5
 
 
-def test_novelty_is_distance_beyond_that_of_the_neighbours():
+def test_local_outlier_is_distance_beyond_that_of_the_neighbours():
     generator = np.random.default_rng(0)
 
-    def around(picture, n, spread):
-        return np.clip(picture + generator.normal(0, spread, (n, *picture.shape)), 0, 255).astype(np.uint8)
+    def around(image, n, spread):
+        return np.clip(image + generator.normal(0, spread, (n, *image.shape)), 0, 255).astype(np.uint8)
 
     dense, sparse = generator.uniform(80, 170, (2, 16, 16, 1))
     known = Neighbours.fit(np.concatenate([around(dense, 60, 5), around(sparse, 60, 20)]), mirrored=False)
     assert known.spacing[60:].min() > 2 * known.spacing[:60].max()
     # new ones of either kind are as far as their neighbours are from each other
-    usual = [known.novelty(around(middle, 40, spread)) for middle, spread in ((dense, 5), (sparse, 20))]
+    usual = [known.local_outlier(around(middle, 40, spread)) for middle, spread in ((dense, 5), (sparse, 20))]
     np.testing.assert_allclose([each.mean() for each in usual], 0.0, atol=0.5)
     # what lies at the edge of the dense kind is not farther from all than the sparse ones are, but it is novel
-    assert known.novelty(around(dense, 40, 20)).min() > max(each.max() for each in usual)
-    # a picture is not its own neighbour
-    own = known.novelty(known.pictures[:60], own=60)
+    assert known.local_outlier(around(dense, 40, 20)).min() > max(each.max() for each in usual)
+    # an image is not its own neighbour
+    own = known.local_outlier(known.images[:60], own=60)
     np.testing.assert_allclose(own.mean(), 0.0, atol=0.5)
-    assert known.novelty(known.pictures[:60]).max() < own.min()
+    assert known.local_outlier(known.images[:60]).max() < own.min()
 
 
-def test_a_single_picture_has_no_neighbours_of_its_own():
+def test_a_single_image_has_no_neighbours_of_its_own():
     alone = Neighbours.fit(faces(1), mirrored=False)
     assert alone.nearest(faces(2), 1).distances.shape == (2, 1)
     assert alone.spacing.tolist() == [0.0]
@@ -252,7 +252,7 @@ def test_the_empirical_prior_draws_what_it_was_fitted_to_and_shrinks_to_normal()
     np.testing.assert_allclose(again.sample(0, 9), prior.sample(0, 9), atol=0.05)
 
 
-def test_pictures_are_drawn_from_either_prior(model):
+def test_images_are_drawn_from_either_prior(model):
     empirical = model.sample(40, key=1, prior="empirical", temperature=1.0)
     assert empirical.shape == (40, 16, 16, 3) and empirical.dtype == np.uint8
     np.testing.assert_array_equal(empirical, model.sample(40, key=1, prior="empirical", temperature=1.0))
@@ -261,21 +261,21 @@ def test_pictures_are_drawn_from_either_prior(model):
         model.sample(2, prior="uniform")
 
 
-def test_what_was_kept_of_the_training_pictures_is_saved(model, tmp_path):
+def test_what_was_kept_of_the_training_images_is_saved(model, tmp_path):
     model.save(tmp_path)
     loaded = fk.load(tmp_path)
-    np.testing.assert_array_equal(loaded.neighbours.pictures, model.neighbours.pictures)
+    np.testing.assert_array_equal(loaded.neighbours.images, model.neighbours.images)
     np.testing.assert_array_equal(loaded.neighbours.spacing, model.neighbours.spacing)
     assert loaded.neighbours.mirrored
     assert loaded.sample(3, key=0, prior="empirical").shape == (3, 16, 16, 3)
     new = faces(5, key=11)
-    np.testing.assert_allclose(loaded.surprise(new), model.surprise(new), atol=1e-2)
+    np.testing.assert_allclose(loaded.anomaly_map(new), model.anomaly_map(new), atol=1e-2)
 
 
-# -- how strange, and where -------------------------------------------------------------------------------------------
+# -- anomaly scores and maps -------------------------------------------------------------------------------------
 
 
-def test_scores_tell_strange_pictures_in_both_directions(model):
+def test_scores_tell_anomalous_images_in_both_directions(model):
     normal = model.score(faces(200, key=12))
     grey = np.full((8, 16, 16, 3), 90, np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
@@ -290,9 +290,9 @@ def test_scores_tell_strange_pictures_in_both_directions(model):
 
 
 @pytest.mark.parametrize(
-    ("column", "reverse"), [("upside_down", lambda x: x[:, ::-1]), ("negative", lambda x: 255 - x)]
+    ("column", "reverse"), [("upside_down", lambda x: x[:, ::-1]), ("inverted", lambda x: 255 - x)]
 )
-def test_pictures_that_are_turned_round_are_likelier_as_they_were(model, column, reverse):
+def test_images_that_are_turned_round_are_likelier_as_they_were(model, column, reverse):
     usual, other = (model.score(pixels) for pixels in (faces(60, key=16), reverse(faces(60, key=16))))
     # each is compared with the other
     np.testing.assert_allclose(other[column], -usual[column], atol=1e-4)
@@ -300,38 +300,38 @@ def test_pictures_that_are_turned_round_are_likelier_as_they_were(model, column,
     assert fk.diagnostics.auroc(usual["score"], other["score"]) > 0.95 and np.mean(other["flag"]) > 0.6
 
 
-def test_blurred_pictures_are_soft(model):
+def test_blurred_images_are_soft(model):
     from scipy.ndimage import gaussian_filter
 
     sharp = faces(60, key=16)
     usual, soft = (model.score(pixels) for pixels in (sharp, gaussian_filter(sharp, (0, 2, 2, 0))))
     # little is left to lose
-    assert np.abs(soft["softness"]).mean() < 0.2 * np.abs(usual["softness"]).mean()
-    assert fk.diagnostics.auroc(usual["softness"], soft["softness"]) > 0.85
+    assert np.abs(soft["blur_gap"]).mean() < 0.2 * np.abs(usual["blur_gap"]).mean()
+    assert fk.diagnostics.auroc(usual["blur_gap"], soft["blur_gap"]) > 0.85
 
 
 @pytest.mark.parametrize("start", [8, 9])
-def test_what_is_pasted_is_strange_on_the_grid_and_off_it(model, start):
+def test_what_is_pasted_is_anomalous_on_the_grid_and_off_it(model, start):
     pasted = faces(60, key=16).copy()
     side = pasted.shape[1] // 2
     pasted[:, start : start + side, start : start + side] = 0
     usual, other = (model.score(pixels) for pixels in (faces(60, key=16), pasted))
-    assert fk.diagnostics.auroc(usual["spot"], other["spot"]) > 0.7
+    assert fk.diagnostics.auroc(usual["local_energy"], other["local_energy"]) > 0.7
     assert fk.diagnostics.auroc(usual["score"], other["score"]) > 0.95
 
 
-def test_what_no_training_picture_looks_like_is_strange(model):
+def test_what_no_training_image_looks_like_is_anomalous(model):
     usual, elsewhere = faces(60, key=16), np.roll(faces(60, key=16), 4, axis=2)
-    novelty = [model.score(pixels)["novelty"] for pixels in (usual, elsewhere)]
-    np.testing.assert_allclose(novelty[1], model.neighbours.novelty(elsewhere))
-    assert fk.diagnostics.auroc(*novelty) > 0.95
+    local_outlier = [model.score(pixels)["local_outlier"] for pixels in (usual, elsewhere)]
+    np.testing.assert_allclose(local_outlier[1], model.neighbours.local_outlier(elsewhere))
+    assert fk.diagnostics.auroc(*local_outlier) > 0.95
 
 
 def test_long_scoring_says_how_far_it_is(model, capsys):
     quiet, told = (model.score(faces(3, key=5), show_progress=show) for show in (False, True))
     np.testing.assert_array_equal(quiet["score"], told["score"])
     err = capsys.readouterr().err
-    assert err.count("scoring pictures: 100 %") == 1 and "3 of 3" in err
+    assert err.count("scoring images: 100 %") == 1 and "3 of 3" in err
 
 
 def test_discoveries_are_the_rows_that_benjamini_and_hochberg_reject(model):
@@ -345,15 +345,15 @@ def test_discoveries_are_the_rows_that_benjamini_and_hochberg_reject(model):
     assert (scores["q_value"] >= scores["p_value"]).all()
 
 
-def test_the_map_of_surprise_shows_where_the_odd_part_is(model):
+def test_the_anomaly_map_shows_where_the_odd_part_is(model):
     plain = faces(40, key=14)
     odd = plain.copy()
     odd[:, 11:15, 11:15] = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3))
-    maps = model.surprise(odd) - model.surprise(plain)
+    maps = model.anomaly_map(odd) - model.anomaly_map(plain)
     assert maps.shape == (40, 16, 16)
     inside = maps[:, 11:15, 11:15].mean()
     assert inside > 1 and inside > 5 * np.abs(maps[:, :8, :8]).mean()
-    usual = model.surprise(faces(200, key=15))
+    usual = model.anomaly_map(faces(200, key=15))
     np.testing.assert_allclose(usual.mean(), 0.0, atol=0.2)
 
 

@@ -126,7 +126,7 @@ def test_labels_known_unknown_and_mixed():
 
 
 @pytest.mark.parametrize("bits", [8, 5])
-def test_pixels_give_the_probability_of_the_discrete_picture(bits):
+def test_pixels_give_the_probability_of_the_discrete_image(bits):
     levels = 2**bits
     affine = Affine(np.full((1, 1, 1), 0.5 * levels), np.full((1, 1, 1), 0.2 * levels))
     inn = INN([Block("image", (1, 1, 1), Pixels(bits))], [Block("z", 1)], Chain([affine, Reshape((1, 1, 1), 1)]))
@@ -136,12 +136,12 @@ def test_pixels_give_the_probability_of_the_discrete_picture(bits):
     probability = np.diff(scipy.stats.norm.cdf(edges, 0.5 * levels, 0.2 * levels))
     assert np.mean(np.exp(inn.log_prob(images, key=0))) == pytest.approx(probability[0], rel=1e-3)
 
-    pictures = inn.sample(0, 1000)
-    assert pictures.shape == (1000, 1, 1, 1)
-    assert pictures.dtype == np.uint8
-    assert np.mean(pictures) == pytest.approx(127.5, abs=6)
-    restored = inn.decode(inn.encode(pictures, key=0))["image"]
-    np.testing.assert_array_equal(restored, pictures)
+    images = inn.sample(0, 1000)
+    assert images.shape == (1000, 1, 1, 1)
+    assert images.dtype == np.uint8
+    assert np.mean(images) == pytest.approx(127.5, abs=6)
+    restored = inn.decode(inn.encode(images, key=0))["image"]
+    np.testing.assert_array_equal(restored, images)
 
 
 def test_conditions_pass_no_jacobian_and_steer_the_network():

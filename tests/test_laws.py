@@ -174,7 +174,7 @@ def test_a_mixture_follows_its_weights():
 # -- sources of the left end ------------------------------------------------------------------------------------------
 
 
-def test_eight_bit_pictures_come_back_unchanged():
+def test_eight_bit_images_come_back_unchanged():
     x = jnp.arange(256, dtype=jnp.uint8)
     source = Pixels()
     values = source.prepare(jax.random.key(0), x, (), (256,))
@@ -185,7 +185,7 @@ def test_eight_bit_pictures_come_back_unchanged():
     np.testing.assert_array_equal(restored, x)
 
 
-def test_no_picture_leaves_its_bin():
+def test_no_image_leaves_its_bin():
     x = jnp.full((1000, 1000), 255, jnp.uint8)
     values = Pixels().prepare(jax.random.key(0), x, (), x.shape)
     assert np.max(values) < 256
@@ -220,8 +220,8 @@ def test_values_beyond_white_and_black_are_clipped():
 # -- variational dequantisation ----------------------------------------------------------------------------------------
 
 
-def picture_flow(shape, noise=None, seed=None):
-    """A density of pictures of one bit, with its parts moved away from their start."""
+def image_flow(shape, noise=None, seed=None):
+    """A density of images of one bit, with its parts moved away from their start."""
     size = math.prod(shape)
     flow = Chain([Reshape(shape, size), coupling_flow(size, layers=2, width=8, depth=1, key=0)])
     inn = INN([Block("image", shape, Pixels(1, noise=noise))], [Block("z", size)], flow)
@@ -243,15 +243,15 @@ def test_trained_noise_starts_as_uniform_noise():
 
 def test_trained_noise_bounds_the_probability_of_every_bin():
     shape = (1, 2, 1)
-    inn = picture_flow(shape, dequantiser(shape, width=8, depth=1, key=0), seed=0)
-    pictures = jnp.asarray([[0, 0], [0, 255], [255, 0], [255, 255]], jnp.uint8).reshape(4, *shape)
+    inn = image_flow(shape, dequantiser(shape, width=8, depth=1, key=0), seed=0)
+    images = jnp.asarray([[0, 0], [0, 255], [255, 0], [255, 255]], jnp.uint8).reshape(4, *shape)
     middle = (jnp.arange(200) + 0.5) / 200
     grid = jnp.stack(jnp.meshgrid(middle, middle, indexing="ij"), axis=-1).reshape(-1, 1, *shape)
-    levels = jnp.asarray(pictures > 0, jnp.float32)
+    levels = jnp.asarray(images > 0, jnp.float32)
 
     @jax.jit
     def judge():
-        draws = inn.log_prob(jnp.broadcast_to(pictures, (4000, *pictures.shape)), key=0)
+        draws = inn.log_prob(jnp.broadcast_to(images, (4000, *images.shape)), key=0)
         z, log_det = inn.bijection.encode(levels + grid)
         return draws, normal_log_prob(z, (2,)) + log_det, inn.partition.left[0].law.log_noise(levels + grid, shape)
 
@@ -275,7 +275,7 @@ def test_trained_noise_gives_a_higher_bound_where_a_flow_is_smooth():
     bounds = []
     for noise in (None, dequantiser(shape, width=16, depth=1, key=0)):
         result = fit(
-            picture_flow(shape, noise), x, steps=250, batch_size=64, learning_rate=5e-3, key=0, show_progress=False
+            image_flow(shape, noise), x, steps=250, batch_size=64, learning_rate=5e-3, key=0, show_progress=False
         )
         repeated = np.broadcast_to(x, (20, *x.shape))
         bounds.append(float(np.mean(eqx.filter_jit(result.model.log_prob)(repeated, key=1))))

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was given, nothing global is touched, and odd inputs are met."""
+"""Figures: what is drawn is what was given, nothing global is touched, and odd inputs are met."""
 
 import io
 import subprocess
@@ -83,8 +83,8 @@ CATALOGUE = {
     "nearest": lambda: plots.nearest(images(3), images(6, 4, 4).reshape(3, 2, 4, 4, 3), table(3, 2) ** 2, 3.0),
     "nearest grey": lambda: plots.nearest(images(1, channels=1), images(1, channels=1)[None], [[0.0]]),
     "resampled": lambda: plots.resampled(images(1)[0], [("z_0", images(3)), ("z_1", images(2))]),
-    "surprise": lambda: plots.surprise(images(12), table(12, 64).reshape(12, 8, 8), list("abcdefghijkl")),
-    "surprise grey": lambda: plots.surprise(images(1, channels=1), np.full((1, 8, 8), np.nan)),
+    "anomaly_maps": lambda: plots.anomaly_maps(images(12), table(12, 64).reshape(12, 8, 8), list("abcdefghijkl")),
+    "anomaly_maps grey": lambda: plots.anomaly_maps(images(1, channels=1), np.full((1, 8, 8), np.nan)),
     "latent_clusters": lambda: plots.latent_clusters(
         table(30, 2), table(6, 2).reshape(2, 3, 2), ["itself", "mirrored", "darker"], images(6).reshape(2, 3, 8, 8, 3)
     ),
@@ -97,13 +97,13 @@ ELSEWHERE = ("posterior", "classes", "problems")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_every_picture_draws_without_a_warning(name):
+def test_every_figure_draws_without_a_warning(name):
     drawn = pixels(CATALOGUE[name]())
     assert drawn.shape[0] > 50 and drawn.shape[1] > 50
     assert drawn.std() > 0
 
 
-def test_every_public_picture_has_a_row():
+def test_every_public_figure_has_a_row():
     # those of posteriors and classes have theirs in test_plots_posterior.py
     here = {name for name in plots.__all__ if getattr(plots, name).__module__.split(".")[-1] not in ELSEWHERE}
     assert {name.split()[0] for name in CATALOGUE} == here - {
@@ -242,7 +242,7 @@ def test_an_image_is_drawn_pixel_for_pixel(channels, size):
 def test_outliers_come_smallest_first_and_unknown_last():
     stack = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
     figure = plots.outliers(stack, [0.3, np.nan, 0.0001, 0.05, 0.9], list("abcde"))
-    shown = [int(picture.get_array()[0, 0, 0]) for picture in figure.axes[0].images]
+    shown = [int(image.get_array()[0, 0, 0]) for image in figure.axes[0].images]
     assert shown == [2, 3, 0, 4, 1]
     captions = [text.get_text() for text in figure.axes[0].texts if text.get_text().startswith("p ")]
     assert captions == ["p < 0.001\nc", "p = 0.050\nd", "p = 0.300\na", "p = 0.900\ne", "p unknown\nb"]
@@ -253,7 +253,7 @@ def test_outliers_come_smallest_first_and_unknown_last():
 def test_outliers_show_no_more_than_asked():
     figure = plots.outliers(images(9), np.linspace(0, 1, 9), most=4)
     assert len(figure.axes[0].images) == 4
-    assert "The 4 strangest of 9" in sentence(figure)
+    assert "The 4 most anomalous of 9" in sentence(figure)
 
 
 def test_regenerated_images_are_compared_with_the_real_ones():
@@ -263,14 +263,14 @@ def test_regenerated_images_are_compared_with_the_real_ones():
     assert "within 3 of 255" in sentence(plots.real_regenerated_simulated(real, near, real))
 
 
-def test_numbers_in_the_cloud_match_the_pictures_at_its_side():
-    cloud, strange = table(5, 2), 9 + table(4, 2, seed=1)
-    figure = plots.latent_cloud(table(50, 2), cloud, strange, images(3), images(2))
+def test_numbers_in_the_cloud_match_the_images_at_its_side():
+    cloud, anomalous = table(5, 2), 9 + table(4, 2, seed=1)
+    figure = plots.latent_cloud(table(50, 2), cloud, anomalous, images(3), images(2))
     paper, axes = figure.axes
     places = {text.get_text(): text.get_position() for text in axes.texts}
     assert list(places) == ["1", "2", "3", "4", "5"]
     np.testing.assert_array_equal(places["2"], cloud[1])
-    np.testing.assert_array_equal(places["4"], strange[0])
+    np.testing.assert_array_equal(places["4"], anomalous[0])
     assert [text.get_text() for text in paper.texts if text.get_text().isdigit()] == list(places)
 
 
@@ -334,8 +334,8 @@ def test_point_colours_tell_labels_from_numbers():
         lambda: plots.along(images(3)[None], [1, 2]),
         lambda: plots.nearest(images(3), images(3)[:, None], [1.0, 2.0, 3.0]),
         lambda: plots.resampled(images(1)[0], []),
-        lambda: plots.surprise(images(2), np.zeros((2, 4, 4))),
-        lambda: plots.surprise(images(2), np.zeros((2, 8, 8)), ["a"]),
+        lambda: plots.anomaly_maps(images(2), np.zeros((2, 4, 4))),
+        lambda: plots.anomaly_maps(images(2), np.zeros((2, 8, 8)), ["a"]),
         lambda: plots.latent_clusters(table(5, 2), np.zeros((2, 3, 2)), ["a"], images(6).reshape(2, 3, 8, 8, 3)),
         lambda: plots.interpolation_animation("x.gif", images(1)),
         lambda: plots.mapping_animation("x.gif", table(5, 2)),

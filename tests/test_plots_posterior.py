@@ -1,4 +1,4 @@
-"""Pictures of posteriors and of classifiers: what is drawn is what was given, and odd inputs are met."""
+"""Figures of posteriors and of classifiers: what is drawn is what was given, and odd inputs are met."""
 
 import io
 import warnings
@@ -79,7 +79,7 @@ CATALOGUE = {
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_every_picture_draws_without_a_warning(name):
+def test_every_figure_draws_without_a_warning(name):
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -89,7 +89,7 @@ def test_every_picture_draws_without_a_warning(name):
     assert drawn.std() > 0
 
 
-def test_every_picture_of_this_kind_has_a_row():
+def test_every_figure_of_this_kind_has_a_row():
     here = {
         name for name in plots.__all__ if getattr(plots, name).__module__.split(".")[-1] in ("posterior", "classes")
     }
@@ -157,8 +157,8 @@ def test_confusion_tells_the_worst_pair_in_its_direction():
     figure = plots.confusion([[5, 0, 0], [4, 5, 1], [0, 0, 5]], ["cat", "dog", "cow"])
     sentence = figure.get_suptitle().replace("\n", " ")
     assert sentence == "15 of 20 right (75.0%); most often dog is taken for cat (4)."
-    picture = figure.axes[0].images[0].get_array()
-    np.testing.assert_allclose(picture, [[1, 0, 0], [0.4, 0.5, 0.1], [0, 0, 1]])
+    image = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(image, [[1, 0, 0], [0.4, 0.5, 0.1], [0, 0, 1]])
 
 
 def test_classes_keep_their_colours():

@@ -464,12 +464,12 @@ def test_dispersion_reference_explains_the_data():
     assert np.all(np.abs(draws.mean(axis=0) - theta[0]) < 4 * draws.std(axis=0))
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*PROBLEMS, "ring"])
 @pytest.mark.parametrize("told", [True, False])
-def test_every_problem_has_a_picture(name, told):
+def test_every_problem_has_a_image(name, told):
     if name == "ring":
         x, labels = ring("some").sample(0, 300)
         figure = plots.problem(ring("some"), x, labels if told else None)
@@ -485,7 +485,7 @@ def test_every_problem_has_a_picture(name, told):
         assert ("truth" in labels) == told
 
 
-def test_the_picture_of_the_arm_ends_at_the_hand():
+def test_the_image_of_the_arm_ends_at_the_hand():
     problem = kinematics()
     theta = problem.reference_posterior(0, HAND, 30)
     lines = plots.problem(problem, theta, HAND).axes[0].collections[0].get_segments()

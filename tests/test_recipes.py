@@ -56,7 +56,7 @@ def test_a_recipe_is_valid_and_says_what_it_reaches(each):
         assert str(each.expected).startswith(f"{each.expected.value:g} {each.expected.unit} on {each.expected.data}")
 
 
-def test_recipes_of_pictures_fit_their_data():
+def test_recipes_of_images_fit_their_data():
     for each in RECIPES.values():
         if each.application == "images":
             assert each.config.image_size == (int(re.findall(r"\d+", each.name)[0]) if "-" in each.name else None)
@@ -146,11 +146,11 @@ def framed(tmp_path_factory):
     """Digits of 8 x 8 pixels in the middle of 16 x 16 pixels of noise, as files; and the digits."""
     place = tmp_path_factory.mktemp("framed")
     inside = digits()[0][:60]
-    pictures = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 1), dtype=np.uint8)
-    pictures[:, 4:12, 4:12] = inside
-    write_folder(pictures, place / "folder")
-    np.savez(place / "all.npz", pictures=pictures, inside=inside)
-    return place, pictures, inside
+    images = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 1), dtype=np.uint8)
+    images[:, 4:12, 4:12] = inside
+    write_folder(images, place / "folder")
+    np.savez(place / "all.npz", images=images, inside=inside)
+    return place, images, inside
 
 
 @pytest.mark.slow
@@ -163,19 +163,19 @@ def test_smoke_mode_runs_and_says_what_to_expect(tmp_path, framed):
     assert record["config"]["train"]["steps"] == 2 and record["config"]["train"].get("minutes") is None
 
 
-def test_a_run_cuts_everything_as_its_training_pictures(tmp_path, framed):
-    place, pictures, inside = framed
+def test_a_run_cuts_everything_as_its_training_images(tmp_path, framed):
+    place, images, inside = framed
     settings = {**TINY, "crop": 0.5, "train": {"steps": 2}, "show_progress": False, "key": 0}
-    model = fk.images(pictures, **settings)
+    model = fk.images(images, **settings)
     assert model.shape == (8, 8, 1)  # half of the usual side
-    known = {picture.tobytes() for picture in inside}
-    assert {picture.tobytes() for picture in model.held_out} <= known
+    known = {image.tobytes() for image in inside}
+    assert {image.tobytes() for image in model.held_out} <= known
     assert fk.images(place / "folder", **settings).facts["fingerprint"] != ""
     model.save(tmp_path / "run")
     model = fk.load(tmp_path / "run")
     assert model.config.crop == 0.5
     bits = model.score(inside)["bits_per_dim"]  # of the size already: taken as they are
-    for same in (pictures, place / "folder", f"{place / 'all.npz'}:pictures"):
+    for same in (images, place / "folder", f"{place / 'all.npz'}:images"):
         np.testing.assert_array_equal(model.score(same)["bits_per_dim"], bits)
     np.testing.assert_array_equal(model.decode(model.encode(place / "folder" / "000000.png"))[0] >> 3, inside[0] >> 3)
     call("score", tmp_path / "run", place / "folder", "--out", tmp_path / "scores.csv")
@@ -189,8 +189,8 @@ def test_a_crop_is_a_share(framed, crop):
         fk.images(framed[1], crop=crop)
 
 
-def test_a_crop_of_pictures_that_have_the_size_already_is_refused(framed):
+def test_a_crop_of_images_that_have_the_size_already_is_refused(framed):
     place, _, inside = framed
-    for pictures in (inside, load_images(place / "folder", 8)):
-        with pytest.raises(InputError, match=r"crop=0\.5 for pictures in memory of 8 x 8"):
-            fk.images(pictures, crop=0.5, image_size=8)
+    for images in (inside, load_images(place / "folder", 8)):
+        with pytest.raises(InputError, match=r"crop=0\.5 for images in memory of 8 x 8"):
+            fk.images(images, crop=0.5, image_size=8)

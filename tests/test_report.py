@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from flowknife.errors import InputError, StorageError
-from flowknife.report import Frame, Picture, Section, ends_svg, write_report
+from flowknife.report import Frame, PageImage, Section, ends_svg, write_report
 
 DOT = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -55,8 +55,8 @@ def read(path: Path) -> Page:
 def full(folder: Path) -> Path:
     (folder / "dot.png").parent.mkdir(parents=True, exist_ok=True)
     (folder / "dot.png").write_bytes(DOT)
-    pictures = [Picture(folder / "dot.png", NASTY), Picture(str(folder / "dot.png")), Picture(GIF, "moving")]
-    sections = [Section(NASTY, f"one {NASTY}\n\ntwo `fit <x>` & {{braces}}", pictures), Section("bare")]
+    images = [PageImage(folder / "dot.png", NASTY), PageImage(str(folder / "dot.png")), PageImage(GIF, "moving")]
+    sections = [Section(NASTY, f"one {NASTY}\n\ntwo `fit <x>` & {{braces}}", images), Section("bare")]
     metrics = {NASTY: NASTY, "nll": -1.23456}
     return write_report(folder, NASTY, sections, metrics, {NASTY: NASTY}, Frame([NASTY], ["z ~ N(0, I)", "y"]))
 
@@ -107,14 +107,14 @@ def test_an_empty_report_is_a_page(tmp_path):
     assert not {"table", "dl", "svg", "figure"} & set(page.tags)
 
 
-def test_a_picture_is_as_wide_as_its_resolution_says(tmp_path):
+def test_a_image_is_as_wide_as_its_resolution_says(tmp_path):
     from matplotlib.figure import Figure
 
     for dpi in (96, 192):
         Figure(figsize=(3, 1)).savefig(tmp_path / f"{dpi}.png", dpi=dpi)
-        page = read(write_report(tmp_path, "t", [Section("s", "", [Picture(tmp_path / f"{dpi}.png")])]))
+        page = read(write_report(tmp_path, "t", [Section("s", "", [PageImage(tmp_path / f"{dpi}.png")])]))
         assert ("width", "288") in page.attributes
-    page = read(write_report(tmp_path, "t", [Section("s", "", [Picture(DOT)])]))
+    page = read(write_report(tmp_path, "t", [Section("s", "", [PageImage(DOT)])]))
     assert "width" not in dict(page.attributes)
 
 
@@ -122,7 +122,7 @@ def test_a_failed_report_leaves_the_old_one_and_no_draft(tmp_path, monkeypatch):
     path = write_report(tmp_path, "old", [])
     before = path.read_bytes()
     with pytest.raises(InputError):
-        write_report(tmp_path, "new", [Section("s", "", [Picture(tmp_path / "missing.png")])])
+        write_report(tmp_path, "new", [Section("s", "", [PageImage(tmp_path / "missing.png")])])
 
     def full_disk(self, target):
         raise OSError(28, "No space left on device")
@@ -140,10 +140,10 @@ def test_a_new_report_replaces_the_old_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-@pytest.mark.parametrize("source", [b"not a picture", "missing.png", b""])
-def test_a_wrong_picture_is_told_in_one_line(tmp_path, source):
+@pytest.mark.parametrize("source", [b"not an image", "missing.png", b""])
+def test_a_wrong_image_is_told_in_one_line(tmp_path, source):
     with pytest.raises(InputError) as caught:
-        write_report(tmp_path, "t", [Section("s", "", [Picture(source)])])
+        write_report(tmp_path, "t", [Section("s", "", [PageImage(source)])])
     assert "expected" in str(caught.value) and "\n" not in str(caught.value)
 
 

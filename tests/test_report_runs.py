@@ -65,13 +65,13 @@ def test_report_of_a_classifier_shows_other_items(tmp_path, rows):
 
 
 @pytest.mark.slow
-def test_report_of_a_classifier_of_pictures(tmp_path):
-    pictures, labels = fk.data.digits()
+def test_report_of_a_classifier_of_images(tmp_path):
+    images, labels = fk.data.digits()
     known = labels < 3
-    model = fk.classify(pictures[known], labels[known], train=TRAIN, **TINY)
+    model = fk.classify(images[known], labels[known], train=TRAIN, **TINY)
     _, figures = page(model.report(tmp_path / "a"))
     assert {"confusion", "reliability", "samples", "held_out", "latents", "p_values", "outliers"} <= figures
-    text, _ = page(model.report(tmp_path / "b", others=pictures[labels == 7][:20]))
+    text, _ = page(model.report(tmp_path / "b", others=images[labels == 7][:20]))
     assert "negatives" not in text
 
 
@@ -92,9 +92,9 @@ def digits():
 def test_report_of_an_image_model_shows_what_one_does_with_it(tmp_path, digits):
     known = replace(digits, neighbours=Neighbours.fit(fk.data.digits()[0][:80], mirrored=False))
     text, figures = page(known.report(tmp_path))
-    drawn = {"pictures", "temperatures", "level_temperatures", "nearest", "interpolation", "resampled"}
-    assert drawn | {"surprise", "clusters", "outliers", "cloud", "p_values"} <= figures
+    drawn = {"images", "temperatures", "level_temperatures", "nearest", "interpolation", "resampled"}
+    assert drawn | {"anomaly_maps", "clusters", "outliers", "cloud", "p_values"} <= figures
     assert "Benjamini-Hochberg" in text
     grey = np.full((3, 8, 8), 90, np.uint8)
     _, figures = page(digits.report(tmp_path / "b", grey))
-    assert "surprise" in figures
+    assert "anomaly_maps" in figures

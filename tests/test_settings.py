@@ -16,7 +16,7 @@ from flowknife.errors import InputError
 QUIET = {"show_progress": False}
 X = fk.data.TOYS["ring"].sample(200, key=0)
 LABELS = fk.data.ring_labels(X)
-PICTURES, DIGITS = digits()
+IMAGES, DIGITS = digits()
 PRIOR = fk.Uniform(low=[-2, -2], high=[2, 2])
 
 
@@ -71,7 +71,7 @@ def test_settings_of_a_posterior_refit_it_with_all_its_candidates():
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"architecture": "wavelet", "levels": 1, "bits": 3}, {"bits": 3}])
 def test_settings_of_images_refit_them(settings):
-    model = assert_refits(lambda **k: fk.images(PICTURES[:120], **k), 3, width=8, **settings, train={"steps": 3})
+    model = assert_refits(lambda **k: fk.images(IMAGES[:120], **k), 3, width=8, **settings, train={"steps": 3})
     assert model.config.train.validation is None and model.used.train.validation == 0.2
     assert model.used.image_size == 8 and model.used.augment.flip is not None
     assert len(model.held_out_bits) == 18  # 24 of 120, of which 6 decide when to stop
@@ -79,7 +79,7 @@ def test_settings_of_images_refit_them(settings):
 
 @pytest.mark.slow
 def test_settings_of_a_classifier_of_images_refit_it():
-    fit = lambda **k: fk.classify(PICTURES[:120], DIGITS[:120], **k)  # noqa: E731
+    fit = lambda **k: fk.classify(IMAGES[:120], DIGITS[:120], **k)  # noqa: E731
     model = assert_refits(fit, 3, layers=1, width=8, train={"steps": 3})
     assert model.used.smoothing is None and model.used.augment.rotation == 10 and model.used.bits == 5
 
@@ -148,9 +148,9 @@ PAIRS = (X, X)
         (lambda: fk.classify(X, LABELS, bits=5), "bits=5 for items=rows"),
         (lambda: fk.classify(X, LABELS, augment={"zoom": 0}), "augment=.* for items=rows"),
         (lambda: fk.classify(X, LABELS, image_size=8), "image_size=8 for items=rows"),
-        (lambda: fk.classify(PICTURES, DIGITS, smoothing=0.1), "smoothing=0.1 for items=images"),
-        (lambda: fk.images(PICTURES, architecture="glow", parallel=2), "parallel=2 for architecture=glow"),
-        (lambda: fk.images(PICTURES[:30], memory="standard"), "memory=standard for architecture=lattice"),
+        (lambda: fk.classify(IMAGES, DIGITS, smoothing=0.1), "smoothing=0.1 for items=images"),
+        (lambda: fk.images(IMAGES, architecture="glow", parallel=2), "parallel=2 for architecture=glow"),
+        (lambda: fk.images(IMAGES[:30], memory="standard"), "memory=standard for architecture=lattice"),
         (lambda: fk.invert(pairs=PAIRS, num_simulations=100), "num_simulations=100 for data=pairs"),
         (lambda: fk.invert(lambda x: x, PRIOR, scale=0.1), "scale=0.1 for model=conditional"),
         (lambda: fk.invert(lambda x: x, PRIOR, noise=0.1, form="partitioned", scale=0.1), "partitioned with noise"),

@@ -137,9 +137,9 @@ def test_what_a_file_cannot_name_is_not_saved(tree, tmp_path):
 
 
 def test_a_class_with_the_name_of_ours_is_not_ours(tmp_path):
-    stranger = type("LU", (LU,), {})(2, key=0)
+    foreign = type("LU", (LU,), {})(2, key=0)
     with pytest.raises(StorageError):
-        save_tree(tmp_path / "model", stranger)
+        save_tree(tmp_path / "model", foreign)
 
 
 # -- files that are damaged or foreign --------------------------------------------------------------------------------

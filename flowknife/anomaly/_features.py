@@ -14,15 +14,15 @@ from flowknife._progress import Report, unreported
 from flowknife._types import as_key
 from flowknife.multiscale import local_log_probs
 
-SMALL = 3072  # numbers of a picture of 32 x 32 in colour
+SMALL = 3072  # numbers of an image of 32 x 32 in colour
 
 
 class Look(NamedTuple):
-    """What a model says of pictures: the `level_features`, the latents `(n, H W C)`, the finest `largest_spot`."""
+    """What a model says of images: the `level_features`, the latents `(n, H W C)`, the finest `max_local_energy`."""
 
     levels: np.ndarray
     latents: np.ndarray
-    spot: np.ndarray
+    local_energy: np.ndarray
 
 
 @eqx.filter_jit
@@ -31,7 +31,7 @@ def _look(model, pixels, key):
     terms = model.block_terms(right)
     latents = jnp.concatenate([z.reshape(len(pixels), -1) for z in right.blocks.values()], axis=1)
     levels = [(right.blocks[name], term) for name, term in terms.items()]
-    return level_features(levels), latents, largest_spot(levels[-1][0])
+    return level_features(levels), latents, max_local_energy(levels[-1][0])
 
 
 def level_bits(model, features):
@@ -46,20 +46,20 @@ def level_squares(model, latents):
 
 
 def bits_of(model, features):
-    """Bits/dim of whole pictures, from those of their levels."""
+    """Bits/dim of whole images, from those of their levels."""
     sizes = np.array([block.size for block in model.partition.right])
     return level_bits(model, features) @ sizes / sizes.sum()
 
 
 def look(model, pixels, report: Report = unreported) -> Look:
-    """A `Look` at every picture."""
-    # the same noise for every batch: pictures differ by what they show, not by a draw
-    levels, latents, spot = _of_all(pixels, lambda part: _look(model, part, as_key(0)), report)
-    return Look(levels.astype(np.float64), latents, spot)
+    """A `Look` at every image."""
+    # the same noise for every batch: images differ by what they show, not by a draw
+    levels, latents, energy = _of_all(pixels, lambda part: _look(model, part, as_key(0)), report)
+    return Look(levels.astype(np.float64), latents, energy)
 
 
 def _of_all(pixels, program: Callable[[Any], Sequence[Any]], report: Report = unreported) -> list[np.ndarray]:
-    """The arrays that a program returns for each batch, of all pictures."""
+    """The arrays that a program returns for each batch, of all images."""
     parts, done = [], 0
     for count, part in in_batches(pixels):
         parts.append([np.asarray(array)[:count] for array in program(part)])
@@ -98,12 +98,12 @@ Term = tuple[Array, Array]
 
 
 def level_features(terms: Sequence[Term]) -> Array:
-    """What an anomaly detector should look at: numbers that are the same for all pictures of a kind, up to chance.
+    """What an anomaly detector should look at: numbers that are the same for all images of a kind, up to chance.
 
     Per level the log of the latents' root mean square, as a whole and channel by channel where it has places, and
-    bits/dim. The channels tell a picture of too little detail of one kind (blurred, say) from one that has merely
+    bits/dim. The channels tell an image of too little detail of one kind (blurred, say) from one that has merely
     little of all kinds; the four grids that a `Squeeze` interleaves are one. More numbers than that hide what is
-    strange among them.
+    anomalous among them.
 
     Args:
         terms: of one batch axis, as `level_terms` returns them.
@@ -128,7 +128,7 @@ def log_spread(z: Array) -> Array:
     return 0.5 * jnp.log(jnp.mean(z.reshape(len(z), -1) ** 2, axis=1, keepdims=True) + 1e-6)
 
 
-def largest_spot(z: Array) -> Array:
+def max_local_energy(z: Array) -> Array:
     """Log of the largest mean square of the latents at one place, of each latent of a batch; of all, without places."""
     channels = z.shape[-1] if z.ndim == 4 else z[0].size
     at_place = jnp.mean(z.reshape(len(z), -1, channels) ** 2, axis=-1)

@@ -11,18 +11,18 @@ Maps = list[np.ndarray]
 _POSITIONS = (0, 1, 2, 3)  # the same, for maps: a place of the finest level is four pixels wide, of most models
 
 
-def _moved(pixels, by):
+def moved(pixels, by):
     """Down and to the right; what comes in repeats the border."""
     height, width = pixels.shape[1:3]
     return np.pad(pixels, ((0, 0), (by, 0), (by, 0), (0, 0)), mode="edge")[:, :height, :width]
 
 
 def maps_by_position(model, pixels) -> list[Maps]:
-    """Maps of the log-density, of pictures in each of the positions on the model's grid."""
-    return [local_maps(model, _moved(pixels, by)) for by in _POSITIONS]
+    """Maps of the log-density, of images in each of the positions on the model's grid."""
+    return [local_maps(model, moved(pixels, by)) for by in _POSITIONS]
 
 
-def surprise_maps(maps: list[Maps], usual: list[Maps], shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
+def anomaly_maps_of(maps: list[Maps], usual: list[Maps], shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
     """`standardise_maps` of each position, moved back; their mean, which is finer than a place."""
     found = [standardise_maps(here, held, shape) for here, held in zip(maps, usual, strict=True)]
     back = [
@@ -36,9 +36,9 @@ def standardise_maps(maps: Maps, usual: Maps, shape: tuple[int, int]) -> Float[n
     """How many standard deviations less likely than usual each place is, the levels added, shape (n, height, width).
 
     Args:
-        maps: of pictures.
-        usual: of held-out pictures; each place is compared with itself in these, a corner with corners.
-        shape: (height, width) of the pictures.
+        maps: of images.
+        usual: of held-out images; each place is compared with itself in these, a corner with corners.
+        shape: (height, width) of the images.
     """
     total = np.zeros((len(maps[0]), *shape))
     for level, held in zip(maps, usual, strict=True):
@@ -48,7 +48,7 @@ def standardise_maps(maps: Maps, usual: Maps, shape: tuple[int, int]) -> Float[n
 
 
 def _enlarged(maps, shape):
-    """Maps at the size of the pictures, each value repeated over the pixels that it stands for."""
+    """Maps at the size of the images, each value repeated over the pixels that it stands for."""
     rows = np.arange(shape[0]) * maps.shape[1] // shape[0]
     columns = np.arange(shape[1]) * maps.shape[2] // shape[1]
     return maps[:, rows][:, :, columns]

@@ -13,11 +13,11 @@ from jaxtyping import Float, UInt8
 from flowknife._batches import in_batches
 from flowknife._progress import Report, unreported
 
-Pictures = UInt8[np.ndarray, "_ _ _ _"]
+ImageArray = UInt8[np.ndarray, "_ _ _ _"]
 
-_THUMBNAIL = 32  # largest side of what is kept of a training picture
+_THUMBNAIL = 32  # largest side of what is kept of a training image
 
-_CANDIDATES = 40  # pictures, nearest at half size, of which the distance is computed
+_CANDIDATES = 40  # images, nearest at half size, of which the distance is computed
 
 _NEAREST = 5  # whose mean distance counts
 
@@ -25,62 +25,62 @@ _AROUND = 20  # to whose own such distances it is compared
 
 
 class Nearest(NamedTuple):
-    """The training pictures that look most like each of n pictures.
+    """The training images that look most like each of n images.
 
     Attributes:
-        pictures: small, uint8 (n, k, h, w, C), the nearest first.
+        images: small, uint8 (n, k, h, w, C), the nearest first.
         distances: of the two, both small, in grey levels per pixel, see `Neighbours`, shape (n, k).
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     distances: np.ndarray
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Training pictures, small, and how far each of them is from the others.
+    """Training images, small, and how far each of them is from the others.
 
-    The distance of two pictures is that of their gradients, where each place may be moved by a pixel, as a stroke or a
+    The distance of two images is that of their gradients, where each place may be moved by a pixel, as a stroke or a
     whisker is without being another one:
 
         d(x, t)^2 = mean over p of min over |s| <= 1 of mean over |q| <= 1 of |grad x(p + q) - grad t(p + q + s)|^2
 
     for places p and offsets q, s in both directions, the image distortion model (Keysers et al. 2007, doi
-    10.1109/TPAMI.2007.1153, sec. 4). It is computed for the pictures that are nearest without it, at half size.
+    10.1109/TPAMI.2007.1153, sec. 4). It is computed for the images that are nearest without it, at half size.
 
     Attributes:
-        pictures: `thumbnails`, uint8 (n, h, w, C).
-        mirrored: whether the mirror image of a picture is as good as the picture.
+        images: `thumbnails`, uint8 (n, h, w, C).
+        mirrored: whether the mirror image of an image is as good as the image.
         spacing: mean distance of each from the 5 others that are nearest, shape (n,).
     """
 
-    pictures: np.ndarray = field(repr=False)
+    images: np.ndarray = field(repr=False)
     mirrored: bool
     spacing: np.ndarray = field(repr=False)
 
     @classmethod
-    def fit(cls, pictures: Pictures, mirrored: bool, report: Report = unreported) -> "Neighbours":
+    def fit(cls, images: ImageArray, mirrored: bool, report: Report = unreported) -> "Neighbours":
         """Of `thumbnails`."""
-        alone = cls(pictures, mirrored, np.zeros(len(pictures)))
-        if len(pictures) == 1:
+        alone = cls(images, mirrored, np.zeros(len(images)))
+        if len(images) == 1:
             return alone
-        _, distances = alone._find(pictures, _NEAREST, own=len(pictures), report=report)
+        _, distances = alone._find(images, _NEAREST, own=len(images), report=report)
         return replace(alone, spacing=distances.mean(axis=1))
 
-    def nearest(self, pixels: Pictures, k: int) -> Nearest:
-        """The `k` that look most like each picture, the nearest first."""
+    def nearest(self, pixels: ImageArray, k: int) -> Nearest:
+        """The `k` that look most like each image, the nearest first."""
         order, distances = self._find(pixels, k)
-        return Nearest(self.pictures[order], distances)
+        return Nearest(self.images[order], distances)
 
-    def novelty(self, pixels: Pictures, own: int = 0, report: Report = unreported) -> Float[np.ndarray, " n"]:
-        """How much farther each picture is from its neighbours than these are from theirs.
+    def local_outlier(self, pixels: ImageArray, own: int = 0, report: Report = unreported) -> Float[np.ndarray, " n"]:
+        """How much farther each image is from its neighbours than these are from theirs.
 
-        The mean distance from the 5 nearest, less the mean spacing of the 20 nearest, since some kinds of pictures lie
+        The mean distance from the 5 nearest, less the mean spacing of the 20 nearest, since some kinds of images lie
         closer than others: a local outlier factor (Breunig et al. 2000, doi 10.1145/335191.335388) as a difference.
 
         Args:
-            pixels: pictures.
-            own: the first so many are the first of the training pictures, none of which is its own neighbour.
+            pixels: images.
+            own: the first so many are the first of the training images, none of which is its own neighbour.
             report: told how far it is.
         """
         order, distances = self._find(pixels, _AROUND, own, report)
@@ -88,17 +88,17 @@ class Neighbours:
 
     def to_tree(self) -> dict[str, Any]:
         """Arrays for a model file."""
-        return {"pictures": self.pictures, "mirrored": np.asarray(self.mirrored), "spacing": self.spacing}
+        return {"images": self.images, "mirrored": np.asarray(self.mirrored), "spacing": self.spacing}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Neighbours":
         """What `to_tree` returned."""
-        return cls(np.asarray(tree["pictures"]), bool(tree["mirrored"]), np.asarray(tree["spacing"]))
+        return cls(np.asarray(tree["images"]), bool(tree["mirrored"]), np.asarray(tree["spacing"]))
 
     def _find(self, pixels, k, own=0, report: Report = unreported):
         """The `k` nearest, or as many as there are, and their distances, both (n, k)."""
-        k = min(k, len(self.pictures) - (own > 0))
-        candidates = min(max(k, _CANDIDATES), len(self.pictures) - (own > 0))
+        k = min(k, len(self.images) - (own > 0))
+        candidates = min(max(k, _CANDIDATES), len(self.images) - (own > 0))
         found, done = [], 0
         for count, part in in_batches(thumbnails(pixels)):
             forms = np.stack([part, part[:, :, ::-1]] if self.mirrored else [part])
@@ -118,20 +118,20 @@ class Neighbours:
 
     @cached_property
     def _halved(self):
-        return _halved(self.pictures)
+        return _halved(self.images)
 
     @cached_property
     def _gradients(self):
-        return _gradients(self.pictures)
+        return _gradients(self.images)
 
 
-def thumbnails(pixels: Pictures) -> Pictures:
-    """Pictures at a whole fraction of their size, 32 pixels at most, each pixel the mean of those it stands for."""
+def thumbnails(pixels: ImageArray) -> ImageArray:
+    """Images at a whole fraction of their size, 32 pixels at most, each pixel the mean of those it stands for."""
     return np.round(_reduced(pixels, -(-max(pixels.shape[1:3]) // _THUMBNAIL))).astype(np.uint8)
 
 
-def _halved(pictures):
-    return _reduced(pictures, 2).reshape(len(pictures), -1).astype(np.float32)
+def _halved(images):
+    return _reduced(images, 2).reshape(len(images), -1).astype(np.float32)
 
 
 def _squares(rows, others):
@@ -148,9 +148,9 @@ def _reduced(pixels, factor):
 
 
 @jax.jit
-def _gradients(pictures):
-    """Differences across two places, down and to the right, of smoothed pictures: Sobel's, shape (n, 2 C, h, w)."""
-    x = jnp.moveaxis(jnp.asarray(pictures, jnp.float32), -1, 1)
+def _gradients(images):
+    """Differences across two places, down and to the right, of smoothed images: Sobel's, shape (n, 2 C, h, w)."""
+    x = jnp.moveaxis(jnp.asarray(images, jnp.float32), -1, 1)
     x = jnp.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
 
     def along(x, axis, weights):
@@ -165,7 +165,7 @@ def _gradients(pictures):
 
 @jax.jit
 def _distances(forms, gradients, which, near):
-    """Distances, shape (n, k), of pictures (f, n, h, w, C), in form `which` (n, k), from those at `near` (n, k)."""
+    """Distances, shape (n, k), of images (f, n, h, w, C), in form `which` (n, k), from those at `near` (n, k)."""
     height, width = gradients.shape[2:]
     own = jax.vmap(_gradients)(forms)
 

@@ -1,115 +1,17 @@
-"""Anomaly features of an image (against transformed copies and its PNG code length) and their detector."""
+"""Anomaly features of an image (against transformed copies, its PNG code length, training images) and their detector."""
 
 import io
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from flowknife._progress import Report, unreported
 from flowknife.anomaly._features import SMALL, bits_at, bits_of, level_bits, look
-from flowknife.anomaly._maps import (
-    _moved,
-)
+from flowknife.anomaly._maps import moved
 from flowknife.anomaly._neighbours import Neighbours
 from flowknife.diagnostics import Typicality
-
-_MOVES = (1, 2)  # pixels, down and to the right
-
-UPWARD = {"upside_down": 1.0, "negative": 1.0, "softness": 1.0, "spot": 1.0, "novelty": 1.6, "complexity": 0.5}
-"""The columns that `compare` puts before the others, each with its weight; the more, the stranger."""
-
-
-class Comparison(NamedTuple):
-    """What `compare` saw.
-
-    Attributes:
-        levels: the `level_features`.
-        latents: `(n, H W C)`, coarsest first.
-        given: what a detector is given, `(n, u + k + c)`: the columns `UPWARD`, the levels, the changes.
-    """
-
-    levels: np.ndarray
-    latents: np.ndarray
-    given: np.ndarray
-
-
-def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarray, " n"]:
-    """Bits per dimension of each picture of `bits` bits as a PNG file: what a simple code needs for it.
-
-    A likelihood is high for whatever is simple; minus log-likelihood less these bits says how much of it was due to
-    that (Serrà et al. 2020, arXiv 1909.11480, eq. 2).
-    """
-    from PIL import Image
-
-    sizes = []
-    for picture in pixels >> (8 - bits):
-        file = io.BytesIO()
-        Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, "PNG", optimize=True)
-        sizes.append(8 * len(file.getvalue()))
-    return np.asarray(sizes) / pixels[0].size
-
-
-def with_complexity(model, features, bits, pixels):
-    """What a detector is given: bits/dim less those of a PNG file, then the features of the levels, `(n, 1 + k)`."""
-    complexity = bits - png_bits(pixels, model.partition.left[0].law.bits)
-    return np.concatenate([complexity[:, None], features], axis=1)
-
-
-def compare(model, pixels, neighbours: Neighbours, own=0, report: Report = unreported) -> Comparison:
-    """A `look` at every picture and at changed forms of it, of which only what the detector is given is kept.
-
-    Args:
-        model: of the pictures.
-        pixels: pictures.
-        neighbours: training pictures.
-        own: so many of the first pictures are the first of the training pictures.
-        report: told how far it is.
-
-    In the columns `UPWARD`, differences to the same picture in another form, in bits/dim. A picture and its reversal
-    are equally simple, so how much less likely it is than upside down, and than its negative (the mean over the coarse
-    levels, which say what the whole looks like), says what the likelihood of each, apart, cannot: which way up, and
-    which way round in brightness, the pictures of this model are. About zero where they have no such way. How much less
-    likely the blurred form is, at the finest level, says how soft the picture was.
-
-    Photographs do not know the model's grid of places; what was pasted or painted may happen to lie along it, and shows
-    no edge then. So each picture is moved by a pixel, and by two: the largest spot of all positions counts, and how the
-    levels change with the position.
-
-    A digit that no training picture shows is made of the same strokes, and no less likely to a flow, which knows best
-    what pixels have to do with their neighbours. That no training picture looks like it, the neighbours tell.
-    """
-    parts = iter(range(4 + len(_MOVES)))
-
-    def next_part() -> Report:
-        i = next(parts)
-        return lambda fraction, text="": report((i + fraction) / (4 + len(_MOVES)), text)
-
-    seen = look(model, pixels, next_part())
-    own_bits = level_bits(model, seen.levels)
-    whole = _levels_of_the_whole(model)
-    finest = range(own_bits.shape[1] - 1, own_bits.shape[1])
-
-    def beyond(changed, levels):
-        """How many bits/dim a picture takes more than its changed form, at each of these levels."""
-        return own_bits[:, levels] - bits_at(model, changed, levels, next_part())
-
-    upside_down, negative = (beyond(changed, whole).mean(axis=1) for changed in (pixels[:, ::-1], 255 - pixels))
-    softness = -beyond(_blurred(pixels), finest)[:, 0]
-    spots, changes = [seen.spot], []
-    for by in _MOVES:
-        moved = look(model, _moved(pixels, by), next_part())
-        spots.append(moved.spot)
-        changes.append(own_bits - level_bits(model, moved.levels))
-    upward = [upside_down, negative, softness, np.max(spots, axis=0), neighbours.novelty(pixels, own)]
-    given = with_complexity(model, seen.levels, bits_of(model, seen.levels), pixels)
-    return Comparison(seen.levels, seen.latents, np.column_stack([*upward, given, *changes]))
-
-
-def _levels_of_the_whole(model) -> range:
-    """The coarsest levels, one at least, that together have no more latents than a small picture has numbers."""
-    sizes = np.cumsum([block.size for block in model.partition.right])
-    return range(max(int(np.sum(sizes <= SMALL)), 1))
 
 
 def _blurred(pixels):
@@ -119,11 +21,148 @@ def _blurred(pixels):
     return np.rint(gaussian_filter(pixels.astype(np.float32), (0, 1, 1, 0))).astype(np.uint8)
 
 
-def fit_detector(model, training, held_out) -> Typicality:
-    """Fitted to what is given of training pictures, calibrated with what is given of others.
+class View(NamedTuple):
+    """A changed form of an image, which is compared with the image.
 
-    How the levels change as a picture moves has a distance of its own: in one of all columns it would drown.
+    Attributes:
+        name: of the form.
+        change: from images to images of the form.
+        levels: at which bits/dim are compared.
     """
-    columns = training.shape[1]
-    changes = range(columns - len(_MOVES) * len(model.partition.right), columns)
-    return Typicality.fit(training, held_out, upward=dict(enumerate(UPWARD.values())), apart=changes)
+
+    name: str
+    change: Callable[[np.ndarray], np.ndarray]
+    levels: Literal["coarse", "finest", "all"]
+
+
+VIEWS = (
+    # An image and its reversal are equally simple. So the difference of their likelihoods tells what the likelihood of
+    # one alone does not: which way up, and which way round in brightness, the images of this model are. The coarse
+    # levels, which describe the whole image, decide.
+    View("upside_down", lambda pixels: pixels[:, ::-1], "coarse"),
+    View("inverted", lambda pixels: 255 - pixels, "coarse"),
+    # A sharp image loses detail when it is blurred, a blurred one has none to lose.
+    View("blurred", _blurred, "finest"),
+    # Photographs do not know the model's grid. What was pasted into one may happen to lie along it, and shows no edge
+    # until the image is moved.
+    View("moved_1", lambda pixels: moved(pixels, 1), "all"),
+    View("moved_2", lambda pixels: moved(pixels, 2), "all"),
+)
+
+ONE_SIDED = {
+    "upside_down": 1.0,
+    "inverted": 1.0,
+    "blur_gap": 1.0,
+    "local_energy": 1.0,
+    # alone it separates images of the same strokes that no training image resembles
+    "local_outlier": 1.6,
+    # it varies most between normal images
+    "complexity": 0.5,
+}
+"""The one-sided features, larger is more anomalous, and their weights (chosen by AUROC, see benchmarks/README.md)."""
+
+
+class Features(NamedTuple):
+    """Anomaly features of n images.
+
+    Attributes:
+        one_sided: by the names of `ONE_SIDED`, each of shape (n,).
+        levels: the `level_features`, shape (n, k).
+        shifts: change of each level's bits/dim as the image is moved, shape (n, c).
+        latents: coarsest first, shape (n, H W C).
+    """
+
+    one_sided: dict[str, np.ndarray]
+    levels: np.ndarray
+    shifts: np.ndarray
+    latents: np.ndarray
+
+    @property
+    def matrix(self) -> Float[np.ndarray, "n u+k+c"]:
+        """All features of each image, in the order of the attributes."""
+        return np.column_stack([*self.one_sided.values(), self.levels, self.shifts])
+
+
+def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarray, " n"]:
+    """Bits per dimension of each image of `bits` bits as a PNG file: what a simple code needs for it.
+
+    A likelihood is high for whatever is simple; minus log-likelihood less these bits says how much of it was due to
+    that (Serrà et al. 2020, arXiv 1909.11480, eq. 2).
+    """
+    from PIL import Image
+
+    sizes = []
+    for image in pixels >> (8 - bits):
+        file = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG", optimize=True)
+        sizes.append(8 * len(file.getvalue()))
+    return np.asarray(sizes) / pixels[0].size
+
+
+def complexity(
+    pixels: UInt8[np.ndarray, "n h w c"], bits_per_dim: Float[np.ndarray, " n"], bits: int
+) -> Float[np.ndarray, " n"]:
+    """Bits/dim of a model less those of a PNG file, of images of `bits` bits."""
+    return bits_per_dim - png_bits(pixels, bits)
+
+
+def features_of(model, pixels, neighbours: Neighbours, own: int = 0, report: Report = unreported) -> Features:
+    """The anomaly features of images.
+
+        upside_down, inverted: bits/dim of the image less those of the reversed one, mean over the coarse levels
+        blur_gap:              bits/dim of the blurred image less those of the image, at the finest level
+        local_energy:          log of the largest mean square of the finest latents at one position, over all shifts
+        local_outlier:         local outlier score among the training images, see `Neighbours`
+        complexity:            bits/dim less those of a PNG file
+
+    Args:
+        model: of the images.
+        pixels: images, uint8 (n, H, W, C).
+        neighbours: training images.
+        own: so many of the first images are the first of the training images.
+        report: progress callback.
+    """
+
+    def part(i: int) -> Report:
+        return lambda fraction, text="": report((i + fraction) / (1 + len(VIEWS)), text)
+
+    seen = look(model, pixels, part(0))
+    own_bits = level_bits(model, seen.levels)
+    ranges = {"coarse": _coarse_levels(model), "finest": range(own_bits.shape[1])[-1:], "all": range(own_bits.shape[1])}
+    excess, energies = {}, [seen.local_energy]
+    for i, view in enumerate(VIEWS, start=1):
+        changed, levels = view.change(pixels), ranges[view.levels]
+        if view.levels == "all":
+            found = look(model, changed, part(i))
+            energies.append(found.local_energy)
+            bits = level_bits(model, found.levels)
+        else:
+            bits = bits_at(model, changed, levels, part(i))
+        excess[view.name] = own_bits[:, levels] - bits
+    one_sided = {
+        "upside_down": excess["upside_down"].mean(axis=1),
+        "inverted": excess["inverted"].mean(axis=1),
+        "blur_gap": -excess["blurred"][:, 0],
+        "local_energy": np.max(energies, axis=0),
+        "local_outlier": neighbours.local_outlier(pixels, own),
+        "complexity": complexity(pixels, bits_of(model, seen.levels), model.partition.left[0].law.bits),
+    }
+    shifts = np.concatenate([excess[view.name] for view in VIEWS if view.levels == "all"], axis=1)
+    return Features({name: one_sided[name] for name in ONE_SIDED}, seen.levels, shifts, seen.latents)
+
+
+def _coarse_levels(model) -> range:
+    """The coarsest levels, one at least, that together have no more latents than a small image has numbers."""
+    sizes = np.cumsum([block.size for block in model.partition.right])
+    return range(max(int(np.sum(sizes <= SMALL)), 1))
+
+
+def fit_detector(features: Features, training: int) -> Typicality:
+    """The detector of images: fitted to the first `training` rows of the features, calibrated with the others.
+
+    The shifts have a Mahalanobis distance of their own; pooled with the other features their signal would be diluted.
+    """
+    matrix, shifts = features.matrix, features.shifts.shape[1]
+    weights = dict(enumerate(ONE_SIDED.values()))
+    apart = range(matrix.shape[1] - shifts, matrix.shape[1])
+    return Typicality.fit(matrix[:training], matrix[training:], upward=weights, apart=apart)

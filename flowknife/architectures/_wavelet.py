@@ -54,9 +54,9 @@ def wavelet(
     """Wavelet flow: global first, local after.
 
     An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours, turned so that
-    its coarsest numbers are the coefficients of the leading principal directions of the whole picture, which know what
+    its coarsest numbers are the coefficients of the leading principal directions of the whole image, which know what
     eyes and ears have to do with each other. These go through a small dense flow; the details of each level go through
-    local couplings, given the picture as the coarser levels show it. One bijection, one latent per level; levels can be
+    local couplings, given the image as the coarser levels show it. One bijection, one latent per level; levels can be
     trained one by one, since no level's parameters appear in another's term.
 
     Args:
@@ -93,7 +93,7 @@ def lattice(
     leading: Callable[[int], Bijection] | None = None,
     key: Key = None,
 ) -> Bijection:
-    """Every second pixel, then those between, given the ones before: for pictures that are flat for the most part.
+    """Every second pixel, then those between, given the ones before: for images that are flat for the most part.
 
     As `wavelet`, but with pixels in the place of averages and differences (Reed et al. 2017, arXiv 1703.03664), each as
     the normal score of its value. Where most pixels are black or white, the noise that makes them continuous stays
@@ -175,7 +175,7 @@ def _pyramid(shape, levels, halve):
 
 
 def _coarse_to_fine(transform, grids, scale, sizes, leading, details, key):
-    """The leading numbers, then the details of each grid given the picture that is known so far."""
+    """The leading numbers, then the details of each grid given the image that is known so far."""
     keys = jax.random.split(key, 2 * len(grids))
     parts, contexts = [leading(transform.out_shape[0] - sum(math.prod(grid) for grid in grids))], []
     for i, grid in enumerate(grids):
@@ -206,7 +206,7 @@ def _leading(dim, bins, key):
 
 
 def _details(shape, sizes, key):
-    """Whitened details, then the autoregression over groups, given features of the coarser picture."""
+    """Whitened details, then the autoregression over groups, given features of the coarser image."""
     size = math.prod(shape)
     if size > _DENSE:
         return [PrincipalRotation(shape), *_local(shape, sizes, key)]

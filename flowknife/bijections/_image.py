@@ -259,19 +259,19 @@ def _require_condition(part, shape):
 
 
 class CoarseToFine(Bijection):
-    """Blocks of numbers one after another, each given the picture that the blocks before it show.
+    """Blocks of numbers one after another, each given the image that the blocks before it show.
 
         [y_0, y_1, ..., y_L] = transform(x)
         z_l = part_l(y_l; cond = context_l(transform^-1([y_0, ..., y_(l-1), 0, ..., 0])))
 
     An autoregression over the blocks, so the log-determinant is the sum of the parts' (and of the transform's). With a
-    Haar pyramid as the transform it is a wavelet flow; any other transform that orders a picture from coarse to fine
-    will do, and the context is always a picture.
+    Haar pyramid as the transform it is a wavelet flow; any other transform that orders an image from coarse to fine
+    will do, and the context is always an image.
 
     Args:
-        transform: bijection from the picture to one flat vector, coarsest numbers first.
+        transform: bijection from the image to one flat vector, coarsest numbers first.
         parts: bijection of each block, from `(size,)`; their sizes add up.
-        contexts: network of each block but the first, from a picture to the condition of the block's part.
+        contexts: network of each block but the first, from an image to the condition of the block's part.
 
     Raises:
         InputError: for parts that do not add up, or that take another condition. It takes no condition as a whole.

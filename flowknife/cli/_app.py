@@ -77,7 +77,7 @@ def _mendable(error: Exception) -> str | None:
     if isinstance(error, FlowknifeError):
         return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # JAX's word for it
-        return "got more than fits in memory; try less at once: fewer rows, smaller pictures, smaller batches"
+        return "got more than fits in memory; try less at once: fewer rows, smaller images, smaller batches"
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return f"{error.strerror}: {error.filename or 'the output'}; try another place"
     return None

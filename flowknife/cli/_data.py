@@ -1,4 +1,4 @@
-"""Data that the verbs read: rows, rows with labels, pictures, observations, and pairs of parameters and data."""
+"""Data that the verbs read: rows, rows with labels, images, observations, and pairs of parameters and data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ class Labelled:
     column: str
 
 
-def read_pictures(
+def read_images(
     data: str,
     shape: Sequence[int],
     crop: float = 1.0,
     partition: "Partition | None" = None,
     white: "White | None" = None,
 ) -> "ImageSet":
-    """Pictures of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked."""
+    """Images of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked."""
     from flowknife.data.images import as_images
 
     height, width, channels = shape

@@ -1,4 +1,4 @@
-"""Files that the verbs write: rows, pictures and scores."""
+"""Files that the verbs write: rows, images and scores."""
 
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -128,8 +128,8 @@ def row_writer(out: Path, names: tuple[str, ...]) -> "Callable[[np.ndarray], Any
     return lambda rows: save_table(out, rows, names)
 
 
-def picture_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
-    """What writes n pictures to `out`: one sheet (.png), one array (.npy), or a file each in a new folder.
+def image_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
+    """What writes n images to `out`: one sheet (.png), one array (.npy), or a file each in a new folder.
 
     Raises:
         InputError: `out` is something else, or too small a place for so many.
@@ -141,12 +141,12 @@ def picture_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
 
     if out.suffix.lower() == ".png":
         if n > _MOST_ON_A_SHEET:
-            raise InputError(f"got {n} pictures for one sheet; expected at most {_MOST_ON_A_SHEET}; try a folder")
+            raise InputError(f"got {n} images for one sheet; expected at most {_MOST_ON_A_SHEET}; try a folder")
         return lambda pixels: _write_sheet(out, pixels)
     if out.suffix.lower() == ".npy":
         return lambda pixels: _write_array(out, pixels)
     if out.suffix.lower() in {*IMAGE_SUFFIXES, *TABLE_SUFFIXES} or out.is_file():
-        raise InputError(f"got --out {out} for pictures; expected FILE.png (a sheet), FILE.npy or a folder")
+        raise InputError(f"got --out {out} for images; expected FILE.png (a sheet), FILE.npy or a folder")
     if out.is_dir() and any(out.iterdir()):
         raise StorageError(f"got --out {out}, a folder that is not empty; expected a new one")
     return lambda pixels: write_folder(pixels, out)

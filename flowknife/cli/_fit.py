@@ -122,7 +122,7 @@ def _density(
 )
 def _images(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A folder of pictures, its address, or an .npy or .npz file of them.")
+        str, typer.Argument(metavar="DATA", help="A folder of images, its address, or an .npy or .npz file of them.")
     ],
     out: Out,
     recipe: RecipeName = None,
@@ -130,9 +130,9 @@ def _images(
     settings: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit an image model to a folder of pictures.
+    """Fit an image model to a folder of images.
 
-    The image stands on the left, one latent per scale on the right: new pictures, and an anomaly score.
+    The image stands on the left, one latent per scale on the right: new images, and an anomaly score.
 
     Files that cannot be used are listed with the reasons in RUN/skipped.csv.
     """
@@ -165,9 +165,9 @@ def _classify(
     drop_invalid: DropInvalid = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit a generative classifier to labelled rows or pictures.
+    """Fit a generative classifier to labelled rows or images.
 
-    Rows or pictures stand on the left, their label and a latent on the right: class probabilities, samples of a class,
+    Rows or images stand on the left, their label and a latent on the right: class probabilities, samples of a class,
     and a flag for what belongs to none. A label may be a word; an empty one is unknown.
     """
     from flowknife.apps import ClassifyConfig, classify

@@ -1,4 +1,4 @@
-"""What a run is made of: rows of a table, pictures, or observations. The verbs ask this and nothing else of a run.
+"""What a run is made of: rows of a table, images, or observations. The verbs ask this and nothing else of a run.
 
 A new application is one more entry of `KINDS`, or of those that are there.
 """
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowknife.cli._data import LABEL, read_observations, read_pairs, read_pictures, read_rows
-from flowknife.cli._files import picture_writer, row_writer
+from flowknife.cli._data import LABEL, read_images, read_observations, read_pairs, read_rows
+from flowknife.cli._files import image_writer, row_writer
 from flowknife.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Choice:
 
     Attributes:
         drop_invalid: of rows, those without missing or infinite values alone.
-        partition: of pictures, those that `list_eval_partition.txt` has for this.
+        partition: of images, those that `list_eval_partition.txt` has for this.
         id: of tables, the column that tells the rows apart.
     """
 
@@ -40,10 +40,10 @@ class Choice:
         """Whether to drop invalid rows.
 
         Raises:
-            InputError: for a choice among pictures.
+            InputError: for a choice among images.
         """
         if self.partition is not None:
-            raise InputError("got --partition for a table; expected a folder of pictures; try without")
+            raise InputError("got --partition for a table; expected a folder of images; try without")
         return self.drop_invalid
 
     def carried(self, table: "Table", data: str) -> "dict[str, np.ndarray]":
@@ -115,14 +115,14 @@ def _rows(fitted, data, choice):
     return Items.of_table(table, choice.carried(table, data), table.kept.get(label))
 
 
-def _pictures(fitted, data, choice):
+def _images(fitted, data, choice):
     if choice.id is not None:
-        raise InputError("got --id for pictures, which are told apart by their paths; expected a table; try without")
+        raise InputError("got --id for images, which are told apart by their paths; expected a table; try without")
     if choice.drop_invalid:
-        raise InputError("got --drop-invalid for pictures; files that cannot be used are always left out; try without")
+        raise InputError("got --drop-invalid for images; files that cannot be used are always left out; try without")
     crop = getattr(fitted.config, "crop", 1.0)
-    pictures = read_pictures(data, fitted.held_out.shape[1:], crop, choice.partition, fitted.white)
-    return Items(pictures, skipped=pictures.skipped)
+    images = read_images(data, fitted.held_out.shape[1:], crop, choice.partition, fitted.white)
+    return Items(images, skipped=images.skipped)
 
 
 def _observations(posterior, data, choice):
@@ -141,17 +141,17 @@ def _judged_rows(fitted, data, choice):
     return (items.values,) if items.labels is None else (items.values, items.labels)
 
 
-def _judged_pictures(fitted, data, choice):
-    pictures = _pictures(fitted, data, choice).values
-    return (pictures,) if fitted.application == "images" else (pictures, pictures.folders)
+def _judged_images(fitted, data, choice):
+    images = _images(fitted, data, choice).values
+    return (images,) if fitted.application == "images" else (images, images.folders)
 
 
 def _row_writer(fitted, out, n):
     return row_writer(out, fitted.names)
 
 
-def _picture_writer(fitted, out, n):
-    return picture_writer(out, n)
+def _image_writer(fitted, out, n):
+    return image_writer(out, n)
 
 
 def _draw_writer(posterior, out, n):
@@ -159,13 +159,13 @@ def _draw_writer(posterior, out, n):
 
 
 ROWS = Kind("rows", _rows, _judged_rows, _row_writer)
-PICTURES = Kind("pictures", _pictures, _judged_pictures, _picture_writer)
+IMAGES = Kind("images", _images, _judged_images, _image_writer)
 OBSERVATIONS = Kind("draws", _observations, _pairs, _draw_writer)
 
 KINDS: Mapping[str, Callable[[Any], Kind]] = {
     "density": lambda fitted: ROWS,
-    "images": lambda fitted: PICTURES,
-    "classify": lambda fitted: PICTURES if fitted.pictures else ROWS,
+    "images": lambda fitted: IMAGES,
+    "classify": lambda fitted: IMAGES if fitted.of_images else ROWS,
     "invert": lambda fitted: OBSERVATIONS,
 }
 """What the runs of each application are made of."""

@@ -10,14 +10,14 @@ from flowknife._files import is_own, is_run
 from flowknife._interrupts import PARTIAL
 from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
 from flowknife.cli._files import require_output, write_columns
+from flowknife.cli._images import number_in
 from flowknife.cli._kinds import Choice, Items, kind_of, only_for
-from flowknife.cli._pictures import number_in
 from flowknife.errors import InputError
 
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
 OfPartition = Annotated[
     Literal["train", "validation", "test"] | None,
-    typer.Option(help="Only the pictures that list_eval_partition.txt, in the folder or beside it, has for this."),
+    typer.Option(help="Only the images that list_eval_partition.txt, in the folder or beside it, has for this."),
 ]
 Id = Annotated[
     str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to write beside each row.")
@@ -36,23 +36,21 @@ Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="T
 )
 def _sample(
     run: Run,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="A table file; for pictures FILE.png, FILE.npy or a folder.")
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A table file; for images FILE.png, FILE.npy or a folder.")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 16,
     temperature: Annotated[
         str | None,
         typer.Option(
-            metavar="T", help="Scale of the latent: 1, for pictures 0.7, if left out; of blocks by name z_0=1,z_1=0.7."
+            metavar="T", help="Scale of the latent: 1, for images 0.7, if left out; of blocks by name z_0=1,z_1=0.7."
         ),
     ] = None,
     prior: Annotated[
         str | None,
-        typer.Option(help="normal, or empirical: where the latents of the training pictures lie; pictures only."),
+        typer.Option(help="normal, or empirical: where the latents of the training images lie; images only."),
     ] = None,
     shrink: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Of the empirical prior, from 0, as fitted, to 1, normal; pictures only."),
+        typer.Option(min=0, max=1, help="Of the empirical prior, from 0, as fitted, to 1, normal; images only."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="The class to draw from; a classifier only.")] = None,
     given: Annotated[
@@ -60,9 +58,9 @@ def _sample(
     ] = None,
     seed: Seed = None,
 ) -> None:
-    """Draw new rows or pictures from a fitted model.
+    """Draw new rows or images from a fitted model.
 
-    Pictures come on one contact sheet (FILE.png), as an array (FILE.npy), or as one file each in a new folder.
+    Images come on one contact sheet (FILE.png), as an array (FILE.npy), or as one file each in a new folder.
     """
     from flowknife.apps import load
 
@@ -116,7 +114,7 @@ def _class_of(classifier, label):
     app,
     "score",
     "flowknife score runs/points new.csv --out scores.csv",
-    "flowknife score runs/cats data/val --out scores.csv --gallery strange.html",
+    "flowknife score runs/cats data/val --out scores.csv --gallery anomalies.html",
     "flowknife score runs/arm observations.csv --out scores.csv",
 )
 def _score(
@@ -126,20 +124,20 @@ def _score(
     gallery: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.html", help="A page with the 500 strangest pictures and where they are; images only."
+            metavar="FILE.html", help="A page with the 500 most anomalous images with their anomaly maps; images only."
         ),
     ] = None,
     identity: Id = None,
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
 ) -> None:
-    """Tell how usual each row, picture or observation is.
+    """Tell how usual each row, image or observation is.
 
     One line each, with a p-value and a flag. Of new data of the same kind as in training a share alpha is flagged
     (alpha is a setting, 0.05). Observations are compared with what the simulator makes. A run that held nothing out
     (train.validation=0) gives scores without p-values.
 
-    Of pictures the strangest come first. Those that cannot be used are listed with the reasons in skipped.csv beside
+    The most anomalous images come first. Those that cannot be used are listed with the reasons in skipped.csv beside
     FILE.csv.
     """
     from flowknife.apps import load
@@ -175,8 +173,8 @@ def _write_gallery(path, model, pixels, scores):
     from flowknife.diagnostics import ranked
     from flowknife.report import MOST_SHOWN, write_gallery
 
-    strangest = pixels[ranked(scores)[:MOST_SHOWN]]
-    write_gallery(path, strangest, model.surprise(strangest), scores, model.config.alpha)
+    shown = pixels[ranked(scores)[:MOST_SHOWN]]
+    write_gallery(path, shown, model.anomaly_map(shown), scores, model.config.alpha)
     typer.echo(f"gallery: {path}")
 
 
@@ -203,7 +201,7 @@ def _numbered(columns, items: Items):
 
 
 def _tell_left_out(items: Items, out: Path) -> None:
-    """Say which rows were left out, and list pictures that could not be used beside `out`."""
+    """Say which rows were left out, and list images that could not be used beside `out`."""
     from flowknife.data import write_skipped
 
     if items.left_out:
@@ -231,7 +229,7 @@ def _classify(
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
 ) -> None:
-    """Tell the class of each row or picture.
+    """Tell the class of each row or image.
 
     One line each: the likeliest label, the probability of every class, the p-value of belonging to any of them, and a
     flag where that is small.
@@ -314,7 +312,7 @@ def _report(
     run: Run,
     others: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Pictures or rows of other things, to show beside the held-out ones."),
+        typer.Option(metavar="DATA", help="Images or rows of other things, to show beside the held-out ones."),
     ] = None,
 ) -> None:
     """Draw the figures of a run and write its report.

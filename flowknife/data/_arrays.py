@@ -1,4 +1,4 @@
-"""Pictures that lie in one file as an array: FILE.npy, FILE.npz, or FILE.npz:NAME for one of several arrays."""
+"""Images that lie in one file as an array: FILE.npy, FILE.npz, or FILE.npz:NAME for one of several arrays."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ def array_file(source: str | os.PathLike) -> tuple[Path, str] | None:
     return (path, "") if path.suffix.lower() in (".npy", ".npz") and not path.is_dir() else None
 
 
-def read_pictures(path: Path, name: str) -> np.ndarray:
-    """The array of pictures in a file; what it holds is not looked at, if it is the only one or named.
+def read_images(path: Path, name: str) -> np.ndarray:
+    """The array of images in a file; what it holds is not looked at, if it is the only one or named.
 
     Raises:
-        InputError: the file cannot be read, or there is not exactly one array of pictures.
+        InputError: the file cannot be read, or there is not exactly one array of images.
     """
     try:
         if path.suffix.lower() == ".npy":
@@ -35,7 +35,7 @@ def read_pictures(path: Path, name: str) -> np.ndarray:
             held = content.files
             found = {}
             for each in held:
-                with contextlib.suppress(ValueError):  # Python objects, which no picture is
+                with contextlib.suppress(ValueError):  # Python objects, which no image is
                     found |= {each: content[each]}
     except KeyError:
         raise InputError(f"got no array {name!r} in {path}; expected one of {', '.join(content.files)}") from None
@@ -43,13 +43,13 @@ def read_pictures(path: Path, name: str) -> np.ndarray:
         # NumPy's own words advise to load what can run code
         reason = getattr(error, "strerror", None) or "no array, damaged, or of Python objects"
         raise InputError(
-            f"got {os.fspath(path)!r}, which cannot be read ({reason}); expected an .npy or .npz file of pictures"
+            f"got {os.fspath(path)!r}, which cannot be read ({reason}); expected an .npy or .npz file of images"
         ) from None
-    pictures = [each for each, array in found.items() if array.dtype == np.uint8 and array.ndim in (3, 4)]
-    if len(pictures) != 1:
-        advice = f"; try {path}:{pictures[0]}" if pictures else ""
+    images = [each for each, array in found.items() if array.dtype == np.uint8 and array.ndim in (3, 4)]
+    if len(images) != 1:
+        advice = f"; try {path}:{images[0]}" if images else ""
         raise InputError(
-            f"got {path} with the arrays {', '.join(held) or 'none'}; expected one of pictures, uint8 (n, H, W) or "
+            f"got {path} with the arrays {', '.join(held) or 'none'}; expected one of images, uint8 (n, H, W) or "
             f"(n, H, W, 1 or 3){advice}"
         )
-    return found[pictures[0]]
+    return found[images[0]]

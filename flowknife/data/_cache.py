@@ -1,4 +1,4 @@
-"""Decoded pictures kept on disk, so that what is far away or larger than memory is read and decoded only once."""
+"""Decoded images kept on disk, so that what is far away or larger than memory is read and decoded only once."""
 
 import contextlib
 import csv
@@ -19,38 +19,38 @@ Item = tuple[str, str]
 """The name of a file, and its stamp, which changes when the file does."""
 
 Outcome = bool | str
-"""Whether a picture is grey; or the reason why there is none."""
+"""Whether an image is grey; or the reason why there is none."""
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_FLUSH_EVERY = 256  # pictures; what is lost if a run is killed
+_FLUSH_EVERY = 256  # images; what is lost if a run is killed
 
 
 def cache_folder(*request: object) -> Path:
-    """Where the pictures of a request are kept: below $FLOWKNIFE_CACHE, or ~/.cache/flowknife."""
+    """Where the images of a request are kept: below $FLOWKNIFE_CACHE, or ~/.cache/flowknife."""
     given = os.environ.get("FLOWKNIFE_CACHE")
     root = Path(given).expanduser() if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flowknife"
     digest = hashlib.sha256(repr(request).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return root.expanduser() / "pictures" / digest
+    return root.expanduser() / "images" / digest
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A file of pictures, and which of its rows is what."""
+    """A file of images, and which of its rows is what."""
 
     pixels: np.ndarray
     rows: dict[Item, int]
     outcomes: dict[Item, Outcome]
 
 
-class PictureCache:
-    """The pictures of one request: `ID.npy` holds them, `ID.csv` says which file is in which row, or why in none.
+class ImageCache:
+    """The images of one request: `ID.npy` holds them, `ID.csv` says which file is in which row, or why in none.
 
-    Files are only ever appended to, pictures before the lines that tell of them: what a run leaves that was killed can
+    Files are only ever appended to, images before the lines that tell of them: what a run leaves that was killed can
     be used by the next, and runs that fill one cache at a time do not harm each other.
 
     Args:
         folder: where the files are.
-        shape: (height, width, channels) of the pictures.
+        shape: (height, width, channels) of the images.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]):
@@ -58,7 +58,7 @@ class PictureCache:
         self._held = [held for path in sorted(folder.glob("*.csv")) if (held := _read(path, shape))]
 
     def get(self, items: Sequence[Item]) -> tuple[np.ndarray, list[Outcome]] | None:
-        """The memory-mapped pictures of exactly these files, in this order, and what each file was; None if new."""
+        """The memory-mapped images of exactly these files, in this order, and what each file was; None if new."""
         for held in self._held:
             if all(item in held.outcomes for item in items):
                 rows = [held.rows[item] for item in items if item in held.rows]
@@ -67,18 +67,18 @@ class PictureCache:
         return None
 
     def recall(self, item: Item) -> np.ndarray | str | None:
-        """A picture that an earlier run decoded, or why there is none; None if no run did."""
+        """An image that an earlier run decoded, or why there is none; None if no run did."""
         for held in self._held:
             outcome = held.outcomes.get(item)
             if isinstance(outcome, str):
                 return outcome
             if outcome is not None:
-                picture = held.pixels[held.rows[item]]
-                return picture[..., :1] if outcome else picture
+                image = held.pixels[held.rows[item]]
+                return image[..., :1] if outcome else image
         return None
 
     def put(self, items: Sequence[Item], results: Iterable[np.ndarray | str]) -> tuple[np.ndarray, list[Outcome]]:
-        """Keep pictures, or the reasons why there are none; return them as `get` does.
+        """Keep images, or the reasons why there are none; return them as `get` does.
 
         Raises:
             StorageError: the cache cannot be written.
@@ -131,7 +131,7 @@ class PictureCache:
             yield
         except OSError as error:
             raise StorageError(
-                f"cannot write the cache of pictures in {os.fspath(self._folder)!r} ({error.strerror}); expected room "
+                f"cannot write the cache of images in {os.fspath(self._folder)!r} ({error.strerror}); expected room "
                 "for all of them; try FLOWKNIFE_CACHE=another/folder"
             ) from None
 

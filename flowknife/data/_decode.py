@@ -116,18 +116,18 @@ def _largest(image):
 
 
 def decode(content: Content, form: Form) -> np.ndarray | str:
-    """A picture as uint8 (height, width, 1 or 3); or the reason why it cannot be used."""
+    """An image as uint8 (height, width, 1 or 3); or the reason why it cannot be used."""
     return _opened(content, lambda image: _fit(image, form))
 
 
 def shorter_side(content: Content) -> int | None:
-    """The shorter side of a picture in pixels; None if it cannot be used."""
+    """The shorter side of an image in pixels; None if it cannot be used."""
     side = _opened(content, lambda image: min(image.shape[:2] if isinstance(image, np.ndarray) else image.size))
     return None if isinstance(side, str) else side
 
 
 def _opened(content, use):
-    """What `use` makes of the picture; or the reason why it cannot be used."""
+    """What `use` makes of the image; or the reason why it cannot be used."""
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
     # Pillow knows how to unpack double precision, but not how TIFF files announce it
@@ -182,7 +182,7 @@ def _fit(image: "Image.Image | np.ndarray", form: Form) -> np.ndarray:
     image.draft(None, (int(enough * image.width), int(enough * image.height)))
     values = _values(image)
     grey = image if values is None else _of_bytes(_bytes(values, form.white), image)
-    with contextlib.suppress(Exception):  # unreadable EXIF: the picture itself is sound
+    with contextlib.suppress(Exception):  # unreadable EXIF: the image itself is sound
         grey = ImageOps.exif_transpose(grey)
     image = _as_eight_bit(grey)
     if form.channels == 1:
@@ -279,7 +279,7 @@ def _as_eight_bit(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        image = Image.new("RGBA", picture.size, "white")
-        image.alpha_composite(picture)
+        image = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(image)
     return image if image.mode == "L" else image.convert("RGB")

@@ -1,4 +1,4 @@
-"""What may be a picture: the files of a folder, of a store, of a list, or the rows of an array."""
+"""What may be an image: the files of a folder, of a store, of a list, or the rows of an array."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from flowknife.data._arrays import array_file, read_pictures
+from flowknife.data._arrays import array_file, read_images
 from flowknife.data._decode import Content
 from flowknife.data._stores import Entry, Store, is_url
 from flowknife.errors import InputError
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 """The endings, in small letters, of the files that `load_images` looks for in a folder."""
 
 PARTITION_FILE = "list_eval_partition.txt"
-"""What says, in CelebA, which pictures are for what."""
+"""What says, in CelebA, which images are for what."""
 
 Partition = Literal["train", "validation", "test"]
 
@@ -39,7 +39,7 @@ class Skipped(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """What may turn out to be a picture.
+    """What may turn out to be an image.
 
     Attributes:
         name: its path within the folder.
@@ -65,15 +65,15 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds that may be a picture; `load_images` takes it in place of the source.
+    """What a source holds that may be an image; `load_images` takes it in place of the source.
 
     Attributes:
         source: a few words that say what it is.
         place: its address, or the full path of the folder; "" where there is none.
         candidates: in the order of their names.
-        skipped: the files that are no pictures.
+        skipped: the files that are no images.
         store: where the files are, None for those at hand.
-        lists: where a file may lie that says which picture is for what.
+        lists: where a file may lie that says which image is for what.
         folders: the top-level folders, whatever they hold.
         beside: those of `lists` that lie beside the folder.
     """
@@ -89,7 +89,7 @@ class Found:
 
     @cached_property
     def partitions(self) -> dict[str, Partition] | None:
-        """What each file name is for, None if no file in the folder or beside it says so of these pictures."""
+        """What each file name is for, None if no file in the folder or beside it says so of these images."""
         return self._told(self.lists)
 
     @cached_property
@@ -109,7 +109,7 @@ class Found:
         return None
 
     def choose(self, partition: Partition | None = None, limit: int | None = None) -> "Found":
-        """Only the pictures of a partition, and at most `limit`, evenly spread.
+        """Only the images of a partition, and at most `limit`, evenly spread.
 
         Raises:
             InputError: nothing says what is in which partition, or nothing is in this one.
@@ -126,7 +126,7 @@ class Found:
             chosen = tuple(item for item in chosen if self.partitions.get(item.name.rpartition("/")[2]) == partition)
             skipped = tuple(item for item in skipped if item.path != PARTITION_FILE)
             if not chosen:
-                raise InputError(f"got no picture of the {self.source} in the partition {partition!r}; try another")
+                raise InputError(f"got no image of the {self.source} in the partition {partition!r}; try another")
         if limit is not None and limit < len(chosen):
             chosen = tuple(chosen[i * len(chosen) // limit] for i in range(limit))
         return replace(self, candidates=chosen, skipped=skipped)
@@ -139,7 +139,7 @@ class Found:
 
 
 def find_images(source: Any) -> Found:
-    """Everything in `source` that may be a picture, see `load_images`; nothing is opened.
+    """Everything in `source` that may be an image, see `load_images`; nothing is opened.
 
     Raises:
         InputError: there is no such folder, or the array is of another type or shape.
@@ -147,13 +147,13 @@ def find_images(source: Any) -> Found:
     if isinstance(source, Found):
         return source
     if hasattr(source, "__array__"):
-        pictures = check_pictures(source)
-        return Found(type(source).__name__, "", tuple(Candidate(f"{i:06d}", "", row) for i, row in enumerate(pictures)))
+        images = check_images(source)
+        return Found(type(source).__name__, "", tuple(Candidate(f"{i:06d}", "", row) for i, row in enumerate(images)))
     if is_url(source):
         return _list(source)
     if isinstance(source, (str, os.PathLike)):
         if file := array_file(source):
-            return replace(find_images(read_pictures(*file)), source=f"file {os.fspath(source)!r}")
+            return replace(find_images(read_images(*file)), source=f"file {os.fspath(source)!r}")
         return _walk(Path(source).expanduser())
     try:
         paths = list(source)
@@ -166,21 +166,21 @@ def find_images(source: Any) -> Found:
     return Found(type(source).__name__, "", candidates)
 
 
-def check_pictures(pictures: Any) -> np.ndarray:
-    """The pictures as an array of shape (n, H, W) or (n, H, W, 3), of whole numbers or truth values.
+def check_images(images: Any) -> np.ndarray:
+    """The images as an array of shape (n, H, W) or (n, H, W, 3), of whole numbers or truth values.
 
     Raises:
         InputError: another type or shape, or numbers below 0.
     """
-    pictures = np.asarray(pictures)
-    if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] not in (1, 3)):
-        raise InputError(f"got pictures of shape {pictures.shape}; expected (n, H, W), (n, H, W, 1) or (n, H, W, 3)")
-    if pictures.dtype.kind not in "bui":
+    images = np.asarray(images)
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise InputError(f"got images of shape {images.shape}; expected (n, H, W), (n, H, W, 1) or (n, H, W, 3)")
+    if images.dtype.kind not in "bui":
         advice = "try (255 * x).round().astype('uint8') if x runs from 0 to 1"
-        raise InputError(f"got pictures of type {pictures.dtype}; expected uint8 from 0 to 255; {advice}")
-    if pictures.dtype.kind == "i" and pictures.size and pictures.min() < 0:
-        raise InputError(f"got pictures with the value {pictures.min()}; expected uint8 from 0 to 255")
-    return pictures[..., 0] if pictures.ndim == 4 and pictures.shape[3] == 1 else pictures
+        raise InputError(f"got images of type {images.dtype}; expected uint8 from 0 to 255; {advice}")
+    if images.dtype.kind == "i" and images.size and images.min() < 0:
+        raise InputError(f"got images with the value {images.min()}; expected uint8 from 0 to 255")
+    return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
 
 
 def _list(url: str) -> Found:
@@ -197,7 +197,7 @@ def _list(url: str) -> Found:
         else:
             skipped.append(Skipped(entry.name, _NO_IMAGE))
             lists += [entry] if entry.name == PARTITION_FILE else []
-    # CelebA's pictures are called so; others need not be asked for a file that is not there
+    # CelebA's images are called so; others need not be asked for a file that is not there
     beside: list[Entry] = []
     if not lists and candidates and re.fullmatch(r"\d{6}\.\w+", candidates[0].name):
         beside = [there] if (there := store.beside(PARTITION_FILE)) else []
@@ -207,16 +207,14 @@ def _list(url: str) -> Found:
 
 
 def _walk(folder: Path) -> Found:
-    """The files under `folder` that are named like pictures, sorted, and all others that are not hidden."""
+    """The files under `folder` that are named like images, sorted, and all others that are not hidden."""
     if not folder.exists():
         advice = (
             "try the address as text, not as Path" if re.match(r"\w+:[\\/]\w", os.fspath(folder)) else "check the name"
         )
-        raise InputError(f"there is no folder {os.fspath(folder)!r}; expected a folder of pictures; {advice}")
+        raise InputError(f"there is no folder {os.fspath(folder)!r}; expected a folder of images; {advice}")
     if not folder.is_dir():
-        raise InputError(
-            f"got the file {os.fspath(folder)!r}; expected a folder of pictures; try the folder it lies in"
-        )
+        raise InputError(f"got the file {os.fspath(folder)!r}; expected a folder of images; try the folder it lies in")
     candidates, skipped, seen = [], [], set()
     top: list[str] = []
 

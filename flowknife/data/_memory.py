@@ -1,4 +1,4 @@
-"""How much memory pictures may take."""
+"""How much memory images may take."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ _UNKNOWN = 8 * 2**30  # where the system does not tell
 
 
 def memory_budget(given: int | float | None = None) -> int:
-    """Bytes that pictures may take: `given`, else of the environment variable, else half of what is available.
+    """Bytes that images may take: `given`, else of the environment variable, else half of what is available.
 
     Raises:
         InputError: the variable or the argument is no positive number.

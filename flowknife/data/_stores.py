@@ -80,7 +80,7 @@ class Store:
         found = self._listing()
         entries = [self._entry(path, info) for path, info in found.items() if not path.endswith("/")]
         if any(not entry.name for entry in entries):
-            raise InputError(f"got the file {self.url!r}; expected a folder of pictures; try the folder it lies in")
+            raise InputError(f"got the file {self.url!r}; expected a folder of images; try the folder it lies in")
         return sorted(entries)
 
     def beside(self, name: str) -> Entry | None:
@@ -108,7 +108,7 @@ class Store:
                 return self._files.find(self._root, detail=True)
             except FileNotFoundError:
                 raise InputError(
-                    f"there is no folder {self.url!r}; expected a folder of pictures; check the name and the endpoint"
+                    f"there is no folder {self.url!r}; expected a folder of images; check the name and the endpoint"
                 ) from None
             except Exception as error:  # every store has errors of its own
                 said = _line(error)

@@ -1,4 +1,4 @@
-"""Augmentation: training pictures moved, turned, scaled, slanted, mirrored or lit differently, anew for every batch."""
+"""Augmentation: training images moved, turned, scaled, slanted, mirrored or lit differently, anew for every batch."""
 
 from typing import Annotated
 
@@ -22,13 +22,13 @@ Brightness = Annotated[float, pydantic.Field(ge=0, lt=1, description="darker or 
 
 
 class Augmentation(Settings):
-    """Changes of the training pictures, drawn anew for every batch; never applied to what is scored.
+    """Changes of the training images, drawn anew for every batch; never applied to what is scored.
 
     Every number is the largest change; what is drawn is uniform between it and its opposite.
     """
 
     flip: bool | None = pydantic.Field(
-        None, description="mirror half of the pictures; default: if the mean picture is symmetric"
+        None, description="mirror half of the images; default: if the mean image is symmetric"
     )
     zoom: Zoom = 0.0
     shear: Shear = 0.0
@@ -45,21 +45,21 @@ class Augmentation(Settings):
 def augment(
     key: Array, pixels: Num[Array, "n h w c"], settings: Augmentation, flip: bool | None = None
 ) -> Num[Array, "n h w c"]:
-    """Change every picture of a batch in its own way, inside a compiled training step.
+    """Change every image of a batch in its own way, inside a compiled training step.
 
         y(p) = (1 + b) x(A (p - centre) + centre + shift),   A = zoom · rotation · shear
 
-    All moves together are one bilinear interpolation; beyond its edge a picture is mirrored. The result is a picture of
+    All moves together are one bilinear interpolation; beyond its edge an image is mirrored. The result is an image of
     whole numbers again, since only these have a probability. Without changes the batch is returned as it is.
 
     Args:
         key: JAX key.
-        pixels: pictures of whole numbers from 0 to 255.
+        pixels: images of whole numbers from 0 to 255.
         settings: the largest changes.
-        flip: mirror half of the pictures; default `settings.flip`, where None mirrors none.
+        flip: mirror half of the images; default `settings.flip`, where None mirrors none.
 
     Returns:
-        pictures of whole numbers from 0 to 255, as floats if anything but `flip` is set.
+        images of whole numbers from 0 to 255, as floats if anything but `flip` is set.
     """
     flip_key, move_key, light_key = jax.random.split(key, 3)
     if settings.flip if flip is None else flip:
@@ -109,12 +109,12 @@ def _moved(key, n, most):
 
 
 def _interpolated(pixels, rows, columns) -> Float[Array, "n h w c"]:
-    """Bilinear interpolation of every picture at places of its own."""
+    """Bilinear interpolation of every image at places of its own."""
     n, height, width, channels = pixels.shape
     top, left = jnp.floor(rows), jnp.floor(columns)
     down, right = (rows - top)[..., None], (columns - left)[..., None]
     top, left = top.astype(int), left.astype(int)
-    # one list of pixels for the whole batch: XLA gathers from it several times faster than from pictures of their own
+    # one list of pixels for the whole batch: XLA gathers from it several times faster than from images of their own
     pixel = pixels.reshape(n * height * width, channels)
     first = (jnp.arange(n) * height * width)[:, None, None]
 

@@ -1,4 +1,4 @@
-"""Pictures of any kind and size, read into one uint8 array; what cannot be used is listed, never fatal.
+"""Images of any kind and size, read into one uint8 array; what cannot be used is listed, never fatal.
 
 >>> from flowknife.data import load_images
 >>> cats = load_images("data/train", size=64)  # doctest: +SKIP
@@ -23,7 +23,7 @@ import numpy as np
 
 from flowknife._progress import progress
 from flowknife._threads import prefetch
-from flowknife.data._cache import Outcome, PictureCache, cache_folder, remembered
+from flowknife.data._cache import ImageCache, Outcome, cache_folder, remembered
 from flowknife.data._decode import EIGHT_BITS, Channels, Form, White, decode, largest_values, shorter_side
 from flowknife.data._find import IMAGE_SUFFIXES, Candidate, Found, Partition, Skipped, find_images
 from flowknife.data._memory import memory_budget
@@ -34,23 +34,23 @@ _BATCH_FILES, _BATCH_BYTES = 256, 2**26  # read at a time; three such batches ar
 
 _EIGHT_BITS = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".pbm"}  # formats that hold no more
 
-_LOOKED_AT = 100  # pictures that tell the usual size
+_LOOKED_AT = 100  # images that tell the usual size
 
 Source = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike] | Found
-"""Where pictures come from."""
+"""Where images come from."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures of one size.
+    """Images of one size.
 
     Attributes:
         pixels: uint8 of shape (n, height, width, channels), channels 1 or 3; a `numpy.memmap` if they are larger than
             memory.
-        names: the path of each picture within its folder.
+        names: the path of each image within its folder.
         folders: the top-level folder in which each lies, usually its class; "" for those that lie in none.
         skipped: the files that could not be used.
-        unused_folders: the top-level folders that hold no usable picture.
+        unused_folders: the top-level folders that hold no usable image.
         white: the pixel values that became 255.
     """
 
@@ -77,36 +77,36 @@ def load_images(
     max_memory: int | float | None = None,
     white: White | None = None,
 ) -> ImageSet:
-    """Read the pictures of a folder and all its subfolders, in the order of their paths.
+    """Read the images of a folder and all its subfolders, in the order of their paths.
 
     The shorter side is scaled to fit, the rest cut off evenly on both ends. EXIF orientation is applied, transparent
     parts become white, animations give their first frame. Pixels of more than 8 bits, and floating-point ones, are
     scaled to 8 bits by one number for all images: the largest value that the bits of the set can hold (1023 for values
     up to 1000; bits are counted in twos), or 1 where no value is larger. Of an address they are taken for 16 bits, and
     skipped where they reach only a sixteenth of them. Files whose name starts with a
-    dot are ignored. Files that are no pictures, damaged, larger than 100 megapixels, smaller than 4 pixels on a side or
+    dot are ignored. Files that are no images, damaged, larger than 100 megapixels, smaller than 4 pixels on a side or
     longer than 20 to 1 are skipped.
 
-    Pictures of an address, and those that do not fit in memory, are kept below $FLOWKNIFE_CACHE (~/.cache/flowknife) as
+    Images of an address, and those that do not fit in memory, are kept below $FLOWKNIFE_CACHE (~/.cache/flowknife) as
     they were decoded: another time only what is new or has changed is read.
 
     Args:
-        source: a folder; or its address (s3://bucket/folder, or what else fsspec knows); or the paths of picture files;
+        source: a folder; or its address (s3://bucket/folder, or what else fsspec knows); or the paths of image files;
             or an array of shape (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or FILE.npz:NAME that holds one;
             or what `find_images` found. Arrays are uint8, truth values, or other whole numbers from 0 upwards.
-        size: side of the square pictures wanted, or (height, width).
-        channels: 1 for grey, 3 for RGB; "auto" is 1 if every picture is grey, and 3 otherwise.
+        size: side of the square images wanted, or (height, width).
+        channels: 1 for grey, 3 for RGB; "auto" is 1 if every image is grey, and 3 otherwise.
         crop: the share of the shorter side that is kept, from the middle.
-        partition: only the pictures that `list_eval_partition.txt`, in the folder or beside it, has for this (CelebA).
-        on_progress: called with (pictures done, pictures in all) after each.
+        partition: only the images that `list_eval_partition.txt`, in the folder or beside it, has for this (CelebA).
+        on_progress: called with (images done, images in all) after each.
         limit: use at most so many files, evenly spread over all (so that no class folder is left out).
-        max_memory: bytes that pictures, and the copy that training makes, may take; larger ones stay on disk. Default
+        max_memory: bytes that images, and the copy that training makes, may take; larger ones stay on disk. Default
             $FLOWKNIFE_MAX_MEMORY, or else half of the memory available.
         white: the pixel values that become 255, as those of the images of training; default: by what is in `source`.
 
     Raises:
         InputError: there is no such folder, or nothing usable in it; or an argument is not as above.
-        StorageError: pictures cannot be kept on disk.
+        StorageError: images cannot be kept on disk.
     """
     height, width = _as_size(size)
     if channels not in ("auto", 1, 3):
@@ -114,7 +114,7 @@ def load_images(
     if not 0 < crop <= 1:
         raise InputError(f"got crop={crop}; expected a share of the shorter side, above 0 and at most 1")
     if limit is not None and limit < 1:
-        raise InputError(f"got limit={limit}; expected at least 1, or None for all pictures")
+        raise InputError(f"got limit={limit}; expected at least 1, or None for all images")
     budget = memory_budget(max_memory)
     every = find_images(source)
     found = every.choose(partition, limit)
@@ -197,7 +197,7 @@ def _unused(every: Found, chosen: Found, kept: Sequence[Candidate]) -> tuple[str
 
 
 def usual_side(source: Source) -> int | None:
-    """The median of the shorter sides, in pixels, of some pictures spread over all; None if none can be used."""
+    """The median of the shorter sides, in pixels, of some images spread over all; None if none can be used."""
     found = find_images(source).choose(limit=_LOOKED_AT)
 
     def median() -> str:
@@ -242,12 +242,12 @@ def _as_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _into_memory(found, form, shape, on_progress) -> tuple[np.ndarray, list[Outcome]]:
-    """The pixels of the usable pictures, and what every candidate was."""
+    """The pixels of the usable images, and what every candidate was."""
     try:
         pixels = np.empty((len(found.candidates), *shape), np.uint8)
     except (MemoryError, ValueError):
         raise InputError(
-            f"got {len(found.candidates)} pictures of shape {shape}; expected what fits in memory; try a limit"
+            f"got {len(found.candidates)} images of shape {shape}; expected what fits in memory; try a limit"
         ) from None
     outcomes: list[Outcome] = []
     row = 0
@@ -262,8 +262,8 @@ def _into_memory(found, form, shape, on_progress) -> tuple[np.ndarray, list[Outc
 def _through_cache(found, form, shape, on_progress, request) -> tuple[np.ndarray, list[Outcome]]:
     """The same, memory-mapped; what an earlier run decoded is not read again."""
     names = () if found.place else tuple(item.name for item in found.candidates)
-    # pictures in their own channels and as RGB are kept alike
-    cache = PictureCache(cache_folder(found.place, names, form._replace(channels=shape[-1]), *request), shape)
+    # images in their own channels and as RGB are kept alike
+    cache = ImageCache(cache_folder(found.place, names, form._replace(channels=shape[-1]), *request), shape)
     items = [(item.name, item.stamp) for item in found.candidates]
     held = cache.get(items)
     if held is None:
@@ -278,7 +278,7 @@ def _decoded(
     on_progress: Callable[[int, int], None],
     recall: Callable[[Candidate], np.ndarray | str | None] = lambda item: None,
 ) -> Iterator[np.ndarray | str]:
-    """Every picture, or the reason why there is none: recalled, or else read and decoded, while more are being read."""
+    """Every image, or the reason why there is none: recalled, or else read and decoded, while more are being read."""
 
     def known_and_contents(batch):
         known = [recall(item) for item in batch]
@@ -322,16 +322,16 @@ def _batches(candidates):
 
 
 def _nothing_usable(found, skipped):
-    expected = f"expected pictures ({' '.join(sorted(IMAGE_SUFFIXES))})"
+    expected = f"expected images ({' '.join(sorted(IMAGE_SUFFIXES))})"
     if not skipped:
         return f"got an empty {found.source}; {expected}"
     reason, count = Counter(item.reason for item in skipped).most_common(1)[0]
     of_them = f"{len(skipped)} skipped, {count} of them as {reason!r}"
-    return f"got no usable picture in the {found.source}: {of_them}; {expected}"
+    return f"got no usable image in the {found.source}: {of_them}; {expected}"
 
 
 def default_size(source, crop: float = 1.0):
-    """The usual shorter side of the pictures, to the nearest size that halves well, at most 64."""
+    """The usual shorter side of the images, to the nearest size that halves well, at most 64."""
     if isinstance(source, ImageSet):
         return source.pixels.shape[1]
     side = (usual_side(source) or 64) * crop
@@ -353,7 +353,7 @@ def as_images(
     """`load_images` with a progress bar; an `ImageSet` is returned as it is."""
     if isinstance(folder, ImageSet):
         return folder
-    with progress("reading pictures", show_progress) as report:
+    with progress("reading images", show_progress) as report:
         return load_images(
             folder,
             size,

@@ -1,4 +1,4 @@
-"""Data sets that lie inside installed Python packages: nothing is downloaded. Pictures written as PNG files."""
+"""Data sets that lie inside installed Python packages: nothing is downloaded. Images written as PNG files."""
 
 import gzip
 import importlib.util
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowknife.data._find import check_pictures
+from flowknife.data._find import check_images
 from flowknife.errors import InputError, StorageError
 
 
@@ -50,7 +50,7 @@ def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_folder(images: np.ndarray, folder: str | os.PathLike, labels: ArrayLike | None = None) -> Path:
-    """Write pictures as PNG files 000000.png, 000001.png, ...; with labels, each in the folder of its class.
+    """Write images as PNG files 000000.png, 000001.png, ...; with labels, each in the folder of its class.
 
     Args:
         images: uint8, uint16 or truth values, of shape (n, H, W), (n, H, W, 1) or (n, H, W, 3).
@@ -61,25 +61,25 @@ def write_folder(images: np.ndarray, folder: str | os.PathLike, labels: ArrayLik
         The folder.
 
     Raises:
-        InputError: the pictures are not as above, or the labels do not fit.
+        InputError: the images are not as above, or the labels do not fit.
         StorageError: the folder cannot be written.
     """
     from PIL import Image
 
-    pixels = check_pictures(images)
+    pixels = check_images(images)
     if pixels.dtype not in (np.uint8, np.uint16, np.bool_):
-        raise InputError(f"got pictures of type {pixels.dtype}; expected uint8, uint16 or truth values")
+        raise InputError(f"got images of type {pixels.dtype}; expected uint8, uint16 or truth values")
     classes = [""] * len(pixels) if labels is None else [str(label) for label in np.asarray(labels).ravel()]
     if len(classes) != len(pixels):
-        raise InputError(f"got {len(classes)} labels for {len(pixels)} pictures; expected one label per picture")
+        raise InputError(f"got {len(classes)} labels for {len(pixels)} images; expected one label per image")
     if labels is not None and any(name in ("", ".", "..") or "/" in name or "\\" in name for name in classes):
         raise InputError("got a label that cannot name a folder; expected labels that are not empty and hold no slash")
     folder = Path(folder)
     try:
         for name in set(classes):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        for index, (picture, name) in enumerate(zip(pixels, classes, strict=True)):
-            Image.fromarray(picture).save(folder / name / f"{index:06d}.png")
+        for index, (image, name) in enumerate(zip(pixels, classes, strict=True)):
+            Image.fromarray(image).save(folder / name / f"{index:06d}.png")
     except OSError as error:
-        raise StorageError(f"cannot write pictures to {os.fspath(folder)!r} ({error}); try another folder") from error
+        raise StorageError(f"cannot write images to {os.fspath(folder)!r} ({error}); try another folder") from error
     return folder

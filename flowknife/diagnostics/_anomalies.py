@@ -42,7 +42,7 @@ def adjusted_p_values(p_values: Values) -> Float[np.ndarray, " n"]:
 
 
 def benjamini_hochberg(p_values: Values, level: float | int = 0.05) -> Bool[np.ndarray, " n"]:
-    """Which of many items to call strange, so that of those that are called so a share `level` at most is not.
+    """Which of many items to call anomalous, so that of those that are called so a share `level` at most is not.
 
     Split-conformal p-values share their held-out items and so depend on each other, in the way under which the
     promise still holds (Bates et al. 2023, arXiv 2104.08279, theorem 2).
@@ -118,7 +118,7 @@ class Typicality(eqx.Module):
     """How far a feature vector is from those of normal items, in both directions.
 
         score^2 = sum over groups g of s(d_g)^2 + sum over upward j of (w_j s(f_j))^2
-        d_g^2 = (f - m)^T P_g (f - m),   s(t) = -log P(T >= t), the surprise at t
+        d_g^2 = (f - m)^T P_g (f - m),   s(t) = -log P(T >= t), the surprisal at t
 
     with the mean m of the features f of held-out items, and P_g the inverse of the (shrunk) covariance of the features
     of a group among training items, zero elsewhere. What is usual has the shape of the training items' distribution,
@@ -126,22 +126,22 @@ class Typicality(eqx.Module):
     knows its training items better than others. Beyond its 98 % quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T >
     q]; this tail is made no lighter than the largest of the held-out ones allows.
 
-    A feature that grows with strangeness may be named as upward, with its weight w, and features that tell together
+    A feature that grows with anomaly score may be named as upward, with its weight w, and features that tell together
     what no other tells may stand apart, as a group of their own: an average over all directions would drown both. As
-    surprises, all are in one unit, and those with a heavy tail do not drown the others.
+    surprisals, all are in one unit, and those with a heavy tail do not drown the others.
 
     The p-values are cross-conformal (Vovk 2015, arXiv 1208.0806): each held-out item is scored by what the other nine
     tenths of them say of place and width.
 
     Fed with the spread of the latents and the likelihood of every level of a flow, it is a two-sided typical-set test:
-    a blurred or a blank picture, of *higher* likelihood than the training pictures, is as strange as a noisy one. Raw
+    a blurred or a blank image, of *higher* likelihood than the training images, is as anomalous as a noisy one. Raw
     likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
 
     Attributes:
         mean: m, shape (k,).
         scale: standard deviation of each feature, shape (k,).
         precisions: P_g of the features in these units, shape (g, k, k).
-        upward: the u columns of features of which more is stranger.
+        upward: the u columns of features of which more is more anomalous.
         weights: w of these, shape (u,).
         usual: what d_g and the upward features usually are, each sorted, shape (n, g + u).
         held_out: sorted scores of the held-out items, shape (m,).
@@ -184,7 +184,7 @@ class Typicality(eqx.Module):
             features: of training items.
             held_out: features of held-out items; of none, the scores are relative to the training items, and there are
                 no p-values.
-            upward: columns of which more than usual is stranger than less, each with its weight.
+            upward: columns of which more than usual is more anomalous than less, each with its weight.
             apart: columns that are a group of their own; all others are the first one.
 
         Raises:
@@ -222,7 +222,7 @@ class Typicality(eqx.Module):
         return replace(centred, usual=np.stack(tails, axis=1))
 
     def score(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-        """Scores of items; larger is stranger.
+        """Scores of items; larger is more anomalous.
 
         Raises:
             InputError: for another number of features than those that it was fitted to.
@@ -234,12 +234,12 @@ class Typicality(eqx.Module):
                 "fitted to; try to fit anew, if it is of an earlier version"
             )
         graded = self._graded(features)
-        surprises = np.stack([_surprise(t, usual) for t, usual in zip(graded.T, self.usual.T, strict=True)])
-        surprises[len(self.precisions) :] *= self.weights[:, None]
-        return np.linalg.norm(surprises, axis=0)
+        surprisals = np.stack([_surprisal(t, usual) for t, usual in zip(graded.T, self.usual.T, strict=True)])
+        surprisals[len(self.precisions) :] *= self.weights[:, None]
+        return np.linalg.norm(surprisals, axis=0)
 
     def _graded(self, features):
-        """What grows with strangeness: the distances d_g, then the upward features."""
+        """What grows with anomaly score: the distances d_g, then the upward features."""
         difference = (features - self.mean) / self.scale
         squares = np.einsum("ni,gij,nj->ng", difference, self.precisions, difference, optimize=True)
         return np.column_stack([np.sqrt(squares), features[:, self.upward]])
@@ -257,7 +257,7 @@ def _precision(features, group):
     return precision
 
 
-def _surprise(t, usual):
+def _surprisal(t, usual):
     """-log P(T >= t), counted among the sorted usual values; of the largest ones the tail is exponential."""
     beyond, start, there = _tail(usual)
     excess = max(np.mean(usual[-beyond:]) - start, 1e-9)
@@ -265,18 +265,18 @@ def _surprise(t, usual):
 
 
 def _tail(usual):
-    """How many of the sorted usual values are its tail, where that starts, and the surprise there."""
+    """How many of the sorted usual values are its tail, where that starts, and the surprisal there."""
     n = len(usual)
     beyond = max(round(_BEYOND * n), min(_FEWEST_BEYOND, n // 2))
     return beyond, usual[-beyond - 1], np.log((1 + n) / (1 + beyond))
 
 
 def _no_lighter_tail(usual, seen):
-    """The sorted usual values, their tail stretched until the largest of the seen ones is no surprise.
+    """The sorted usual values, their tail stretched until the largest of the seen ones is no surprisal.
 
-    Of m values the largest has a surprise of more than log m + 3 with a probability of 5 %.
+    Of m values the largest has a surprisal of more than log m + 3 with a probability of 5 %.
     """
     beyond, start, there = _tail(usual)
     allowed = max(np.log(len(seen)) + 3, there + 1)
-    stretch = np.maximum((_surprise(np.max(seen, keepdims=True), usual) - there) / (allowed - there), 1.0)
+    stretch = np.maximum((_surprisal(np.max(seen, keepdims=True), usual) - there) / (allowed - there), 1.0)
     return np.concatenate([usual[:-beyond], start + stretch * (usual[-beyond:] - start)])

@@ -123,9 +123,9 @@ def misspecification(
 
 def _verdict(p_values, calibrating):
     count, smallest = len(p_values), p_text(float(p_values.min()))
-    if strange := int(np.sum(count * p_values < 0.05)):
+    if unlike := int(np.sum(count * p_values < 0.05)):
         return (
-            f"{strange:,} of {count:,} observations are unlike the simulations (smallest {smallest}): no posterior of "
+            f"{unlike:,} of {count:,} observations are unlike the simulations (smallest {smallest}): no posterior of "
             "theirs can be trusted."
         )
     if count / (calibrating + 1) >= 0.05:  # the smallest p-value that there can be, after Bonferroni's correction

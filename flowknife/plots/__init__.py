@@ -1,9 +1,9 @@
-"""Arrays in, matplotlib `Figure` out: every picture that flowknife draws, in one look.
+"""Arrays in, matplotlib `Figure` out: every figure that flowknife draws, in one look.
 
 Tables: `samples`, `density`, `mapping`, `mapping_animation`, `history`.
 Latents: `latents`, `latent_histogram`, `radius_histogram`, `anomaly_scores`.
 Images: `image_grid`, `compare`, `real_regenerated_simulated`, `temperatures`, `interpolation`, `closest_farthest`,
-`outliers`, `latent_cloud`, `latent_clusters`, `along`, `nearest`, `resampled`, `surprise`, `heat_maps`,
+`outliers`, `latent_cloud`, `latent_clusters`, `along`, `nearest`, `resampled`, `anomaly_maps`, `heat_maps`,
 `interpolation_animation`.
 Posteriors: `corner`, `calibration`, `coverage`, `predictive`.
 Classes: `confusion`, `reliability`, `latent_classes`, `class_samples`.
@@ -28,11 +28,12 @@ from flowknife.plots.images import (
 from flowknife.plots.normality import anomaly_scores, latent_histogram, latents, radius_histogram
 from flowknife.plots.posterior import calibration, corner, coverage, predictive
 from flowknife.plots.problems import problem
-from flowknife.plots.strips import along, heat_maps, interpolation_animation, nearest, resampled, surprise
+from flowknife.plots.strips import along, anomaly_maps, heat_maps, interpolation_animation, nearest, resampled
 from flowknife.plots.tables import density, history, mapping, samples
 
 __all__ = [
     "along",
+    "anomaly_maps",
     "anomaly_scores",
     "calibration",
     "class_samples",
@@ -63,6 +64,5 @@ __all__ = [
     "reliability",
     "resampled",
     "samples",
-    "surprise",
     "temperatures",
 ]

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in labelled blocks, every picture pixel a whole number of figure pixels."""
+"""A contact sheet: images in labelled blocks, every image pixel a whole number of figure pixels."""
 
 import textwrap
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ LINE = round(0.165 * INCH)  # height of one line of a caption
 
 @dataclass(frozen=True)
 class Block:
-    """Pictures under one label, row by row.
+    """Images under one label, row by row.
 
     Attributes:
         images: uint8, shape (n, H, W, C).
         label: at the left of the block.
-        captions: one below each picture, or none at all.
+        captions: one below each image, or none at all.
         colour: of label and captions.
     """
 
@@ -38,7 +38,7 @@ class Block:
     colour: str = style.INK
 
 
-def pictures(images: Values, name: str = "images") -> np.ndarray:
+def checked_images(images: Values, name: str = "images") -> np.ndarray:
     """Read images as uint8 of shape (n, H, W, C).
 
     Raises:
@@ -65,7 +65,7 @@ def canvas(width: int, height: int) -> "tuple[Figure, Axes]":
 
 
 def tile_size(images: np.ndarray, columns: int, room: int, largest: float = 1.3) -> tuple[int, int]:
-    """Width and height of one picture in figure pixels: a whole multiple of its own where it has to grow."""
+    """Width and height of one image in figure pixels: a whole multiple of its own where it has to grow."""
     height, width = images.shape[1:3]
     target = min(largest * INCH, room / columns - GAP)
     scale = target / max(height, width)
@@ -74,7 +74,7 @@ def tile_size(images: np.ndarray, columns: int, room: int, largest: float = 1.3)
 
 
 def rows_height(count: int, columns: int, tile: tuple[int, int], caption_lines: int) -> int:
-    """Height of `count` pictures in pixels, captions included."""
+    """Height of `count` images in pixels, captions included."""
     return -(-count // columns) * (tile[1] + GAP + caption_lines * LINE) - GAP
 
 
@@ -84,14 +84,14 @@ def caption_lines(captions: Sequence[str]) -> int:
 
 
 def place(axes: "Axes", block: Block, left: int, top: int, columns: int, tile: tuple[int, int], lines: int) -> None:
-    """Draw the pictures of a block on a canvas, row by row from this corner."""
+    """Draw the images of a block on a canvas, row by row from this corner."""
     limits = axes.get_xlim(), axes.get_ylim()
     for index, image in enumerate(block.images):
         row, column = divmod(index, columns)
         x = left + column * (tile[0] + GAP)
         y = top + row * (tile[1] + GAP + lines * LINE)
         shown = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-        # Enlarged pictures keep their pixels as they are, reduced ones are averaged.
+        # Enlarged images keep their pixels as they are, reduced ones are averaged.
         how = "nearest" if tile[0] >= image.shape[1] else "auto"
         axes.imshow(shown, extent=(x, x + tile[0], y + tile[1], y), aspect="auto", interpolation=how)
         if block.captions:
@@ -115,7 +115,7 @@ def write(
 
 
 def shorten(caption: str, width: int) -> str:
-    """Take out the middle of lines that are wider than a picture; a file's name tells most at its two ends."""
+    """Take out the middle of lines that are wider than an image; a file's name tells most at its two ends."""
     letters = max(int(width / (0.063 * INCH)), 7)
     lines = caption.split("\n")
     half = letters // 2
@@ -125,11 +125,11 @@ def shorten(caption: str, width: int) -> str:
 
 
 def sheet(blocks: Sequence[Block], columns: int, heading: str = "") -> "Figure":
-    """Blocks of pictures below each other, with equal tiles, labels at the left and a heading above.
+    """Blocks of images below each other, with equal tiles, labels at the left and a heading above.
 
     Args:
-        blocks: at least one, each with at least one picture.
-        columns: pictures in a row.
+        blocks: at least one, each with at least one image.
+        columns: images in a row.
         heading: a sentence that says what is seen.
     """
     label_letters = max((len(line) for b in blocks for line in textwrap.wrap(b.label, 16)), default=0)

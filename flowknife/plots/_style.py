@@ -1,4 +1,4 @@
-"""The one look of all pictures: colours, type, axes, and the few rules for arrays that every picture needs.
+"""The one look of all figures: colours, type, axes, and the few rules for arrays that every figure needs.
 
 Style is set on each figure, never in matplotlib's global settings, which threads share.
 """
@@ -185,7 +185,7 @@ def finite(values: Values, name: str) -> np.ndarray:
 
 
 def thin(count: int, limit: int) -> np.ndarray:
-    """At most `limit` indices, evenly spread over `range(count)`: a lighter picture, the same one every time."""
+    """At most `limit` indices, evenly spread over `range(count)`: a lighter figure, the same one every time."""
     return np.arange(count) if count <= limit else np.linspace(0, count - 1, limit).astype(int)
 
 

@@ -16,7 +16,7 @@ from flowknife.storage import replacing
 if TYPE_CHECKING:
     from PIL import Image
 
-FRAME_MS = 40  # GIF counts in hundredths of a second: 25 pictures a second
+FRAME_MS = 40  # GIF counts in hundredths of a second: 25 images a second
 HOLD_MS = 600  # rest at both ends, so that the eye can read them
 LARGEST_FILE = 3_000_000
 MOST_POINTS = 2000

@@ -1,4 +1,4 @@
-"""Pictures of classifiers: what is taken for what, how far probabilities hold, and the classes that a model draws."""
+"""Figures of classifiers: what is taken for what, how far probabilities hold, and the classes that a model draws."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ import numpy as np
 from flowknife.diagnostics import Reliability, principal_plane
 from flowknife.errors import InputError
 from flowknife.plots import _style as style
-from flowknife.plots._sheet import Block, pictures, sheet
+from flowknife.plots._sheet import Block, checked_images, sheet
 from flowknife.plots._style import Values
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def latent_classes(
     z = style.points(z, "z")
     classes = _labels(labels, len(z), names)
     names = _names(names, max(int(classes.max()) + 1, 1) if names is None else len(names))
-    strange = (
+    outside = (
         np.zeros((0, z.shape[1]))
         if outliers is None or not np.size(outliers)
         else style.points(outliers, "outliers", z.shape[1])
@@ -119,10 +119,10 @@ def latent_classes(
     if z.shape[1] == 1:
         raise InputError("got latents of one number; expected at least two; try plots.latent_histogram")
     kept = style.thin(len(z), MOST_POINTS)
-    plane, beside = z[kept], strange
+    plane, beside = z[kept], outside
     if z.shape[1] > 2:
         centre, directions = _separating_plane(plane, classes[kept])
-        plane, beside = ((points - centre) @ directions for points in (plane, strange))
+        plane, beside = ((points - centre) @ directions for points in (plane, outside))
     figure = style.blank(7.6, 5.6)
     axes = style.panel(figure.add_subplot(), **_directions(z.shape[1]))
     _scatter_classes(axes, plane, classes[kept], names)
@@ -135,7 +135,7 @@ def latent_classes(
     if beyond:
         axes.set_xlabel(f"{axes.get_xlabel()}  ({beyond:,} outliers beyond these axes)")
     style.legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    many = f" and {len(strange):,} outliers" if len(strange) else ""
+    many = f" and {len(outside):,} outliers" if len(outside) else ""
     style.headline(figure, f"Latents of {len(z):,} items of {len(names)} classes{many}.")
     return figure
 
@@ -196,10 +196,10 @@ def _colours(count):
 def class_samples(
     x_by_class: Sequence[Values], names: Sequence[str] | None = None, heading: str | None = None
 ) -> "Figure":
-    """What a model draws for each class: rows of pictures, or points of the plane in the colours of their classes.
+    """What a model draws for each class: rows of images, or points of the plane in the colours of their classes.
 
     Args:
-        x_by_class: one array for each class: uint8 pictures (n, H, W, C), or vectors (n, d), of which d > 2 are shown
+        x_by_class: one array for each class: uint8 images (n, H, W, C), or vectors (n, d), of which d > 2 are shown
             in two principal directions.
         names: of the classes; 0, 1, ... if None.
         heading: what is shown, if it is not drawn from a model.
@@ -211,7 +211,7 @@ def class_samples(
         raise InputError("got no class; expected one array for each class")
     names = _names(names, len(x_by_class))
     if np.ndim(x_by_class[0]) == 4:
-        blocks = [Block(pictures(x, f"class {name}"), name) for x, name in zip(x_by_class, names, strict=True)]
+        blocks = [Block(checked_images(x, f"class {name}"), name) for x, name in zip(x_by_class, names, strict=True)]
         columns = min(max(len(block.images) for block in blocks), 12)
         return sheet(blocks, columns, heading or "Images drawn from the model, class by class.")
     first = style.points(x_by_class[0], f"class {names[0]}")

@@ -1,4 +1,4 @@
-"""Do small changes of a picture stay near it? Clusters of changed pictures in the cloud of all latents."""
+"""Do small changes of an image stay near it? Clusters of changed images in the cloud of all latents."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,18 @@ import numpy as np
 
 from flowknife.errors import InputError
 from flowknife.plots import _style as style
-from flowknife.plots._sheet import GAP, INCH, MARGIN, Block, canvas, pictures, place, rows_height, tile_size, write
+from flowknife.plots._sheet import (
+    GAP,
+    INCH,
+    MARGIN,
+    Block,
+    canvas,
+    checked_images,
+    place,
+    rows_height,
+    tile_size,
+    write,
+)
 from flowknife.plots._style import Values
 
 if TYPE_CHECKING:
@@ -34,7 +45,7 @@ def latent_clusters(cloud: Values, clusters: Values, changes: Sequence[str], ima
         raise InputError(f"got clusters of shape {clusters.shape} and {len(changes)} changes; expected (k, m, 2) and m")
     if images.ndim != 5 or images.shape[:2] != clusters.shape[:2]:
         raise InputError(f"got images of shape {images.shape}; expected {(*clusters.shape[:2], 'H', 'W', 'C')}")
-    rows = [pictures(row) for row in images]
+    rows = [checked_images(row) for row in images]
     side = round(5.6 * INCH)
     tile = tile_size(rows[0], len(changes), side, largest=0.8)
     left, top, title = round(5.9 * INCH), round(0.75 * INCH), round(0.24 * INCH)

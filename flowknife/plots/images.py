@@ -1,4 +1,4 @@
-"""Pictures of pictures: grids of real and simulated images, extremes, outliers, and where images lie in the latent."""
+"""Figures of images: grids of real and simulated images, extremes, outliers, and where images lie in the latent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from flowknife.plots._sheet import (
     MARGIN,
     Block,
     canvas,
-    pictures,
+    checked_images,
     place,
     rows_height,
     sheet,
@@ -45,9 +45,9 @@ def image_grid(
         heading: a sentence above all.
 
     Raises:
-        InputError: if the images are not uint8 pictures or the titles do not fit.
+        InputError: if the images are not uint8 images or the titles do not fit.
     """
-    images = pictures(images)
+    images = checked_images(images)
     columns = _columns(len(images)) if columns is None else max(min(columns, len(images)), 1)
     titles = () if titles is None else [str(title) for title in titles]
     if titles and len(titles) != len(images):
@@ -71,10 +71,10 @@ def real_regenerated_simulated(real: Values, regenerated: Values, simulated: Val
         simulated: shape (m, H, W, C).
 
     Raises:
-        InputError: if regenerated does not match real, or something is no uint8 picture.
+        InputError: if regenerated does not match real, or something is no uint8 image.
     """
-    real, regenerated = pictures(real, "real"), pictures(regenerated, "regenerated")
-    simulated = pictures(simulated, "simulated")
+    real, regenerated = checked_images(real, "real"), checked_images(regenerated, "regenerated")
+    simulated = checked_images(simulated, "simulated")
     if real.shape != regenerated.shape:
         raise InputError(
             f"got regenerated of shape {regenerated.shape}; expected {real.shape}, one for each real image"
@@ -98,11 +98,11 @@ def compare(groups: Sequence[tuple[str, Values]], heading: str = "") -> "Figure"
         heading: a sentence above all.
 
     Raises:
-        InputError: if there is no group, or something is no uint8 picture.
+        InputError: if there is no group, or something is no uint8 image.
     """
     if not len(groups):
         raise InputError("got no groups; expected at least one pair (name, images)")
-    blocks = [Block(pictures(images, name), name) for name, images in groups]
+    blocks = [Block(checked_images(images, name), name) for name, images in groups]
     return sheet(blocks, min(max(len(block.images) for block in blocks), 10), heading)
 
 
@@ -113,11 +113,11 @@ def temperatures(rows: Sequence[tuple[SupportsFloat, Values]]) -> "Figure":
         rows: pairs (temperature, uint8 images of shape (n, H, W, C)).
 
     Raises:
-        InputError: if there is no row, or something is no uint8 picture.
+        InputError: if there is no row, or something is no uint8 image.
     """
     if not len(rows):
         raise InputError("got no rows; expected at least one pair (temperature, images)")
-    blocks = [Block(pictures(images), f"T\xa0=\xa0{float(temperature):g}") for temperature, images in rows]
+    blocks = [Block(checked_images(images), f"T\xa0=\xa0{float(temperature):g}") for temperature, images in rows]
     columns = min(max(len(block.images) for block in blocks), 12)
     return sheet(
         blocks,
@@ -133,9 +133,9 @@ def interpolation(images: Values) -> "Figure":
         images: uint8, shape (k, H, W, C).
 
     Raises:
-        InputError: if the images are not uint8 pictures.
+        InputError: if the images are not uint8 images.
     """
-    images = pictures(images)
+    images = checked_images(images)
     columns = len(images) if len(images) <= 12 else -(-len(images) // (-(-len(images) // 12)))
     return sheet([Block(images)], columns, "From the first image to the last, step by step through the latent.")
 
@@ -159,7 +159,7 @@ def closest_farthest(
         (closest_images, closest_radii, "Closest to the centre"),
         (farthest_images, farthest_radii, "Farthest from the centre"),
     ):
-        images, radii = pictures(images, f"images {label.lower()}"), np.asarray(radii, dtype=np.float64)
+        images, radii = checked_images(images, f"images {label.lower()}"), np.asarray(radii, dtype=np.float64)
         if radii.shape != (len(images),):
             raise InputError(f"got {radii.size} radii for {len(images)} images; expected one each")
         blocks.append(Block(images, label, [_radius(r) for r in radii]))
@@ -192,7 +192,7 @@ def outliers(
     Raises:
         InputError: if images, p-values and names do not fit.
     """
-    images, p_values = pictures(images), np.asarray(p_values, dtype=np.float64)
+    images, p_values = checked_images(images), np.asarray(p_values, dtype=np.float64)
     names = [""] * len(images) if names is None else [style.told(name, 200) for name in names]
     if p_values.shape != (len(images),) or len(names) != len(images):
         raise InputError(f"got {len(images)} images, {p_values.size} p-values, {len(names)} names; expected one each")
@@ -205,7 +205,9 @@ def outliers(
     ]
     columns = min(max(len(block.images) for block in blocks), 8)
     shown = (
-        f"The {len(order)} strangest of {len(images):,} images" if len(order) < len(images) else "All images by p-value"
+        f"The {len(order)} most anomalous of {len(images):,} images"
+        if len(order) < len(images)
+        else "All images by p-value"
     )
     return sheet(blocks, columns, f"{shown}, smallest p first; {flagged:,} of {len(images):,} have p < {alpha:g}.")
 
@@ -228,7 +230,7 @@ def _probability(p: float) -> str:
 
 @dataclass(frozen=True)
 class _Group:
-    """Points of one kind in a latent cloud, the first of them with a number and a picture."""
+    """Points of one kind in a latent cloud, the first of them with a number and an image."""
 
     label: str
     points: np.ndarray
@@ -256,12 +258,12 @@ def latent_cloud(
         train: latents of training images, shape (n, 2).
         simulated: latents of simulated images, shape (m, 2).
         other: latents of images of another kind, shape (k, 2).
-        simulated_images: pictures of the first rows of `simulated`, uint8, shape (at most m, H, W, C).
-        other_images: pictures of the first rows of `other`.
+        simulated_images: images of the first rows of `simulated`, uint8, shape (at most m, H, W, C).
+        other_images: images of the first rows of `other`.
         most: numbered images of each kind.
 
     Raises:
-        InputError: if there are more pictures than points, or a shape does not fit.
+        InputError: if there are more images than points, or a shape does not fit.
     """
     train = style.points(train, "train", 2)
     groups = [_group("Simulated", simulated, simulated_images, style.MODEL, "o", 1, most)]
@@ -298,7 +300,7 @@ def _group(
     stack = (
         np.zeros((0, 1, 1, 1), np.uint8)
         if images is None or not np.size(images)
-        else pictures(images, f"{label.lower()} images")
+        else checked_images(images, f"{label.lower()} images")
     )
     if len(stack) > len(table):
         raise InputError(f"got {len(stack)} {label.lower()} images for {len(table)} points; expected at most one each")

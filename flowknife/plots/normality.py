@@ -69,12 +69,12 @@ def latent_histogram(z: Values, others: Values | None = None) -> "Figure":
         InputError: if no value is finite.
     """
     values = style.finite(z, "z")
-    strange = None if others is None or np.size(others) == 0 else style.finite(others, "others")
+    anomalous = None if others is None or np.size(others) == 0 else style.finite(others, "others")
     figure = style.blank(7.2, 4.1)
     axes = style.panel(figure.add_subplot(), xlabel="latent value", ylabel="density")
-    _normal_histogram(axes, values, strange)
+    _normal_histogram(axes, values, anomalous)
     style.legend(axes, loc="upper right")
-    rest = "" if strange is None else f", those of the others {strange.std():.2f}"
+    rest = "" if anomalous is None else f", those of the others {anomalous.std():.2f}"
     style.headline(figure, f"Latent values have standard deviation {values.std():.2f}{rest}; the law says 1.")
     return figure
 
@@ -125,11 +125,11 @@ def radius_histogram(radii: Values, dimension: int | np.integer, others: Values 
     if dimension < 1:
         raise InputError(f"got dimension={dimension}; expected the number of latent values of one input, at least 1")
     values = style.finite(radii, "radii")
-    strange = None if others is None or np.size(others) == 0 else style.finite(others, "others")
+    anomalous = None if others is None or np.size(others) == 0 else style.finite(others, "others")
     centre, *ends = np.sqrt(2 * gammaincinv(dimension / 2, [0.5, 1e-4, 1 - 1e-4]))
     figure = style.blank(7.2, 4.1)
     axes = style.panel(figure.add_subplot(), xlabel="latent radius |z|", ylabel="density")
-    low, high = _histograms(axes, values, strange, np.array(ends))
+    low, high = _histograms(axes, values, anomalous, np.array(ends))
     grid = np.linspace(max(low, 1e-6), high, 800)
     law = np.exp((dimension - 1) * np.log(grid) - grid**2 / 2 - (dimension / 2 - 1) * log(2) - lgamma(dimension / 2))
     axes.plot(
@@ -141,7 +141,7 @@ def radius_histogram(radii: Values, dimension: int | np.integer, others: Values 
         label=f"law of |z| in {dimension:,} dimensions",
     )
     style.legend(axes, loc="upper right")
-    rest = "" if strange is None else f", those of the others at {np.median(strange):.4g}"
+    rest = "" if anomalous is None else f", those of the others at {np.median(anomalous):.4g}"
     style.headline(figure, f"Latent radii centre at {np.median(values):.4g}{rest}; the law centres at {centre:.4g}.")
     return figure
 

@@ -1,4 +1,4 @@
-"""Pictures of posteriors: their marginals, whether they are calibrated, and whether they explain the data."""
+"""Figures of posteriors: their marginals, whether they are calibrated, and whether they explain the data."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Pictures of posteriors in the terms of each problem: arms, throws, basins, velocities; else a plane or pairs."""
+"""Figures of posteriors in the terms of each problem: arms, throws, basins, velocities; else a plane or pairs."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ LEVELS = (0.05, 0.95)  # of the band that holds 90 % of the draws
 
 
 def problem(problem: Problem | Ring, samples: Values, y: Values | None = None, truth: Values | None = None) -> "Figure":
-    """Draws of a problem's parameters in the picture that fits it.
+    """Draws of a problem's parameters in the figure that fits it.
 
     Arms, throws, basins and velocities have their own; all else is points of a plane, or pairs of components.
 

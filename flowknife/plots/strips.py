@@ -1,4 +1,4 @@
-"""Rows of pictures: moved through the latent, drawn anew, beside those that look alike, under their heat maps."""
+"""Rows of images: moved through the latent, drawn anew, beside those that look alike, under their heat maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from flowknife.errors import InputError
 from flowknife.plots import _style as style
-from flowknife.plots._sheet import Block, pictures, sheet
+from flowknife.plots._sheet import Block, checked_images, sheet
 from flowknife.plots._style import Values
 from flowknife.storage import replacing
 
@@ -23,7 +23,7 @@ _STRONGEST = 3.0  # standard deviations at which the colour of a heat map is ful
 
 
 def along(images: Values, strengths: Sequence[SupportsFloat], heading: str = "") -> "Figure":
-    """Pictures moved along a direction of the latent, one row for each.
+    """Images moved along a direction of the latent, one row for each.
 
     Args:
         images: uint8, shape (n, k, H, W, C).
@@ -31,9 +31,9 @@ def along(images: Values, strengths: Sequence[SupportsFloat], heading: str = "")
         heading: a sentence above all.
 
     Raises:
-        InputError: if the strengths do not fit, or something is no uint8 picture.
+        InputError: if the strengths do not fit, or something is no uint8 image.
     """
-    rows = [pictures(row) for row in np.asarray(images)]
+    rows = [checked_images(row) for row in np.asarray(images)]
     if not rows or len(rows[0]) != len(strengths):
         raise InputError(
             f"got {len(strengths)} strengths for images of shape {np.shape(images)}; expected (n, k, H, W, C) and k"
@@ -53,9 +53,9 @@ def nearest(images: Values, neighbours: Values, distances: Values, usual: Suppor
         usual: the median distance of held-out images to their nearest training image.
 
     Raises:
-        InputError: if shapes do not fit, or something is no uint8 picture.
+        InputError: if shapes do not fit, or something is no uint8 image.
     """
-    images, distances = pictures(images), np.asarray(distances, np.float64)
+    images, distances = checked_images(images), np.asarray(distances, np.float64)
     near = np.asarray(neighbours)
     if near.ndim != 5 or near.shape[:2] != distances.shape or len(near) != len(images):
         raise InputError(
@@ -66,7 +66,7 @@ def nearest(images: Values, neighbours: Values, distances: Values, usual: Suppor
     for i in range(near.shape[1]):
         label = "Nearest in training" if i == 0 else f"Nearest but {i}"
         captions = [f"{distance:.1f}" for distance in distances[:, i]]
-        blocks.append(Block(enlarged(pictures(near[:, i]), images.shape[1:3]), label, captions, style.REAL))
+        blocks.append(Block(enlarged(checked_images(near[:, i]), images.shape[1:3]), label, captions, style.REAL))
     told = "" if usual is None else f"; of new real images: {float(usual):.1f}"
     return sheet(
         blocks,
@@ -84,12 +84,14 @@ def resampled(image: Values, rows: Sequence[tuple[str, Values]]) -> "Figure":
         rows: pairs (name of the level, uint8 images with that level drawn anew, shape (n, H, W, C)).
 
     Raises:
-        InputError: if there is no row, or something is no uint8 picture.
+        InputError: if there is no row, or something is no uint8 image.
     """
     if not rows:
         raise InputError("got no rows; expected at least one pair (level, images)")
-    itself = pictures(np.asarray(image)[None], "image")
-    blocks = [Block(np.concatenate([itself, pictures(images, name)]), f"{name} drawn anew") for name, images in rows]
+    itself = checked_images(np.asarray(image)[None], "image")
+    blocks = [
+        Block(np.concatenate([itself, checked_images(images, name)]), f"{name} drawn anew") for name, images in rows
+    ]
     columns = max(len(block.images) for block in blocks)
     return sheet(
         blocks,
@@ -98,8 +100,8 @@ def resampled(image: Values, rows: Sequence[tuple[str, Values]]) -> "Figure":
     )
 
 
-def surprise(images: Values, maps: Values, captions: Sequence[str] = ()) -> "Figure":
-    """Where images are strange: each image above its heat map.
+def anomaly_maps(images: Values, maps: Values, captions: Sequence[str] = ()) -> "Figure":
+    """Each image above its anomaly map.
 
     Args:
         images: uint8, shape (n, H, W, C).
@@ -109,7 +111,7 @@ def surprise(images: Values, maps: Values, captions: Sequence[str] = ()) -> "Fig
     Raises:
         InputError: if images, maps and captions do not fit.
     """
-    images = pictures(images)
+    images = checked_images(images)
     captions = list(captions) or [""] * len(images)
     heat = heat_maps(images, maps)
     if len(captions) != len(images):
@@ -117,11 +119,11 @@ def surprise(images: Values, maps: Values, captions: Sequence[str] = ()) -> "Fig
     columns, blocks = min(len(images), 10), []
     for start in range(0, len(images), columns):
         part = slice(start, start + columns)
-        blocks += [Block(images[part], "Image"), Block(heat[part], "Surprise", captions[part])]
+        blocks += [Block(images[part], "Image"), Block(heat[part], "Surprisal", captions[part])]
     return sheet(
         blocks,
         columns,
-        "Where images are strange: orange where one is less likely than usual at that place, blue where it is more so; "
+        "Anomaly maps: orange where an image is less likely than usual at that position, blue where more; "
         f"full colour at {_STRONGEST:g} standard deviations.",
     )
 
@@ -136,7 +138,7 @@ def heat_maps(images: Values, maps: Values) -> UInt8[np.ndarray, "n h w 3"]:
     Raises:
         InputError: if they do not fit.
     """
-    images, maps = pictures(images), np.asarray(maps, np.float64)
+    images, maps = checked_images(images), np.asarray(maps, np.float64)
     if maps.shape != images.shape[:3]:
         raise InputError(
             f"got maps of shape {maps.shape} for images of shape {images.shape}; expected {images.shape[:3]}"
@@ -158,12 +160,12 @@ def interpolation_animation(path: str | Path, images: Values) -> Path:
         images: uint8, shape (k, H, W, C), at least 2.
 
     Raises:
-        InputError: if there are fewer than 2 images, or something is no uint8 picture.
+        InputError: if there are fewer than 2 images, or something is no uint8 image.
         StorageError: if the file cannot be written.
     """
     from PIL import Image
 
-    images = pictures(images)
+    images = checked_images(images)
     if len(images) < 2:
         raise InputError("got 1 image; expected at least 2, the ends of the way")
     scale = max(_GIF_SIDE // max(images.shape[1:3]), 1)

@@ -1,4 +1,4 @@
-"""Pictures of tables: data beside samples, a density, a mapping between two planes, a training curve."""
+"""Figures of tables: data beside samples, a density, a mapping between two planes, a training curve."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,7 @@ def density(
     # A few cells of a sharp ridge must not bleach all others: the scale then ends at the highest 1 in 1000.
     top = float(np.quantile(heat, 0.999))
     top = top if 0 < top < 0.5 * heat.max() else float(heat.max()) or 1.0
-    picture = axes.imshow(
+    image = axes.imshow(
         heat,
         origin="lower",
         extent=(low[0], high[0], low[1], high[1]),
@@ -189,7 +189,7 @@ def density(
         axes.set_xlim(low[0], high[0])
         axes.set_ylim(low[1], high[1])
     bar = figure.colorbar(
-        picture, ax=axes, shrink=0.6, aspect=30, pad=0.02, extend="max" if heat.max() > top else "neither"
+        image, ax=axes, shrink=0.6, aspect=30, pad=0.02, extend="max" if heat.max() > top else "neither"
     )
     style.panel(bar.ax, ylabel="density")
     for spine in (*bar.ax.spines.values(), bar.outline):

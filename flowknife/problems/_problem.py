@@ -31,7 +31,7 @@ class Problem:
         noise: standard deviation of the data, one number or one for each; 0 for a deterministic problem, None where
             `draw` has randomness of another kind.
         draw: (key, theta) -> y, if it is not forward + Gaussian noise.
-        geometry: what a picture needs to know, arrays by name.
+        geometry: what an image needs to know, arrays by name.
         source: where the definition comes from.
 
     A problem whose functions belong to a module can be pickled, and thus simulated in a pool of processes.

@@ -1,6 +1,6 @@
-"""Recipes for pictures. Bits/dim are those of the discrete picture, so 5 and 8 bits cannot be compared.
+"""Recipes for images. Bits/dim are those of the discrete image, so 5 and 8 bits cannot be compared.
 
-Without a suffix, pictures in colour have 5 bits per channel, which learn faster.
+Without a suffix, images in colour have 5 bits per channel, which learn faster.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ from flowknife.recipes._recipe import Expected, Recipe
 _FACES = "a folder of animal faces, PNG or JPEG, subfolders included; some thousand of one kind, such as cats"
 _CELEBA = (
     "CelebA, aligned and cropped: the folder img_align_celeba of JPEG files of 178 x 218 pixels, with "
-    "list_eval_partition.txt in it; only the training pictures of that list are used; score the others with "
+    "list_eval_partition.txt in it; only the training images of that list are used; score the others with "
     "`--partition test`"
 )
 _CELEBA_CROP = 148 / 178  # the square around the face that papers take (Dinh et al. 2016, arXiv 1605.08803, sec. 4.1)
-_IN_ITS_FORM = "181 cat faces, laid out as the test pictures of CelebA"
+_IN_ITS_FORM = "181 cat faces, laid out as the test images of CelebA"
 _NOT_CELEBA = "on one core; a trial of the form, CelebA itself was not at hand"
 _MNIST = "the 60,000 training digits: a folder of PNG files, or FILE.npz:NAME that holds uint8 (n, 28, 28)"
 _NEW_CATS = "181 new cat faces, of 2,081"
-_ANY = "a folder of pictures, its address, or a file that holds an array of them"
+_ANY = "a folder of images, its address, or a file that holds an array of them"
 _DIGITS = "the digits of scikit-learn, flowknife.data.digits(), as a folder or as an .npy file"
 
 
@@ -124,7 +124,7 @@ IMAGES = (
     Recipe(
         "small",
         "images",
-        "any pictures, a first look",
+        "any images, a first look",
         _ANY,
         "data/train",
         {"width": 64, "train": {"minutes": 5}},
@@ -134,7 +134,7 @@ IMAGES = (
     Recipe(
         "base",
         "images",
-        "any pictures",
+        "any images",
         _ANY,
         "data/train",
         {"width": 128, "train": {"minutes": 30}},
@@ -144,7 +144,7 @@ IMAGES = (
     Recipe(
         "large",
         "images",
-        "any pictures, at leisure",
+        "any images, at leisure",
         _ANY,
         "data/train",
         {"width": 256, "train": {"minutes": 60}},

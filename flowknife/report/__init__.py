@@ -1,14 +1,14 @@
-"""Reports: one self-contained page per run, with its pictures."""
+"""Reports: one self-contained page per run, with its figures."""
 
 from flowknife.report._figures import ends
 from flowknife.report._gallery import MOST_SHOWN, write_gallery
-from flowknife.report._page import UNITS, Frame, Picture, Section, ends_svg, write_report
+from flowknife.report._page import UNITS, Frame, PageImage, Section, ends_svg, write_report
 
 __all__ = [
     "MOST_SHOWN",
     "UNITS",
     "Frame",
-    "Picture",
+    "PageImage",
     "Section",
     "ends",
     "ends_svg",

@@ -9,7 +9,7 @@ import numpy as np
 from flowknife._files import mark, require_own
 from flowknife.diagnostics import Check, Flagging
 from flowknife.inn import INN
-from flowknife.report._page import Frame, Picture, Section
+from flowknife.report._page import Frame, PageImage, Section
 from flowknife.storage import replacing
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DPI = 110
 
 
-def keep(figure: "Figure", folder: str | Path, name: str, caption: str = "") -> Picture:
+def keep(figure: "Figure", folder: str | Path, name: str, caption: str = "") -> PageImage:
     """Write a figure to `folder/figures/name.png` and return it for a section.
 
     Raises:
@@ -28,7 +28,7 @@ def keep(figure: "Figure", folder: str | Path, name: str, caption: str = "") -> 
     require_own(path)
     with replacing(path) as place:
         figure.savefig(place, dpi=_DPI, format="png", metadata={"Software": mark(path.name)})
-    return Picture(path, caption)
+    return PageImage(path, caption)
 
 
 def ends(model: INN) -> Frame:
@@ -78,7 +78,7 @@ def training(
     text: str = "",
     objective: str = "negative log-likelihood (nats)",
 ) -> list[Section]:
-    """The training curve, one for each level of pictures that were learnt level by level; nothing without a history."""
+    """The training curve, one for each level of images that were learnt level by level; nothing without a history."""
     from flowknife import plots
 
     if not history:

@@ -1,4 +1,4 @@
-"""A gallery of scored pictures: one self-contained page, the strangest first, each with its heat map and p-values."""
+"""A gallery of scored images on one self-contained page: the most anomalous first, each with its anomaly map."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from flowknife.plots import heat_maps
 from flowknife.report._page import PAGE, STYLE
 from flowknife.storage import replacing
 
-MOST_SHOWN = 500  # pictures of a gallery
+MOST_SHOWN = 500  # images of a gallery
 
 _GALLERY_STYLE = """
 main { max-width: 90rem; }
@@ -38,15 +38,15 @@ def write_gallery(
     alpha: float,
     most: int = MOST_SHOWN,
 ) -> Path:
-    """Write a page of pictures sorted by p-value; it has no script, fetches nothing, and opens offline.
+    """Write a page of images sorted by p-value; it has no script, fetches nothing, and opens offline.
 
     Args:
         path: the file to write.
-        pixels: the strangest pictures, in the order of `diagnostics.ranked`.
-        maps: their heat maps, `Images.surprise`.
-        scores: the columns of `Images.score`, of all pictures.
-        alpha: the rate at which pictures are flagged.
-        most: pictures that are shown at most.
+        pixels: the most anomalous images, in the order of `diagnostics.ranked`.
+        maps: their anomaly maps, `Images.anomaly_map`.
+        scores: the columns of `Images.score`, of all images.
+        alpha: the rate at which images are flagged.
+        most: images that are shown at most.
 
     Returns:
         The path of the page.
@@ -57,11 +57,11 @@ def write_gallery(
     count = len(scores["score"])
     shown = f"The {len(order)} most anomalous of {count:,} images" if len(order) < count else f"All {count:,} images"
     words = (
-        f"<p>{shown}, {_flagged(scores, alpha)}</p><p>The map beside a picture is orange where there is more than "
+        f"<p>{shown}, {_flagged(scores, alpha)}</p><p>The map beside an image is orange where there is more than "
         "usual at that place, blue where there is less.</p>"
     )
-    body = f"<header><h1>Strange pictures</h1>{words}</header><ol>{''.join(items)}</ol>"
-    page = PAGE.format(generator=GENERATOR, title="Strange pictures", style=STYLE + _GALLERY_STYLE, body=body)
+    body = f"<header><h1>Anomalous images</h1>{words}</header><ol>{''.join(items)}</ol>"
+    page = PAGE.format(generator=GENERATOR, title="Anomalous images", style=STYLE + _GALLERY_STYLE, body=body)
     with replacing(path) as place:
         place.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
@@ -84,10 +84,7 @@ def _item(scores, i, pixels, heat):
     if "p_value" in scores:
         kind = "discovery" if scores["discovery"][i] else "flagged" if scores["flag"][i] else ""
         numbers = f"p = {scores['p_value'][i]:.3g}, q = {scores['q_value'][i]:.3g}, {numbers}"
-    return (
-        f'<li class="{kind}">{_image(pixels, path)}{_image(heat, "where it is strange")}'
-        f"<p>{path}</p><p>{numbers}</p></li>\n"
-    )
+    return f'<li class="{kind}">{_image(pixels, path)}{_image(heat, "anomaly map")}<p>{path}</p><p>{numbers}</p></li>\n'
 
 
 def _image(pixels, alt):

@@ -1,6 +1,6 @@
-"""One self-contained page that tells what was trained and how well: text, numbers and pictures in a single HTML file.
+"""One self-contained page that tells what was trained and how well: text, numbers and figures in a single HTML file.
 
-Pictures and style are inside the file, there is no script and nothing to fetch: it opens offline, prints, and can be
+Figures and style are inside the file, there is no script and nothing to fetch: it opens offline, prints, and can be
 sent by mail.
 
     write_report("runs/moons", "Two moons", sections, metrics={"nll": 0.31}, facts={"seed": "0"},
@@ -50,8 +50,8 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of a report: a file or its content (PNG, GIF, JPEG or SVG), and what is seen on it."""
+class PageImage:
+    """An image of a report: a file or its content (PNG, GIF, JPEG or SVG), and what is seen on it."""
 
     source: str | Path | bytes
     caption: str = ""
@@ -63,7 +63,7 @@ class Section:
 
     title: str
     text: str = ""
-    figures: Sequence[Picture] = field(default_factory=tuple)
+    figures: Sequence[PageImage] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def write_report(
         The path of the page.
 
     Raises:
-        InputError: if a picture is missing or of an unknown kind.
+        InputError: if a figure is missing or of an unknown kind.
         StorageError: if the folder cannot be written, or has a `report.html` that flowknife did not write.
     """
     parts = [
@@ -122,7 +122,7 @@ def _partial(facts: Mapping[str, object]) -> str:
 
 def _section(section: Section) -> str:
     paragraphs = [_prose(text) for text in re.split(r"\n\s*\n", section.text.strip()) if text.strip()]
-    figures = [_figure(picture) for picture in section.figures]
+    figures = [_figure(image) for image in section.figures]
     return f"<section><h2>{escape(section.title)}</h2>\n" + "\n".join([*paragraphs, *figures]) + "</section>"
 
 
@@ -130,22 +130,22 @@ def _prose(text: str) -> str:
     return "<p>" + re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text.strip())) + "</p>"
 
 
-def _figure(picture: Picture) -> str:
-    content = picture.source
+def _figure(image: PageImage) -> str:
+    content = image.source
     if not isinstance(content, bytes):
         try:
             content = Path(content).read_bytes()
         except OSError as error:
             reason = error.strerror or error
             raise InputError(
-                f"got picture {str(content)!r} ({reason}); expected a PNG, GIF, JPEG or SVG file"
+                f"got figure {str(content)!r} ({reason}); expected a PNG, GIF, JPEG or SVG file"
             ) from error
     kind = next((kind for magic, kind in KINDS.items() if content.startswith(magic)), None)
     if kind is None:
-        name = "bytes" if isinstance(picture.source, bytes) else repr(str(picture.source))
-        raise InputError(f"got picture {name} starting with {content[:8]!r}; expected PNG, GIF, JPEG or SVG content")
+        name = "bytes" if isinstance(image.source, bytes) else repr(str(image.source))
+        raise InputError(f"got figure {name} starting with {content[:8]!r}; expected PNG, GIF, JPEG or SVG content")
     uri = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    caption = escape(picture.caption)
+    caption = escape(image.caption)
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f'<figure><img src="{uri}" alt="{caption}"{_width(content)}>{below}</figure>'
 

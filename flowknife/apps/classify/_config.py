@@ -11,9 +11,9 @@ from flowknife.train import Training
 
 
 class Moves(Augmentation):
-    """Changes of training pictures that leave the class what it is; a mirrored b would be a d."""
+    """Changes of training images that leave the class what it is; a mirrored b would be a d."""
 
-    flip: bool | None = pydantic.Field(False, description="mirror half of the pictures")
+    flip: bool | None = pydantic.Field(False, description="mirror half of the images")
     zoom: Zoom = 0.1
     shear: Shear = 0.2
     rotation: Rotation = 10.0
@@ -39,25 +39,23 @@ class ClassifyConfig(Settings):
     beta: float | None = pydantic.Field(
         None,
         ge=0,
-        description="weight of the labels; 1/dimensions is plain likelihood; default 4 for rows, 0.5 for pictures",
+        description="weight of the labels; 1/dimensions is plain likelihood; default 4 for rows, 0.5 for images",
     )
     classes: int | None = pydantic.Field(
         None, ge=2, description="number of classes 0, 1, ..., where some do not occur; default: those that occur"
     )
     layers: int = pydantic.Field(6, ge=1, description="couplings")
     width: int | None = pydantic.Field(
-        None, ge=4, description="hidden units of each coupling's network; default 64 for rows, 256 for pictures"
+        None, ge=4, description="hidden units of each coupling's network; default 64 for rows, 256 for images"
     )
     depth: int = pydantic.Field(2, ge=1, description="hidden layers of each coupling's network")
     scalar: Literal["spline", "affine", "additive"] | None = pydantic.Field(
-        None, description="map of single numbers; default spline for rows, affine for pictures"
+        None, description="map of single numbers; default spline for rows, affine for images"
     )
     smoothing: float | None = pydantic.Field(
         None, ge=0, description="noise on the training rows, in standard deviations; default by rows and columns"
     )
-    image_size: int | None = pydantic.Field(
-        None, ge=4, description="side in pixels; default: the pictures', at most 64"
-    )
+    image_size: int | None = pydantic.Field(None, ge=4, description="side in pixels; default: the images', at most 64")
     bits: int | None = pydantic.Field(None, ge=1, le=8, description="bits per channel; default 5")
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="items with a p-value below are flagged")
     augment: Moves | None = pydantic.Field(None, description="changes of the training images; default `Moves()`")

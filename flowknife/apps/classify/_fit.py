@@ -14,10 +14,10 @@ from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
-from flowknife.apps.classify._labels import is_picture_source, label_codes, read_pictures
-from flowknife.apps.classify._models import picture_model, table_model
+from flowknife.apps.classify._labels import is_image_source, label_codes, read_images
+from flowknife.apps.classify._models import image_model, table_model
 from flowknife.apps.classify._result import Classifier
-from flowknife.apps.classify._training import log_prior_of, train_pictures, train_table
+from flowknife.apps.classify._training import log_prior_of, train_images, train_table
 from flowknife.bijections import Affine
 from flowknife.data import White, fingerprint, load_table
 from flowknife.data.images import default_size, grey_facts
@@ -26,9 +26,9 @@ from flowknife.errors import InputError
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
 
-_KEPT_PICTURES = 400
+_KEPT_IMAGES = 400
 
-_LOOKED_AT = 2000  # training pictures that the detector is fitted to
+_LOOKED_AT = 2000  # training images that the detector is fitted to
 
 # With a beta of 0.5 images are classified as well as with 4, and drawn better.
 _OF_ROWS = {"beta": 4.0, "width": 64, "scalar": "spline"}
@@ -50,11 +50,11 @@ def classify(
 
         p(class | x) = p(x | class) p(class) / sum_k p(x | k) p(k)
 
-    Rows and pictures with an unknown label (-1, None, NaN or "") are used too: of them p(x) is learnt.
+    Rows and images with an unknown label (-1, None, NaN or "") are used too: of them p(x) is learnt.
 
     Args:
-        x: rows, an array (n, d), DataFrame or table file; or pictures, a uint8 array (n, H, W) or (n, H, W, 1 or 3);
-            or a folder of pictures with one subfolder per class.
+        x: rows, an array (n, d), DataFrame or table file; or images, a uint8 array (n, H, W) or (n, H, W, 1 or 3);
+            or a folder of images with one subfolder per class.
         labels: n whole numbers or strings; the name of a DataFrame's column; None for a folder.
         config: settings; default `ClassifyConfig()`.
         key: int, JAX key or None; None means `config.seed`.
@@ -80,13 +80,13 @@ def classify(
         ((3,), (5, 2))
     """
     config = asked(ClassifyConfig, config, settings, as_seed(key))
-    of_images = is_picture_source(x)
+    of_images = is_image_source(x)
     require_applicable(config, ITEMS, {"items": "images" if of_images else "rows"})
     if of_images:
         used = config.completed(image_size=config.image_size or default_size(x), **_OF_IMAGES)
-        data, labels = read_pictures(x, labels, used.image_size, show_progress)
+        data, labels = read_images(x, labels, used.image_size, show_progress)
         items, names, frame, skipped = data.pixels, (), Frame((), ()), data.skipped
-        facts = {"pictures": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
+        facts = {"images": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
         facts |= grey_facts(data, used.bits)
         white = data.white
     else:
@@ -111,7 +111,7 @@ def classify(
         raise InputError(f"got {len(items)} images; expected some to hold out; try more, or train.validation=0")
     log_prior = _log_prior(codes[train], len(classes))
     if of_images:
-        model, teach = _picture_model(items[train], used, len(classes), model_key), train_pictures
+        model, teach = _image_model(items[train], used, len(classes), model_key), train_images
         own = {"augmentation": used.augment}
     else:
         used = used.completed(smoothing=_smoothing(items[train]))
@@ -129,7 +129,7 @@ def classify(
         **own,
     )
     model, told = trained.model, {"seconds": round(trained.seconds, 1), **trained.facts}
-    kept = train[:_KEPT_PICTURES] if of_images else train[kept_rows(items[train], _KEPT_ROWS)]
+    kept = train[:_KEPT_IMAGES] if of_images else train[kept_rows(items[train], _KEPT_ROWS)]
     classifier = Classifier(
         model=model,
         classes=classes,
@@ -181,10 +181,10 @@ def _table_model(rows, config, classes, key):
     return make(Affine(unit.loc.value, scale), key)
 
 
-def _picture_model(pixels, config, classes, key):
+def _image_model(pixels, config, classes, key):
     fixed = pixels.shape[1:], config.bits, config.law, classes
     # compiled as a whole: the many small draws of initial weights would take longer one by one
-    make = eqx.filter_jit(lambda k: picture_model(*fixed, mixing="permute", key=k, **_sizes(config)))
+    make = eqx.filter_jit(lambda k: image_model(*fixed, mixing="permute", key=k, **_sizes(config)))
     return make(key)
 
 

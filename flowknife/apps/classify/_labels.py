@@ -22,8 +22,8 @@ Codes = Int[np.ndarray, " n"]
 _FOREIGN = -2  # in place of the number of a class
 
 
-def is_picture_source(x: Any) -> bool:
-    """Whether `x` is a folder of pictures, paths of pictures, or an array of more than two axes."""
+def is_image_source(x: Any) -> bool:
+    """Whether `x` is a folder of images, paths of images, or an array of more than two axes."""
     if isinstance(x, ImageSet):
         return True
     if isinstance(x, (str, os.PathLike)):
@@ -33,23 +33,23 @@ def is_picture_source(x: Any) -> bool:
     return isinstance(x, Sequence) and len(x) > 0 and isinstance(x[0], (str, os.PathLike))
 
 
-def read_pictures(x: Any, labels: Any, size: int, show_progress: bool) -> tuple[ImageSet, Any]:
-    """Pictures and their labels: those given, or the folder in which each lies."""
+def read_images(x: Any, labels: Any, size: int, show_progress: bool) -> tuple[ImageSet, Any]:
+    """Images and their labels: those given, or the folder in which each lies."""
     data = as_images(x, size, show_progress)
     if labels is not None:
         if data.skipped:
             raise InputError(
                 f"got {len(data.skipped)} files that cannot be used ({data.skipped[0].path}: {data.skipped[0].reason}) "
-                "and labels by place; expected pictures only; try one folder per class, without labels"
+                "and labels by place; expected images only; try one folder per class, without labels"
             )
         return data, labels
     if data.unused_folders:
         raise InputError(
-            f"got the class folders {', '.join(data.unused_folders[:5])} without a usable picture; expected some in "
+            f"got the class folders {', '.join(data.unused_folders[:5])} without a usable image; expected some in "
             "each; try to mend or remove them"
         )
     if not any(data.folders):
-        raise InputError("got pictures without labels; expected labels=..., or a folder with one subfolder per class")
+        raise InputError("got images without labels; expected labels=..., or a folder with one subfolder per class")
     return data, data.folders
 
 

@@ -4,8 +4,8 @@
     label:     x (, pad)  <->  y ~ N(one-hot label, scale^2 I),   z ~ N(0, I)
 
 The mixture starts as a quadratic discriminant analysis: whitened principal components, couplings that are the identity,
-and for each class the mean and the (shrunk) covariance of its leading components. Pictures are a wavelet flow whose
-coarsest level carries the classes; details follow from the coarse picture, whatever its class.
+and for each class the mean and the (shrunk) covariance of its leading components. Images are a wavelet flow whose
+coarsest level carries the classes; details follow from the coarse image, whatever its class.
 """
 
 import math
@@ -49,7 +49,7 @@ _PAD_DRAWS = 32  # over which p(x | label) is averaged where there is padding
 
 _MOST_CARRIED = 32  # principal components that tell classes apart; of the others the law is the same for all
 
-_MOST_COARSE = 16  # pixels a side of the picture that carries the classes
+_MOST_COARSE = 16  # pixels a side of the image that carries the classes
 
 
 # -- the ends ---------------------------------------------------------------------------------------------------------
@@ -60,8 +60,8 @@ def class_law(model: INN) -> Law:
     return model.partition.right[0].law
 
 
-def is_picture(model: INN) -> bool:
-    """Whether the left end is a picture."""
+def is_image(model: INN) -> bool:
+    """Whether the left end is an image."""
     return isinstance(model.partition.left[0].law, Pixels)
 
 
@@ -121,10 +121,10 @@ def table_model(unit: Affine, law: str, classes: int, *, key: Key, **sizes: Any)
     return INN(left, _class_blocks(law, classes, size), Chain([first, *_dense(size, as_key(key), **sizes)]))
 
 
-def picture_model(
+def image_model(
     shape: tuple[int, int, int], bits: int, law: str, classes: int, *, width: int, key: Key, **sizes: Any
 ) -> INN:
-    """A model of pictures; the leading principal directions go through dense couplings and carry the label."""
+    """A model of images; the leading principal directions go through dense couplings and carry the label."""
     coarse_key, key = jax.random.split(as_key(key))
     levels = 0
     while max(shape[:2]) // 2**levels > _MOST_COARSE and all(side % 2 ** (levels + 1) == 0 for side in shape[:2]):
@@ -152,9 +152,9 @@ def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
     """Fit the class law to the principal components of rows; the model then is a quadratic discriminant analysis.
 
     Args:
-        model: a model of `table_model` or `picture_model`, with its closed-form parts fitted; the label law has no
+        model: a model of `table_model` or `image_model`, with its closed-form parts fitted; the label law has no
             such start and comes back as it is.
-        x: labelled rows, or pictures.
+        x: labelled rows, or images.
         labels: their classes.
     """
     block = model.partition.right[0]
@@ -187,12 +187,12 @@ def look_at_rows(model: INN, rows: Array, key: Array) -> Float[Array, "n k"]:
 
 
 @eqx.filter_jit
-def look_at_pictures(model: INN, pixels: Array, log_prior: Array, key: Array) -> tuple[Array, Array]:
-    """Log p(x | class) of pictures, `(n, K)`, and what a detector should look at, `(n, 1 + k)`.
+def look_at_images(model: INN, pixels: Array, log_prior: Array, key: Array) -> tuple[Array, Array]:
+    """Log p(x | class) of images, `(n, K)`, and what a detector should look at, `(n, 1 + k)`.
 
     First how far the block that carries the label is from the likeliest class: the log of the root mean square of its
     residual, which all other numbers together would drown. Then the `level_features`, at the coarsest level of the
-    residual as well, so that no class is stranger than another.
+    residual as well, so that no class is more anomalous than another.
     """
     right = model.right_end(model.left_end(pixels, key=key))
     terms = class_block_log_probs(model, right)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LATENTS, _MARKED = 2000, 200
 
-_DRAWN = {"pictures": 10, "rows": 300}  # of each class
+_DRAWN = {"images": 10, "rows": 300}  # of each class
 
 _MOST_CLASSES = 20  # more are not drawn
 
@@ -32,21 +32,21 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
     Args:
         classifier: the trained model.
         folder: where to write.
-        others: items of no class, shown beside the held-out ones: rows, or pictures (a folder, an array).
+        others: items of no class, shown beside the held-out ones: rows, or images (a folder, an array).
     """
-    if others is not None and classifier.pictures and not hasattr(others, "pixels"):
+    if others is not None and classifier.of_images and not hasattr(others, "pixels"):
         height, width, channels = classifier.shape
         grey_or_rgb: Any = channels
         others = load_images(others, (height, width), channels=grey_or_rgb, white=classifier.white)
     shown, labels = classifier.examples
-    held = shown if classifier.pictures else classifier.frame.from_model(shown)
+    held = shown if classifier.of_images else classifier.frame.from_model(shown)
     scores = _scored(classifier, held)
-    strange = _spoilt(held) if others is None else others
+    anomalous = _spoilt(held) if others is None else others
     sections = [
         *_decisions(classifier, folder),
         _samples(classifier, held, labels, folder),
-        _latents(classifier, held, labels, strange, folder),
-        _outliers(classifier, held, scores, strange, others is None, folder),
+        _latents(classifier, held, labels, anomalous, folder),
+        _outliers(classifier, held, scores, anomalous, others is None, folder),
         trust(classifier.check()),
         *training(classifier.history, folder, str(classifier.facts.get("stopped because", "")), _OBJECTIVE),
     ]
@@ -56,7 +56,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
 
 
 def _spoilt(held):
-    """What is of no class, made of what is: pictures as negatives, rows with columns that belong to different rows."""
+    """What is of no class, made of what is: images as negatives, rows with columns that belong to different rows."""
     if held.ndim == 4:
         return 255 - held
     generator = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def _decisions(classifier, folder):
 
 
 def _samples(classifier, held, labels, folder):
-    count = _DRAWN["pictures" if classifier.pictures else "rows"]
+    count = _DRAWN["images" if classifier.of_images else "rows"]
     classes = classifier.classes[:_MOST_CLASSES]
     names = [str(name) for name in classes]
     drawn = [classifier.sample(count, label, key=0) for label in classes]
@@ -105,14 +105,14 @@ def _samples(classifier, held, labels, folder):
 
 
 def _of_classes(items, names, heading=None):
-    """Pictures or points of each class; single numbers are drawn over their class."""
+    """Images or points of each class; single numbers are drawn over their class."""
     if items[0].shape[1:] == (1,):
         items = [np.insert(rows, 1, place, axis=1) for place, rows in enumerate(items)]
     return plots.class_samples(items, names, heading)
 
 
-def _latents(classifier, held, labels, strange, folder):
-    z, outliers = classifier.encode(held[:_LATENTS]), classifier.encode(strange)[:_MARKED]
+def _latents(classifier, held, labels, anomalous, folder):
+    z, outliers = classifier.encode(held[:_LATENTS]), classifier.encode(anomalous)[:_MARKED]
     names = [str(name) for name in classifier.classes]
     if z.shape[1] == 1:
         figure = plots.latent_histogram(z, outliers)
@@ -126,18 +126,18 @@ def _latents(classifier, held, labels, strange, folder):
     )
 
 
-def _outliers(classifier, held, scores, strange, spoilt, folder):
-    others, alpha, figures = _scored(classifier, strange), classifier.config.alpha, []
+def _outliers(classifier, held, scores, anomalous, spoilt, folder):
+    others, alpha, figures = _scored(classifier, anomalous), classifier.config.alpha, []
     if classifier.flagging.rows:
         figures.append(keep(plots.anomaly_scores(scores["p_value"], others["p_value"], alpha), folder, "p_values"))
-    if classifier.flagging.rows and classifier.pictures:
+    if classifier.flagging.rows and classifier.of_images:
         figure = (
             plots.outliers(held, scores["p_value"], alpha=alpha)
             if spoilt
-            else plots.outliers(strange.pixels, others["p_value"], list(others["path"]), alpha=alpha)
+            else plots.outliers(anomalous.pixels, others["p_value"], list(others["path"]), alpha=alpha)
         )
         figures.append(keep(figure, folder, "outliers", "The most anomalous first."))
-    kind = "negatives of pictures" if classifier.pictures else "rows whose columns come from different rows"
+    kind = "negatives of images" if classifier.of_images else "rows whose columns come from different rows"
     what = f"Here the others are {kind}, some of which may still look like a class." if spoilt else ""
     return Section(
         "What is of no class",

@@ -17,10 +17,10 @@ from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
-from flowknife.anomaly._scores import with_complexity
+from flowknife.anomaly._scores import complexity
 from flowknife.apps.classify._config import ClassifyConfig
 from flowknife.apps.classify._labels import Names, as_codes, codes_of
-from flowknife.apps.classify._models import given_label, is_picture, look_at_pictures, look_at_rows
+from flowknife.apps.classify._models import given_label, is_image, look_at_images, look_at_rows
 from flowknife.apps.classify._training import fit_temperature
 from flowknife.data import Skipped, White, load_table, write_skipped
 from flowknife.data._cells import array_of
@@ -49,7 +49,7 @@ _ROWS_AT_ONCE = 4096
 
 _AS_GOOD = 0.01  # share of errors that a classifier may make more than simple ones
 
-_UPWARD = ("bits_per_dim", "complexity", "distance")  # the detector's first columns: the more, the stranger
+_ONE_SIDED = ("bits_per_dim", "complexity", "distance")  # the detector's first columns: larger is more anomalous
 
 _ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
 
@@ -78,14 +78,14 @@ class Classifier:
         classes: names of the classes, in the order of probabilities.
         log_prior: log p(class), shape (K,).
         temperature: of the calibrated probabilities.
-        names: column names, none for pictures.
-        frame: origin and scale of each column, in its units; of pictures without columns.
+        names: column names, none for images.
+        frame: origin and scale of each column, in its units; of images without columns.
         reference: training items kept for figures, as the model takes them.
         reference_labels: their classes by number, -1 for unknown.
         held_out: calibration items, as the model takes them, which had no part in training, not even in the choice of
             when to stop; none with `train.validation=0`.
         held_out_labels: their classes by number, -1 for unknown.
-        detector: for pictures, the typicality test over levels.
+        detector: for images, the typicality test over levels.
         config: settings as they were asked.
         used: the same settings, with what the fit chose where they were open.
         history: columns of the training curve.
@@ -115,18 +115,18 @@ class Classifier:
     application = "classify"
 
     @property
-    def pictures(self) -> bool:
-        """Whether items are pictures; otherwise they are rows of a table."""
-        return is_picture(self.model)
+    def of_images(self) -> bool:
+        """Whether items are images; otherwise they are rows of a table."""
+        return is_image(self.model)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of pictures.
+        """(height, width, channels) of images.
 
         Raises:
             AttributeError: for rows, which have `names`.
         """
-        if not self.pictures:
+        if not self.of_images:
             raise AttributeError("a classifier of rows has no shape; see names")
         height, width, channels = self.model.partition.left[0].shape
         return height, width, channels
@@ -151,7 +151,7 @@ class Classifier:
         return self._probability(self._log_joint(x), None if calibrated else 1.0)
 
     def log_prob(self, x: Any, label: Any = None) -> np.ndarray:
-        """Log density of each item, in nats, shape (n,); of pictures log-probability, of `config.bits` bits.
+        """Log density of each item, in nats, shape (n,); of images log-probability, of `config.bits` bits.
 
         Args:
             x: items, as for `classify`.
@@ -170,12 +170,12 @@ class Classifier:
             n: number of items.
             label: their class, or one for each; default: drawn by their frequency.
             key: int, JAX key or None.
-            temperature: scale of the latents; default 1 for rows, 0.7 for pictures.
+            temperature: scale of the latents; default 1 for rows, 0.7 for images.
         """
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1")
         if temperature is None:
-            temperature = 0.7 if self.pictures else 1.0
+            temperature = 0.7 if self.of_images else 1.0
         label_key, key = jax.random.split(as_key(key))
         if label is None:
             codes = jax.random.categorical(label_key, jnp.asarray(self.log_prior), shape=(n,))
@@ -183,12 +183,12 @@ class Classifier:
             codes = jnp.asarray(np.broadcast_to(as_codes(label, self.classes), n))
         temperature = as_temperature(temperature)
         scale = jax.tree.map(jnp.asarray, temperature)  # an argument of the compiled function, not part of it
-        size = min(n, 16 if self.pictures else _ROWS_AT_ONCE)
+        size = min(n, 16 if self.of_images else _ROWS_AT_ONCE)
         codes = jnp.resize(codes, (-(-n // size), size))  # batches of one size: one compiled program
         keys = jax.random.split(key, len(codes))
         drawn = [np.asarray(_draw(self.model, k, part, scale)) for k, part in zip(keys, codes, strict=True)]
         rows = np.concatenate(drawn)[:n]
-        return rows if self.pictures else require_finite_draws(self.frame.from_model(rows), temperature)
+        return rows if self.of_images else require_finite_draws(self.frame.from_model(rows), temperature)
 
     def encode(self, x: Any) -> np.ndarray:
         """The right end of each item, shape (n, D): its latents, after the one-hot block where there is one."""
@@ -196,7 +196,7 @@ class Classifier:
         return np.concatenate([np.asarray(_encode(self.model, part, as_key(0)))[:count] for count, part in parts])
 
     def score(self, x: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
-        """Class and strangeness of each item.
+        """Class and anomaly score of each item.
 
         Args:
             x: items, as for `classify`.
@@ -204,7 +204,7 @@ class Classifier:
 
         Returns:
             columns by name: row (or path); label, the likeliest class; probability, of that class; log_prob; score,
-            larger is stranger (rows: -log p(x); pictures: two-sided, over all levels); p_value, conformal,
+            larger is more anomalous (rows: -log p(x); images: two-sided, over all levels); p_value, conformal,
             whatever the class; flag, p_value < alpha. Of new items of the classes a share alpha is flagged. Without
             calibration items there are no columns p_value and flag, and a `CalibrationWarning` says why; see
             `flagging`.
@@ -213,15 +213,15 @@ class Classifier:
         with progress("scoring", show_progress) as report:
             look = self._look(items, report)
         joint = look[0] + self.log_prior
-        strangeness = self._strangeness(items, look)
+        anomaly = self._anomaly(items, look)
         probability = self._probability(joint)
-        columns = self.flagging.columns(self._p_values(strangeness))
+        columns = self.flagging.columns(self._p_values(anomaly))
         return {
-            ("path" if self.pictures else "row"): np.asarray(names),
+            ("path" if self.of_images else "row"): np.asarray(names),
             "label": self._labels(np.argmax(probability, axis=1)),
             "probability": probability.max(axis=1),
             "log_prob": logsumexp(joint, axis=1) + self.frame.log_det,
-            "score": strangeness,
+            "score": anomaly,
             **columns,
         }
 
@@ -241,7 +241,7 @@ class Classifier:
     def metrics(self) -> dict[str, float]:
         """Of held-out items.
 
-        `nll`, of p(x) in nats per item; `bits_per_dim` of pictures; where there are labels `accuracy`,
+        `nll`, of p(x) in nats per item; `bits_per_dim` of images; where there are labels `accuracy`,
         `nll_given_label` (of p(x | label)), `cross_entropy` (of the calibrated probabilities, in nats),
         `expected_calibration_error`. Where no items were held out, the same of training items, each with `training_`
         before its name; an error of calibration is then unknown, and left out.
@@ -250,7 +250,7 @@ class Classifier:
         look = self._held_out_look if self.flagging.rows else self._look(items)
         joint = look[0] + self.log_prior
         metrics = {"nll": float(-np.mean(logsumexp(joint, axis=1))) - self.frame.log_det}
-        if self.pictures:
+        if self.of_images:
             metrics["bits_per_dim"] = metrics["nll"] / float(np.prod(items.shape[1:]) * np.log(2))
         known = labels >= 0
         if known.any():
@@ -293,10 +293,10 @@ class Classifier:
         if x is None:
             self.flagging.require_held_out()
         items = self.held_out if x is None else self._items(x)[0]
-        strangeness = self._strangeness(items, self._held_out_look if x is None else self._look(items))
+        anomaly = self._anomaly(items, self._held_out_look if x is None else self._look(items))
         checks = [
             self._round_trip(items, x),
-            *self.flagging.checks_of(self._p_values(strangeness)),
+            *self.flagging.checks_of(self._p_values(anomaly)),
             Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
         labelled = np.any(self.held_out_labels >= 0) if x is None else labels is not None
@@ -338,7 +338,7 @@ class Classifier:
             **{name: np.asarray(getattr(self, name)) for name in _ARRAYS},
         }
         run = write_run(folder, record, tree, self.history)
-        if self.pictures:
+        if self.of_images:
             write_skipped(run / "skipped.csv", self.skipped)
         return run
 
@@ -378,38 +378,38 @@ class Classifier:
     # -- items as the model takes them ----------------------------------------------------------------------------
 
     def calibrated(self, items: np.ndarray, codes: np.ndarray, looked_at: np.ndarray) -> "Classifier":
-        """With a temperature fitted to labelled items that were not trained on, and for pictures a detector.
+        """With a temperature fitted to labelled items that were not trained on, and for images a detector.
 
         Args:
-            items: rows or pictures, as the model takes them.
+            items: rows or images, as the model takes them.
             codes: their classes by number, -1 for unknown.
-            looked_at: training pictures that the detector is fitted to.
+            looked_at: training images that the detector is fitted to.
         """
         known = codes >= 0
         fitted = self
         if known.any():
             fitted = replace(self, temperature=fit_temperature(self._joint(items[known]), codes[known]))
-        if not self.pictures:
+        if not self.of_images:
             return fitted
         seen = self._features(looked_at, self._look(looked_at))
         held_out = self._features(self.held_out, self._held_out_look) if self.flagging.rows else seen[:0]
-        return replace(fitted, detector=Typicality.fit(seen, held_out, upward=dict.fromkeys(range(len(_UPWARD)), 1.0)))
+        return replace(
+            fitted, detector=Typicality.fit(seen, held_out, upward=dict.fromkeys(range(len(_ONE_SIDED)), 1.0))
+        )
 
     def _items(self, x) -> tuple[np.ndarray, Sequence[Any]]:
         """Items and their names."""
-        if self.pictures:
+        if self.of_images:
             height, width, channels = self.shape
             data = as_images(x, (height, width), show_progress=False, channels=channels, white=self.white)
             if data.pixels.shape[1:] != self.shape:
-                raise InputError(
-                    f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training"
-                )
+                raise InputError(f"got images of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
             return data.pixels, data.names
         values = load_table(x, columns=self.names, min_rows=1).values
         return self.frame.to_model(values), range(len(values))
 
     def _parts(self, items) -> Iterator[tuple[int, np.ndarray]]:
-        if self.pictures:
+        if self.of_images:
             return in_batches(items)
         # one size for each power of two, the last part filled up: few compiled programs serve all
         size = min(1 << max(len(items) - 1, 0).bit_length(), _ROWS_AT_ONCE)
@@ -417,13 +417,13 @@ class Classifier:
         return ((len(part), np.resize(part, (size, *part.shape[1:]))) for part in parts)
 
     def _look(self, items, report: Report = unreported) -> tuple[np.ndarray, np.ndarray]:
-        """Log p(x | class), `(n, K)`, and the features of pictures, see `look_at_pictures`, `(n, 0)` for rows."""
+        """Log p(x | class), `(n, K)`, and the features of images, see `look_at_images`, `(n, 0)` for rows."""
         prior = jnp.asarray(self.log_prior)
         # the same noise for every batch: items differ by what they are, not by a draw
         looks, done = [], 0
         for count, part in self._parts(items):
-            if self.pictures:
-                seen = look_at_pictures(self.model, jnp.asarray(part), prior, as_key(0))
+            if self.of_images:
+                seen = look_at_images(self.model, jnp.asarray(part), prior, as_key(0))
             else:
                 seen = look_at_rows(self.model, jnp.asarray(part), as_key(0)), np.zeros((len(part), 0))
             looks.append([np.asarray(each, np.float64)[:count] for each in seen])
@@ -433,10 +433,10 @@ class Classifier:
         return by_class, features
 
     def _features(self, items, look):
-        """What the detector is given of pictures: bits/dim, those beyond a PNG file, and what was seen of them."""
+        """What the detector is given of images: bits/dim, those beyond a PNG file, and what was seen of them."""
         by_class, features = look
         bits = -logsumexp(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
-        return np.column_stack([bits, with_complexity(self.model, features, bits, items)])
+        return np.column_stack([bits, complexity(items, bits, self.model.partition.left[0].law.bits), features])
 
     def _labels(self, places):
         """Classes by their places, as labels were given."""
@@ -458,17 +458,17 @@ class Classifier:
     def _held_out_look(self):
         return self._look(self.held_out)
 
-    def _strangeness(self, items, look):
+    def _anomaly(self, items, look):
         if self.detector is not None:
             return self.detector.score(self._features(items, look))
         return -logsumexp(look[0] + self.log_prior, axis=1) - self.frame.log_det
 
     @cached_property
-    def _held_out_strangeness(self):
-        return self._strangeness(self.held_out, self._held_out_look) if self.flagging.rows else np.zeros(0)
+    def _held_out_anomaly(self):
+        return self._anomaly(self.held_out, self._held_out_look) if self.flagging.rows else np.zeros(0)
 
-    def _p_values(self, strangeness):
-        return conformal_p_values(strangeness, self._held_out_strangeness)
+    def _p_values(self, anomaly):
+        return conformal_p_values(anomaly, self._held_out_anomaly)
 
     def _judged(self, x, labels):
         """Probabilities and classes by number of the items whose class is known."""
@@ -487,7 +487,7 @@ class Classifier:
 
     def _round_trip(self, items, x) -> Check:
         """The worst round trip of rows, of those held out and of training; of some images as a whole."""
-        if self.pictures:
+        if self.of_images:
             error = round_trip_error(self.model.bijection, self._left(items[:1000]))
             return Check("round trip, in standard deviations", error, 1e-2)
         rows = items if x is not None else np.concatenate([items, self.reference])

@@ -26,7 +26,7 @@ _START_NUMBERS = 30_000_000  # the start is fitted to at most so many numbers
 _NUMBERS_PER_STEP = 100_000
 
 Items = tuple[np.ndarray, np.ndarray]
-"""Rows or pictures, and their labels."""
+"""Rows or images, and their labels."""
 
 
 def log_prior_of(model: INN, log_prior: Array) -> Array:
@@ -91,7 +91,7 @@ def train_table(
     return Trained(result.model, result.history, training, result.seconds, partly, facts)
 
 
-def train_pictures(
+def train_images(
     model: INN,
     train: Items,
     stopping: Items | None,
@@ -103,7 +103,7 @@ def train_pictures(
     key: jax.Array,
     show_progress: bool,
 ) -> Trained:
-    """Train the coarsest level with its classes, on pictures that are moved; then the details, level after level."""
+    """Train the coarsest level with its classes, on images that are moved; then the details, level after level."""
     pixels, labels = train
     prior = jnp.asarray(log_prior)
     coarse = coarse_blocks(model)

@@ -10,7 +10,7 @@ import numpy as np
 from flowknife import plots
 from flowknife._files import require_own
 from flowknife.report._figures import ends, flagging_text, keep, training, trust, which
-from flowknife.report._page import Picture, Section, write_report
+from flowknife.report._page import PageImage, Section, write_report
 
 if TYPE_CHECKING:
     from flowknife.apps.density._result import Density
@@ -72,7 +72,7 @@ def _mapping_section(flow, data, folder):
         "Mapping",
         "One map, both ways: every point of the data space has its place in the latent space. Colours follow the "
         "points.",
-        [still, Picture(path, "From the data through the layers of the network to the latent space, and back.")],
+        [still, PageImage(path, "From the data through the layers of the network to the latent space, and back.")],
     )
 
 

@@ -223,7 +223,7 @@ class Density:
         )
 
     def report(self, folder: str | Path) -> Path:
-        """Write the pictures and `report.html` into `folder`; return the page's path."""
+        """Write the figures and `report.html` into `folder`; return the page's path."""
         from flowknife.apps.density._report import report_density
 
         return report_density(self, folder)

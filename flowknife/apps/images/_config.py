@@ -21,9 +21,7 @@ class ImagesConfig(Settings):
     }
 
     seed: int = 0
-    image_size: int | None = pydantic.Field(
-        None, ge=4, description="side in pixels; default: the pictures', at most 64"
-    )
+    image_size: int | None = pydantic.Field(None, ge=4, description="side in pixels; default: the images', at most 64")
     crop: float = pydantic.Field(1.0, gt=0, le=1, description="share of the shorter side that is kept, from the middle")
     bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel; 8 compares with papers, 5 learns faster")
     architecture: Literal["wavelet", "lattice", "glow", "realnvp", "jet"] | None = pydantic.Field(
@@ -48,7 +46,7 @@ class ImagesConfig(Settings):
     parallel: int | None = pydantic.Field(
         None, ge=1, description="levels of wavelet and lattice that are trained at the same time, in threads; default 1"
     )
-    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="pictures with a p-value below are flagged")
+    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="images with a p-value below are flagged")
     augment: Augmentation = Augmentation()
     train: Training = Training()
 

@@ -37,7 +37,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Empirical:
-    """A Gaussian fitted to the latents of training pictures, level by level.
+    """A Gaussian fitted to the latents of training images, level by level.
 
     Only directions along which the latents vary more than chance explains are kept; along all others it is N(0, I).
 
@@ -52,7 +52,7 @@ class Empirical:
         """Fit it to latents, coarsest level first.
 
         Args:
-            latents: of training pictures, as `Images.latents` gives them.
+            latents: of training images, as `Images.latents` gives them.
             sizes: the number of latents of each level, by name.
         """
         parts = np.split(latents, np.cumsum(list(sizes.values()))[:-1], axis=1)
@@ -109,7 +109,7 @@ def _fit_level(z):
     count, size = z.shape
     z = np.asarray(z, np.float32)
     mean = z.mean(axis=0)
-    # one wild picture must not make a direction of its own: no latent counts for more than four times the usual radius
+    # one wild image must not make a direction of its own: no latent counts for more than four times the usual radius
     centred = z - mean
     radius = np.linalg.norm(centred, axis=1, keepdims=True)
     centred = centred * np.minimum(1.0, 4 * np.median(radius) / np.maximum(radius, 1e-12))

@@ -14,7 +14,7 @@ from flowknife._split import Sizes, split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.anomaly._features import bits_of, level_squares
 from flowknife.anomaly._neighbours import Neighbours, thumbnails
-from flowknife.anomaly._scores import compare, fit_detector
+from flowknife.anomaly._scores import features_of, fit_detector
 from flowknife.apps.images._config import ImagesConfig
 from flowknife.apps.images._empirical import Empirical
 from flowknife.apps.images._result import Images
@@ -30,11 +30,11 @@ from flowknife.inn import INN
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model
 
-_LOOKED_AT = 1000  # training pictures that the detector is fitted to, at most
+_LOOKED_AT = 1000  # training images that the detector is fitted to, at most
 
-_NUMBERS_LOOKED_AT = 8_000_000  # of large pictures fewer, 100 at least: of 64x64 in colour 651
+_NUMBERS_LOOKED_AT = 8_000_000  # of large images fewer, 100 at least: of 64x64 in colour 651
 
-_REMEMBERED = 10_000  # training pictures, at most, that others are compared with
+_REMEMBERED = 10_000  # training images, at most, that others are compared with
 
 _NUMBERS_REMEMBERED = 8_000_000  # of their thumbnails: of 32x32 in colour 2604
 
@@ -57,14 +57,14 @@ def images(
     show_progress: bool = True,
     **settings: Any,
 ) -> "Images":
-    """Learn the pictures of a folder: to draw new ones, and to tell what is not one of them.
+    """Learn the images of a folder: to draw new ones, and to tell what is not one of them.
 
     Args:
         folder: a folder of PNG or JPEG files of any mode and size, all subfolders mixed, or its address
-            (s3://bucket/folder); or a uint8 array of pictures (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or
+            (s3://bucket/folder); or a uint8 array of images (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or
             FILE.npz:NAME that holds one; or paths. Where a `list_eval_partition.txt` in the folder tells them, as for
-            CelebA, only the training pictures are used.
-        config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the lattice flow for pictures that are
+            CelebA, only the training images are used.
+        config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the lattice flow for images that are
             flat for the most part), 15 minutes at most.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
@@ -74,7 +74,7 @@ def images(
         the trained model with its held-out calibration.
 
     Raises:
-        InputError: for a folder without usable pictures. Single files that cannot be used are listed in `.skipped`.
+        InputError: for a folder without usable images. Single files that cannot be used are listed in `.skipped`.
         Interrupted: by Ctrl-C during training; its `result` is the model with the best weights so far.
 
     Warns:
@@ -87,7 +87,7 @@ def images(
     partition = None if isinstance(found, ImageSet) or found.partitions_inside is None else "train"
     data = as_images(found, size, show_progress, partition=partition, crop=config.crop)
     if len(data) < 8:
-        raise InputError(f"got {len(data)} usable pictures; expected at least 8, better some hundreds")
+        raise InputError(f"got {len(data)} usable images; expected at least 8, better some hundreds")
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
     training = config.train
@@ -118,7 +118,7 @@ def images(
     )
     facts = {
         **({PARTIAL: trained.partial} if trained.partial else {}),
-        "pictures": len(data),
+        "images": len(data),
         **({} if isinstance(found, ImageSet) else _partition_fact(found, partition)),
         "held out": len(held_out),
         "skipped files": len(data.skipped),
@@ -144,17 +144,17 @@ def images(
 
 
 def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
-    """What an `Images` keeps of its training pictures and of those held out."""
-    with progress("remembering training pictures", show_progress) as report:
+    """What an `Images` keeps of its training images and of those held out."""
+    with progress("remembering training images", show_progress) as report:
         neighbours = Neighbours.fit(_small(train), flip, report)
     looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // train[0].size, 100))])
     n = len(looked_at)
     with progress("calibrating the detector", show_progress) as report:
-        seen = compare(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
+        seen = features_of(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
     # what is usual: held-out images, or training images where none were held out
     usual = slice(n, None) if len(held_out) else slice(None)
     return {
-        "detector": fit_detector(model, seen.given[:n], seen.given[n:]),
+        "detector": fit_detector(seen, n),
         "held_out_bits": bits_of(model, seen.levels[usual]),
         "held_out_squares": level_squares(model, seen.latents[usual]),
         "held_out": held_out[:_KEPT_IMAGES],
@@ -172,7 +172,7 @@ def _partition_fact(found, partition) -> dict[str, str]:
 
 
 def _small(train):
-    """Thumbnails of training pictures, of many or large ones the first."""
+    """Thumbnails of training images, of many or large ones the first."""
     first = thumbnails(np.asarray(train[:1]))
     count = min(len(train), _REMEMBERED, max(_NUMBERS_REMEMBERED // first.size, 100))
     parts = [range(start, min(start + 500, count)) for start in range(0, count, 500)]
@@ -185,16 +185,16 @@ def _most_held_out(pixels) -> Sizes:
 
 
 def _require_uncut(source, size, crop):
-    """Refuse to cut what could later not be told from pictures that are cut already."""
+    """Refuse to cut what could later not be told from images that are cut already."""
     if crop != 1 and (isinstance(source, ImageSet) or getattr(source, "shape", ())[1:3] == (size, size)):
         raise InputError(
-            f"got crop={crop:g} for pictures in memory of {size} x {size} pixels, the size of training; expected "
+            f"got crop={crop:g} for images in memory of {size} x {size} pixels, the size of training; expected "
             "larger ones, or files; try crop=1, or a smaller image_size"
         )
 
 
 def _symmetric(pixels):
-    """Whether the mean picture is its own mirror image, but for 2 % of its variation over the picture."""
+    """Whether the mean image is its own mirror image, but for 2 % of its variation over the image."""
     mean = pixels.mean(axis=0, dtype=np.float64)
     variation = np.sum((mean - mean.mean(axis=(0, 1))) ** 2)
     return bool(np.sum((mean - mean[:, ::-1]) ** 2) < 0.02 * 4 * variation)

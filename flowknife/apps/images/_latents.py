@@ -36,11 +36,11 @@ def redrawn(z: Latents, columns: slice, n: int, key: Key, temperature: float | i
     """Each latent `n` times, with these columns drawn anew from N(0, temperature^2)."""
     new = np.repeat(z[:, None], n, axis=1)
     noise = jax.random.normal(as_key(key), (n, columns.stop - columns.start))
-    new[..., columns] = temperature * np.asarray(noise)  # the same draws for every picture, so that rows compare
+    new[..., columns] = temperature * np.asarray(noise)  # the same draws for every image, so that rows compare
     return new
 
 
-DRAWN_AT_ONCE = 16  # pictures
+DRAWN_AT_ONCE = 16  # images
 
 
 @eqx.filter_jit

@@ -8,10 +8,10 @@ import numpy as np
 
 from flowknife import plots
 from flowknife.apps.images._report_latents import (
+    anomaly_maps,
     clusters,
     level_temperatures,
     nearest_training,
-    surprises,
     through_latent,
 )
 from flowknife.data import load_images
@@ -39,7 +39,7 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
     Args:
         model: the trained model.
         folder: where to write.
-        others: pictures of other things (a folder, an array, or an `ImageSet`), shown beside the held-out ones.
+        others: images of other things (a folder, an array, or an `ImageSet`), shown beside the held-out ones.
     """
     real = model.examples
     simulated = model.sample(32, key=0)
@@ -51,7 +51,7 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         usual = model.detector.held_out if model.flagging.rows else model.score(real)["score"]
     kept = which(model.flagging).lower()
     sections = [
-        _pictures(model, real, simulated, folder),
+        _images(model, real, simulated, folder),
         _anomalies(model, real, other, scores, folder),
         _latents(model, real, simulated, other, z_real, z_simulated, folder),
         through_latent(model, folder),
@@ -71,17 +71,17 @@ def _other(model, others):
     return load_images(others, (height, width), channels=channels, crop=model.config.crop, white=model.white)
 
 
-def _pictures(model, real, simulated, folder):
+def _images(model, real, simulated, folder):
     regenerated = model.decode(model.encode(real[:16]))
     shown = real[:16]
     first = plots.real_regenerated_simulated(shown, regenerated, simulated[:16])
     rows = [(t, model.sample(10, key=1, temperature=t)) for t in _TEMPERATURES]
     return Section(
-        "Pictures",
-        "Real pictures; the same after the way to the latent end and back; new ones, drawn from the latent law at "
+        "Images",
+        "Real images; the same after the way to the latent end and back; new ones, drawn from the latent law at "
         "temperature 0.7. A low temperature keeps to what is common, a high one shows all of the variation.",
         [
-            keep(first, folder, "pictures", f"{model.config.bits} bits per channel."),
+            keep(first, folder, "images", f"{model.config.bits} bits per channel."),
             keep(plots.temperatures(rows), folder, "temperatures", "The same latents at several temperatures."),
             *level_temperatures(model, folder),
             *nearest_training(model, simulated, folder),
@@ -105,11 +105,11 @@ def _anomalies(model, real, other, scores, folder):
             f" Here {int(scores['discovery'].sum())} of {len(scores['discovery'])} remain when the number of images is "
             f"allowed for (Benjamini-Hochberg at {alpha:g})."
         )
-    figures += surprises(model, pixels, scores, folder)
+    figures += anomaly_maps(model, pixels, scores, folder)
     return Section(
         "Anomalies",
         "The score compares the latent radius and the likelihood of every level with the usual ones, in both "
-        "directions, the picture with changed forms of itself, and it with the training pictures that look most like "
+        "directions, the image with changed forms of itself, and it with the training images that look most like "
         f"it. {flagging_text(model.flagging)}{found}",
         figures,
     )
@@ -133,7 +133,7 @@ def _latents(model, real, simulated, other, z_real, z_simulated, folder):
     other_radii = None if z_other is None else np.linalg.norm(z_other, axis=1)
     return Section(
         "Latent cloud",
-        "Where the pictures lie at the latent end. A perfect model puts them at random on a shell whose radius is that "
+        "Where the images lie at the latent end. A perfect model puts them at random on a shell whose radius is that "
         "of the chi distribution.",
         [
             keep(cloud, folder, "cloud", f"{which(model.flagging)} images along two principal axes."),

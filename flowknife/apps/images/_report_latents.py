@@ -8,13 +8,13 @@ import numpy as np
 from flowknife import plots
 from flowknife.diagnostics import principal_plane, ranked
 from flowknife.report._figures import keep, which
-from flowknife.report._page import Picture, Section
+from flowknife.report._page import PageImage, Section
 
 if TYPE_CHECKING:
     from flowknife.apps.images._result import Images
 
 
-_CHANGED = 6  # pictures in the figure of small changes
+_CHANGED = 6  # images in the figure of small changes
 
 _CLOUD = 400
 
@@ -32,7 +32,7 @@ def through_latent(model: "Images", folder: str | Path) -> Section:
     rows = [(name, model.resample(real[0], name, n=7, key=0)[0]) for name in model.levels]
     return Section(
         "Through the latent",
-        "Every point of the latent is a picture, so that one can go from one picture to another, and keep of a picture "
+        "Every point of the latent is an image, so that one can go from one image to another, and keep of an image "
         "what one wants.",
         [
             keep(strip, folder, "interpolation", "From one image to another, each level on its sphere."),
@@ -41,7 +41,7 @@ def through_latent(model: "Images", folder: str | Path) -> Section:
     )
 
 
-def level_temperatures(model: "Images", folder: str | Path) -> list[Picture]:
+def level_temperatures(model: "Images", folder: str | Path) -> list[PageImage]:
     """Samples with a temperature for the coarsest level and one for all others; nothing for a single level."""
     coarsest, *finer = model.levels
     if not finer:
@@ -58,30 +58,32 @@ def level_temperatures(model: "Images", folder: str | Path) -> list[Picture]:
     ]
 
 
-def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path) -> list[Picture]:
-    """Samples above the training pictures that look most like them."""
-    found = model.nearest(simulated[:10], k=min(_NEIGHBOURS, len(model.neighbours.pictures)))
+def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path) -> list[PageImage]:
+    """Samples above the training images that look most like them."""
+    found = model.nearest(simulated[:10], k=min(_NEIGHBOURS, len(model.neighbours.images)))
     if not model.flagging.rows:  # a training image is its own neighbour
         return []
     usual = np.median(model.nearest(model.held_out, k=1).distances)
-    figure = plots.nearest(simulated[:10], found.pictures, found.distances, usual)
-    caption = "Samples much nearer to training pictures than new real pictures are would be remembered, not made."
+    figure = plots.nearest(simulated[:10], found.images, found.distances, usual)
+    caption = "Samples much nearer to training images than new real images are would be remembered, not made."
     return [keep(figure, folder, "nearest", caption)]
 
 
-def surprises(model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path) -> list[Picture]:
-    """Heat maps of pictures from among the flagged ones, or of the strangest where few are flagged."""
+def anomaly_maps(
+    model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path
+) -> list[PageImage]:
+    """Heat maps of images from among the flagged ones, or of the most anomalous where few are flagged."""
     some = max(int(np.sum(scores.get("flag", 0))), min(_MAPPED, len(pixels)))
     order = ranked(scores)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
-    maps = model.surprise(pixels[order])
+    maps = model.anomaly_map(pixels[order])
     if not maps.any():  # a latent without places
         return []
     column, letter = ("p_value", "p") if "p_value" in scores else ("score", "score")
     captions = [f"{letter} = {value:.3f}" for value in scores[column][order]]
-    return [keep(plots.surprise(pixels[order], maps, captions), folder, "surprise")]
+    return [keep(plots.anomaly_maps(pixels[order], maps, captions), folder, "anomaly_maps")]
 
 
-def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[Picture]:
+def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[PageImage]:
     """Images with small changes in the cloud of the latents."""
     versions = np.stack([_changed(image) for image in model.examples[:_CHANGED]])
     flat = versions.reshape(-1, *versions.shape[2:])
@@ -92,13 +94,13 @@ def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[Pi
     return [keep(figure, folder, "clusters", caption)]
 
 
-def _changed(picture):
-    """A picture in the versions that `_CHANGES` names."""
+def _changed(image):
+    """An image in the versions that `_CHANGES` names."""
     from scipy import ndimage
 
     def shifted(axis):
-        return np.concatenate([np.take(picture, [0], axis), np.delete(picture, -1, axis)], axis)
+        return np.concatenate([np.take(image, [0], axis), np.delete(image, -1, axis)], axis)
 
-    turned = ndimage.rotate(picture, 5, reshape=False, order=1, mode="nearest")
-    lighter, darker = (np.clip(picture.astype(int) + step, 0, 255).astype(np.uint8) for step in (24, -24))
-    return np.stack([picture, picture[:, ::-1], shifted(1), shifted(0), turned, lighter, darker])
+    turned = ndimage.rotate(image, 5, reshape=False, order=1, mode="nearest")
+    lighter, darker = (np.clip(image.astype(int) + step, 0, 255).astype(np.uint8) for step in (24, -24))
+    return np.stack([image, image[:, ::-1], shifted(1), shifted(0), turned, lighter, darker])

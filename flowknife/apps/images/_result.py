@@ -15,9 +15,9 @@ from flowknife._progress import Report, progress, unreported
 from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.anomaly._features import bits_of, level_squares, look
-from flowknife.anomaly._maps import maps_by_position, surprise_maps
+from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
 from flowknife.anomaly._neighbours import Nearest, Neighbours, thumbnails
-from flowknife.anomaly._scores import UPWARD, compare
+from flowknife.anomaly._scores import Features, features_of
 from flowknife.apps.images._config import ImagesConfig
 from flowknife.apps.images._empirical import ByLevel, Empirical, by_level
 from flowknife.apps.images._latents import DRAWN_AT_ONCE, How, decode_batch, draw_batch, encode_batch, redrawn, way
@@ -63,8 +63,8 @@ class Images:
         history: columns of the training curve.
         skipped: files that could not be used, and why.
         facts: what is worth knowing about the run.
-        empirical: where the latents of the training pictures lie.
-        neighbours: training pictures, small.
+        empirical: where the latents of the training images lie.
+        neighbours: training images, small.
         white: the pixel values that became 255.
     """
 
@@ -87,7 +87,7 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the pictures."""
+        """(height, width, channels) of the images."""
         height, width, channels = self.model.partition.left[0].shape
         return height, width, channels
 
@@ -107,19 +107,19 @@ class Images:
         prior: Literal["normal", "empirical"] = "normal",
         shrink: ByLevel = 0.0,
     ) -> np.ndarray:
-        """Draw `n` new pictures, uint8 (n, H, W, C).
+        """Draw `n` new images, uint8 (n, H, W, C).
 
         Args:
-            n: number of pictures.
+            n: number of images.
             key: int, JAX key or None.
             temperature: scale of the latents, one number, or one per level by name ("z_0" is the coarsest; 1 for those
                 left out).
             prior: "normal" draws the latents from N(0, I), the law of the model; "empirical" from a Gaussian fitted to
-                those of the training pictures, which mends where a model that is not perfect puts them elsewhere.
+                those of the training images, which mends where a model that is not perfect puts them elsewhere.
             shrink: of the empirical prior, from 0, as fitted, to 1, N(0, I); one number, or one per level by name.
         """
         if n < 1:
-            raise InputError(f"got n={n}; expected at least 1 picture")
+            raise InputError(f"got n={n}; expected at least 1 image")
         temperatures = by_level(temperature, self.levels, "temperature", 1.0, LARGEST_TEMPERATURE)
         if prior == "empirical":
             return self.decode(self.empirical.sample(key, n, temperatures, shrink))
@@ -130,72 +130,72 @@ class Images:
         arguments = {name: jnp.asarray(number) for name, number in temperatures.items()}
         return np.concatenate([np.asarray(draw_batch(self.model, k, arguments)) for k in keys])[:n]
 
-    def encode(self, pictures: Any) -> np.ndarray:
-        """Latents (n, H W C) of pictures, coarsest level first; `decode` gives back every bin of every pixel."""
-        batches = in_batches(self._pixels(pictures).pixels)
+    def encode(self, images: Any) -> np.ndarray:
+        """Latents (n, H W C) of images, coarsest level first; `decode` gives back every bin of every pixel."""
+        batches = in_batches(self._pixels(images).pixels)
         return np.concatenate([np.asarray(encode_batch(self.model, part))[:count] for count, part in batches])
 
-    def latents(self, pictures: Any) -> np.ndarray:
+    def latents(self, images: Any) -> np.ndarray:
         """Latents (n, H W C) that follow N(0, I): the noise within the bins, left out by `encode`, is drawn."""
-        return look(self.model, self._pixels(pictures).pixels).latents
+        return look(self.model, self._pixels(images).pixels).latents
 
     def decode(self, z: Any) -> np.ndarray:
-        """Pictures, uint8 (n, H, W, C), of latents (n, H W C)."""
+        """Images, uint8 (n, H, W, C), of latents (n, H W C)."""
         return np.concatenate(
             [np.asarray(decode_batch(self.model, part))[:count] for count, part in in_batches(np.asarray(z))]
         )
 
     def interpolate(self, a: Any, b: Any, steps: int = 8, how: How = "spherical") -> np.ndarray:
-        """Pictures on the way from one to another through the latent, uint8 (steps, H, W, C).
+        """Images on the way from one to another through the latent, uint8 (steps, H, W, C).
 
         Args:
-            a: a picture, a file or an array (H, W) or (H, W, C); the first of the result, but for its lost bits.
+            a: an image, a file or an array (H, W) or (H, W, C); the first of the result, but for its lost bits.
             b: the last.
             steps: how many, both ends included.
             how: "spherical" keeps each level of the latent at the radius of the two; "linear" goes straight.
         """
         if steps < 2:
-            raise InputError(f"got steps={steps}; expected at least 2, the two pictures")
+            raise InputError(f"got steps={steps}; expected at least 2, the two images")
         if how not in ("spherical", "linear"):
             raise InputError(f"got how={how!r}; expected 'spherical' or 'linear'")
-        start, end = (self.encode(_one(picture))[0] for picture in (a, b))
+        start, end = (self.encode(_one(image))[0] for image in (a, b))
         parts = [way(start[columns], end[columns], steps, how) for columns in self.levels.values()]
         return self.decode(np.concatenate(parts, axis=1))
 
     def attribute(self, positive: Any, negative: Any) -> np.ndarray:
-        """The direction in the latent, (H W C,), from pictures without something to pictures with it.
+        """The direction in the latent, (H W C,), from images without something to images with it.
 
         The difference of the mean latents (Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 6.2); `along` follows it.
 
         Args:
-            positive: pictures with it, a folder or an array.
-            negative: pictures without.
+            positive: images with it, a folder or an array.
+            negative: images without.
         """
         return self.encode(positive).mean(axis=0) - self.encode(negative).mean(axis=0)
 
-    def along(self, pictures: Any, direction: Any, strengths: Sequence[float | int] = (-2, -1, 0, 1, 2)) -> np.ndarray:
-        """Pictures moved along a direction of the latent, uint8 (n, len(strengths), H, W, C).
+    def along(self, images: Any, direction: Any, strengths: Sequence[float | int] = (-2, -1, 0, 1, 2)) -> np.ndarray:
+        """Images moved along a direction of the latent, uint8 (n, len(strengths), H, W, C).
 
         Args:
-            pictures: one picture or several.
+            images: one image or several.
             direction: as `attribute` returns it.
-            strengths: how far; 0 is the picture itself, 1 the whole way from the negative to the positive mean.
+            strengths: how far; 0 is the image itself, 1 the whole way from the negative to the positive mean.
         """
-        direction, z = np.asarray(direction, np.float32), self.encode(pictures)
+        direction, z = np.asarray(direction, np.float32), self.encode(images)
         if direction.shape != z.shape[1:]:
             raise InputError(f"got a direction of shape {direction.shape}; expected {z.shape[1:]}, as of attribute")
         moved = z[:, None] + np.asarray(strengths, np.float32)[:, None] * direction
         return self._decoded(moved)
 
     def resample(
-        self, pictures: Any, level: int | str, n: int = 8, key: Key = None, temperature: float | int = 1.0
+        self, images: Any, level: int | str, n: int = 8, key: Key = None, temperature: float | int = 1.0
     ) -> np.ndarray:
-        """What one level says: pictures with its latent drawn anew and all others kept, uint8 (m, n, H, W, C).
+        """What one level says: images with its latent drawn anew and all others kept, uint8 (m, n, H, W, C).
 
         Args:
-            pictures: one picture or m.
+            images: one image or m.
             level: its name, or its number; "z_0" or 0 is the coarsest.
-            n: draws for each picture, the same ones for all.
+            n: draws for each image, the same ones for all.
             key: int, JAX key or None.
             temperature: scale of the draws.
         """
@@ -203,68 +203,76 @@ class Images:
         name = names[level] if isinstance(level, int) and level in range(len(names)) else level
         if name not in names:
             raise InputError(f"got level {level!r}; expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
-        return self._decoded(redrawn(self.encode(pictures), self.levels[name], n, key, as_temperature(temperature)))
+        return self._decoded(redrawn(self.encode(images), self.levels[name], n, key, as_temperature(temperature)))
 
-    def nearest(self, pictures: Any, k: int = 3, folder: Any = None) -> Nearest:
-        """The training pictures that look most like each picture, mirror images included.
+    def nearest(self, images: Any, k: int = 3, folder: Any = None) -> Nearest:
+        """The training images that look most like each image, mirror images included.
 
-        Samples that lie much nearer to training pictures than held-out pictures do are remembered, not made.
+        Samples that lie much nearer to training images than held-out images do are remembered, not made.
 
         Args:
-            pictures: one picture or several, such as samples.
+            images: one image or several, such as samples.
             k: how many for each.
-            folder: pictures to compare with; default: up to 10,000 training pictures that the run keeps in small.
+            folder: images to compare with; default: up to 10,000 training images that the run keeps in small.
         """
         known = self.neighbours
         if folder is not None:
             known = Neighbours.fit(thumbnails(self._pixels(folder).pixels), known.mirrored)
-        if not 1 <= k <= len(known.pictures):
-            raise InputError(f"got k={k}; expected 1 to {len(known.pictures)}, the pictures that there are")
-        return known.nearest(self._pixels(pictures).pixels, k)
+        if not 1 <= k <= len(known.images):
+            raise InputError(f"got k={k}; expected 1 to {len(known.images)}, the images that there are")
+        return known.nearest(self._pixels(images).pixels, k)
 
-    def log_prob(self, pictures: Any) -> np.ndarray:
-        """Log-probability of the discrete pictures of `config.bits` bits, in nats, shape (n,)."""
-        features = look(self.model, self._pixels(pictures).pixels).levels
+    def log_prob(self, images: Any) -> np.ndarray:
+        """Log-probability of the discrete images of `config.bits` bits, in nats, shape (n,)."""
+        features = look(self.model, self._pixels(images).pixels).levels
         return -bits_of(self.model, features) * np.prod(self.shape) * np.log(2)
 
-    def score(self, pictures: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
-        """How strange each picture is.
+    def score(self, images: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
+        """How anomalous each image is.
 
         Args:
-            pictures: as for `images`; files that cannot be used are left out (read them with
+            images: as for `images`; files that cannot be used are left out (read them with
                 `flowknife.data.load_images` to learn why).
             show_progress: show a progress bar.
 
         Returns:
-            columns by name: path; bits_per_dim; upside_down and negative, bits/dim (the mean of the coarse levels) more
-            than those of the picture so reversed; softness, bits/dim of the finest level of the picture blurred by one
-            pixel, less its own; spot, the log of the largest mean square of the finest latents at one place, of the
-            picture as it is and moved by one and by two pixels; novelty, how much farther the training pictures that
-            look most like it are than these are from each other; complexity, bits/dim less those of a PNG file;
-            typicality, the distance of bits/dim from that of held-out pictures in standard deviations; radius,
-            |z| / sqrt(dimensions); radius_p, the two-sided p-value of the radii of all levels; score, all of these in
-            one, over all levels; p_value, of that score, cross-conformal; flag, p_value < alpha; q_value, the p-value
-            adjusted for the number of pictures; discovery, q_value <= alpha: of the pictures called so, a share alpha
-            at most is normal. Without calibration images there are no columns radius_p, p_value, flag, q_value and
-            discovery, and a `CalibrationWarning` says why; see `flagging`.
+            columns by name:
+
+            - path;
+            - bits_per_dim: minus log-likelihood, low for simple images too;
+            - upside_down, inverted: bits/dim (mean over the coarse levels) less those of the image so reversed;
+            - blur_gap: bits/dim of the finest level of the image blurred by one pixel, less those of the image;
+            - local_energy: log of the largest mean square of the finest latents at one position, of the image as it is
+              and moved by one and by two pixels;
+            - local_outlier: distance from the most similar training images, less their distance from each other;
+            - complexity: bits/dim less those of a PNG file;
+            - typicality: distance of bits/dim from that of held-out images, in standard deviations;
+            - radius: |z| / sqrt(dimensions), and radius_p, the two-sided p-value of the radii of all levels;
+            - score: the anomaly score, all of these features and the levels combined;
+            - p_value: of the score, cross-conformal; flag: p_value < alpha;
+            - q_value: the p-value adjusted for the number of images; discovery: q_value <= alpha. Of the discoveries a
+              share alpha at most is normal.
+
+            Without calibration images there are no columns radius_p, p_value, flag, q_value and discovery, and a
+            `CalibrationWarning` says why; see `flagging`.
         """
-        data = self._pixels(pictures)
-        with progress("scoring pictures", show_progress) as report:
-            levels, latents, features = self._compare(data.pixels, report)
-        bits, held = bits_of(self.model, levels), self.held_out_bits
-        columns = self.flagging.columns(self.detector.p_values(features))
+        data = self._pixels(images)
+        with progress("scoring images", show_progress) as report:
+            features = self._features(data.pixels, report)
+        bits, held = bits_of(self.model, features.levels), self.held_out_bits
+        columns = self.flagging.columns(self.detector.p_values(features.matrix))
         if columns:
-            radius_p = radius_p_values(level_squares(self.model, latents), self.held_out_squares)
+            radius_p = radius_p_values(level_squares(self.model, features.latents), self.held_out_squares)
             q_value = adjusted_p_values(columns["p_value"])
             columns |= {"q_value": q_value, "discovery": q_value <= self.config.alpha}
         return {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
-            **dict(zip(UPWARD, features.T, strict=False)),
+            **features.one_sided,
             "typicality": np.abs(bits - held.mean()) / held.std(),
-            "radius": np.sqrt(np.mean(latents**2, axis=1)),
+            "radius": np.sqrt(np.mean(features.latents**2, axis=1)),
             **({"radius_p": radius_p} if columns else {}),
-            "score": self.detector.score(features),
+            "score": self.detector.score(features.matrix),
             **columns,
         }
 
@@ -278,19 +286,20 @@ class Images:
         """Images to show, uint8 (n, H, W, C): held-out ones, or training images where none were held out."""
         return self.held_out if self.flagging.rows else self.reference
 
-    def surprise(self, pictures: Any) -> np.ndarray:
-        """Where each picture is strange: standard deviations from the usual at each place, float (n, H, W).
+    def anomaly_map(self, images: Any) -> np.ndarray:
+        """The anomaly map of each image: standard deviations from held-out images by position, float (n, H, W).
 
-        Minus the log-density at each place of each level is compared with that of held-out pictures at the same place;
-        the levels are added. A place is some pixels wide, so that this is done in four positions on the model's grid,
-        and their mean taken. Positive where a picture is less likely than usual, at edges or noise, say; negative where
-        it is more likely, as in a blank part. A level without places is left out; where no level has any, all is 0.
+        At each position of each level, minus the log density is standardised by that of held-out images at the same
+        position, and the levels are added. A position of the model's grid is some pixels wide, so the image is moved
+        to four places on the grid and the mean is taken. The map is positive where an image is less likely than usual
+        (edges, noise) and negative where it is more likely (blank parts). Levels without positions are left out;
+        where no level has any, the map is 0.
         """
-        pixels = self._pixels(pictures).pixels
+        pixels = self._pixels(images).pixels
         maps = maps_by_position(self.model, pixels)
         if not maps[0]:
             return np.zeros(pixels.shape[:3])
-        return surprise_maps(maps, self._held_out_maps, self.shape[:2])
+        return anomaly_maps_of(maps, self._held_out_maps, self.shape[:2])
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -302,26 +311,26 @@ class Images:
         nll = bits * float(np.prod(self.shape)) * float(np.log(2))
         return self.flagging.named({"nll": nll, "bits_per_dim": bits})
 
-    def check(self, pictures: Any = None) -> list[Check]:
-        """Whether the model can be trusted: each number with its limit, of held-out images or of `pictures`.
+    def check(self, images: Any = None) -> list[Check]:
+        """Whether the model can be trusted: each number with its limit, of held-out images or of `images`.
 
         The round trip, the law of the latents, false alarms, bits per dimension against those of simple models, and the
         steps of training of every level. Where nothing can be flagged, one more check fails, and its `note` says what
         to do.
 
         Raises:
-            InputError: without `pictures` and without held-out images.
+            InputError: without `images` and without held-out images.
         """
-        if pictures is None:
+        if images is None:
             self.flagging.require_held_out()
-        pixels = self.held_out if pictures is None else self._pixels(pictures).pixels
-        of_levels, z, features = self._compare(pixels)
+        pixels = self.held_out if images is None else self._pixels(images).pixels
+        features = self._features(pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
         return [
             Check("round trip, in standard deviations", round_trip_error(self.model.bijection, levels[:16]), 1e-2),
-            Check("distance of the latents from N(0, 1)", ks_normal(z), 0.1),
-            *self.flagging.checks_of(self.detector.p_values(features)),
-            *self._references(pixels, bits_of(self.model, of_levels), own=pictures is None),
+            Check("distance of the latents from N(0, 1)", ks_normal(features.latents), 0.1),
+            *self.flagging.checks_of(self.detector.p_values(features.matrix)),
+            *self._references(pixels, bits_of(self.model, features.levels), own=images is None),
             Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
 
@@ -384,50 +393,50 @@ class Images:
         )
 
     def report(self, folder: str | Path, others: Any = None) -> Path:
-        """Write the pictures and `report.html` into `folder`; return the page's path.
+        """Write the figures and `report.html` into `folder`; return the page's path.
 
         Args:
             folder: the run directory.
-            others: pictures of other things to show beside the held-out ones.
+            others: images of other things to show beside the held-out ones.
         """
         from flowknife.apps.images._report import report_images
 
         return report_images(self, folder, others)
 
-    def _pixels(self, pictures) -> ImageSet:
+    def _pixels(self, images) -> ImageSet:
         height, width, channels = self.shape
-        pictures = _several(pictures)
+        images = _several(images)
         # an array in this size is a sample, say, or held out, and cut already
-        crop = 1.0 if getattr(pictures, "shape", ())[1:3] == (height, width) else self.config.crop
+        crop = 1.0 if getattr(images, "shape", ())[1:3] == (height, width) else self.config.crop
         form = {"channels": channels, "crop": crop, "white": self.white}
-        data = as_images(pictures, (height, width), show_progress=False, **form)
+        data = as_images(images, (height, width), show_progress=False, **form)
         if data.pixels.shape[1:] != self.shape:
-            raise InputError(f"got pictures of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
+            raise InputError(f"got images of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
         return data
 
     def _decoded(self, z):
-        """Pictures of latents of more than one axis before the last."""
+        """Images of latents of more than one axis before the last."""
         return self.decode(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.shape)
 
-    def _compare(self, pixels, report: Report = unreported):
-        return compare(self.model, pixels, self.neighbours, report=report)
+    def _features(self, pixels, report: Report = unreported) -> Features:
+        return features_of(self.model, pixels, self.neighbours, report=report)
 
     @cached_property
     def _held_out_maps(self):
         return maps_by_position(self.model, self.examples)
 
 
-def _one(picture):
-    if isinstance(picture, (str, Path)) and not Path(picture).is_file():
-        raise InputError(f"got {str(picture)!r}, where there is no file; expected a picture; check the name")
-    return picture
+def _one(image):
+    if isinstance(image, (str, Path)) and not Path(image).is_file():
+        raise InputError(f"got {str(image)!r}, where there is no file; expected an image; check the name")
+    return image
 
 
-def _several(pictures):
-    """Pictures, where a single one, a file or an array (H, W) or (H, W, 1 or 3), becomes a list or an array of one."""
-    if isinstance(pictures, (str, Path)) and Path(pictures).is_file() and not array_file(pictures):
-        return [pictures]
-    if hasattr(pictures, "__array__"):
-        pixels = np.asarray(pictures)
+def _several(images):
+    """Images, where a single one, a file or an array (H, W) or (H, W, 1 or 3), becomes a list or an array of one."""
+    if isinstance(images, (str, Path)) and Path(images).is_file() and not array_file(images):
+        return [images]
+    if hasattr(images, "__array__"):
+        pixels = np.asarray(images)
         return pixels[None] if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3)) else pixels
-    return pictures
+    return images

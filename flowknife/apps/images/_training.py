@@ -13,7 +13,7 @@ from flowknife.train import Training
 
 _NUMBERS_PER_STEP = 100_000
 
-_FEW = 2000  # pictures
+_FEW = 2000  # images
 
 
 def train_images(
@@ -32,11 +32,11 @@ def train_images(
 
     Args:
         model: the model to start from.
-        pixels: training pictures, uint8 (n, H, W, C).
+        pixels: training images, uint8 (n, H, W, C).
         held_out: images for early stopping, if there are any.
         training: settings; a time budget is for all levels together, epochs and steps are for each.
-        augmentation: changes of the training pictures; those for early stopping stay as they are.
-        flip: mirror half of the pictures of every batch.
+        augmentation: changes of the training images; those for early stopping stay as they are.
+        flip: mirror half of the images of every batch.
         parallel: how many levels are trained at the same time, where they can be trained one by one.
         key: JAX key.
         show_progress: show progress bars.
@@ -99,18 +99,18 @@ def train_images(
     return fit_stages(model, pixels, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel)
 
 
-def _weight_decay(pictures):
-    """The more the fewer pictures there are, since few are soon known by heart."""
-    return round(min((_FEW / pictures) ** 0.5, 1.0), 2)
+def _weight_decay(images):
+    """The more the fewer images there are, since few are soon known by heart."""
+    return round(min((_FEW / images) ** 0.5, 1.0), 2)
 
 
 def _batch(size, most):
-    """So many pictures have about as many numbers as a step should see: a power of 2."""
+    """So many images have about as many numbers as a step should see: a power of 2."""
     return int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / size)), 1, most))
 
 
 def _augmented(objective, augmentation, flip):
-    """The objective on pictures that are changed anew for every batch."""
+    """The objective on images that are changed anew for every batch."""
 
     def augmented(model, batch, key):
         augment_key, key = jax.random.split(key)

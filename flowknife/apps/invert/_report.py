@@ -21,7 +21,7 @@ _DRAWS = 4000
 
 _EXACT = ("kinematics", "ballistics", "two_moons", "gaussian_linear")  # reference posteriors that take no time
 
-_PICTURED = ("kinematics", "ballistics", "gravity", "dispersion", "two_moons")
+_ILLUSTRATED = ("kinematics", "ballistics", "gravity", "dispersion", "two_moons")
 
 _PLACES = {"gravity": ("stations", "distance (km)", "anomaly (mGal)"), "dispersion": ("periods", "period (s)", "km/s")}
 
@@ -64,7 +64,7 @@ def _one_observation(posterior, problem, drawn, y, truth, folder):
     units = posterior.prior.units
     corner = plots.corner(drawn, posterior.names, truth, exact, units)
     figures = []
-    if problem is not None and problem.name in _PICTURED:
+    if problem is not None and problem.name in _ILLUSTRATED:
         figures.append(keep(plots.problem(problem, drawn, y, truth), folder, "problem"))
     figures.append(keep(corner, folder, "corner"))
     compared = " The blue lines are draws of the exact posterior." if known else ""
@@ -174,11 +174,11 @@ def _misspecification(posterior, folder):
     held = posterior.held_out_pairs["y"]
     centre = held.mean(axis=0)
     stretched = centre + _STRETCH * (held - centre)
-    usual, strange = (posterior.misspecification(rows).p_values for rows in (held, stretched))
+    usual, anomalous = (posterior.misspecification(rows).p_values for rows in (held, stretched))
     return Section(
         title,
         f"P-values of held-out observations, and of others, which are the same {_STRETCH:g} times as far from their "
         "mean. `score` gives this p-value for new observations; no posterior can be trusted where it is small. "
         + flagging_text(posterior.flagging),
-        [keep(plots.anomaly_scores(usual, strange, posterior.config.alpha), folder, "p_values")],
+        [keep(plots.anomaly_scores(usual, anomalous, posterior.config.alpha), folder, "p_values")],
     )

@@ -419,7 +419,7 @@ class Posterior:
         )
 
     def report(self, folder: str | Path) -> Path:
-        """Write the pictures and `report.html` into `folder`; return the page's path."""
+        """Write the figures and `report.html` into `folder`; return the page's path."""
         from flowknife.apps.invert._report import report_invert
 
         return report_invert(self, folder)

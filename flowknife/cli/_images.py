@@ -1,4 +1,4 @@
-"""The verbs that only runs of pictures have: `interpolate` and `attribute`."""
+"""The verbs that only runs of images have: `interpolate` and `attribute`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ from flowknife.errors import InputError
 if TYPE_CHECKING:
     from flowknife.apps import Images
 
-_SHOWN = 4  # held-out pictures, where none are given
+_SHOWN = 4  # held-out images, where none are given
 
 
 @verb(
@@ -23,26 +23,26 @@ _SHOWN = 4  # held-out pictures, where none are given
 )
 def _interpolate(
     run: Run,
-    first: Annotated[Path, typer.Argument(metavar="A", help="A picture file.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="An image file.")],
     last: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="FILE.png, a strip, or FILE.gif, in motion.")
     ],
-    steps: Annotated[int, typer.Option(min=2, help="How many pictures, both ends included.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="How many images, both ends included.")] = 8,
     linear: Annotated[bool, typer.Option("--linear", help="Go straight instead of on the sphere.")] = False,
 ) -> None:
-    """Go from one picture to another through the latent."""
+    """Go from one image to another through the latent."""
     from flowknife import plots
 
     _require_ending(out, ".png", ".gif")
     require_output(out, first, last, run=run)
     model = _images(run)
-    pictures = model.interpolate(first, last, steps, how="linear" if linear else "spherical")
+    images = model.interpolate(first, last, steps, how="linear" if linear else "spherical")
     if out.suffix.lower() == ".gif":
-        plots.interpolation_animation(out, pictures)
+        plots.interpolation_animation(out, images)
     else:
-        _save(plots.interpolation(pictures), out)
-    typer.echo(f"wrote {steps} pictures to {out}")
+        _save(plots.interpolation(images), out)
+    typer.echo(f"wrote {steps} images to {out}")
 
 
 @verb(
@@ -53,17 +53,17 @@ def _interpolate(
 )
 def _attribute(
     run: Run,
-    positive: Annotated[str, typer.Option(metavar="DIR", help="Pictures that have it.")],
-    negative: Annotated[str, typer.Option(metavar="DIR", help="Pictures that have it not.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.")],
-    pictures: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PICTURE]...", help="Picture files; if left out, held-out ones.")
+    positive: Annotated[str, typer.Option(metavar="DIR", help="Images that have it.")],
+    negative: Annotated[str, typer.Option(metavar="DIR", help="Images that have it not.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The image to write.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PICTURE]...", help="Image files; if left out, held-out ones.")
     ] = None,
     strengths: Annotated[
         str, typer.Option(metavar="S,S,...", help="How far; 1 is from the mean without it to the mean with it.")
     ] = "-2,-1,-0.5,0,0.5,1,2",
 ) -> None:
-    """Give pictures more or less of what tells one folder from another.
+    """Give images more or less of what tells one folder from another.
 
     The direction is the difference of the mean latents of the two folders.
     """
@@ -72,16 +72,16 @@ def _attribute(
     from flowknife import plots
 
     _require_ending(out, ".png")
-    require_output(out, positive, negative, *(pictures or ()), run=run)
+    require_output(out, positive, negative, *(images or ()), run=run)
     steps = [number_in(part, "--strengths") for part in strengths.split(",")]
     model = _images(run)
     direction = model.attribute(positive, negative)
-    if pictures:
-        rows = np.concatenate([model.along(picture, direction, steps) for picture in pictures])
+    if images:
+        rows = np.concatenate([model.along(image, direction, steps) for image in images])
     else:
         rows = model.along(model.held_out[:_SHOWN], direction, steps)
     _save(plots.along(rows, steps, f"From {Path(negative).name} to {Path(positive).name}; 0 is the image."), out)
-    typer.echo(f"wrote {len(rows)} rows of pictures to {out}")
+    typer.echo(f"wrote {len(rows)} rows of images to {out}")
 
 
 def number_in(text: str, option: str) -> float:
