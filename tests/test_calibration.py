@@ -21,12 +21,11 @@ def _squared_distances(train, rows):
     return np.einsum("ni,ij,nj->n", difference, np.linalg.inv(covariance), difference)
 
 
-@pytest.mark.parametrize("alpha", [0.05, 0.1])
-@pytest.mark.parametrize("rows", [60, 300, 3000])
+@pytest.mark.parametrize(("rows", "alpha"), [(60, 0.05), (300, 0.05), (3000, 0.05), (300, 0.1)])
 def test_of_new_rows_a_share_alpha_is_flagged_and_no_more(rows, alpha):
     generator, sizes = np.random.default_rng(rows), split_sizes(rows, None, alpha)
     share = []
-    for seed in range(200 if rows < 1000 else 60):
+    for seed in range(150 if rows < 1000 else 40):
         x, new = generator.standard_t(5, size=(rows, 6)), generator.standard_t(5, size=(100, 6))
         train, stopping, calibration = (x[part] for part in split(rows, sizes, jax.random.key(seed)))
         # early stopping: of fits to several parts of the training rows, the one that suits the stopping rows best
@@ -45,14 +44,14 @@ def test_rows_that_trained_calibrate_nothing():
     assert np.mean(conformal_p_values(_squared_distances(x, new), _squared_distances(x, x)) < 0.05) > 0.5
 
 
-@pytest.mark.parametrize("dim", [1, 6])
+@pytest.mark.parametrize("dim", [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_of_observations_of_the_simulator_no_more_than_a_share_alpha_is_flagged(dim):
     generator, share = np.random.default_rng(dim), []
-    for _ in range(60):
+    for _ in range(30):
         reference, calibration, new = (generator.standard_t(4, size=(n, dim)) for n in (40, 20, 100))
         share.append(np.mean(misspecification(reference, new, calibration=calibration).p_values < 0.05))
     # the place and the width of the distances are fitted too: with 20 pairs that is on the safe side
-    assert 0.015 < np.mean(share) < 0.05 + 2 * np.std(share) / 60**0.5
+    assert 0.015 < np.mean(share) < 0.05 + 2 * np.std(share) / 30**0.5
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.1, 0.07, 0.05, 0.03, 0.01, 1 / 3])
@@ -179,7 +178,7 @@ def test_what_is_far_from_seventy_rows_is_flagged(seventy):
     assert not result.flagging.note and "p-values" not in result.facts
 
 
-@pytest.fixture(scope="module", params=_jobs("density", "classify"))
+@pytest.fixture(scope="module", params=_jobs("density"))
 def unheld(request):
     """Every job without held-out rows."""
     with pytest.warns(CalibrationWarning, match="no p-values"):
@@ -244,6 +243,7 @@ def test_rows_of_ones_own_may_calibrate():
         fk.density(x, **SMALL, calibration=np.where(own > 1, np.nan, own))
 
 
+@pytest.mark.slow
 def test_a_detector_calibrates_whatever_its_settings_hold_out():
     pytest.importorskip("sklearn")
     x = np.random.default_rng(0).normal(size=(120, 2))
