@@ -1,4 +1,4 @@
-"""Anomaly features of an image (against transformed copies, its PNG code length, training images) and their detector."""
+"""Anomaly features of an image (against changed forms of it, its PNG file, training images) and their detector."""
 
 import io
 from collections.abc import Callable
