@@ -1,15 +1,15 @@
 """Features of images that an anomaly detector compares: latents and bits per dimension, level by level."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowknife._batches import in_batches
+from flowknife._batches import map_batches
 from flowknife._progress import Report, unreported
 from flowknife._types import as_key
 from flowknife.multiscale import local_log_probs
@@ -54,18 +54,8 @@ def bits_of(model, features):
 def look(model, pixels, report: Report = unreported) -> Look:
     """A `Look` at every image."""
     # the same noise for every batch: images differ by what they show, not by a draw
-    levels, latents, energy = _of_all(pixels, lambda part: _look(model, part, as_key(0)), report)
+    levels, latents, energy = map_batches(lambda part: _look(model, part, as_key(0)), pixels, report=report)
     return Look(levels.astype(np.float64), latents, energy)
-
-
-def _of_all(pixels, program: Callable[[Any], Sequence[Any]], report: Report = unreported) -> list[np.ndarray]:
-    """The arrays that a program returns for each batch, of all images."""
-    parts, done = [], 0
-    for count, part in in_batches(pixels):
-        parts.append([np.asarray(array)[:count] for array in program(part)])
-        done += count
-        report(done / len(pixels), f"{done} of {len(pixels)}")
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 @eqx.filter_jit
@@ -79,7 +69,11 @@ def bits_at(model, pixels, levels: range, report: Report = unreported):
     """Bits/dim of the levels in this range alone, `(n, len(levels))`; what they do not need is never computed."""
     if pixels[0].size <= SMALL:  # computing all takes less than compiling another program
         return level_bits(model, look(model, pixels, report).levels)[:, levels]
-    (bits,) = _of_all(pixels, lambda part: [_bits_at(model, part, as_key(0), levels.start, levels.stop)], report)
+
+    def program(part):
+        return [_bits_at(model, part, as_key(0), levels.start, levels.stop)]
+
+    (bits,) = map_batches(program, pixels, report=report)
     return bits.astype(np.float64)
 
 
@@ -90,7 +84,7 @@ def _local(model, pixels):
 
 def local_maps(model, pixels):
     """Log-density at each place, in nats per latent, for every level that has places: arrays (n, h, w)."""
-    return _of_all(pixels, lambda part: _local(model, part))
+    return map_batches(lambda part: _local(model, part), pixels)
 
 
 Term = tuple[Array, Array]

@@ -1,6 +1,6 @@
 """What `classify` returns: a trained generative classifier."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from flowknife._batches import in_batches
+from flowknife._batches import IMAGES_AT_ONCE, ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import recorded, recovered
@@ -45,7 +45,7 @@ from flowknife.laws import as_temperature, require_finite_draws
 from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
 
-_ROWS_AT_ONCE = 4096
+_DRAWN_AT_ONCE = 16  # images
 
 _AS_GOOD = 0.01  # share of errors that a classifier may make more than simple ones
 
@@ -183,7 +183,7 @@ class Classifier:
             codes = jnp.asarray(np.broadcast_to(as_codes(label, self.classes), n))
         temperature = as_temperature(temperature)
         scale = jax.tree.map(jnp.asarray, temperature)  # an argument of the compiled function, not part of it
-        size = min(n, 16 if self.of_images else _ROWS_AT_ONCE)
+        size = bucket(n, _DRAWN_AT_ONCE if self.of_images else ROWS_AT_ONCE)
         codes = jnp.resize(codes, (-(-n // size), size))  # batches of one size: one compiled program
         keys = jax.random.split(key, len(codes))
         drawn = [np.asarray(_draw(self.model, k, part, scale)) for k, part in zip(keys, codes, strict=True)]
@@ -192,8 +192,8 @@ class Classifier:
 
     def encode(self, x: Any) -> np.ndarray:
         """The right end of each item, shape (n, D): its latents, after the one-hot block where there is one."""
-        parts = self._parts(self._items(x)[0])
-        return np.concatenate([np.asarray(_encode(self.model, part, as_key(0)))[:count] for count, part in parts])
+        items, _ = self._items(x)
+        return map_batches(lambda part: [_encode(self.model, part, as_key(0))], items, self._most)[0]
 
     def score(self, x: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
         """Class and anomaly score of each item.
@@ -408,29 +408,23 @@ class Classifier:
         values = load_table(x, columns=self.names, min_rows=1).values
         return self.frame.to_model(values), range(len(values))
 
-    def _parts(self, items) -> Iterator[tuple[int, np.ndarray]]:
-        if self.of_images:
-            return in_batches(items)
-        # one size for each power of two, the last part filled up: few compiled programs serve all
-        size = min(1 << max(len(items) - 1, 0).bit_length(), _ROWS_AT_ONCE)
-        parts = [items[start : start + size] for start in range(0, len(items), size)]
-        return ((len(part), np.resize(part, (size, *part.shape[1:]))) for part in parts)
+    @property
+    def _most(self):
+        """Items in a batch, at most."""
+        return IMAGES_AT_ONCE if self.of_images else ROWS_AT_ONCE
 
     def _look(self, items, report: Report = unreported) -> tuple[np.ndarray, np.ndarray]:
         """Log p(x | class), `(n, K)`, and the features of images, see `look_at_images`, `(n, 0)` for rows."""
         prior = jnp.asarray(self.log_prior)
-        # the same noise for every batch: items differ by what they are, not by a draw
-        looks, done = [], 0
-        for count, part in self._parts(items):
+
+        def program(part):
+            # the same noise for every batch: items differ by what they are, not by a draw
             if self.of_images:
-                seen = look_at_images(self.model, jnp.asarray(part), prior, as_key(0))
-            else:
-                seen = look_at_rows(self.model, jnp.asarray(part), as_key(0)), np.zeros((len(part), 0))
-            looks.append([np.asarray(each, np.float64)[:count] for each in seen])
-            done += count
-            report(done / len(items), f"{done} of {len(items)}")
-        by_class, features = (np.concatenate(parts) for parts in zip(*looks, strict=True))
-        return by_class, features
+                return look_at_images(self.model, jnp.asarray(part), prior, as_key(0))
+            return look_at_rows(self.model, jnp.asarray(part), as_key(0)), np.zeros((len(part), 0))
+
+        by_class, features = map_batches(program, items, self._most, report)
+        return by_class.astype(np.float64), features.astype(np.float64)
 
     def _features(self, items, look):
         """What the detector is given of images: bits/dim, those beyond a PNG file, and what was seen of them."""
@@ -491,9 +485,8 @@ class Classifier:
             error = round_trip_error(self.model.bijection, self._left(items[:1000]))
             return Check("round trip, in standard deviations", error, 1e-2)
         rows = items if x is not None else np.concatenate([items, self.reference])
-        back = np.concatenate(
-            [np.asarray(_there_and_back(self.model, self._left(part)))[:count] for count, part in self._parts(rows)]
-        )[:, : len(self.names)]
+        (back,) = map_batches(lambda part: [_there_and_back(self.model, self._left(part))], rows, self._most)
+        back = back[:, : len(self.names)]
         values = self.frame.from_model(rows)
         return Check.of_round_trip(
             values, self.frame.from_model(back), self.names, self.frame.from_model(self.reference)

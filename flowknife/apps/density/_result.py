@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
 from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
@@ -29,8 +30,6 @@ from flowknife.inn import INN
 from flowknife.laws import as_temperature, require_finite_draws
 from flowknife.storage import load_tree, read_history, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
-
-_ROWS_AT_ONCE = 16_384
 
 _AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
 
@@ -95,8 +94,9 @@ class Density:
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 row")
         temperature = as_temperature(temperature)
-        drawn = self.frame.from_model(_sample(self.model, as_key(key), n, jnp.asarray(temperature)))
-        return require_finite_draws(drawn, temperature)
+        scale = jnp.asarray(temperature)
+        drawn = draw_batches(lambda k, size: _sample(self.model, k, size, scale), n, as_key(key), ROWS_AT_ONCE)
+        return require_finite_draws(self.frame.from_model(drawn), temperature)
 
     def log_prob(self, x: Any) -> np.ndarray:
         """Log density of each row, in nats, shape (n,), -inf for a row that is impossible.
@@ -109,8 +109,8 @@ class Density:
 
     def _log_prob_of(self, rows):
         """Log density, in the user's units, of rows as the model takes them."""
-        parts = [np.asarray(_log_prob(self.model, part)) for part in _chunks(rows)]
-        return np.concatenate([np.zeros(0, np.float32), *parts]) + self.frame.log_det
+        (found,) = map_batches(lambda part: [_log_prob(self.model, part)], rows, ROWS_AT_ONCE)
+        return found + self.frame.log_det
 
     def encode(self, x: Any) -> np.ndarray:
         """The latent of each row, standard normal for rows of the same distribution.
@@ -186,7 +186,7 @@ class Density:
         ]
 
     def _encoded(self, rows):
-        return np.concatenate([np.asarray(_encode(self.model, part)) for part in _chunks(rows)])
+        return map_batches(lambda part: [_encode(self.model, part)], rows, ROWS_AT_ONCE)[0]
 
     def save(self, folder: str | Path) -> Path:
         """Write a run directory; `flowknife.load` reads it."""
@@ -242,7 +242,3 @@ def _is_rows(x, columns):
     """Whether `x` is a plain matrix of numbers, which has no names and need not be finite."""
     plain = isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, np.ma.MaskedArray)
     return plain and x.dtype.kind in "fiub" and x.ndim == 2 and x.shape[1] == columns and len(x) > 0
-
-
-def _chunks(rows):
-    return [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]

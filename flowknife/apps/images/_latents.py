@@ -50,8 +50,8 @@ def encode_batch(model, pixels):
 
 
 @eqx.filter_jit
-def draw_batch(model, key, temperature):
-    return model.sample(key, DRAWN_AT_ONCE, temperature=temperature)
+def draw_batch(model, key, size, temperature):
+    return model.sample(key, size, temperature=temperature)
 
 
 @eqx.filter_jit

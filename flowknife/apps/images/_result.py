@@ -6,11 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowknife._batches import in_batches
+from flowknife._batches import draw_batches, map_batches
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
@@ -125,15 +124,15 @@ class Images:
             return self.decode(self.empirical.sample(key, n, temperatures, shrink))
         if prior != "normal":
             raise InputError(f"got prior={prior!r}; expected 'normal' or 'empirical'")
-        keys = jax.random.split(as_key(key), -(-n // DRAWN_AT_ONCE))
         # arguments of the compiled function, not part of it
         arguments = {name: jnp.asarray(number) for name, number in temperatures.items()}
-        return np.concatenate([np.asarray(draw_batch(self.model, k, arguments)) for k in keys])[:n]
+        return draw_batches(
+            lambda k, size: draw_batch(self.model, k, size, arguments), n, as_key(key), most=DRAWN_AT_ONCE
+        )
 
     def encode(self, images: Any) -> np.ndarray:
         """Latents (n, H W C) of images, coarsest level first; `decode` gives back every bin of every pixel."""
-        batches = in_batches(self._pixels(images).pixels)
-        return np.concatenate([np.asarray(encode_batch(self.model, part))[:count] for count, part in batches])
+        return map_batches(lambda part: [encode_batch(self.model, part)], self._pixels(images).pixels)[0]
 
     def latents(self, images: Any) -> np.ndarray:
         """Latents (n, H W C) that follow N(0, I): the noise within the bins, left out by `encode`, is drawn."""
@@ -141,9 +140,7 @@ class Images:
 
     def decode(self, z: Any) -> np.ndarray:
         """Images, uint8 (n, H, W, C), of latents (n, H W C)."""
-        return np.concatenate(
-            [np.asarray(decode_batch(self.model, part))[:count] for count, part in in_batches(np.asarray(z))]
-        )
+        return map_batches(lambda part: [decode_batch(self.model, part)], np.asarray(z))[0]
 
     def interpolate(self, a: Any, b: Any, steps: int = 8, how: How = "spherical") -> np.ndarray:
         """Images on the way from one to another through the latent, uint8 (steps, H, W, C).

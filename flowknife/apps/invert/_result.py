@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
 from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
@@ -184,10 +185,14 @@ class Posterior:
         rows, single = self._observations(y)
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 draw")
-        parts = self._in_parts(self._given(rows), n * self.prior.dim)
-        keys = jax.random.split(as_key(key), len(parts))
-        scale = jnp.asarray(as_temperature(temperature))
-        drawn = [np.asarray(_sample(self.model, k, n, scale, part)) for k, part in zip(keys, parts, strict=True)]
+        scale, rows = jnp.asarray(as_temperature(temperature)), self._given(rows)
+        size = bucket(n)
+        most = max(_NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations at a time
+        keys = iter(jax.random.split(as_key(key), -(-len(rows) // most)))
+        drawn = [
+            np.asarray(_sample(self.model, next(keys), size, scale, rows[start : start + most]))[:, :n]
+            for start in range(0, len(rows), most)
+        ]
         return _plain(self._x_frame.from_model(np.concatenate(drawn)), single)
 
     def sample_noise(self, n: int, y: Any, key: Key = None) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +237,7 @@ class Posterior:
             )
         possible = np.asarray(self.prior.log_prob(x)) > -np.inf
         inside = np.where(possible[..., None], self._x_frame.to_model(x), self.examples["x"][0])
-        found = np.asarray(log_density(self.model, inside, rows), np.float64) + self._x_frame.log_det
+        found = self._log_density(inside, rows).astype(np.float64) + self._x_frame.log_det
         return np.where(possible & ~np.isnan(found), found, -np.inf)
 
     def quantiles(self, y: Any, q: Sequence[float] = (0.05, 0.5, 0.95), n: int = 4000, key: Key = None) -> np.ndarray:
@@ -366,7 +371,14 @@ class Posterior:
         ]
 
     def _log_density(self, x, y):
-        return log_density(self.model, x, y)
+        """Log density, as the model has it, of rows (..., d) given observations (..., m)."""
+        dim = x.shape[-1]
+        rows = np.concatenate([x, y], axis=-1).reshape(-1, dim + y.shape[-1])
+
+        def program(part):
+            return [log_density(self.model, part[:, :dim], part[:, dim:])]
+
+        return map_batches(program, rows, ROWS_AT_ONCE)[0].reshape(x.shape[:-1])
 
     def to_arviz(self, y: Any, n: int = 1000, key: Key = None) -> Any:
         """`n` draws given one observation as ArviZ `InferenceData`, with the observed data."""
@@ -453,10 +465,6 @@ class Posterior:
     def _named(self, x):
         """Parameters, of a data frame by the names of its columns."""
         return x if names_in(x) is None else load_table(x, columns=self.names, min_rows=1).values
-
-    def _in_parts(self, rows, numbers_each):
-        size = max(_NUMBERS_AT_ONCE // max(numbers_each, 1), 1)
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _features(self, y):
         """Normal scores of observations, in which a distance means something."""
