@@ -32,7 +32,8 @@ from flowknife._files import RUN_FILES, WORK, is_run, own_extras
 from flowknife._types import Constant
 from flowknife.errors import StorageError
 
-FORMAT = 1
+FORMAT = 2
+"""Of model files and run directories. Format 1 had other names of fields, and one block for what is now several."""
 _HEADER = "flowknife"
 
 
@@ -145,10 +146,7 @@ def load_tree(path: str | os.PathLike) -> Any:
             header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
             if header is None:
                 raise StorageError(f"got {path}, safetensors without a flowknife header; expected a flowknife model")
-            if header["format"] > FORMAT:
-                raise StorageError(
-                    f"got {path} of format {header['format']}; expected at most {FORMAT}; try a newer flowknife"
-                )
+            _require_format(path, header["format"])
             return _build(header["tree"], file.get_tensor, _classes())
     except FileNotFoundError:
         raise StorageError(f"got {path}, which does not exist; expected a model file") from None
@@ -258,11 +256,15 @@ def read_run(folder: str | os.PathLike) -> dict[str, Any]:
         raise StorageError(f"got {folder / 'run.json'}, which cannot be read ({error})") from None
     if not isinstance(record, dict) or "application" not in record:
         raise StorageError(f"got {folder / 'run.json'} without an application; expected a run written by flowknife")
-    if not isinstance(record.get("format", 0), int) or record.get("format", 0) > FORMAT:
-        raise StorageError(
-            f"got the run {folder} of format {record['format']!r}; expected at most {FORMAT}; try a newer flowknife"
-        )
+    _require_format(folder, record.get("format"))
     return record
+
+
+def _require_format(path, found):
+    if found != FORMAT or isinstance(found, bool):
+        older = isinstance(found, int) and found < FORMAT
+        advice = "an older flowknife wrote it; try to fit anew" if older else "try a newer flowknife"
+        raise StorageError(f"got {path} of format {found!r}; expected format {FORMAT}; {advice}")
 
 
 def read_history(folder: str | os.PathLike) -> dict[str, list[float]]:

@@ -312,7 +312,7 @@ def spoil(run, name):
     elif name == "newer run.json":
         (run / "run.json").write_text('{"application": "density", "format": 99}')
     elif name == "unknown application":
-        (run / "run.json").write_text('{"application": "origami", "format": 1}')
+        (run / "run.json").write_text('{"application": "origami", "format": 2}')
     elif name == "no model":
         (run / "model.safetensors").unlink()
     elif name == "damaged model":

@@ -104,7 +104,7 @@ def test_away_from_the_edge_a_shifted_image_gives_a_shifted_output(name):
     make, _, _ = NETS[name]
     net = perturb(make((9, 9, 2), (9, 9, 3), key=0))
     if name != "ConvNet":
-        net = eqx.tree_at(lambda net: net.place, net, jnp.zeros_like(net.place))  # which tells places apart
+        net = eqx.tree_at(lambda net: net.position, net, jnp.zeros_like(net.position))  # which tells positions apart
     x = draw(0, 9, 9, 2)
     y, shifted = net(x), net(jnp.roll(x, (1, 2), axis=(0, 1)))
     np.testing.assert_allclose(shifted[4:6, 5:6], y[3:5, 3:4], rtol=1e-4, atol=1e-5)
@@ -137,7 +137,7 @@ def test_dense_starts_with_the_variance_of_he_initialisation():
 def test_residual_blocks_start_as_the_identity():
     net = nets.ResidualMLP((3,), (2,), width=5, depth=3, activation="relu", zero=False, key=0)
     x = draw(0, 4, 3)
-    np.testing.assert_allclose(net(x), net.last(jax.nn.relu(net.first(x))), rtol=1e-6)
+    np.testing.assert_allclose(net(x), net.proj_out(jax.nn.relu(net.proj_in(x))), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -189,15 +189,15 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         "[]",
         "1",
         "{}",
-        {"format": 1},
+        {"format": storage.FORMAT},
         {"format": "one", "tree": None},
-        {"format": 1, "tree": {"array": "/other"}},
-        {"format": 1, "tree": {"array": 3}},
-        {"format": 1, "tree": {"dict": [1, 2]}},
-        {"format": 1, "tree": {}},
-        {"format": 1, "tree": {"class": "LU"}},
-        {"format": 1, "tree": {"class": ["LU"], "fields": {}}},
-        {"format": 1, "tree": {"class": "LU", "fields": None}},
+        {"format": storage.FORMAT, "tree": {"array": "/other"}},
+        {"format": storage.FORMAT, "tree": {"array": 3}},
+        {"format": storage.FORMAT, "tree": {"dict": [1, 2]}},
+        {"format": storage.FORMAT, "tree": {}},
+        {"format": storage.FORMAT, "tree": {"class": "LU"}},
+        {"format": storage.FORMAT, "tree": {"class": ["LU"], "fields": {}}},
+        {"format": storage.FORMAT, "tree": {"class": "LU", "fields": None}},
     ],
     ids=str,
 )
@@ -206,7 +206,16 @@ def test_a_damaged_header_is_refused(header, tmp_path):
 
 
 def test_a_deep_nest_is_refused(tmp_path):
-    refused(write_header(tmp_path / "model", '{"format": 1, "tree": ' + "[" * 100_000 + "]" * 100_000 + "}"))
+    refused(
+        write_header(
+            tmp_path / "model", f'{{"format": {storage.FORMAT}, "tree": ' + "[" * 100_000 + "]" * 100_000 + "}"
+        )
+    )
+
+
+def test_an_older_format_is_named(tmp_path):
+    message = refused(write_header(tmp_path / "model", {"format": 1, "tree": None}))
+    assert "format 1" in message and "fit anew" in message
 
 
 def test_a_newer_format_asks_for_a_newer_version(tmp_path):
@@ -217,13 +226,17 @@ def test_a_newer_format_asks_for_a_newer_version(tmp_path):
 @pytest.mark.parametrize("change", ["missing", "extra"])
 def test_wrong_fields_are_refused(change, tmp_path):
     fields = {"bijections": [], "surprise": 2.0} if change == "extra" else {}
-    message = refused(write_header(tmp_path / "model", {"format": 1, "tree": {"class": "Chain", "fields": fields}}))
+    message = refused(
+        write_header(tmp_path / "model", {"format": storage.FORMAT, "tree": {"class": "Chain", "fields": fields}})
+    )
     assert "Chain" in message
     assert "bijections" in message
 
 
 def test_a_field_that_an_older_version_did_not_know_has_its_default(tmp_path):
-    path = write_header(tmp_path / "model", {"format": 1, "tree": {"class": "Pixels", "fields": {"bits": 5}}})
+    path = write_header(
+        tmp_path / "model", {"format": storage.FORMAT, "tree": {"class": "Pixels", "fields": {"bits": 5}}}
+    )
     assert storage.load_tree(path) == Pixels(5)
 
 
@@ -240,7 +253,7 @@ def test_a_file_cannot_name_other_code(name, inside, tmp_path, monkeypatch):
     node = {"class": name, "fields": {"command": "echo"}}
     if inside:
         node = {"class": "Given", "fields": {"scale": node}}
-    assert name in refused(write_header(tmp_path / "model", {"format": 1, "tree": node}))
+    assert name in refused(write_header(tmp_path / "model", {"format": storage.FORMAT, "tree": node}))
 
 
 def test_loading_runs_no_constructor(tmp_path, monkeypatch):

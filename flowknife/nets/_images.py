@@ -134,17 +134,17 @@ class ConvNet(eqx.Module):
 
 
 class PatchMLP(eqx.Module):
-    """An MLP of every pixel's 3x3 neighbourhood, its place and the condition there: 3x3 - a - 1x1 - a - 1x1.
+    """An MLP of every pixel's 3x3 neighbourhood, its position and the condition there: 3x3 - a - 1x1 - a - 1x1.
 
-    A fraction of the cost of `ConvNet` where there are many outputs, or a wide condition that has already looked
-    around. Args as for `ConvNet`.
+    A fraction of the cost of `ConvNet` where there are many outputs, or a wide condition that already covers the
+    surroundings. Args as for `ConvNet`.
     """
 
-    look: Conv
-    place: Float[Array, "h w width"]
-    listen: Dense | None
-    think: Dense
-    last: Dense
+    conv_in: Conv
+    position: Float[Array, "h w width"]
+    cond_proj: Dense | None
+    fc1: Dense
+    fc2: Dense
     cond_shape: Shape | None = eqx.field(static=True)
     activation: str = eqx.field(static=True)
 
@@ -161,22 +161,22 @@ class PatchMLP(eqx.Module):
         self.cond_shape, self.activation = cond_shape, activation
         _activation(activation)
         check_grid(in_shape, out_shape, cond_shape)
-        look, listen, think, last = jax.random.split(as_key(key), 4)
-        self.look = Conv(in_shape[-1], width, key=look)
-        self.place = jnp.zeros((*in_shape[:2], width))
-        self.listen = None if cond_shape is None else Dense(cond_shape[-1], width, key=listen)
-        self.think = Dense(width, width, key=think)
-        self.last = Dense(width, out_shape[-1], zero=True, key=last)
+        conv_in, cond_proj, fc1, fc2 = jax.random.split(as_key(key), 4)
+        self.conv_in = Conv(in_shape[-1], width, key=conv_in)
+        self.position = jnp.zeros((*in_shape[:2], width))
+        self.cond_proj = None if cond_shape is None else Dense(cond_shape[-1], width, key=cond_proj)
+        self.fc1 = Dense(width, width, key=fc1)
+        self.fc2 = Dense(width, out_shape[-1], zero=True, key=fc2)
 
     @eqx.filter_checkpoint
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         act = _activation(self.activation)
-        hidden = self.look(x) + self.place
-        if self.listen is not None:
-            heard = self.listen(cond)
+        hidden = self.conv_in(x) + self.position
+        if self.cond_proj is not None:
+            projected = self.cond_proj(cond)
             # a condition without space is the same at every pixel
-            hidden = hidden + (heard[..., None, None, :] if len(self.cond_shape or ()) == 1 else heard)
-        return self.last(act(self.think(act(hidden))))
+            hidden = hidden + (projected[..., None, None, :] if len(self.cond_shape or ()) == 1 else projected)
+        return self.fc2(act(self.fc1(act(hidden))))
 
 
 def check_grid(in_shape, out_shape, cond_shape=None):
@@ -191,10 +191,10 @@ def check_grid(in_shape, out_shape, cond_shape=None):
 
 
 class ConvResNet(eqx.Module):
-    """Features of an image, on its own grid or on a coarser one: 3x3 + place, then blocks h + 1x1(a(3x3(a(h)))).
+    """Features of an image, on its own grid or on a coarser one: 3x3 + position, then blocks h + 1x1(a(3x3(a(h)))).
 
-    The context network of a wavelet flow: it looks at the coarse image once, for all couplings of a level. A trained
-    feature vector for every place of the grid tells it where it looks, which convolutions cannot see.
+    The context network of a wavelet flow: it runs once on the coarse image, for all couplings of a level. A trained
+    feature vector for every position of the grid encodes the position, which convolutions cannot see.
 
     Args:
         shape: (height, width, channels) of the image.
@@ -206,8 +206,8 @@ class ConvResNet(eqx.Module):
         key: source of the initial weights.
     """
 
-    first: Conv
-    place: Float[Array, "k l f"]
+    conv_in: Conv
+    position: Float[Array, "k l f"]
     blocks: tuple[tuple[Conv, Dense], ...]
     squeeze: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
@@ -227,8 +227,8 @@ class ConvResNet(eqx.Module):
         self.squeeze, self.scale, self.activation = squeeze, scale, activation
         _activation(activation)
         first, *inner = jax.random.split(as_key(key), 1 + 2 * depth)
-        self.first = Conv(shape[-1] * squeeze**2, features, key=first)
-        self.place = jnp.zeros((shape[0] // squeeze, shape[1] // squeeze, features))
+        self.conv_in = Conv(shape[-1] * squeeze**2, features, key=first)
+        self.position = jnp.zeros((shape[0] // squeeze, shape[1] // squeeze, features))
         self.blocks = tuple(
             (Conv(features, features, key=inner[2 * i]), Dense(features, features, zero=True, key=inner[2 * i + 1]))
             for i in range(depth)
@@ -237,15 +237,15 @@ class ConvResNet(eqx.Module):
     @property
     def in_shape(self) -> Shape:
         """(height, width, channels) of the image."""
-        height, width, _ = self.place.shape[-3:]
-        channels = self.first.dense.weight.shape[-2] // self.first.size**2 // self.squeeze**2
+        height, width, _ = self.position.shape[-3:]
+        channels = self.conv_in.dense.weight.shape[-2] // self.conv_in.size**2 // self.squeeze**2
         return (height * self.squeeze, width * self.squeeze, channels)
 
     def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... k l f"]:
         act = _activation(self.activation)
         n = self.squeeze
         x = jnp.concatenate([x[..., i::n, j::n, :] for i in range(n) for j in range(n)], axis=-1)
-        x = self.first(self.scale * x) + self.place
+        x = self.conv_in(self.scale * x) + self.position
         for conv, dense in self.blocks:
             x = x + dense(act(conv(act(x))))
         return act(x)

@@ -1,6 +1,7 @@
 """A vision transformer on the grid of an image."""
 
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -11,6 +12,26 @@ from flowknife._types import Key, Shape, as_key
 from flowknife.errors import InputError
 from flowknife.nets._images import check_grid, join_images
 from flowknife.nets._vectors import Cond, Dense
+
+
+class AttentionBlock(eqx.Module):
+    """The weights of one block: h + proj(attention(qkv(norm h))), then h + fc2(gelu(fc1(norm h))).
+
+    Args:
+        width: length of a token.
+        keys: of the two halves.
+    """
+
+    qkv: Dense
+    proj: Dense
+    fc1: Dense
+    fc2: Dense
+
+    def __init__(self, width: int, *, keys: Sequence[jax.Array]):
+        self.qkv = Dense(width, 3 * width, key=keys[0])
+        self.proj = Dense(width, width, zero=True, key=keys[0])
+        self.fc1 = Dense(width, 4 * width, key=keys[1])
+        self.fc2 = Dense(4 * width, width, zero=True, key=keys[1])
 
 
 class ViT(eqx.Module):
@@ -33,10 +54,10 @@ class ViT(eqx.Module):
         InputError: for shapes that are not images on one grid, or a width that the heads do not divide.
     """
 
-    first: Dense
-    place: Float[Array, "h w width"]
-    blocks: tuple[tuple[Dense, Dense, Dense, Dense], ...]
-    last: Dense
+    proj_in: Dense
+    position: Float[Array, "h w width"]
+    blocks: tuple[AttentionBlock, ...]
+    proj_out: Dense
     cond_shape: Shape | None = eqx.field(static=True)
     heads: int = eqx.field(static=True)
 
@@ -56,28 +77,20 @@ class ViT(eqx.Module):
             raise InputError(f"got width={width} and heads={heads}; expected a width that is a multiple of the heads")
         self.cond_shape, self.heads = cond_shape, heads
         first, last, *inner = jax.random.split(as_key(key), 2 + 2 * depth)
-        self.first = Dense(in_shape[-1] + (0 if cond_shape is None else cond_shape[-1]), width, key=first)
-        self.place = jnp.zeros((*in_shape[:2], width))
-        self.blocks = tuple(
-            (
-                Dense(width, 3 * width, key=inner[2 * i]),
-                Dense(width, width, zero=True, key=inner[2 * i]),
-                Dense(width, 4 * width, key=inner[2 * i + 1]),
-                Dense(4 * width, width, zero=True, key=inner[2 * i + 1]),
-            )
-            for i in range(depth)
-        )
-        self.last = Dense(width, out_shape[-1], zero=True, key=last)
+        self.proj_in = Dense(in_shape[-1] + (0 if cond_shape is None else cond_shape[-1]), width, key=first)
+        self.position = jnp.zeros((*in_shape[:2], width))
+        self.blocks = tuple(AttentionBlock(width, keys=inner[2 * i : 2 * i + 2]) for i in range(depth))
+        self.proj_out = Dense(width, out_shape[-1], zero=True, key=last)
 
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         x = join_images(x, cond, self.cond_shape)
         grid = x.shape[:-1]
-        hidden = self.first(x) + self.place
+        hidden = self.proj_in(x) + self.position
         hidden = hidden.reshape(math.prod(grid[:-2]), grid[-2] * grid[-1], -1)  # (batch, tokens, width)
-        for look, say, think, act in self.blocks:
-            hidden = hidden + say(self._attend(look(_normalised(hidden))))
-            hidden = hidden + act(jax.nn.gelu(think(_normalised(hidden))))
-        return self.last(_normalised(hidden)).reshape(*grid, -1)
+        for block in self.blocks:
+            hidden = hidden + block.proj(self._attend(block.qkv(_normalised(hidden))))
+            hidden = hidden + block.fc2(jax.nn.gelu(block.fc1(_normalised(hidden))))
+        return self.proj_out(_normalised(hidden)).reshape(*grid, -1)
 
     def _attend(self, x):
         heads = x.reshape(*x.shape[:-1], 3, self.heads, -1)  # query, key and value of every head

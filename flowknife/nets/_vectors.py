@@ -120,9 +120,9 @@ class ResidualMLP(eqx.Module):
     Args as for `MLP`; `depth` counts blocks of two layers. Each block starts as the identity.
     """
 
-    first: Dense
+    proj_in: Dense
     blocks: tuple[tuple[Dense, Dense], ...]
-    last: Dense
+    proj_out: Dense
     in_shape: Shape = eqx.field(static=True)
     out_shape: Shape = eqx.field(static=True)
     cond_shape: Shape | None = eqx.field(static=True)
@@ -144,8 +144,8 @@ class ResidualMLP(eqx.Module):
         self.activation = activation
         _activation(activation)
         first, last, *inner = jax.random.split(as_key(key), 2 + 2 * depth)
-        self.first = Dense(_size(in_shape) + _size(cond_shape), width, key=first)
-        self.last = Dense(width, _size(out_shape), zero=zero, key=last)
+        self.proj_in = Dense(_size(in_shape) + _size(cond_shape), width, key=first)
+        self.proj_out = Dense(width, _size(out_shape), zero=zero, key=last)
         self.blocks = tuple(
             (Dense(width, width, key=inner[2 * i]), Dense(width, width, zero=True, key=inner[2 * i + 1]))
             for i in range(depth)
@@ -153,10 +153,10 @@ class ResidualMLP(eqx.Module):
 
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         act = _activation(self.activation)
-        x = self.first(_join_vectors(x, self.in_shape, cond, self.cond_shape))
+        x = self.proj_in(_join_vectors(x, self.in_shape, cond, self.cond_shape))
         for one, two in self.blocks:
             x = x + two(act(one(act(x))))
-        x = self.last(act(x))
+        x = self.proj_out(act(x))
         return x.reshape(*x.shape[:-1], *self.out_shape)
 
 

@@ -353,14 +353,14 @@ class Classifier:
             classes=tuple(record["data"]["classes"]),
             temperature=float(record["data"]["temperature"]),
             names=tuple(record["data"]["names"]),
-            frame=tree["frame"] if "frame" in tree else Frame(tree["origin"], np.ones(len(tree["origin"]))),
+            frame=tree["frame"],
             detector=detector,
             config=config,
             used=used,
             history=read_history(folder),
             skipped=(),
             facts=record["facts"],
-            white=White(**record["data"].get("white", {})),
+            white=White(**record["data"]["white"]),
             **{name: np.asarray(tree[name]) for name in _ARRAYS},
         )
 

@@ -213,7 +213,7 @@ class Density:
         return cls(
             model=tree["model"],
             names=tuple(record["data"]["names"]),
-            frame=tree["frame"] if "frame" in tree else Frame(tree["origin"], np.ones(len(tree["origin"]))),
+            frame=tree["frame"],
             reference=np.asarray(tree["reference"]),
             held_out=np.asarray(tree["held_out"]),
             config=config,

@@ -378,7 +378,7 @@ class Images:
             held_out_bits=np.asarray(tree["held_out_bits"]),
             held_out_squares=np.asarray(tree["held_out_squares"]),
             held_out=np.asarray(tree["held_out"]),
-            reference=np.asarray(tree.get("reference", tree["held_out"][:0])),
+            reference=np.asarray(tree["reference"]),
             config=config,
             used=used,
             history=read_history(folder),
@@ -386,7 +386,7 @@ class Images:
             facts=record["facts"],
             empirical=Empirical.from_tree(tree["empirical"]),
             neighbours=Neighbours.from_tree(tree["neighbours"]),
-            white=White(**record["data"].get("white", {})),
+            white=White(**record["data"]["white"]),
         )
 
     def report(self, folder: str | Path, others: Any = None) -> Path:

@@ -419,7 +419,7 @@ class Posterior:
             model=tree["model"],
             prior=tree["prior"],
             held_out={name: np.asarray(rows) for name, rows in tree["held_out"].items()},
-            frame=tree.get("frame") or plain_frame(len(record["data"]["y_names"])),
+            frame=tree["frame"],
             reference={name: np.asarray(rows) for name, rows in tree["reference"].items()},
             y_names=tuple(record["data"]["y_names"]),
             noise=tuple(tree["noise"]),
