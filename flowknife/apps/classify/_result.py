@@ -328,7 +328,12 @@ class Classifier:
             "application": self.application,
             **recorded(self.config, self.used),
             "metrics": self.metrics,
-            "data": {"names": list(self.names), "classes": list(self.classes), "temperature": self.temperature},
+            "data": {
+                "names": list(self.names),
+                "classes": list(self.classes),
+                "temperature": self.temperature,
+                "white": self.white._asdict(),
+            },
             "facts": self.facts,
         }
         tree = {
