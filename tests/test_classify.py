@@ -1,5 +1,7 @@
 """Generative classification: Bayes' rule of normalised densities, labels of any kind, and what is refused."""
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from flowknife.apps.classify._labels import as_codes, label_codes
 from flowknife.apps.classify._models import image_model, look_at_images, look_at_rows, table_model
 from flowknife.apps.classify._training import fit_temperature
 from flowknife.bijections import Affine
+from flowknife.data import White
 from flowknife.diagnostics import auroc
 from flowknife.errors import InputError
 from flowknife.laws import ClassMixture
@@ -285,8 +288,9 @@ def test_images_are_classified_drawn_and_judged(bars, tmp_path):
     assert auroc(usual["score"], anomalous["score"]) > 0.98
     assert usual["flag"].mean() < 0.25
     assert bars.metrics["bits_per_dim"] == pytest.approx(bars.metrics["nll"] / 64 / np.log(2))
-    bars.save(tmp_path / "run")
+    replace(bars, white=White(whole=1023.0)).save(tmp_path / "run")
     loaded = fk.load(tmp_path / "run")
+    assert loaded.white == White(whole=1023.0)  # the scale of later images
     np.testing.assert_array_equal(loaded.predict(x), bars.predict(x))
     np.testing.assert_allclose(loaded.score(x)["score"], usual["score"], rtol=1e-4)
 
