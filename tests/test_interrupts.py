@@ -26,6 +26,14 @@ TINY = {"layers": 1, "width": 4, "depth": 1, "show_progress": False}
 OPTIONS = ["-s", "layers=1", "-s", "width=4", "-s", "depth=1", "-s", "train.evaluate_every=1", "-s", "train.steps=50"]
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """A process in the background may have been started with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def press(monkeypatch):
     """Press Ctrl-C after so many reports of progress: two for each step, after it and after its evaluation."""
