@@ -161,8 +161,10 @@ class Prior(eqx.Module):
             )
         if self.frame is not None and self.within is not None:
             inside, possible = self.frame.inside(theta), self.frame.possible(theta)
-            if not isinstance(inside, Tracer):  # in double precision a row may lie outside by a hair
-                low, high = (np.asarray(end, np.float64) for end in (self.within.low, self.within.high))
+            if not isinstance(inside, Tracer):
+                # the ends of the support were rounded inwards: the true ones lie up to one step outside of them
+                ends = zip((self.within.low, self.within.high), (-np.inf, np.inf), strict=True)
+                low, high = (np.nextafter(np.asarray(end), np.asarray(away, end.dtype)) for end, away in ends)
                 possible &= np.all((inside >= low) & (inside <= high), axis=-1)
             return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
         with np.errstate(over="ignore"):  # beyond single precision is infinite, and outside or of no density

@@ -285,7 +285,7 @@ def test_a_prior_of_ones_own():
         (lambda: Normal([0.0, 0.0], 1.0, units="km"), "a text for each"),
         (lambda: Normal([0.0, 0.0], 1.0, names=[1, 2]), "a text for each"),
         (lambda: Normal(0.0, 1.0, names=3), "a text for each"),
-        (lambda: LogNormal(1000.0, 1.0), "range of floating point"),
+        (lambda: LogNormal(1000.0, 1.0), "has to be a number"),
         (lambda: Truncated("a", 1.0, 0.0, 1.0), "text as mean"),
         (lambda: Histogram("ab", [1.0]), "text as edges"),
         (lambda: GaussianProcess([], 0.0, 1.0, 1.0), "points of shape"),
