@@ -53,8 +53,8 @@ def images(folder: Path, quick: bool) -> "Section":
     budget = {"minutes": 1.5, "batch_size": 128}
     small: dict[str, Any] = {"image_size": half, "bits": 4, "levels": 1, "width": 64, "train": budget}
     model = images(rest, **(small if quick else {}))
-    images, names = other_images(unseen[:8])
-    others = replace(load_images(images, model.shape[:2], channels=1), names=names)
+    unusual, names = other_images(unseen[:8])
+    others = replace(load_images(unusual, model.shape[:2], channels=1), names=names)
     model = _saved(model, folder)
     model.report(folder, others)
     flagged = [int(model.score(batch)["flag"].sum()) for batch in (others, unseen)]

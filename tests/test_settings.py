@@ -44,7 +44,7 @@ def test_settings_of_a_density_refit_it(tmp_path):
     key = jax.random.split(jax.random.key(3))[1]  # the seed that is stored gives this key again
     flow = assert_refits(lambda **k: fk.density(X, **k), key, layers=1, width=4, depth=1, train={"steps": 3})
     assert flow.config.seed > 2**32 and flow.config.train.batch_size is None and flow.config.smoothing is None
-    assert flow.used.train.batch_size == 512 and flow.used.train.validation == 0.1
+    assert flow.used.train.batch_size == 512 and flow.used.train.validation is None  # the rule of the split
     assert flow.used.smoothing == pytest.approx(0.1)
     flow.save(tmp_path / "run")
     loaded = fk.load(tmp_path / "run")
@@ -72,7 +72,7 @@ def test_settings_of_a_posterior_refit_it_with_all_its_candidates():
 @pytest.mark.parametrize("settings", [{}, {"architecture": "wavelet", "levels": 1, "bits": 3}, {"bits": 3}])
 def test_settings_of_images_refit_them(settings):
     model = assert_refits(lambda **k: fk.images(IMAGES[:120], **k), 3, width=8, **settings, train={"steps": 3})
-    assert model.config.train.validation is None and model.used.train.validation == 0.2
+    assert model.config.train.validation is None and model.used.train.validation is None
     assert model.used.image_size == 8 and model.used.augment.flip is not None
     assert len(model.held_out_bits) == 18  # 24 of 120, of which 6 decide when to stop
 

@@ -78,7 +78,7 @@ class Features(NamedTuple):
     latents: np.ndarray
 
     @property
-    def matrix(self) -> Float[np.ndarray, "n u+k+c"]:
+    def matrix(self) -> Float[np.ndarray, "n _"]:
         """All features of each image, in the order of the attributes."""
         return np.column_stack([*self.one_sided.values(), self.levels, self.shifts])
 

@@ -230,7 +230,7 @@ def sum_event(x: Float[Array, "..."], shape: Shape) -> Float[Array, "..."]:
     return jnp.sum(x, axis=tuple(range(x.ndim - len(shape), x.ndim)))
 
 
-def promoted(module: Any, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Cond]:
+def promoted(module: Any, x: Float[Array, "..."], cond: Array | None = None) -> tuple[Float[Array, "..."], Cond]:
     """Both in the precision that `module` computes in: a loop over layers needs one that stays the same."""
     arrays = [leaf for leaf in jax.tree.leaves((module, cond)) if eqx.is_inexact_array(leaf)]
     dtype = jnp.result_type(x, *arrays)

@@ -279,7 +279,7 @@ def _as_eight_bit(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
-        image.alpha_composite(image)
+        clear = image.convert("RGBA")
+        image = Image.new("RGBA", clear.size, "white")
+        image.alpha_composite(clear)
     return image if image.mode == "L" else image.convert("RGB")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,8 +45,11 @@ def ends(model: INN) -> Frame:
     return Frame([words(block) for block in ends.left], [words(block) + given for block in ends.right])
 
 
-def trust(checks: Sequence[Check]) -> Section:
-    """What `check` says: each number with its limit, those that failed first."""
+def trust(result: Any) -> Section:
+    """The checks of a result: each number with its limit, those that failed first."""
+    if not result.flagging.rows:
+        return Section("Checks", f"Nothing was held out, so there is nothing to check: {result.flagging.note}.")
+    checks: Sequence[Check] = result.check()
     ordered = sorted(checks, key=lambda check: check.passed)
     lines = [
         f"{'passed' if check.passed else 'FAILED'}: {check.name}: {check.value:.3g}, at most {check.limit:.3g}."

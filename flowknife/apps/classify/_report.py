@@ -47,7 +47,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
         _samples(classifier, held, labels, folder),
         _latents(classifier, held, labels, anomalous, folder),
         _outliers(classifier, held, scores, anomalous, others is None, folder),
-        trust(classifier.check()),
+        trust(classifier),
         *training(classifier.history, folder, str(classifier.facts.get("stopped because", "")), _OBJECTIVE),
     ]
     return write_report(

@@ -46,7 +46,7 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
         ),
         Section("Flags", flagging_text(flow.flagging)),
     ]
-    sections.append(trust(flow.check()))
+    sections.append(trust(flow))
     sections += training(flow.history, folder, str(flow.facts.get("stopped because", "")))
     return write_report(folder, "Density", sections, flow.metrics, flow.facts, ends(flow.model))
 

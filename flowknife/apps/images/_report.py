@@ -55,7 +55,7 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         _anomalies(model, real, other, scores, folder),
         _latents(model, real, simulated, other, z_real, z_simulated, folder),
         through_latent(model, folder),
-        trust(model.check()),
+        trust(model),
         *training(model.history, folder, f"Each level keeps the weights of its best {kept} objective.", _OBJECTIVE),
     ]
     metrics = dict(model.metrics)

@@ -42,7 +42,7 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
         *_noise(posterior, y, truth, folder),
         _calibration(posterior, folder),
         _misspecification(posterior, folder),
-        trust(posterior.check()),
+        trust(posterior),
         *training(posterior.history, folder, str(posterior.facts.get("stopped because", ""))),
     ]
     frame = ends(posterior.model)
