@@ -261,10 +261,11 @@ def read_run(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def _require_format(path, found):
-    if found != FORMAT or isinstance(found, bool):
-        older = isinstance(found, int) and found < FORMAT
-        advice = "an older flowknife wrote it; try to fit anew" if older else "try a newer flowknife"
-        raise StorageError(f"got {path} of format {found!r}; expected format {FORMAT}; {advice}")
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise StorageError(f"got {path} of format {found!r}; expected one that flowknife wrote, of format {FORMAT}")
+    if found != FORMAT:
+        advice = "an older flowknife wrote it; try to fit anew" if found < FORMAT else "try a newer flowknife"
+        raise StorageError(f"got {path} of format {found}; expected format {FORMAT}; {advice}")
 
 
 def read_history(folder: str | os.PathLike) -> dict[str, list[float]]:

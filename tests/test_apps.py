@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flowknife as fk
-from flowknife import stages
+from flowknife import stages as stages_module
 from flowknife._types import split_trainable
 from flowknife.apps.images import _training
 from flowknife.apps.images._fit import _model
@@ -166,9 +166,9 @@ def test_too_few_images_are_refused():
     ("settings", "words"),
     [
         ({"architecture": "jet", "levels": 2}, "levels=2 for architecture=jet"),
-        ({"architecture": "wavelet", "memory": "reversible"}, "glow or jet alone"),
+        ({"architecture": "wavelet", "memory": "reversible"}, "glow or jet only"),
         ({"scalar": "spline"}, "scalar=spline for architecture=lattice"),
-        ({"architecture": "realnvp", "steps_per_level": 4}, "leave steps_per_level out"),
+        ({"architecture": "realnvp", "steps_per_level": 4}, "leaving steps_per_level out"),
     ],
 )
 def test_settings_that_an_architecture_does_not_have_are_refused(settings, words):
@@ -182,7 +182,8 @@ def test_the_couplings_of_glow_are_chosen(scalar):
     config = fk.apps.ImagesConfig.model_validate(
         {"architecture": "glow", "levels": 1, "steps_per_level": 1, "width": 8, "scalar": scalar}
     )
-    made = eqx.filter_eval_shape(lambda: _model((8, 8, 1), config, jax.random.key(0)))
+    used = config.used("glow", 8, flip=False)
+    made = eqx.filter_eval_shape(lambda: _model((8, 8, 1), used, jax.random.key(0)))
     layers = jax.tree.leaves(made, is_leaf=lambda layer: isinstance(layer, Coupling))
     (coupling,) = (layer for layer in layers if isinstance(layer, Coupling))
     assert eqx.tree_equal(coupling.scalar, SCALARS[scalar])
@@ -403,8 +404,8 @@ def test_the_coarse_grid_of_large_images_starts_with_all_of_them(monkeypatch, ke
     bijection = wavelet((36, 36, 1), levels=2, width=4, features=4, key=key)
     model = image_model(bijection.shape, Pixels(5), bijection)
     # at full size there is room for 64 images, at the size of the coarse grid for all
-    monkeypatch.setattr(stages, "_NUMBERS_FOR_START", 256 * 18 * 18)
-    started = stages.closed_form_start(model, pixels, Augmentation(), False, key)
+    monkeypatch.setattr(stages_module, "_NUMBERS_FOR_START", 256 * 18 * 18)
+    started = stages_module.closed_form_start(model, pixels, Augmentation(), False, key)
     z = started.encode(jnp.asarray(pixels), key=key)["z_0"]
     # 1/8 if fitted to a quarter of them, and the noise within the bins is another one here
     assert np.sqrt(np.mean(jnp.mean(z, axis=0) ** 2)) < 0.09
@@ -424,7 +425,7 @@ def test_weights_decay_where_levels_are_trained_one_by_one(settings, decays, mon
 
     def fit_stages(model, pixels, held_out, training, stages, *args, **options):
         seen.update({stage.level: stage.settings["weight_decay"] for stage in stages})
-        return model, {}, 0.0
+        return stages_module.Trained(model, {}, training, 0.0)
 
     monkeypatch.setattr(_training, "fit_stages", fit_stages)
     fk.images(_blobs(64, 0), width=8, key=0, show_progress=False, **settings)

@@ -32,7 +32,7 @@ def ring(n, key, labels="some"):
 @pytest.fixture(scope="module")
 def rings():
     """A quick classifier of the ring's eight modes."""
-    return fk.classify(*ring(1500, 0, "all"), train={"steps": 60}, **QUICK)
+    return fk.classify(*ring(1500, 0, "all"), train={"steps": 100}, **QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -342,9 +342,9 @@ TWO = np.arange(40) % 2
         (ROWS, [(0, 1)] * 40, {}, "label"),
         (ROWS, TWO + 7, {"classes": 8}, "as classes=8"),
         (np.where(ROWS > 2, np.nan, ROWS), TWO, {}, "missing or infinite"),
-        (ROWS, TWO, {"bits": 5}, "'bits'"),
+        (ROWS, TWO, {"bits": 5}, "bits=5 for items=rows"),
         (ROWS, TWO, {"law": "tree"}, "law"),
-        (np.zeros((40, 8, 8), np.uint8), TWO, {"smoothing": 0.1}, "'smoothing'"),
+        (np.zeros((40, 8, 8), np.uint8), TWO, {"smoothing": 0.1}, "smoothing=0.1 for items=images"),
         (np.zeros((40, 8, 8)), TWO, {}, "uint8"),
         (np.zeros((2, 8, 8), np.uint8), [0, 1], {}, "hold out"),
     ],

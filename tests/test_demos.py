@@ -16,7 +16,7 @@ from tests.command import call, refused
 
 def fake(name):
     def demo(folder, quick):
-        storage.write_json(folder / "run.json", {"application": name, "quick": quick})
+        storage.write_json(folder / "run.json", {"application": name, "quick": quick, "format": storage.FORMAT})
         (folder / "report.html").write_text(name)
         return Section(f"Title of {name}", "text", [fk.report.PageImage(ends_svg(["x"], ["z"]).encode())])
 
