@@ -16,7 +16,8 @@ from tests.command import call, refused
 
 def fake(name):
     def demo(folder, quick):
-        storage.write_json(folder / "run.json", {"application": name, "quick": quick, "format": storage.FORMAT})
+        record = {"application": name, "quick": quick, "format": storage.FORMAT, "facts": {"demo": "a fake"}}
+        storage.write_json(folder / "run.json", record)
         (folder / "report.html").write_text(name)
         return Section(f"Title of {name}", "text", [fk.report.PageImage(ends_svg(["x"], ["z"]).encode())])
 
