@@ -399,6 +399,7 @@ def test_defaults_come_close_to_the_entropy(name, rows, goal):
     assert -density.log_prob(toy.sample(50_000, key=2)).mean() - toy.entropy < goal
 
 
+@pytest.mark.slow
 def test_the_coarse_grid_of_large_images_starts_with_all_of_them(monkeypatch, key):
     pixels = _blobs(256, 0, size=36)
     bijection = wavelet((36, 36, 1), levels=2, width=4, features=4, key=key)

@@ -72,7 +72,9 @@ VECTORS = {
 }
 
 
-@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize(
+    "name", ["coupling_flow", *(pytest.param(n, marks=pytest.mark.slow) for n in list(VECTORS)[1:])]
+)
 def test_a_hundred_layers_start_finite_and_train(name):
     inn = density(VECTORS[name](100))
     rng = np.random.default_rng(0)
@@ -258,6 +260,7 @@ def test_the_closed_form_start_of_a_wavelet_is_far_better_than_none():
 # -- after training ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trained_flow_is_still_invertible_in_single_precision():
     toy = TOYS["moons"]
     inn = density(coupling_flow(2, key=0))
@@ -276,6 +279,7 @@ def test_a_trained_flow_is_still_invertible_in_single_precision():
     assert np.mean(toy.log_prob(np.asarray(draws)) > -10) > 0.8
 
 
+@pytest.mark.slow
 def test_a_trained_glow_is_still_invertible_in_single_precision():
     shape = (8, 8, 1)
     inn = INN([Block("image", shape, Pixels())], [Block("z", 64)], glow(shape, levels=2, steps=2, width=8, key=0))

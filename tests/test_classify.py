@@ -97,6 +97,7 @@ def test_each_class_has_a_normalised_density(law):
     np.testing.assert_allclose(mass, 1.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_padding_is_averaged_out():
     # one column and three classes: the density of x given a class, by many draws of the padding, is still normalised
     unit = Affine(np.array([0.0]), np.array([1.0]))
@@ -249,6 +250,7 @@ def test_checks_and_counts(rings):
     assert rings.encode(x).shape == (400, 2)
 
 
+@pytest.mark.slow
 def test_the_label_law_classifies_too():
     x, labels = ring(1500, 0, "all")
     model = fk.classify(x, labels, law="label", train={"steps": 300, "learning_rate": 5e-3}, **QUICK)

@@ -45,6 +45,7 @@ def test_the_posterior_is_the_exact_one(linear):
         assert np.mean(np.abs(linear.log_prob(theta, y=y) - log_prob)) < 0.25
 
 
+@pytest.mark.slow
 def test_it_says_of_itself_that_it_is_calibrated(linear):
     assert all(check.passed for check in linear.check()), linear.check()
     assert linear.metrics["nll"] < linear.metrics["prior_nll"] - 0.5
@@ -64,6 +65,7 @@ def test_observations_are_never_mixed_up(linear):
     assert linear.quantiles(y[0], (0.5,), n=100, key=0).shape == (1, DIM)
 
 
+@pytest.mark.slow
 def test_the_mode_of_a_gaussian_posterior_is_its_mean(linear):
     y = np.array([[0.5, -0.3], [-1.0, 1.0]])
     np.testing.assert_allclose(linear.map(y, key=0), [exact(one)[0] for one in y], atol=0.2)
@@ -123,6 +125,7 @@ def test_no_sample_leaves_the_prior(form):
     assert np.all(np.isfinite(posterior.sample(100, y=[1e30], key=0)))
 
 
+@pytest.mark.slow
 def test_a_problem_brings_its_prior_noise_and_names(tmp_path):
     posterior = fk.invert(fk.problems.kinematics(noise=0.1), num_simulations=300, train={"steps": 20}, **QUICK)
     assert posterior.noise == pytest.approx((0.1, 0.1))
@@ -139,6 +142,7 @@ def test_randomness_of_another_kind_stays_in_the_simulation():
     assert "resimulation" not in posterior.calibration
 
 
+@pytest.mark.slow
 def test_a_prior_is_estimated_from_pairs():
     rng = np.random.default_rng(0)
     x = np.stack([rng.uniform(-1, 2, 2000), rng.normal(3, 0.5, 2000), rng.lognormal(0, 1, 2000)], axis=1)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from flowknife.apps._class_data import label_codes
 
 import flowknife as fk
+from flowknife.apps.classify._labels import label_codes
 from flowknife.data import save_table, write_folder
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of

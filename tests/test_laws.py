@@ -228,6 +228,7 @@ def image_flow(shape, noise=None, seed=None):
     return inn if seed is None else perturbed(inn, np.random.default_rng(seed))
 
 
+@pytest.mark.slow
 def test_trained_noise_starts_as_uniform_noise():
     shape = (2, 4, 1)
     law = Pixels(8, noise=dequantiser(shape, width=8, depth=1, key=0))
@@ -241,6 +242,7 @@ def test_trained_noise_starts_as_uniform_noise():
     assert Pixels().log_noise(v, shape) == 0
 
 
+@pytest.mark.slow
 def test_trained_noise_bounds_the_probability_of_every_bin():
     shape = (1, 2, 1)
     inn = image_flow(shape, dequantiser(shape, width=8, depth=1, key=0), seed=0)

@@ -122,6 +122,7 @@ def test_columns_of_an_array_are_those_that_a_data_frame_counts():
 MIXED = pd.DataFrame(ROWS, columns=["a", "b", "c"])[["c", "a", "b"]].assign(label="x")
 
 
+@pytest.mark.slow
 def test_rows_of_a_classifier_are_matched_by_name():
     frame = pd.DataFrame(ROWS, columns=["a", "b", "c"])
     clf = fk.classify(frame, ROWS[:, 0] > 0, show_progress=False, **QUICK)

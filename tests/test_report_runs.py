@@ -34,6 +34,7 @@ def rows():
     return fk.classify(generator.normal(size=(200, 2)) + 6 * labels[:, None], labels, train=TRAIN, **TINY)
 
 
+@pytest.mark.slow
 def test_report_of_a_posterior(tmp_path, arm):
     text, figures = page(arm.report(tmp_path))
     every = {"problem", "corner", "predictive", "calibration", "coverage", "p_values"}

@@ -197,6 +197,7 @@ def test_its_density_is_in_the_units_of_the_parameters(posterior):
     assert np.isneginf(posterior.log_prob([1e300, -1e300, 0.1], y=data(OBSERVED)))
 
 
+@pytest.mark.slow
 def test_it_can_be_checked_and_flags_what_cannot_be(posterior):
     assert all(check.passed for check in posterior.check()), posterior.check()
     assert all(check.passed for check in posterior.check(pairs(300, seed=5)))
