@@ -80,6 +80,7 @@ class Row:
     right: str = "real"
     idle: tuple[str, ...] = ()  # parameters that have no effect at this size
     batch: Shape = (2, 3)
+    slow: bool = False  # takes long to compile, and consists of layers that have rows of their own
 
     def draw(self, seed: int) -> tuple[Bijection, jax.Array, jax.Array, jax.Array | None]:
         """The bijection away from its initial values, with points at its left and right end and conditions."""
@@ -327,7 +328,7 @@ _ARCHITECTURES = [
     Row("realnvp, 1", lambda key: realnvp(1, layers=2, width=8, key=key)),
     Row("realnvp, 5, conditional", lambda key: realnvp(5, layers=4, width=8, cond_dim=2, key=key), (2,)),
     Row("realnvp, 2x2 pixels", lambda key: realnvp((2, 2, 1), width=4, key=key)),
-    Row("realnvp, 4x8 pixels", lambda key: realnvp((4, 8, 1), width=4, key=key)),
+    Row("realnvp, 4x8 pixels", lambda key: realnvp((4, 8, 1), width=4, key=key), slow=True),
     Row("glow, one level", lambda key: glow((4, 4, 1), levels=1, steps=2, width=4, scalar="spline", key=key)),
     Row("glow, two levels", lambda key: glow((8, 8, 1), levels=2, steps=2, width=4, cond_dim=2, key=key), (2,)),
     Row("jet, 4x4 pixels", lambda key: jet((4, 4, 1), patch=2, couplings=2, width=4, depth=1, heads=2, key=key)),
@@ -337,6 +338,7 @@ _ARCHITECTURES = [
         (4, 4, 1),
         left="unit",
         right="symmetric",  # numbers in (0, 1) close to 1 have few digits left
+        slow=True,
     ),
     Row(
         "dequantiser, 3x3 pixels",
@@ -345,8 +347,8 @@ _ARCHITECTURES = [
         left="unit",
         right="symmetric",
     ),
-    Row("wavelet, 8x8x1", lambda key: wavelet((8, 8, 1), **_TINY, key=key)),
-    Row("lattice, 4x8x1", lambda key: lattice((4, 8, 1), 8, **_TINY, key=key), left="unit"),
+    Row("wavelet, 8x8x1", lambda key: wavelet((8, 8, 1), **_TINY, key=key), slow=True),
+    Row("lattice, 4x8x1", lambda key: lattice((4, 8, 1), 8, **_TINY, key=key), left="unit", slow=True),
 ]
 
 ROWS = (

@@ -133,7 +133,10 @@ def _round_trip_in_parts(bijection, x, cond):
     return encoded, jax.vmap(bijection.decode)(encoded[0], cond)
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=NAMES)
+PARAMS = [pytest.param(row, marks=pytest.mark.slow if row.slow else ()) for row in ROWS]
+
+
+@pytest.fixture(scope="module", params=PARAMS, ids=NAMES)
 def facts(request):
     """What compiled programs say about two draws of a row's parameters and points, as numpy arrays."""
     row, traces = request.param, []

@@ -87,7 +87,7 @@ def test_sample_writes_tables_of_many_kinds(tmp_path, density):
 
 def test_sample_knows_temperature_and_fresh_draws(tmp_path, density):
     def draw(*options):
-        call("sample", density, "-n", 50, "--out", tmp_path / "new.npy", *options)
+        call("sample", density, "-n", 50, "--out", tmp_path / "new.npy", "--overwrite", *options)
         return np.load(tmp_path / "new.npy")
 
     assert np.ptp(draw("--temperature", 0), axis=0).max() < 1e-5

@@ -63,9 +63,10 @@ def test_sample_writes_a_sheet_an_array_or_a_folder(tmp_path, images):
     refused("sample", images, "--out", tmp_path / "new" / "images", words="not empty")
     refused("sample", images, "--out", tmp_path / "new.jpg", words=("new.jpg", ".png"))
     refused("sample", images, "--out", tmp_path / "new.csv", words="folder")
-    refused("sample", images, "-n", 401, "--out", tmp_path / "sheet.png", words=("401", "400"))
+    refused("sample", images, "-n", 401, "--out", tmp_path / "large.png", words=("401", "400"))
     (tmp_path / "file").touch()
-    refused("sample", images, "--out", tmp_path / "file", words="folder")
+    refused("sample", images, "--out", tmp_path / "file", words="exists")
+    refused("sample", images, "--out", tmp_path / "file", "--overwrite", words="folder")
 
 
 def test_score_lists_skipped_files_beside_the_scores(tmp_path, place, images, folder):

@@ -143,6 +143,16 @@ def linked(tmp_path, table, how):
     return place, link
 
 
+def test_a_file_that_exists_is_replaced_only_on_request(tmp_path, run, table):
+    notes = tmp_path / "notes.csv"
+    for verb in (["sample", run, "-n", 2], ["score", run, table]):
+        notes.write_text("mine")
+        refused(*verb, "--out", notes, words=("exists", "--overwrite"))
+        assert notes.read_text() == "mine"
+        call(*verb, "--out", notes, "--overwrite")
+        assert notes.read_text() != "mine"
+
+
 @pytest.mark.parametrize("how", ["same", "relative", "symbolic link", "hard link"])
 def test_an_output_that_is_an_input_is_refused(tmp_path, run, table, how):
     place, other = linked(tmp_path, table, how)

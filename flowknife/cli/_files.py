@@ -4,7 +4,9 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from flowknife._files import RUN_FILES, claimed, content_of, is_run
 from flowknife.errors import InputError, StorageError
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 _MOST_ON_A_SHEET = 400
 
 
@@ -38,23 +41,26 @@ def require_writable(folder: Path) -> None:
                 place.rmdir()
 
 
-def require_output(out: Path, *inputs: "str | Path | None", run: Path | None = None) -> None:
-    """Refuse an output that is an input, however it is named, or a file of the run that is read.
+def require_output(out: Path, *inputs: "str | Path | None", run: Path | None = None, overwrite: bool = False) -> None:
+    """Refuse an output that is an input, however it is named, a file of the run that is read, or a file that exists.
 
     Args:
         out: the file to write.
         inputs: files, FILE.npz:NAME, folders of images or addresses that are read; None for those left out.
         run: the run directory that is read.
+        overwrite: replace a file that exists, unless it is an input.
 
     Raises:
         InputError: writing `out` would replace what is read.
-        StorageError: nothing can be written there.
+        StorageError: a file is there, or nothing can be written there.
     """
     for path in filter(None, inputs):
         if _reads(path, out):
             raise InputError(f"got --out {out}, which is an input ({path}); expected another file; try a new name")
     if run is not None and any(_same(out, part) for part in _files_of(run)):
         raise InputError(f"got --out {out}, a file of the run {run}; expected another file; try a new name")
+    if out.is_file() and not overwrite:
+        raise StorageError(f"got --out {out}, which exists; expected a new file; try another name or --overwrite")
     require_writable(out.parent)
 
 

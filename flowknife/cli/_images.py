@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowknife.cli._app import Run, app, verb
-from flowknife.cli._files import require_output
+from flowknife.cli._files import Replace, require_output
 from flowknife.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ def _interpolate(
     ],
     steps: Annotated[int, typer.Option(min=2, help="How many images, both ends included.")] = 8,
     linear: Annotated[bool, typer.Option("--linear", help="Go straight instead of on the sphere.")] = False,
+    overwrite: Replace = False,
 ) -> None:
     """Go from one image to another through the latent."""
     from flowknife import plots
 
     _require_ending(out, ".png", ".gif")
-    require_output(out, first, last, run=run)
+    require_output(out, first, last, run=run, overwrite=overwrite)
     model = _images(run)
     images = model.interpolate(first, last, steps, how="linear" if linear else "spherical")
     if out.suffix.lower() == ".gif":
@@ -53,15 +54,16 @@ def _interpolate(
 )
 def _attribute(
     run: Run,
-    positive: Annotated[str, typer.Option(metavar="DIR", help="Images that have it.")],
-    negative: Annotated[str, typer.Option(metavar="DIR", help="Images that have it not.")],
+    positive: Annotated[str, typer.Option(metavar="DIR", help="Images with the attribute.")],
+    negative: Annotated[str, typer.Option(metavar="DIR", help="Images without the attribute.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The image to write.")],
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PICTURE]...", help="Image files; if left out, held-out ones.")
+        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files; if left out, held-out ones.")
     ] = None,
     strengths: Annotated[
         str, typer.Option(metavar="S,S,...", help="How far; 1 is from the mean without it to the mean with it.")
     ] = "-2,-1,-0.5,0,0.5,1,2",
+    overwrite: Replace = False,
 ) -> None:
     """Give images more or less of what tells one folder from another.
 
@@ -72,7 +74,7 @@ def _attribute(
     from flowknife import plots
 
     _require_ending(out, ".png")
-    require_output(out, positive, negative, *(images or ()), run=run)
+    require_output(out, positive, negative, *(images or ()), run=run, overwrite=overwrite)
     steps = [number_in(part, "--strengths") for part in strengths.split(",")]
     model = _images(run)
     direction = model.attribute(positive, negative)

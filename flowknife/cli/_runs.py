@@ -9,7 +9,7 @@ import typer
 from flowknife._files import is_own, is_run
 from flowknife._interrupts import PARTIAL
 from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
-from flowknife.cli._files import require_output, write_columns
+from flowknife.cli._files import Replace, require_output, write_columns
 from flowknife.cli._images import number_in
 from flowknife.cli._kinds import Choice, Items, kind_of, only_for
 from flowknife.errors import InputError
@@ -57,6 +57,7 @@ def _sample(
         str | None, typer.Option(metavar="FILE", help="Observations to explain, as in `invert`; a posterior only.")
     ] = None,
     seed: Seed = None,
+    overwrite: Replace = False,
 ) -> None:
     """Draw new rows or images from a fitted model.
 
@@ -64,7 +65,7 @@ def _sample(
     """
     from flowknife.apps import load
 
-    require_output(out, given, run=run)
+    require_output(out, given, run=run, overwrite=overwrite)
     if prior not in (None, "normal", "empirical"):
         raise InputError(f"got --prior {prior!r}; expected normal or empirical")
     fitted: Any = load(run)
@@ -130,6 +131,7 @@ def _score(
     identity: Id = None,
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
+    overwrite: Replace = False,
 ) -> None:
     """Tell how usual each row, image or observation is.
 
@@ -143,9 +145,9 @@ def _score(
     from flowknife.apps import load
     from flowknife.diagnostics import ranked
 
-    _require_table(out, data, run)
+    _require_table(out, data, run, overwrite)
     if gallery is not None:
-        require_output(gallery, data, run=run)
+        require_output(gallery, data, run=run, overwrite=overwrite)
     if gallery is not None and gallery.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"got --gallery {gallery}; expected a file that ends in .html")
     fitted: Any = load(run)
@@ -178,10 +180,10 @@ def _write_gallery(path, model, pixels, scores):
     typer.echo(f"gallery: {path}")
 
 
-def _require_table(out, data, run):
+def _require_table(out, data, run, overwrite):
     if not out.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
         raise InputError(f"got --out {out} for a table of words and numbers; expected a file that ends in .csv")
-    require_output(out, data, run=run)
+    require_output(out, data, run=run, overwrite=overwrite)
 
 
 def _numbered(columns, items: Items):
@@ -228,6 +230,7 @@ def _classify(
     identity: Id = None,
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
+    overwrite: Replace = False,
 ) -> None:
     """Tell the class of each row or image.
 
@@ -238,7 +241,7 @@ def _classify(
 
     from flowknife.apps import load
 
-    _require_table(out, data, run)
+    _require_table(out, data, run, overwrite)
     fitted: Any = load(run)
     if fitted.application != "classify":
         raise InputError(f"got a run of {fitted.application}; expected one of classify; try flowknife score")
@@ -272,6 +275,7 @@ def _invert(
     n: Annotated[int, typer.Option("-n", min=1, help="How many for each observation.")] = 1000,
     seed: Seed = None,
     drop_invalid: DropInvalid = False,
+    overwrite: Replace = False,
 ) -> None:
     """Draw parameters that explain each observation.
 
@@ -279,7 +283,7 @@ def _invert(
     """
     from flowknife.apps import load
 
-    require_output(out, observations, run=run)
+    require_output(out, observations, run=run, overwrite=overwrite)
     fitted: Any = load(run)
     if fitted.application != "invert":
         raise InputError(f"got a run of {fitted.application}; expected one of invert; try flowknife sample")
