@@ -24,7 +24,7 @@ def exact(y):
     return covariance @ MATRIX @ np.asarray(y) / NOISE**2, covariance
 
 
-@pytest.fixture(scope="module", params=["conditional", "partitioned"])
+@pytest.fixture(scope="module", params=["conditional", pytest.param("partitioned", marks=pytest.mark.slow)])
 def linear(request):
     prior = fk.Normal(np.zeros(DIM), np.ones(DIM), names=["a", "b", "c"])
     settings = {"form": request.param, "noise": NOISE, "num_simulations": 4000, "train": {"steps": 900}}
@@ -109,7 +109,7 @@ def test_data_that_the_simulator_cannot_make_are_flagged(linear):
     assert linear.misspecification([9.0, -9.0]).p_value < 0.05
 
 
-@pytest.mark.parametrize("form", ["conditional", "partitioned"])
+@pytest.mark.parametrize("form", [pytest.param("conditional", marks=pytest.mark.slow), "partitioned"])
 def test_no_sample_leaves_the_prior(form):
     prior = fk.Uniform(low=[0.0, -1.0], high=[1.0, 3.0])
     posterior = fk.invert(
