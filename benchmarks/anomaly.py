@@ -1,4 +1,4 @@
-"""How well models of images tell what is none of theirs: the AUROC of each score, kind by kind, in both directions.
+"""AUROC of every anomaly feature for each kind of outlier, in both directions.
 
     CATS_RUN=run CATS=folder MNIST_RUN=run MNIST=file.npz python -m benchmarks anomaly
 

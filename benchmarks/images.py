@@ -1,4 +1,4 @@
-"""`fk.images` on a folder of images: bits/dim of new images, and how well other things are told from them.
+"""`fk.images` on a folder of images: bits/dim of new images, and AUROC against other images.
 
     IMAGES=folder MINUTES=15 python -m benchmarks images
 
