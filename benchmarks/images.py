@@ -42,7 +42,7 @@ def run() -> None:
             print(f"{kind:<16}{areas[0]:>8.3f}{areas[1]:>10.3f}{areas[2]:>8.3f}{other['flag'][rows].mean():>9.2f}")
     model.save(folder / "run")
     print(_beside_principal_gaussian(model, folder))
-    print(model.report(folder / "run", others if others.is_dir() else None))
+    print(model.report(folder / "run", others=others if others.is_dir() else None))
 
 
 def principal_gaussian(train: np.ndarray, n: int) -> tuple[str, np.ndarray]:

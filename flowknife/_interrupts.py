@@ -10,9 +10,6 @@ from flowknife.errors import Interrupted
 
 Result = TypeVar("Result")
 
-PARTIAL = "partial"
-"""The fact of a run whose training was interrupted; its text says when."""
-
 
 def until_interrupted(train: Callable[[], Result]) -> tuple[Result, bool]:
     """What training returned, and whether it was interrupted; then it is what training had reached."""

@@ -78,22 +78,6 @@ def given(config: pydantic.BaseModel) -> dict[str, Any]:
     return config.model_dump(exclude_unset=True, exclude_none=True)
 
 
-def recorded(config: Settings, used: Settings) -> dict[str, Any]:
-    """What a run stores of its settings: "config", as asked, and "used", as the fit completed them."""
-    return {name: each.model_dump(exclude_none=True) for name, each in (("config", config), ("used", used))}
-
-
-def recovered(kind: type[Config], record: Mapping[str, Any]) -> tuple[Config, Config]:
-    """The settings that `recorded` stored: (config, used).
-
-    Raises:
-        InputError: for settings that this version does not know.
-    """
-    # runs of before "used" was stored have "auto" where a setting is open
-    config = {name: value for name, value in record["config"].items() if value != "auto"}
-    return validated(kind, config), validated(kind, record.get("used", config))
-
-
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings, later layers over earlier ones, key by key at every depth; keys may be dotted."""
     whole: dict[str, Any] = {}

@@ -29,7 +29,7 @@ def moons(folder: Path, quick: bool) -> "Section":
 
     toy = TOYS["moons"]
     flow = density(toy.sample(5000, key=0), train={"minutes": 20 / 60} if quick else {})
-    flow = _saved(flow, folder)
+    flow.save(folder, demo=True)
     flow.report(folder)
     text = (
         "Rows on the left, standard normal numbers on the right, and one map between them. Held-out rows cost "
@@ -55,8 +55,8 @@ def images(folder: Path, quick: bool) -> "Section":
     model = images(rest, **(small if quick else {}))
     unusual, names = other_images(unseen[:8])
     others = replace(load_images(unusual, model.shape[:2], channels=1), names=names)
-    model = _saved(model, folder)
-    model.report(folder, others)
+    model.save(folder, demo=True)
+    model.report(folder, others=others)
     flagged = [int(model.score(batch)["flag"].sum()) for batch in (others, unseen)]
     text = (
         "Images on the left, one latent per scale on the right. What is drawn from the right is a new image, and "
@@ -77,7 +77,7 @@ def classify_images(folder: Path, quick: bool) -> "Section":
 
     images, labels = digits()
     model = classify(images, labels, train=_short(1500) if quick else {})
-    model = _saved(model, folder)
+    model.save(folder, demo=True)
     model.report(folder)
     text = (
         "Images on the left, the label and a latent on the right. Read to the right the model classifies: "
@@ -99,7 +99,7 @@ def ring(folder: Path, quick: bool) -> "Section":
     toy = ring("some")
     points, labels = toy.sample(0, 8000)
     model = classify(points, labels, train=_short(2500) if quick else {})
-    model = _saved(model, folder)
+    model.save(folder, demo=True)
     model.report(folder)
     text = (
         "Points of the plane on the left, their class and a latent on the right: the same for tables. "
@@ -162,15 +162,7 @@ def noise(folder: Path, quick: bool) -> "Section":
     from flowknife.apps import invert
     from flowknife.problems import dispersion, pairs
 
-    problem = dispersion()
-    posterior = invert(
-        prior=problem.prior,
-        pairs=pairs(),
-        noise=problem.noise,
-        form="partitioned",
-        train=_short(1200) if quick else {},
-    )
-    posterior = replace(posterior, y_names=problem.y_names, facts={"problem": problem.name, **posterior.facts})
+    posterior = invert(dispersion(), pairs=pairs(), form="partitioned", train=_short(1200) if quick else {})
     text = (
         "Ten velocities and the noise of the data on the left, the noisy data and a latent on the right. Each draw "
         "explains the observation, partly by the ground and partly by the noise"
@@ -184,7 +176,7 @@ def noise(folder: Path, quick: bool) -> "Section":
 
 def _inverted(title, name, text, folder, posterior, captions) -> "Section":
     """Write the run and the report of an inverse problem, and return what the page of all demos shows of it."""
-    posterior = _saved(posterior, folder)
+    posterior.save(folder, demo=True)
     posterior.report(folder)
     gained = posterior.metrics["prior_nll"] - posterior.metrics["nll"]
     text = f"{text}. An observation tells {gained:.1f} nats about the parameters, on average over held-out pairs."
@@ -275,21 +267,11 @@ def _digits() -> "np.ndarray":
     return np.random.default_rng(0).permutation(images)
 
 
-_FACT = "demo"
-
-
-def _saved(fitted: Any, folder: Path) -> Any:
-    """Write a run that says that a demo made it."""
-    fitted = replace(fitted, facts={**fitted.facts, _FACT: "data that come along"})
-    fitted.save(folder)
-    return fitted
-
-
 def is_demo(folder: Path) -> bool:
     """Whether a demo wrote the run in this folder, so that another one may replace it."""
     from flowknife.storage import read_run
 
-    return is_run(folder) and _FACT in read_run(folder).get("facts", {})
+    return is_run(folder) and read_run(folder).demo
 
 
 def _section(title: str, name: str, text: str, folder: Path, model: "INN", captions: dict[str, str]) -> "Section":

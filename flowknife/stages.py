@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flowknife._interrupts import until_interrupted
+from flowknife._record import Stopped, TrainingRecord
 from flowknife._threads import in_threads
 from flowknife.data import augment
 from flowknife.inn import INN
@@ -32,17 +33,13 @@ class Trained(NamedTuple):
         model: the model; where training was interrupted, with the best weights so far.
         history: the columns of the training curve, with the level, -1 where all are trained together.
         training: the settings that all parts share; one that differs from part to part is open.
-        seconds: wall-clock time.
-        partial: when training was interrupted, "" if it was not.
-        facts: run metadata.
+        record: how training went.
     """
 
     model: INN
     history: History
     training: Training
-    seconds: float
-    partial: str = ""
-    facts: Mapping[str, Any] = {}
+    record: TrainingRecord
 
 
 class Stage(NamedTuple):
@@ -120,6 +117,7 @@ def fit_stages(
 
     history: History = {}
     made = done = 0  # steps, and stages
+    ends: set[Stopped] = set()
     start, todo = time.monotonic(), sum(stage.share for stage in stages)
     one_by_one = len(stages) if parallel == 1 else alone
     groups = [*([stage] for stage in stages[:one_by_one]), stages[one_by_one:]]  # the last one may be empty
@@ -136,14 +134,19 @@ def fit_stages(
             columns = {"level": [float(stage.level)] * len(result.history["step"]), **result.history}
             history = {name: history.get(name, []) + column for name, column in columns.items()}
             made += result.steps
+            ends.add(result.stopped)
         if interrupted:
             if not made:
                 raise KeyboardInterrupt
-            told = f"training was interrupted after {made} steps, in part {done + 1} of {len(stages)}"
-            return Trained(model, history, training, time.monotonic() - start, told)
+            part, ends = (done + 1, len(stages)), {Stopped.INTERRUPTED}
+            break
         done += len(group)
         todo -= sum(stage.share for stage in group)
-    return Trained(model, history, training, time.monotonic() - start)
+    else:
+        part = None
+    stopped = ends.pop() if len(ends) == 1 else None
+    seconds = round(time.monotonic() - start, 1)
+    return Trained(model, history, training, TrainingRecord(steps=made, seconds=seconds, stopped=stopped, part=part))
 
 
 def closed_form_start(model, train, augmentation, flip, key):

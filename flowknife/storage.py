@@ -4,17 +4,14 @@
 path in that tree. Nothing in the file can run code: only classes defined in flowknife's own modules are built, field
 by field, from numbers, strings and arrays.
 
-A run directory holds `run.json` (application, configuration, versions, seed, data fingerprint, metrics),
-`model.safetensors`, `history.csv`, `figures/`, `report.html` and `skipped.csv`. Every file is written beside its place
-and moved there, so that a reader never meets half of one.
+A run directory holds `run.json` (the `Record`), `model.safetensors`, `history.csv`, `figures/`, `report.html` and
+`skipped.csv`. Every file is written beside its place and moved there, so that a reader never meets half of one.
 """
 
 import dataclasses
-import importlib.metadata
 import inspect
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -26,14 +23,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 
-from flowknife import __version__, bijections, inn, laws, nets, priors
+from flowknife import bijections, inn, laws, nets, priors
 from flowknife._files import RUN_FILES, WORK, is_run, own_extras
+from flowknife._record import FORMAT, Record
 from flowknife._types import Constant
 from flowknife.errors import StorageError
 
-FORMAT = 2
-"""Of model files and run directories. Format 1 had other names of fields, and one block for what is now several."""
 _HEADER = "flowknife"
 
 
@@ -185,7 +182,7 @@ def _build(node, tensor: Callable[[str], np.ndarray], classes):
 # -- run directories --------------------------------------------------------------------------------------------------
 
 
-def write_run(folder: str | os.PathLike, record: Mapping[str, Any], tree: Any, history: Mapping[str, list]) -> Path:
+def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Mapping[str, list]) -> Path:
     """Write `run.json`, `model.safetensors` and `history.csv`, in place of the run that is there.
 
     Everything is written to a place of its own first. What then goes is what flowknife wrote about the run before: its
@@ -193,7 +190,7 @@ def write_run(folder: str | os.PathLike, record: Mapping[str, Any], tree: Any, h
 
     Args:
         folder: the run directory; made if there is none.
-        record: what `run.json` says: "application", "config", "metrics", "data"; versions are added.
+        record: what `run.json` says.
         tree: the model, see `save_tree`.
         history: equal columns of numbers by name.
 
@@ -216,7 +213,7 @@ def write_run(folder: str | os.PathLike, record: Mapping[str, Any], tree: Any, h
         rows = zip(*history.values(), strict=True)
         lines = [",".join(history), *(",".join(f"{value:.8g}" for value in row) for row in rows)]
         (draft / "history.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        write_json(draft / "run.json", {"format": FORMAT, **record, "versions": _versions()})
+        write_json(draft / "run.json", record.model_dump(mode="json", exclude_none=True))
         stale = own_extras(folder)
         # run.json last, so that a directory with a run.json is complete
         for name in ("model.safetensors", "history.csv", "run.json"):
@@ -234,30 +231,54 @@ def write_run(folder: str | os.PathLike, record: Mapping[str, Any], tree: Any, h
     return folder
 
 
-def _versions():
-    packages = {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax", "numpy")}
-    return {"flowknife": __version__, "python": platform.python_version(), **packages}
+def read_application(folder: str | os.PathLike) -> str:
+    """The application that wrote a run directory.
+
+    Raises:
+        StorageError: if there is none, it is damaged, or of another format.
+    """
+    return json.loads(_read_record(Path(folder)))["application"]
 
 
-def read_run(folder: str | os.PathLike) -> dict[str, Any]:
+def read_run(folder: str | os.PathLike, settings: Any = dict[str, Any]) -> Record:
     """The `run.json` of a run directory.
+
+    Args:
+        folder: the run directory.
+        settings: the class of the settings of its application; default plain values.
 
     Raises:
         StorageError: if there is none, or it is damaged.
     """
     folder = Path(folder)
+    text = _read_record(folder)
+    try:
+        return Record[settings].model_validate_json(text)
+    except pydantic.ValidationError as error:
+        first, *others = error.errors()
+        more = f" ({len(others)} more to mend)" if others else ""
+        place = ".".join(map(str, first["loc"]))
+        raise StorageError(
+            f"got {folder / 'run.json'}, which is damaged or of another version ({place}: {first['msg']}{more}); "
+            "expected a run written by `flowknife fit`; try to fit anew"
+        ) from None
+
+
+def _read_record(folder):
+    """The text of a `run.json` that names its application and has the format of this version."""
     if not folder.is_dir():
         raise StorageError(f"got {folder}, which is not a directory; expected a run written by `flowknife fit`")
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        text = (folder / "run.json").read_text(encoding="utf-8")
+        record = json.loads(text)
     except FileNotFoundError:
         raise StorageError(f"got {folder}, which has no run.json; expected a run written by `flowknife fit`") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"got {folder / 'run.json'}, which cannot be read ({error})") from None
-    if not isinstance(record, dict) or "application" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("application"), str):
         raise StorageError(f"got {folder / 'run.json'} without an application; expected a run written by flowknife")
     _require_format(folder, record.get("format"))
-    return record
+    return text
 
 
 def _require_format(path, found):

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from jaxtyping import Array
 
 from flowknife._feeds import make_feed
 from flowknife._progress import note, progress
+from flowknife._record import MINIMUM_STEPS, Stopped, TrainingRecord
 from flowknife._settings import Applies, Settings, asked
 from flowknife._threads import raise_if_interrupted
 from flowknife._types import Key, as_key, split_trainable
@@ -30,9 +31,6 @@ from flowknife.bijections import LU, Bijection, Chain, Matrix, Repeat
 from flowknife.errors import Interrupted, TrainingError
 from flowknife.inn import INN
 from flowknife.objectives import Batch, Objective, nll, split_batch
-
-MINIMUM_STEPS = 100
-"""Optimiser steps below which nothing counts as trained: the default warm-up of the learning rate takes as many."""
 
 _SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
 
@@ -94,10 +92,6 @@ class Training(Settings):
         return self.completed(epochs=100.0, **_DEFAULTS, **decay)
 
 
-Stopped = Literal["budget", "patience", "stream", "non-finite", "interrupted"]
-"""Why training ended."""
-
-
 @dataclass(frozen=True)
 class FitResult:
     """What training returned.
@@ -109,8 +103,8 @@ class FitResult:
         steps: steps made.
         seconds: wall-clock time.
         stopped: why it ended: "budget", "patience", "stream" (no more batches), "non-finite" or "interrupted".
-        message: that reason as a sentence.
         history: columns step, seconds, train, validation, one row per evaluation.
+        fault: where a number was not finite, and what to try; "" where all were.
     """
 
     model: INN
@@ -119,8 +113,18 @@ class FitResult:
     steps: int
     seconds: float
     stopped: Stopped
-    message: str
     history: dict[str, list[float]] = field(repr=False)
+    fault: str = ""
+
+    @property
+    def record(self) -> TrainingRecord:
+        """What a run keeps of it."""
+        return TrainingRecord(steps=self.steps, seconds=round(self.seconds, 1), stopped=self.stopped)
+
+    @property
+    def message(self) -> str:
+        """Why it ended, as a sentence."""
+        return f"{self.fault}; the weights of step {self.step} were kept" if self.fault else self.record.sentence
 
     @property
     def missing_steps(self) -> int:
@@ -189,14 +193,12 @@ def fit(
     trainer = _Trainer(model, where, training, (objective, held_out_objective or objective), held_out, valid_key)
     with progress(label, show_progress) as report, contextlib.closing(feed):
         result = trainer.run(feed, key, report)
-    if result.stopped == "interrupted":
+    if result.stopped is Stopped.INTERRUPTED:
         raise Interrupted(result)
-    if result.stopped == "non-finite":
+    if result.stopped is Stopped.NON_FINITE:
         if throw:
-            raise TrainingError(result.message)
-        # only here: whoever gets an error has no weights
-        return replace(result, message=f"{result.message}; the weights of step {result.step} were kept")
-    if result.missing_steps:
+            raise TrainingError(result.fault)
+    elif result.missing_steps:
         note(f"{label}: {result.message}", show_progress)
     return result
 
@@ -284,7 +286,7 @@ class _Trainer:
         state = (self.params, self.params, self.optimiser.init(self.params))
         best, best_loss, best_step, stale = self.params, self._loss_of_start(), 0, 0
         history = {"step": [], "seconds": [], "train": [], "validation": []}
-        step, per_call, stopped, message = 0, 1, "budget", "the budget was used up"
+        step, per_call, stopped, fault = 0, 1, Stopped.BUDGET, ""
         total = min(t.steps or np.inf, (t.epochs or np.inf) * feed.steps_per_epoch)
 
         def done_fraction():
@@ -307,7 +309,10 @@ class _Trainer:
                 loss, made = float(loss), int(made)
                 seconds = time.monotonic() - before
                 if made < count:
-                    stopped, message = "non-finite", self._describe(state[0], arrays, order[row + made], step + made)
+                    stopped, fault = (
+                        Stopped.NON_FINITE,
+                        self._describe(state[0], arrays, order[row + made], step + made),
+                    )
                     break
                 if step:  # the first call compiles
                     per_call = max(1, int(count * min(4.0, _SECONDS_PER_CALL / max(seconds, 1e-3))))
@@ -317,11 +322,9 @@ class _Trainer:
                 report(min(done_fraction(), 1.0), f"step {step}, loss {loss:.3f}, best {best_loss:.3f}")
             train = _mean(losses)
             loss = self.evaluate(state[1]) if self.held_out else train
-            if stopped != "non-finite" and not np.isfinite(loss):
-                stopped = "non-finite"
-                message = "of the held-out rows, " + self._describe(
-                    state[1], self.held_out or arrays, slice(None), step
-                )
+            if not fault and not np.isfinite(loss):
+                stopped = Stopped.NON_FINITE
+                fault = "of the held-out rows, " + self._describe(state[1], self.held_out or arrays, slice(None), step)
             for name, value in zip(history, (step, time.monotonic() - start, train, loss), strict=True):
                 history[name].append(float(value))
             stale += 1
@@ -329,20 +332,15 @@ class _Trainer:
                 best, best_loss, best_step, stale = jax.tree.map(jnp.copy, state[1]), loss, step, 0
                 reached.best, reached.best_loss, reached.best_step = best, best_loss, best_step
             report(min(done_fraction(), 1.0), f"step {step}, loss {train:.3f}, best {best_loss:.3f}")
-            if stopped == "non-finite" or done_fraction() >= 1:
+            if fault or done_fraction() >= 1:
                 break
             if t.patience and stale >= t.patience:
-                stopped, message = "patience", f"no improvement in the last {stale} evaluations"
+                stopped = Stopped.PATIENCE
                 break
         else:
-            stopped, message = "stream", "the stream of batches ended"
-        if step < MINIMUM_STEPS and stopped != "non-finite":
-            message += (
-                f" after {step} steps, but training takes at least {MINIMUM_STEPS}: this model is not trained; "
-                "try more train.steps or train.minutes"
-            )
+            stopped = Stopped.STREAM
         model = self._join(best, (self.model, self.rest))
-        return FitResult(model, float(best_loss), best_step, step, time.monotonic() - start, stopped, message, history)
+        return FitResult(model, float(best_loss), best_step, step, time.monotonic() - start, stopped, history, fault)
 
     def _interrupted(self, reached):
         """The best weights at an interruption; those reached since the last evaluation are evaluated once more."""
@@ -361,8 +359,7 @@ class _Trainer:
             step=reached.best_step,
             steps=reached.step,
             seconds=time.monotonic() - reached.start,
-            stopped="interrupted",
-            message=f"training was interrupted at step {reached.step}",
+            stopped=Stopped.INTERRUPTED,
             history=reached.history,
         )
 

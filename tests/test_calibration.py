@@ -175,7 +175,7 @@ def test_what_is_far_from_seventy_rows_is_flagged(seventy):
     scores = result.score(_new(result))
     assert scores["p_value"].tolist() == [1 / 21] * 3 and scores["flag"].all()
     assert not any(name.startswith("training_") for name in result.metrics)
-    assert not result.flagging.note and "p-values" not in result.facts
+    assert not result.flagging.note
 
 
 @pytest.fixture(scope="module", params=_jobs("density"))
@@ -195,7 +195,7 @@ def test_without_held_out_rows_there_are_no_p_values(unheld, tmp_path):
         assert not any("calibration" in name for name in result.metrics)
         with pytest.raises(InputError, match="without held-out"):
             result.check()
-        assert "no p-values" in result.facts["p-values"]
+        assert "no p-values" in result.flagging.note
 
 
 def test_the_shell_says_so_where_nothing_was_held_out(unheld, tmp_path):

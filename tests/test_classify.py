@@ -191,7 +191,7 @@ def test_a_split_keeps_every_class_in_training(key):
 
 def test_rows_without_labels_are_used(words):
     assert words.classes == ("east", "north", "south", "west")
-    assert words.facts["without label"] > 900
+    assert words.record.data.unlabelled > 900
     x, codes = ring(2000, 6, "some")
     x = x + np.array([1e9, 0.0])
     names = np.array(["north", "east", "south", "west"])[codes]
@@ -246,7 +246,7 @@ def test_checks_and_counts(rings):
     np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(labels, minlength=8))
     assert rings.reliability(x, labels).counts.sum() == 400
     # labels add the calibration of probabilities, their cross entropy and the share of errors
-    assert len(rings.check(x)) == len(rings.check(x, labels)) - 3
+    assert len(rings.check(x)) == len(rings.check((x, labels))) - 3
     assert rings.encode(x).shape == (400, 2)
 
 
@@ -291,7 +291,8 @@ def test_images_are_classified_drawn_and_judged(bars, tmp_path):
     assert auroc(usual["score"], anomalous["score"]) > 0.98
     assert usual["flag"].mean() < 0.25
     assert bars.metrics["bits_per_dim"] == pytest.approx(bars.metrics["nll"] / 64 / np.log(2))
-    replace(bars, white=White(whole=1023.0)).save(tmp_path / "run")
+    data = bars.record.data.model_copy(update={"white": White(whole=1023.0)})
+    replace(bars, record=bars.record.model_copy(update={"data": data})).save(tmp_path / "run")
     loaded = fk.load(tmp_path / "run")
     assert loaded.white == White(whole=1023.0)  # the scale of later images
     np.testing.assert_array_equal(loaded.predict(x), bars.predict(x))

@@ -4,11 +4,13 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import flowknife as fk
 from flowknife import apps
 from flowknife.data import digits, load_table, save_table, write_folder
+from flowknife.data._pairs import read_labelled
 from flowknife.diagnostics import Check
 from tests.command import call, refused, rows_of
 
@@ -62,24 +64,11 @@ def images(place, folder):
     return place / "zeros and ones"
 
 
-@pytest.fixture
-def trained(animals, monkeypatch):
-    """In place of training, the run that is there; returns the arguments of every call."""
-    calls = []
-
-    def classify_at_once(x, labels, config):
-        calls.append((x, labels, config))
-        return fk.load(animals)
-
-    monkeypatch.setattr(apps, "classify", classify_at_once)
-    return calls
-
-
 def test_fit_classify_writes_a_run_and_says_what_comes_next(fitted):
     result, run = fitted
     record = json.loads((run / "run.json").read_text())
-    assert record["application"] == "classify" and record["facts"]["label column"] == "species"
-    assert record["data"]["names"] == ["height", "length"] and record["facts"]["without label"] == 3
+    assert record["application"] == "classify" and record["data"]["label_column"] == "species"
+    assert record["data"]["names"] == ["height", "length"] and record["data"]["unlabelled"] == 3
     assert re.search(r"accuracy +[\d.]+ share of inputs", result.stdout)
     following = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  flowknife ")]
     assert following == ["sample", "classify", "report"]
@@ -123,12 +112,10 @@ def test_score_and_check_take_the_table_of_training(tmp_path, animals, table, mo
     call("score", animals, table, "--out", tmp_path / "scores.csv")
     assert {"row", "p_value", "flag"} <= set(rows_of(tmp_path / "scores.csv")[0])
     given = []
-    monkeypatch.setattr(
-        apps.Classifier, "check", lambda self, *values: given.append(values) or [Check("alarms", 0.0, 1.0)]
-    )
+    monkeypatch.setattr(apps.Classifier, "check", lambda self, data: given.append(data) or [Check("alarms", 0.0, 1.0)])
     call("check", animals, table)
     call("check", animals, _without_species(table, tmp_path))
-    assert [len(values) for values in given] == [2, 1]
+    assert isinstance(given[0], tuple) and given[1].shape == (200, 2)
     assert given[0][0].shape == (200, 2) and set(given[0][1]) == {"cat", "dog", ""}
 
 
@@ -143,16 +130,30 @@ def test_images_are_classified(tmp_path, images, folder):
     assert np.load(tmp_path / "ones.npy").shape == (3, 8, 8, 1)
 
 
-def test_labels_come_from_a_column_or_an_array(tmp_path, trained):
+def test_labels_come_from_a_column_or_an_array(tmp_path):
     save_table(tmp_path / "a.csv", [[1, 2, 0], [3, 4, 1], [5, 6, 1]], ["a", "b", "label"])
     np.savez(tmp_path / "a.npz", x=[[1, 2], [3, 4], [5, 6]], labels=[0, 1, 1])
     (tmp_path / "bare.csv").write_text("1,2,0\n3,4,1\n5,6,1\n")
     save_table(tmp_path / "a.npy", [[1, 2, 0], [3, 4, 1], [5, 6, 1]])
-    for name, options in (("a.csv", []), ("a.npz", []), ("a.npy", ["--label", "x3"]), ("bare.csv", ["--label", "x3"])):
-        call("fit", "classify", tmp_path / name, "--out", tmp_path / f"run of {name}", *options)
-    for x, labels, _ in trained:
-        np.testing.assert_array_equal(x, [[1, 2], [3, 4], [5, 6]])
-        np.testing.assert_array_equal(labels, [0, 1, 1])
+    frame = pd.DataFrame({"a": [1, 3, 5], "kind": [0, 1, 1], "b": [2, 4, 6]})
+    for source, column in (("a.csv", None), ("a.npz", None), ("a.npy", "x3"), ("bare.csv", "x3"), (frame, "kind")):
+        found = read_labelled(tmp_path / source if isinstance(source, str) else source, column)
+        np.testing.assert_array_equal(found.table.values, [[1, 2], [3, 4], [5, 6]])
+        np.testing.assert_array_equal(found.labels, [0, 1, 1])
+
+
+def test_python_takes_the_table_that_the_shell_takes(animals, table):
+    settings = dict(word.split("=") for word in TINY if "=" in word)
+    steps = {name: int(settings.pop(f"train.{name}")) for name in ("steps", "batch_size")}
+    settings = {name: int(value) for name, value in settings.items()}
+    model, shell = fk.classify(table, "species", train=steps, show_progress=False, **settings), fk.load(animals)
+    assert model.record.data == shell.record.data and model.names == ("height", "length")
+    rows = load_table(table, columns=model.names).values
+    np.testing.assert_allclose(model.log_prob(rows), shell.log_prob(rows), rtol=1e-5)
+    frame = pd.read_csv(table)
+    again = fk.classify(frame, "species", train=steps, show_progress=False, **settings)
+    assert again.record.data.fingerprint == shell.record.data.fingerprint and again.classes == shell.classes
+    assert len(model.check(frame)) == len(model.check())
 
 
 @pytest.mark.parametrize(

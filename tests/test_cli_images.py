@@ -44,7 +44,7 @@ def test_fit_images_lists_what_it_skipped(images, folder):
     skipped = {row["path"]: row["reason"] for row in rows_of(images / "skipped.csv")}
     assert skipped.keys() == {"notes.txt", "broken.png", "empty.png"} and skipped["empty.png"] == "empty file"
     record = json.loads((images / "run.json").read_text())
-    assert record["application"] == "images" and record["facts"]["images"] == 60
+    assert record["application"] == "images" and record["data"]["rows"] == 60
     assert record["metrics"].keys() == {"nll", "bits_per_dim"}
     text = call("info", images).stdout
     assert re.search(r"left end +image 8 x 8 x 1", text) and re.search(r"right end +z_0 64", text)

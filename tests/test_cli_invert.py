@@ -5,11 +5,13 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import flowknife as fk
 from flowknife import apps
 from flowknife.data import load_table, save_table
+from flowknife.data._pairs import read_pairs
 from flowknife.diagnostics import Check
 from tests.command import call, refused, rows_of
 
@@ -65,8 +67,8 @@ def trained(arm, monkeypatch):
 def test_fit_invert_writes_a_run_and_says_what_comes_next(fitted):
     result, run = fitted
     record = json.loads((run / "run.json").read_text())
-    assert record["application"] == "invert" and record["facts"]["problem"] == "kinematics"
-    assert record["data"] == {"names": list(NAMES), "y_names": ["hand1", "hand2"]}
+    assert record["application"] == "invert" and record["data"]["problem"] == "kinematics"
+    assert record["data"]["names"] == list(NAMES) and record["data"]["y_names"] == ["hand1", "hand2"]
     assert f"{record['metrics']['nll']:.4g} nats" in result.stdout
     following = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  flowknife ")]
     assert following == ["invert", "score", "report"]
@@ -128,7 +130,7 @@ def test_score_tells_which_observations_the_simulator_cannot_make(tmp_path, arm,
 def test_check_takes_pairs(tmp_path, arm, monkeypatch):
     given = []
     monkeypatch.setattr(
-        apps.Posterior, "check", lambda self, pairs=None: given.append(pairs) or [Check("ranks", 0.0, 1.0)]
+        apps.Posterior, "check", lambda self, data=None: given.append(data) or [Check("ranks", 0.0, 1.0)]
     )
     x, y = np.zeros((3, 4)), np.ones((3, 2))
     np.savez(tmp_path / "pairs.npz", x=x, y=y)
@@ -136,25 +138,32 @@ def test_check_takes_pairs(tmp_path, arm, monkeypatch):
     for arguments in ([], [tmp_path / "pairs.npz"], [tmp_path / "pairs.csv"]):
         call("check", arm, *arguments)
     assert given[0] is None
-    for pair in given[1:]:
-        np.testing.assert_array_equal(pair[0], x)
-        np.testing.assert_array_equal(pair[1], y)
+    posterior = fk.load(arm)
+    for source in given[1:]:
+        pair = read_pairs(source, posterior.names, posterior.y_names)
+        np.testing.assert_array_equal(pair.x, x)
+        np.testing.assert_array_equal(pair.y, y)
 
 
 def test_report_of_a_posterior_is_written(tmp_path, arm, monkeypatch):
     given = []
-    monkeypatch.setattr(apps.Posterior, "report", lambda self, run: given.append(run) or run / "report.html")
+    monkeypatch.setattr(apps.Posterior, "report", lambda self, run, others: given.append(run) or run / "report.html")
     assert call("report", arm).stdout == f"report: {arm / 'report.html'}\n" and given == [arm]
     refused("report", arm, "--others", tmp_path, words="--others")
 
 
-def test_pairs_of_a_table_keep_their_names(tmp_path, pairs, trained):
-    call("fit", "invert", pairs, "--out", tmp_path / "run", "--parameters", "mass,speed,angle")
-    assert trained[0]["prior"].names == ("mass", "speed", "angle")
+def test_pairs_of_a_table_keep_their_names(tmp_path, pairs):
+    names, options = ("mass", "speed", "angle"), " ".join(TINY).replace("-s num_simulations=240", "").split()
     table = load_table(pairs)
-    np.testing.assert_array_equal(np.column_stack(trained[0]["pairs"][::-1]), table.values)
+    for source in (pairs, pd.read_csv(pairs)):
+        found = read_pairs(source, names)
+        np.testing.assert_allclose(np.column_stack([found.y, found.x]), table.values, rtol=1e-6)
+        assert found.names == names and found.y_names == ("late", "early")
+        assert read_pairs(source, names, ["early"]).y.shape == (120, 1)
+    call("fit", "invert", pairs, "--out", tmp_path / "run", "--parameters", ",".join(names), *options)
     posterior = fk.load(tmp_path / "run")
-    assert posterior.y_names == ("late", "early") and posterior.facts["prior"] == "estimated from the pairs"
+    assert posterior.names == names
+    assert posterior.y_names == ("late", "early") and posterior.record.data.prior_estimated
 
 
 def test_pairs_of_two_arrays_have_numbers_for_names(tmp_path, trained):
@@ -162,7 +171,8 @@ def test_pairs_of_two_arrays_have_numbers_for_names(tmp_path, trained):
     np.savez(tmp_path / "pairs.npz", x=x, y=y)
     call("fit", "invert", tmp_path / "pairs.npz", "--out", tmp_path / "run", "-s", "noise=0.1")
     assert trained[0]["simulator"] is None and trained[0]["config"].noise == 0.1
-    assert [values.shape for values in trained[0]["pairs"]] == [(20, 3), (20, 4)]
+    found = read_pairs(trained[0]["pairs"])
+    assert [found.x.shape, found.y.shape, found.names] == [(20, 3), (20, 4), ()]
 
 
 def test_fit_invert_refuses_in_one_line(tmp_path, pairs):

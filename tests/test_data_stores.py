@@ -246,7 +246,7 @@ def test_a_store_and_a_folder_train_the_same_model(bucket, folder, monkeypatch):
     assert any(np.size(rows) == 3 * 16 for rows in read)  # the three steps of a round
     for a, b in zip(weights(here), weights(there), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert there.facts["fingerprint"] == here.facts["fingerprint"] and there.skipped == here.skipped
+    assert there.record.data.fingerprint == here.record.data.fingerprint and there.skipped == here.skipped
 
 
 def test_the_command_line_takes_addresses(bucket, folder, tmp_path):

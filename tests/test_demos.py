@@ -8,6 +8,7 @@ import pytest
 
 import flowknife as fk
 from flowknife import demos, storage
+from flowknife._record import DataRecord, Record, TrainingRecord
 from flowknife.data import digits
 from flowknife.errors import InputError
 from flowknife.report import Section, ends_svg
@@ -16,8 +17,10 @@ from tests.command import call, refused
 
 def fake(name):
     def demo(folder, quick):
-        record = {"application": name, "quick": quick, "format": storage.FORMAT, "facts": {"demo": "a fake"}}
-        storage.write_json(folder / "run.json", record)
+        settings = {"quick": quick}
+        data, training = DataRecord(kind="rows", rows=1), TrainingRecord(steps=0, seconds=0.0)
+        record = Record[dict](application=name, config=settings, used=settings, data=data, training=training, demo=True)
+        storage.write_run(folder, record, {}, {})
         (folder / "report.html").write_text(name)
         return Section(f"Title of {name}", "text", [fk.report.PageImage(ends_svg(["x"], ["z"]).encode())])
 
@@ -39,11 +42,11 @@ def test_demo_runs_all_and_shows_them_on_one_page(tmp_path, monkeypatch):
     titles = ["Title of one", "Title of two"]
     overview = ["2 jobs, one network", *(f"{title}." for title in titles)]
     assert ["".join(words) for words in told] == [*overview, *titles, "three", "not installed"]
-    assert json.loads((tmp_path / "demo" / "two" / "run.json").read_text())["quick"] is True
+    assert json.loads((tmp_path / "demo" / "two" / "run.json").read_text())["used"]["quick"] is True
 
     result = call("demo", "two", "--full", "--out", tmp_path / "alone")
     assert result.stdout == f"report: {tmp_path / 'alone' / 'report.html'}\n"
-    assert json.loads((tmp_path / "alone" / "run.json").read_text())["quick"] is False
+    assert json.loads((tmp_path / "alone" / "run.json").read_text())["used"]["quick"] is False
     refused("demo", "three", "--out", tmp_path / "left", words="not installed")
     refused("demo", "one", "--out", tmp_path, words="not empty")
 

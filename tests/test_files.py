@@ -44,10 +44,14 @@ def run(tmp_path, table, fitted):
     return shutil.copytree(table.parent / "run", tmp_path / "run")
 
 
+def _asked(fitted, config):
+    return dataclasses.replace(fitted, record=fitted.record.model_copy(update={"config": config}))
+
+
 @pytest.fixture
 def at_once(fitted, monkeypatch):
     """In place of training, a result that is there."""
-    monkeypatch.setattr(apps, "density", lambda data, config, **options: dataclasses.replace(fitted, config=config))
+    monkeypatch.setattr(apps, "density", lambda data, config, **options: _asked(fitted, config))
 
 
 def snapshot(folder):

@@ -134,7 +134,7 @@ def untrained():
 def test_a_density_that_did_not_train_fails(untrained):
     names = " ".join(failed(untrained))
     assert "training steps" in names and "nll" in names and "a Gaussian" in names
-    assert "takes at least" in untrained.facts["stopped because"]
+    assert "takes at least" in untrained.record.training.sentence
 
 
 def test_the_shell_says_so_too(untrained, tmp_path):
@@ -161,7 +161,7 @@ def test_one_outlier_is_found_and_told(capsys):
     flow = fk.density(x, train={"steps": 150}, show_progress=True, **QUICK)
     assert any("round trip" in name for name in failed(flow))
     assert "heavy tails in x1" in capsys.readouterr().err
-    assert "arcsinh" in flow.facts["heavy tails"]
+    assert "arcsinh" in flow.record.notes[0]
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_a_classifier_is_compared_with_simple_ones():
     names = [check.name for check in good.check()]
     assert any("linear classifier" in name for name in names) and any("class frequencies" in name for name in names)
     # the same model, asked about other labels, is worse than guessing
-    worse = {check.name: check.passed for check in good.check(x, (labels + 1) % 3)}
+    worse = {check.name: check.passed for check in good.check((x, (labels + 1) % 3))}
     assert not all(passed for name, passed in worse.items() if "cross entropy" in name)
     assert "training steps" in " ".join(
         failed(fk.classify(x, labels, train={"steps": 5}, show_progress=False, **QUICK))

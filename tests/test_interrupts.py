@@ -99,11 +99,11 @@ def test_an_interrupted_fit_writes_a_partial_run(tmp_path, table, press, number,
     assert signal.getsignal(signal.SIGTERM) == before
     assert result.stdout == "" and result.stderr.count("\n") == 1
     assert result.stderr.startswith(f"interrupted: {run} holds a partial run: training was interrupted at step 3")
-    assert json.loads((run / "run.json").read_text())["facts"]["partial"] == "training was interrupted at step 3"
+    assert json.loads((run / "run.json").read_text())["training"]["stopped"] == "interrupted"
     if status == 130:
         said = "partial.*interrupted at step 3"
         flow = fk.load(run)
-        assert flow.facts["steps"] == 3 and np.isfinite(flow.log_prob(X)).all()
+        assert flow.record.training.steps == 3 and np.isfinite(flow.log_prob(X)).all()
         for verb in ("info", "check"):
             text = call(verb, run, status=None).stdout
             assert re.search(said, text)
@@ -120,7 +120,7 @@ def test_a_partial_run_does_not_replace_a_whole_one(tmp_path, table, press, monk
     result = call("fit", "density", table, "--out", run, "--overwrite", *OPTIONS, status=130)
     assert (run / "run.json").read_bytes() == whole
     beside = tmp_path / "run-partial-1"
-    assert f"interrupted: {beside} holds a partial run" in result.stderr and "partial" in fk.load(beside).facts
+    assert f"interrupted: {beside} holds a partial run" in result.stderr and fk.load(beside).record.training.partial
 
 
 def test_an_interruption_after_training_waits_for_the_result(tmp_path, table, monkeypatch):
@@ -180,7 +180,7 @@ def test_levels_of_images_are_kept(press, parallel, reports):
     with pytest.raises(Interrupted) as stop:
         fk.images(digits()[0][:100], **settings, train=EVERY_STEP, show_progress=False)
     model = stop.value.result
-    assert "interrupted" in model.facts["partial"] and np.isfinite(model.log_prob(model.held_out)).all()
+    assert model.record.training.partial and np.isfinite(model.log_prob(model.held_out)).all()
     assert model.history["level"][0] == 1 and len(set(model.history["level"])) == 1 + (reports > 100)
 
 
@@ -192,7 +192,7 @@ def test_candidates_of_a_posterior_are_kept(press):
     with pytest.raises(Interrupted) as stop:
         fk.invert(lambda x: x**2, prior, num_simulations=60, **TINY, train=stop_soon)
     posterior = stop.value.result
-    assert "candidate 2 of 3" in posterior.facts["partial"]
+    assert posterior.record.training.partial and posterior.record.training.part == (2, 3)
     assert posterior.sample(3, y=[1.0, 1.0], key=0).shape == (3, 2)
 
 
@@ -204,7 +204,7 @@ def test_a_classifier_is_kept_with_the_names_of_its_columns(tmp_path, press):
     options = ("--label", "kind", "--out", tmp_path / "run", *OPTIONS)
     call("fit", "classify", tmp_path / "t.csv", *options, status=130)
     model = fk.load(tmp_path / "run")
-    assert model.names == ("u", "v", "w") and "interrupted" in model.facts["partial"]
+    assert model.names == ("u", "v", "w") and model.record.training.partial
 
 
 def test_weights_are_said_to_be_kept_only_where_they_are():

@@ -150,7 +150,7 @@ def test_a_prior_is_estimated_from_pairs():
     low, high = np.asarray(posterior.prior.low), np.asarray(posterior.prior.high)
     np.testing.assert_allclose(low, [-1, -np.inf, 0], atol=0.01)
     np.testing.assert_allclose(high, [2, np.inf, np.inf], atol=0.01)
-    assert posterior.facts["prior"] == "estimated from the pairs"
+    assert posterior.record.data.prior_estimated
 
 
 @pytest.mark.slow
@@ -173,8 +173,8 @@ def test_failed_simulations_are_reported():
         return np.where(theta[..., :1] > 0.5, np.nan, theta)
 
     posterior = fk.invert(fragile, fk.Uniform([0, 0], [1, 1]), num_simulations=400, train={"steps": 5}, **QUICK)
-    assert 150 < posterior.facts["failed simulations"] < 250
-    assert posterior.facts["pairs"] + posterior.facts["failed simulations"] == 400
+    assert 150 < posterior.record.data.left_out < 250
+    assert posterior.record.data.rows + posterior.record.data.left_out == 400
 
 
 PRIOR = fk.Uniform(low=[-1, -1], high=[1, 1])

@@ -9,6 +9,7 @@ import pytest
 import flowknife as fk
 from flowknife.apps.classify._labels import label_codes
 from flowknife.data import save_table, write_folder
+from flowknife.data._pairs import read_labelled
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
 
@@ -20,6 +21,11 @@ ROWS = np.random.default_rng(0).normal(size=(60, 2)) + 20 * PLACE[:, None]
 
 def fitted(labels):
     return fk.classify(ROWS, labels, show_progress=False, **QUICK)
+
+
+def with_classes(classifier, classes):
+    data = classifier.record.data.model_copy(update={"classes": classes})
+    return replace(classifier, record=classifier.record.model_copy(update={"data": data}))
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +50,14 @@ def test_labels_are_classes_and_come_back_as_given(names, classifier):
     classes, codes = label_codes([names[i] for i in PLACE], 60)
     assert sorted(classes) == sorted(names) and np.all(codes >= 0)
     assert {type(name) for name in classes} == {type(name) for name in names}
-    like = replace(classifier, classes=classes)
+    like = with_classes(classifier, classes)
     found = like.predict(ROWS).tolist()
     assert set(found) <= set(names) and {type(name) for name in found} <= {type(name) for name in names}
     np.testing.assert_array_equal(like.codes(names), [classes.index(name) for name in names])
 
 
 def test_minus_one_is_a_class(classifier):
-    assert classifier.classes == (-1, 0, 1) and classifier.facts["without label"] == 0
+    assert classifier.classes == (-1, 0, 1) and classifier.record.data.unlabelled == 0
 
 
 def test_truth_values_come_back_as_truth_values(tmp_path):
@@ -66,7 +72,7 @@ def test_only_objects_and_empty_cells_are_unknown(unknown, classifier):
     labels = [unknown if i < 5 else ("cat", "dog", "nan")[k] for i, k in enumerate(PLACE)]
     classes, codes = label_codes(labels, 60)
     assert classes == ("cat", "dog", "nan") and np.sum(codes == -1) == 5
-    like = replace(classifier, classes=classes)
+    like = with_classes(classifier, classes)
     np.testing.assert_array_equal(like.codes([unknown, "nan", "cow"]), [-1, 2, -2])
 
 
@@ -90,16 +96,12 @@ def test_labels_that_would_merge_are_refused():
         (("0x10", "16", "1e1"), ("0x10", "16", "1e1")),
     ],
 )
-def test_labels_of_a_text_file_are_as_written(tmp_path, monkeypatch, classifier, cells, classes):
-    from flowknife import apps
-
-    seen = []
-    monkeypatch.setattr(apps, "classify", lambda x, labels, config: seen.append((x, labels)) or classifier)
+def test_labels_of_a_text_file_are_as_written(tmp_path, cells, classes):
     lines = [f"{a},{cells[k]},{b}" for (a, b), k in zip(ROWS, PLACE, strict=True)]
     (tmp_path / "a.csv").write_text("\n".join(["u,label,v", *lines]))
-    call("fit", "classify", tmp_path / "a.csv", "--out", tmp_path / "run")
-    np.testing.assert_allclose(seen[0][0], ROWS, rtol=1e-6)
-    found = label_codes(seen[0][1], 60)[0]
+    read = read_labelled(tmp_path / "a.csv")
+    np.testing.assert_allclose(read.table.values, ROWS, rtol=1e-6)
+    found = label_codes(read.labels, 60)[0]
     assert found == classes and [type(a) for a in found] == [type(a) for a in classes]
 
 

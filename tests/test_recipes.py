@@ -159,7 +159,7 @@ def test_smoke_mode_runs_and_says_what_to_expect(tmp_path, framed):
     text = call("fit", "images", framed[0] / "folder", "--out", tmp_path / "run", *options).stdout
     assert re.search(r"recipe +digits-8\n", text) and re.search(r"expected +1\.89 bits", text)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["facts"]["recipe"] == "digits-8" and record["config"]["architecture"] == "lattice"
+    assert record["recipe"] == "digits-8" and record["config"]["architecture"] == "lattice"
     assert record["config"]["train"]["steps"] == 2 and record["config"]["train"].get("minutes") is None
 
 
@@ -170,7 +170,7 @@ def test_a_run_cuts_everything_as_its_training_images(tmp_path, framed):
     assert model.shape == (8, 8, 1)  # half of the usual side
     known = {image.tobytes() for image in inside}
     assert {image.tobytes() for image in model.held_out} <= known
-    assert fk.images(place / "folder", **settings).facts["fingerprint"] != ""
+    assert fk.images(place / "folder", **settings).record.data.fingerprint != ""
     model.save(tmp_path / "run")
     model = fk.load(tmp_path / "run")
     assert model.config.crop == 0.5

@@ -47,7 +47,9 @@ def test_report_of_a_posterior(tmp_path, arm):
 
 
 def test_report_of_pairs_whose_simulator_nobody_knows(tmp_path, arm):
-    _, figures = page(replace(arm, facts={}, forward=None, history={}).report(tmp_path))
+    data = arm.record.data.model_copy(update={"problem": None})
+    record = arm.record.model_copy(update={"data": data})
+    _, figures = page(replace(arm, record=record, forward=None, history={}).report(tmp_path))
     assert figures == {"corner", "calibration", "coverage", "p_values"}
 
 
@@ -97,5 +99,5 @@ def test_report_of_an_image_model_shows_what_one_does_with_it(tmp_path, digits):
     assert drawn | {"anomaly_maps", "clusters", "outliers", "cloud", "p_values"} <= figures
     assert "Benjamini-Hochberg" in text
     grey = np.full((3, 8, 8), 90, np.uint8)
-    _, figures = page(digits.report(tmp_path / "b", grey))
+    _, figures = page(digits.report(tmp_path / "b", others=grey))
     assert "anomaly_maps" in figures

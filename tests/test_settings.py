@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 import flowknife as fk
 from flowknife import apps
-from flowknife._settings import asked, merged, recorded, recovered
+from flowknife._record import Record
+from flowknife._settings import asked, merged
 from flowknife._types import as_key, as_seed
 from flowknife.cli._settings import configured
 from flowknife.data import digits
@@ -22,7 +23,9 @@ PRIOR = fk.Uniform(low=[-2, -2], high=[2, 2])
 
 def reloaded(result):
     """(asked, used) as a run directory keeps them."""
-    return recovered(type(result.config), recorded(result.config, result.used))
+    text = result.record.model_dump_json(exclude_none=True)
+    record = Record[type(result.config)].model_validate_json(text)
+    return record.config, record.used
 
 
 def weights(result):
@@ -234,9 +237,3 @@ def test_layers_may_repeat_each_other(tmp_path):
     }
     shared = "train: {<<: {steps: 3}, minutes: 2}"
     assert from_yaml(tmp_path, shared) == {"train": {"steps": 3, "minutes": 2}}
-
-
-def test_settings_of_runs_without_used_are_both(tmp_path):
-    record = {"config": {"architecture": "lattice", "dequantisation": "auto", "train": {"steps": 3}}}
-    config, used = recovered(apps.ImagesConfig, record)
-    assert config == used and config.dequantisation is None and config.train.steps == 3

@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from flowknife import nets, storage
+from flowknife._record import DataRecord, Record, Stopped, TrainingRecord
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import LU, ActNorm, Chain
 from flowknife.errors import StorageError
@@ -328,7 +330,16 @@ def test_json_has_plain_numbers_only(tmp_path):
 
 # -- run directories --------------------------------------------------------------------------------------------------
 
-RECORD = {"application": "density", "config": {"seed": 3}, "metrics": {"nll": np.float32(1.25)}, "data": "moons"}
+RECORD = Record[dict[str, Any]](
+    application="density",
+    config={"seed": 3},
+    used={"seed": 3, "steps": 10},
+    data=DataRecord(kind="rows", rows=20, source="moons", names=("a", "b"), classes=(True, 2, 2.5, "c")),
+    training=TrainingRecord(steps=10, seconds=0.5, stopped=Stopped.PATIENCE, part=(1, 2)),
+    metrics={"nll": 1.25, "auroc": None},
+    notes=("heavy tails",),
+    recipe="small",
+)
 HISTORY = {"step": [100, 200], "train": [3.25, 2.5], "validation": [float("nan"), 1e-9]}
 
 
@@ -336,9 +347,10 @@ def test_a_run_directory_is_read_as_written(tmp_path):
     folder = write_run(tmp_path / "runs" / "one", RECORD, {"w": jnp.ones(3)}, HISTORY)
     assert {path.name for path in folder.iterdir()} == {"run.json", "model.safetensors", "history.csv"}
     record = read_run(folder)
-    assert {name: record[name] for name in RECORD} == {**RECORD, "metrics": {"nll": 1.25}}
-    assert record["format"] == storage.FORMAT
-    assert {"flowknife", "python", "jax", "equinox", "optax", "numpy"} <= set(record["versions"])
+    assert record.model_dump() == RECORD.model_dump()
+    assert [type(name) for name in record.data.classes] == [bool, int, float, str]
+    assert {"flowknife", "python", "jax", "equinox", "optax", "numpy"} <= set(record.versions)
+    assert record.created.tzinfo is not None
     np.testing.assert_array_equal(load_tree(folder / "model.safetensors")["w"], np.ones(3))
     history = read_history(folder)
     assert list(history) == list(HISTORY)
@@ -388,3 +400,95 @@ def test_a_run_that_is_not_there_says_so_in_one_line(tmp_path):
     with pytest.raises(StorageError) as caught:
         read_run(tmp_path / "nothing")
     assert "not a directory" in one_line(caught)
+
+
+def test_a_deeply_nested_record_says_so_in_one_line(tmp_path):
+    for text in ("[" * 100_000, '{"application": ' + "[" * 100_000 + "]" * 100_000 + "}"):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(StorageError) as caught:
+            read_run(tmp_path)
+        assert "cannot be read" in one_line(caught)
+
+
+@pytest.mark.parametrize("old", [1, 2])
+def test_a_run_of_an_older_format_is_named(old, tmp_path):
+    write_json(tmp_path / "run.json", {"format": old, "application": "density", "facts": {}})
+    with pytest.raises(StorageError) as caught:
+        read_run(tmp_path)
+    assert f"of format {old}" in one_line(caught) and "fit anew" in one_line(caught)
+
+
+def places_in(value, place=()):
+    """Where the values of nested JSON are."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*place, key)
+        yield from places_in(item, (*place, key))
+
+
+def with_value(record, place, value):
+    """A copy of nested JSON with another value in one place; without it, if the value is `...`."""
+    record = json.loads(json.dumps(record))
+    inside = record
+    for key in place[:-1]:
+        inside = inside[key]
+    if value is ...:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = value
+    return record
+
+
+def test_whatever_is_written_into_a_record_only_a_storage_error_comes_out(tmp_path):
+    folder = write_run(tmp_path / "run", RECORD, {}, HISTORY)
+    whole = json.loads((folder / "run.json").read_text())
+    found = {True: 0, False: 0}
+    for place in places_in(whole):
+        for value in (..., None, True, -7, 1e300, "word", [], [[1]], {}, {"a": {"b": None}}):
+            write_json(folder / "run.json", with_value(whole, place, value))
+            try:
+                read_run(folder)
+            except StorageError as error:
+                assert "\n" not in str(error) and str(folder) in str(error)
+                found[False] += 1
+            else:
+                found[True] += 1
+    assert found[False] > 200 and found[True] > 20
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("data", "rows"), "20"),
+        (("data", "rows"), ...),
+        (("data", "kind"), "words"),
+        (("data", "surprise"), 1),
+        (("training", "stopped"), "tired"),
+        (("training", "steps"), 1.5),
+        (("training",), ...),
+        (("config",), ...),
+        (("created",), "yesterday"),
+        (("notes",), "one"),
+        (("metrics", "nll"), "small"),
+        (("versions",), []),
+    ],
+)
+def test_a_wrong_field_of_a_record_is_named(place, value, tmp_path):
+    folder = write_run(tmp_path / "run", RECORD, {}, HISTORY)
+    write_json(folder / "run.json", with_value(json.loads((folder / "run.json").read_text()), place, value))
+    with pytest.raises(StorageError) as caught:
+        read_run(folder)
+    assert place[-1] in one_line(caught)
+
+
+def test_every_reason_to_stop_is_a_sentence():
+    for reason in Stopped:
+        told = TrainingRecord(steps=500, seconds=1.0, stopped=reason).sentence
+        assert told.startswith(reason.sentence) and len(told.split()) > 3
+    assert (
+        TrainingRecord(steps=3, seconds=1.0, stopped=Stopped.INTERRUPTED).sentence
+        == "training was interrupted at step 3"
+    )
+    part = TrainingRecord(steps=3, seconds=1.0, stopped=Stopped.INTERRUPTED, part=(2, 4))
+    assert part.partial and part.sentence == "training was interrupted in part 2 of 4"
+    assert "takes at least 100" in TrainingRecord(steps=99, seconds=1.0, stopped=Stopped.BUDGET).sentence

@@ -96,7 +96,7 @@ def test_the_best_weights_are_kept_when_held_out_rows_get_worse():
         coupling(), x, held_out=held_out, steps=2000, learning_rate=0.05, evaluate_every=20, patience=5, warmup=0
     )
     assert result.stopped == "patience"
-    assert "5 evaluations" in result.message
+    assert "train.patience" in result.message
     losses = result.history["validation"]
     assert len(losses) == np.argmin(losses) + 1 + 5
     assert result.loss == min(losses) < losses[-1]

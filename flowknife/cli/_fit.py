@@ -5,7 +5,6 @@ import functools
 import inspect
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from flowknife._files import is_run
-from flowknife._interrupts import PARTIAL, finish, until_interrupted
+from flowknife._interrupts import finish, until_interrupted
 from flowknife.cli._app import DropInvalid, Written, app, show, verb, with_examples, with_units
-from flowknife.cli._data import LABEL, read_labelled, read_pairs
 from flowknife.cli._files import run_to_write
-from flowknife.cli._kinds import LABEL_FACT
 from flowknife.errors import InputError, Interrupted
 
 # Told here as well as in the configurations, since these need JAX, for which a help text should not wait.
@@ -158,7 +155,9 @@ def _classify(
         ),
     ],
     out: Out,
-    label: Annotated[str, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")] = LABEL,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help='The column of a table that holds the labels; default "label".')
+    ] = None,
     recipe: RecipeName = None,
     config: Config = None,
     settings: Set = None,
@@ -173,15 +172,11 @@ def _classify(
     from flowknife.apps import ClassifyConfig, classify
 
     chosen = _configured(ClassifyConfig, "classify", recipe, config, settings)
-    if Path(data).expanduser().is_dir():
-        (fitted, interrupted), samples = until_interrupted(lambda: classify(data, None, chosen)), "samples.png"
-    else:
-        found, samples = read_labelled(data, label, drop_invalid=drop_invalid), "samples.csv"
-        fitted, interrupted = until_interrupted(lambda: classify(found.table.values, found.labels, chosen))
-        fitted = replace(fitted, names=found.table.names, facts={**fitted.facts, LABEL_FACT: found.column})
-    place = shlex.quote(data)
+    folder, place = Path(data).expanduser().is_dir(), shlex.quote(data)
+    labels, samples = (None, "samples.png") if folder else (label, "samples.csv")
+    found = until_interrupted(lambda: classify(data, labels, chosen, drop_invalid=drop_invalid))
     following = (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {place} --out classes.csv")
-    _keep((fitted, interrupted), out, following, recipe)
+    _keep(found, out, following, recipe)
 
 
 @_fits(
@@ -212,28 +207,22 @@ def _invert(
     simulator of a problem: kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear.
     """
     from flowknife.apps import InvertConfig, invert
-    from flowknife.priors import Product, likeliest
     from flowknife.problems import PROBLEMS
 
     chosen = _configured(InvertConfig, "invert", recipe, config, settings)
     if data in PROBLEMS:
         if parameters is not None:
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
-        fitted, interrupted = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen))
+        found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen))
     elif Path(data).suffix:
-        x, y, names, y_names = read_pairs(data, parameters.split(",") if parameters else ())
-        if not names:
-            fitted, interrupted = until_interrupted(lambda: invert(pairs=(x, y), config=chosen))
-        else:  # the columns are worth their names
-            prior = Product({name: likeliest(column[:, None]) for name, column in zip(names, x.T, strict=True)})
-            fitted, interrupted = until_interrupted(lambda: invert(prior=prior, pairs=(x, y), config=chosen))
-            fitted = replace(fitted, y_names=y_names, facts={**fitted.facts, "prior": "estimated from the pairs"})
+        names = parameters.split(",") if parameters else None
+        found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names))
     else:
         close = difflib.get_close_matches(data, PROBLEMS, n=1)
         advice = f"; try {close[0]}" if close else ""
         raise InputError(f"got {data!r}; expected a problem ({', '.join(PROBLEMS)}) or a file of pairs{advice}")
     _keep(
-        (fitted, interrupted),
+        found,
         out,
         ("invert {run} observations.csv -n 1000 --out parameters.csv", "score {run} observations.csv --out scores.csv"),
         recipe,
@@ -270,20 +259,20 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
         Written: after an interruption.
     """
     from flowknife.recipes import RECIPES
+    from flowknife.report import about
 
     fitted, interrupted = found
-    if recipe:
-        fitted = replace(fitted, facts={**fitted.facts, "recipe": recipe})
-    if PARTIAL in fitted.facts and is_run(run):
+    training = fitted.record.training
+    if training.partial and is_run(run):
         run = next(place for i in count(1) if not (place := run.with_name(f"{run.name}-partial-{i}")).exists())
     try:
-        finish(lambda: fitted.save(run), interrupted)
+        finish(lambda: fitted.save(run, recipe=recipe), interrupted)
     except Interrupted:
-        how = f"a partial run: {fitted.facts[PARTIAL]}" if PARTIAL in fitted.facts else "the whole run"
+        how = f"a partial run: {training.sentence}" if training.partial else "the whole run"
         raise Written(f"{run} holds {how}") from None
-    expected = {"expected": RECIPES[recipe].expected or "not measured"} if recipe else {}
-    show(f"{fitted.application}: {run}", {**with_units(fitted.metrics), **fitted.facts, **expected})
-    if fitted.facts.get("skipped files"):
+    expected = {"recipe": recipe, "expected": RECIPES[recipe].expected or "not measured"} if recipe else {}
+    show(f"{fitted.application}: {run}", {**with_units(fitted.metrics), **about(fitted), **expected})
+    if fitted.skipped:
         typer.echo(f"  what was skipped, and why: {run / 'skipped.csv'}")
     typer.secho("next", bold=True)
     for words in (*following, "report {run}"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowknife.cli._data import LABEL, read_images, read_observations, read_pairs, read_rows
+from flowknife.cli._data import read_images, read_observations, read_rows
 from flowknife.cli._files import image_writer, row_writer
 from flowknife.errors import InputError
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from flowknife.data import Table
     from flowknife.data.images import Partition
-
-LABEL_FACT = "label column"
-"""The fact of a run that tells which column of its table held the labels."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +94,21 @@ class Kind:
     Attributes:
         word: what it is, in the plural.
         read: (fitted, DATA, which of them) -> what to score.
-        judged: (fitted, DATA, which of them) -> the arguments of `check`.
+        judged: (fitted, DATA, which of them) -> the argument of `check`.
         writer: (fitted, FILE, how many) -> what writes draws; it refuses a FILE before there is anything to lose.
     """
 
     word: str
     read: Callable[[Any, str, Choice], Items]
-    judged: Callable[[Any, str, Choice], tuple[Any, ...]]
+    judged: Callable[[Any, str, Choice], Any]
     writer: Callable[[Any, Path, int], Callable[[Any], Any]]
 
 
 def _rows(fitted, data, choice):
+    from flowknife.data._pairs import LABEL
+
     # the table of a classifier may still have the labels with it
-    label = fitted.facts.get(LABEL_FACT, LABEL) if fitted.application == "classify" else None
+    label = (fitted.record.data.label_column or LABEL) if fitted.application == "classify" else None
     keep = [name for name in (label, choice.id) if name is not None and name not in fitted.names]
     table = read_rows(data, fitted.names, keep, drop_invalid=choice.for_rows())
     return Items.of_table(table, choice.carried(table, data), table.kept.get(label))
@@ -133,17 +132,16 @@ def _observations(posterior, data, choice):
 
 def _pairs(posterior, data, choice):
     choice.for_rows()
-    return (read_pairs(data, posterior.names, posterior.y_names)[:2],)
+    return data
 
 
 def _judged_rows(fitted, data, choice):
     items = _rows(fitted, data, choice)
-    return (items.values,) if items.labels is None else (items.values, items.labels)
+    return items.values if items.labels is None else (items.values, items.labels)
 
 
 def _judged_images(fitted, data, choice):
-    images = _images(fitted, data, choice).values
-    return (images,) if fitted.application == "images" else (images, images.folders)
+    return _images(fitted, data, choice).values
 
 
 def _row_writer(fitted, out, n):

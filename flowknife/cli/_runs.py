@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flowknife._files import is_own, is_run
-from flowknife._interrupts import PARTIAL
 from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
 from flowknife.cli._files import Replace, require_output, write_columns
 from flowknife.cli._images import number_in
@@ -329,7 +328,7 @@ def _report(
     only_for(["images", "classify"], fitted, others=others)
     if others is not None and Path(others).expanduser().resolve().is_relative_to((run / "figures").resolve()):
         raise InputError(f"got --others {others}, among the figures that are written anew; expected another place")
-    page = fitted.report(run, *([] if others is None else [kind_of(fitted).read(fitted, others, Choice()).values]))
+    page = fitted.report(run, others=None if others is None else kind_of(fitted).read(fitted, others, Choice()).values)
     typer.echo(f"report: {page}")
 
 
@@ -337,17 +336,18 @@ def _report(
 def _info(run: Run) -> None:
     """Show the two ends, the metrics and the settings of a run."""
     from flowknife.apps import load
-    from flowknife.report import ends
-    from flowknife.storage import read_run
+    from flowknife.report import about, ends
 
-    record, fitted = read_run(run), load(run)
-    frame = ends(fitted.model)
+    fitted: Any = load(run)
+    record, frame = fitted.record, ends(fitted.model)
     both = {"left end": "; ".join(frame.left), "right end": "; ".join(frame.right)}
-    show(f"{record['application']}: {run}", both)
+    show(f"{record.application}: {run}", both)
     show("metrics", with_units(fitted.metrics))
-    titles = {"facts": "facts", "data": "data", "config": "asked", "used": "used", "versions": "versions"}
-    for part, title in titles.items():
-        show(title, _flat(record.get(part, {})))
+    names = {name: list(getattr(record.data, name)) for name in ("names", "y_names", "classes")}
+    show("record", about(fitted) | _flat({name: value for name, value in names.items() if value}))
+    for title, settings in {"asked": record.config, "used": record.used}.items():
+        show(title, _flat(settings.model_dump(exclude_none=True)))
+    show("versions", record.versions)
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
@@ -389,10 +389,10 @@ def _check(
     if data is None and partition is not None:
         raise InputError("got --partition without DATA; expected the folder that has it; try the one of training")
     fitted: Any = load(run)
-    given = () if data is None else kind_of(fitted).judged(fitted, data, Choice(partition=partition))
-    checks = fitted.check(*given)
-    if PARTIAL in fitted.facts:
-        typer.echo(f"{PARTIAL}: {fitted.facts[PARTIAL]}")
+    given = None if data is None else kind_of(fitted).judged(fitted, data, Choice(partition=partition))
+    checks = fitted.check(given)
+    if fitted.record.training.partial:
+        typer.echo(f"partial: {fitted.record.training.sentence}")
     width = max(len(check.name) for check in checks)
     for check in checks:
         verdict = "passed" if check.passed else "FAILED"

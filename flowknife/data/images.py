@@ -225,12 +225,13 @@ def write_skipped(path: str | os.PathLike, skipped: Iterable[Skipped]) -> None:
         raise StorageError(f"cannot write {os.fspath(path)!r} ({error.strerror}); try another place") from error
 
 
-def fingerprint(images: ImageSet) -> str:
-    """Sixteen hexadecimal digits that change with any pixel, name or shape: the start of a SHA-256."""
-    digest = hashlib.sha256(repr(images.pixels.shape).encode())
-    for start in range(0, len(images), _BATCH_FILES):  # not all at once: they may be larger than memory
-        digest.update(np.ascontiguousarray(images.pixels[start : start + _BATCH_FILES]).data)
-    digest.update("\0".join(images.names).encode("utf-8", "surrogateescape"))
+def fingerprint(items: ImageSet | np.ndarray) -> str:
+    """Sixteen hexadecimal digits that change with any value, name or shape: the start of a SHA-256."""
+    values, names = (items.pixels, items.names) if isinstance(items, ImageSet) else (items, ())
+    digest = hashlib.sha256(repr(values.shape).encode())
+    for start in range(0, len(values), _BATCH_FILES):  # not all at once: they may be larger than memory
+        digest.update(np.ascontiguousarray(values[start : start + _BATCH_FILES]).data)
+    digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -365,20 +366,19 @@ def as_images(
         )
 
 
-def grey_facts(data: ImageSet, bits: int) -> dict[str, str]:
-    """What became white where images were scaled, and how many grey levels are left where these are few.
+def grey_levels_note(data: ImageSet, bits: int) -> str:
+    """How many grey levels are left, where these are few; or "".
 
     Warns:
         UserWarning: fewer than 8 grey levels are left of more.
     """
-    facts = {"white": data.white.told()} if data.white.told() else {}
     seen = np.unique(data.pixels[:_COUNTED])
     left = len(np.unique(seen >> (8 - bits)))
-    if left < min(8, 2**bits, len(seen)):
-        facts["grey levels"] = f"{left}, few: values reach from {seen[0]} to {seen[-1]} of 255"
-        warnings.warn(
-            f"got images with {left} grey levels at {bits} bits (values from {seen[0]} to {seen[-1]} of 255); expected "
-            "8 or more; try brighter images, or bits=8",
-            stacklevel=3,
-        )
-    return facts
+    if left >= min(8, 2**bits, len(seen)):
+        return ""
+    told = (
+        f"got images with {left} grey levels at {bits} bits (values from {seen[0]} to {seen[-1]} of 255); expected "
+        "8 or more; try brighter images, or bits=8"
+    )
+    warnings.warn(told, stacklevel=3)
+    return told

@@ -83,17 +83,13 @@ class Flagging(NamedTuple):
 
     def columns(self, p_value: Float[np.ndarray, " n"]) -> dict[str, np.ndarray]:
         """The columns p_value and flag; none without calibration rows. Warns with the `note`."""
-        self._warn()
+        self.warn(stacklevel=4)
         return {"p_value": p_value, "flag": p_value < self.alpha} if self.rows else {}
 
-    def _warn(self):
-        if self.note:  # at the line that called `score` or the fit
-            warnings.warn(self.note, CalibrationWarning, stacklevel=4)
-
-    def facts(self) -> dict[str, str]:
-        """The `note` as a fact of a run. Warns with it."""
-        self._warn()
-        return {"p-values": self.note} if self.note else {}
+    def warn(self, stacklevel: int = 3) -> None:
+        """Warn with the `note`, at the line that called `score` or the fit; not at all where items can be flagged."""
+        if self.note:
+            warnings.warn(self.note, CalibrationWarning, stacklevel=stacklevel)
 
     def require_held_out(self) -> None:
         """Refuse to check a run on the rows that it was trained on.

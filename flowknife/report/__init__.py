@@ -1,6 +1,6 @@
 """Reports: one self-contained page per run, with its figures."""
 
-from flowknife.report._figures import ends
+from flowknife.report._figures import about, ends
 from flowknife.report._gallery import MOST_SHOWN, write_gallery
 from flowknife.report._page import UNITS, Frame, PageImage, Section, ends_svg, write_report
 
@@ -10,6 +10,7 @@ __all__ = [
     "Frame",
     "PageImage",
     "Section",
+    "about",
     "ends",
     "ends_svg",
     "write_gallery",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowknife._files import mark, require_own
+from flowknife._record import Record
 from flowknife.diagnostics import Check, Flagging
 from flowknife.inn import INN
-from flowknife.report._page import Frame, PageImage, Section
+from flowknife.report._page import Frame, PageImage, Section, write_report
 from flowknife.storage import replacing
 
 if TYPE_CHECKING:
@@ -43,6 +44,60 @@ def ends(model: INN) -> Frame:
     ends = model.partition
     given = "".join(f", given {block.name} {size(block)}" for block in ends.cond)
     return Frame([words(block) for block in ends.left], [words(block) + given for block in ends.right])
+
+
+_LEFT_OUT = {"rows": "rows left out", "images": "skipped files", "pairs": "failed simulations"}
+
+
+def about(result: Any) -> dict[str, str]:
+    """The record of a result in words: what it was fitted to and how, by short titles."""
+    record: Record = result.record
+    data, training = record.data, record.training
+    rows: dict[str, object] = {
+        "partial": training.sentence if training.partial else "",
+        "data": data.source,
+        data.kind: f"{data.rows:,}",
+        _LEFT_OUT[data.kind]: data.left_out,
+        "why they failed": data.reason,
+        "partition": data.partition,
+        "without label": data.unlabelled,
+        "label column": data.label_column,
+        "white": data.white.told(),
+        "prior": "estimated from the pairs" if data.prior_estimated else "",
+        "steps": f"{training.steps:,}",
+        "seconds": f"{training.seconds:g}",
+        "stopped because": "" if training.partial else training.sentence,
+        "fingerprint": data.fingerprint,
+        "recipe": record.recipe,
+        "created": f"{record.created:%Y-%m-%d %H:%M} UTC",
+        "note": "; ".join(record.notes),
+        "p-values": result.flagging.note,
+    }
+    return {name: str(value) for name, value in rows.items() if value}
+
+
+def write_page(
+    result: Any, folder: str | Path, title: str, sections: Sequence[Section], metrics: Mapping[str, float] | None = None
+) -> Path:
+    """Write `report.html` of a result into `folder`, with its metrics, record and ends; return the page's path.
+
+    Args:
+        result: of an application.
+        folder: where to write.
+        title: of the page.
+        sections: in reading order.
+        metrics: more than those of the result.
+    """
+    training = result.record.training
+    return write_report(
+        folder,
+        title,
+        sections,
+        {**result.metrics, **(metrics or {})},
+        about(result),
+        ends(result.model),
+        warning=f"Partial: {training.sentence}." if training.partial else "",
+    )
 
 
 def trust(result: Any) -> Section:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import SupportsFloat
 
 from flowknife._files import GENERATOR, require_own
-from flowknife._interrupts import PARTIAL
 from flowknife.errors import InputError
 from flowknife.storage import replacing
 
@@ -81,6 +80,7 @@ def write_report(
     metrics: Mapping[str, SupportsFloat | str] | None = None,
     facts: Mapping[str, object] | None = None,
     frame: Frame | None = None,
+    warning: str = "",
 ) -> Path:
     """Write `report.html` into a folder, whole or not at all.
 
@@ -91,6 +91,7 @@ def write_report(
         metrics: what was measured; names and units as in `UNITS`.
         facts: how it was made: versions, seed, data, device.
         frame: the two ends of the model, drawn at the top.
+        warning: a sentence that comes first.
 
     Returns:
         The path of the page.
@@ -100,7 +101,7 @@ def write_report(
         StorageError: if the folder cannot be written, or has a `report.html` that flowknife did not write.
     """
     parts = [
-        f"<header><h1>{escape(title)}</h1>{_partial(facts or {})}</header>",
+        f"<header><h1>{escape(title)}</h1>{_warning(warning)}</header>",
         ends_svg(frame.left, frame.right) if frame else "",
         _metrics_table(metrics or {}),
         *(_section(section) for section in sections),
@@ -116,8 +117,8 @@ def write_report(
     return path
 
 
-def _partial(facts: Mapping[str, object]) -> str:
-    return f"<p><strong>Partial: {escape(str(facts[PARTIAL]))}.</strong></p>" if PARTIAL in facts else ""
+def _warning(text: str) -> str:
+    return f"<p><strong>{escape(text)}</strong></p>" if text else ""
 
 
 def _section(section: Section) -> str:

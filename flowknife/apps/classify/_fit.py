@@ -1,5 +1,6 @@
 """Fit a generative classifier: one density per class, of images or of the rows of a table."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife._frame import Frame, heavy_tails
-from flowknife._interrupts import PARTIAL, finish
+from flowknife._interrupts import finish
 from flowknife._progress import note
+from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
@@ -19,8 +21,9 @@ from flowknife.apps.classify._models import image_model, table_model
 from flowknife.apps.classify._result import Classifier
 from flowknife.apps.classify._training import log_prior_of, train_images, train_table
 from flowknife.bijections import Affine
-from flowknife.data import White, fingerprint, load_table
-from flowknife.data.images import default_size, grey_facts
+from flowknife.data import fingerprint, load_table
+from flowknife.data._pairs import is_table, read_labelled
+from flowknife.data.images import default_size, grey_levels_note
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 
@@ -42,7 +45,9 @@ def classify(
     labels: Any = None,
     config: ClassifyConfig | None = None,
     *,
+    names: Sequence[str] | None = None,
     key: Key = None,
+    drop_invalid: bool = False,
     show_progress: bool = True,
     **settings: Any,
 ) -> "Classifier":
@@ -55,9 +60,12 @@ def classify(
     Args:
         x: rows, an array (n, d), DataFrame or table file; or images, a uint8 array (n, H, W) or (n, H, W, 1 or 3);
             or a folder of images with one subfolder per class.
-        labels: n whole numbers or strings; the name of a DataFrame's column; None for a folder.
+        labels: n whole numbers or strings; or the name of the column of a DataFrame or table file that holds them,
+            default "label". None for a folder, and for an .npz file of the arrays x and labels.
         config: settings; default `ClassifyConfig()`.
+        names: of the columns: of an array what they are called, of a table which of them are used; default all.
         key: int, JAX key or None; None means `config.seed`.
+        drop_invalid: drop rows with missing or infinite numbers instead of refusing them.
         show_progress: show progress bars.
         **settings: fields of `ClassifyConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
@@ -82,24 +90,43 @@ def classify(
     config = asked(ClassifyConfig, config, settings, as_seed(key))
     of_images = is_image_source(x)
     require_applicable(config, ITEMS, {"items": "images" if of_images else "rows"})
+    if of_images and names is not None:
+        raise InputError("got names for images; expected a table; try without names")
     if of_images:
         used = config.completed(image_size=config.image_size or default_size(x), **_OF_IMAGES)
         data, labels = read_images(x, labels, used.image_size, show_progress)
-        items, names, frame, skipped = data.pixels, (), Frame((), ()), data.skipped
-        facts = {"images": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
-        facts |= grey_facts(data, used.bits)
-        white = data.white
+        items, frame, skipped = data.pixels, Frame((), ()), data.skipped
+        known = DataRecord(
+            kind="images",
+            rows=len(items),
+            fingerprint=fingerprint(data),
+            left_out=len(skipped),
+            white=data.white,
+            source=described(x),
+        )
+        note_of_data = grey_levels_note(data, used.bits)
     else:
-        white = White()
         used = config.completed(**_OF_ROWS)
-        if isinstance(labels, str) and labels in getattr(x, "columns", ()):
-            x, labels = x.drop(columns=[labels]), x[labels]
-        table = load_table(x)
-        names, skipped, frame = table.names, (), Frame.of(table.values)
-        tails = heavy_tails(table.values, names)
-        note(tails, show_progress)
+        column = None
+        if is_table(x) and (labels is None or isinstance(labels, str)):
+            table, labels, column = read_labelled(x, labels, names, drop_invalid=drop_invalid)
+        else:
+            table = load_table(x, columns=names, drop_invalid=drop_invalid)
+            if table.dropped_rows and hasattr(labels, "__len__") and len(labels) == len(table.values) + table.dropped:
+                labels = np.delete(np.asarray(labels, object), table.dropped_rows)
+        skipped, frame = (), Frame.of(table.values)
+        note_of_data = heavy_tails(table.values, table.names)
+        note(note_of_data, show_progress)
         items = frame.to_model(table.values)
-        facts = {"rows": len(items), **({"heavy tails": tails} if tails else {})}
+        known = DataRecord(
+            kind="rows",
+            rows=len(items),
+            names=table.names,
+            fingerprint=fingerprint(table.values),
+            left_out=table.dropped,
+            label_column=column,
+            source=described(x),
+        )
 
     classes, codes = label_codes(labels, len(items), config.classes)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
@@ -128,36 +155,33 @@ def classify(
         show_progress=show_progress,
         **own,
     )
-    model, told = trained.model, {"seconds": round(trained.seconds, 1), **trained.facts}
+    Flagging(len(held), config.alpha, "items").warn()
+    model = trained.model
     kept = train[:_KEPT_IMAGES] if of_images else train[kept_rows(items[train], _KEPT_ROWS)]
     classifier = Classifier(
         model=model,
-        classes=classes,
         log_prior=np.asarray(log_prior_of(model, jnp.asarray(log_prior))),
         temperature=1.0,
-        names=names,
         frame=frame,
         reference=items[kept],
         reference_labels=codes[kept],
         held_out=items[held],
         held_out_labels=codes[held],
         detector=None,
-        config=config,
-        used=used.model_copy(update={"train": trained.training}),
         history=trained.history,
         skipped=skipped,
-        facts={
-            **({PARTIAL: trained.partial} if trained.partial else {}),
-            **facts,
-            "without label": int(np.sum(codes < 0)),
-            **told,
-            **Flagging(len(held), config.alpha, "items").facts(),
-        },
-        white=white,
+        record=Record[ClassifyConfig](
+            application="classify",
+            config=config,
+            used=used.model_copy(update={"train": trained.training}),
+            data=known.model_copy(update={"classes": classes, "unlabelled": int(np.sum(codes < 0))}),
+            training=trained.record,
+            notes=(note_of_data,) if note_of_data else (),
+        ),
     )
     return finish(
         lambda: classifier.calibrated(items[stopping], codes[stopping], items[train][:_LOOKED_AT]),
-        interrupted=bool(trained.partial),
+        interrupted=trained.record.partial,
     )
 
 

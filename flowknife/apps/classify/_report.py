@@ -10,8 +10,8 @@ from flowknife import plots
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc
 from flowknife.errors import CalibrationWarning
-from flowknife.report._figures import ends, flagging_text, keep, training, trust, which
-from flowknife.report._page import Section, write_report
+from flowknife.report._figures import flagging_text, keep, training, trust, which, write_page
+from flowknife.report._page import Section
 
 if TYPE_CHECKING:
     from flowknife.apps.classify._result import Classifier
@@ -48,11 +48,9 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
         _latents(classifier, held, labels, anomalous, folder),
         _outliers(classifier, held, scores, anomalous, others is None, folder),
         trust(classifier),
-        *training(classifier.history, folder, str(classifier.facts.get("stopped because", "")), _OBJECTIVE),
+        *training(classifier.history, folder, classifier.record.training.sentence, _OBJECTIVE),
     ]
-    return write_report(
-        folder, "Classification", sections, classifier.metrics, classifier.facts, ends(classifier.model)
-    )
+    return write_page(classifier, folder, "Classification", sections)
 
 
 def _spoilt(held):

@@ -1,10 +1,9 @@
 """What `classify` returns: a trained generative classifier."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -15,15 +14,16 @@ from scipy.special import logsumexp, softmax
 from flowknife._batches import IMAGES_AT_ONCE, ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
-from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.anomaly._scores import complexity
+from flowknife.apps._result import Result
 from flowknife.apps.classify._config import ClassifyConfig
 from flowknife.apps.classify._labels import Names, as_codes, codes_of
 from flowknife.apps.classify._models import given_label, is_image, look_at_images, look_at_rows
 from flowknife.apps.classify._training import fit_temperature
-from flowknife.data import Skipped, White, load_table, write_skipped
+from flowknife.data import White, load_table
 from flowknife.data._cells import array_of
+from flowknife.data._pairs import LABEL, is_table
 from flowknife.data.images import as_images
 from flowknife.diagnostics import (
     Check,
@@ -40,18 +40,13 @@ from flowknife.diagnostics import (
     round_trip_error,
 )
 from flowknife.errors import InputError
-from flowknife.inn import INN
 from flowknife.laws import as_temperature, require_finite_draws
-from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _DRAWN_AT_ONCE = 16  # images
 
 _AS_GOOD = 0.01  # share of errors that a classifier may make more than simple ones
 
 _ONE_SIDED = ("bits_per_dim", "complexity", "distance")  # the detector's first columns: larger is more anomalous
-
-_ARRAYS = ("log_prior", "reference", "reference_labels", "held_out", "held_out_labels")
 
 
 @eqx.filter_jit
@@ -69,16 +64,14 @@ def _there_and_back(model, x):
     return model.bijection.decode(model.bijection.encode(x)[0])[0]
 
 
-@dataclass(frozen=True)
-class Classifier:
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Result[ClassifyConfig]):
     """A trained generative classifier.
 
     Attributes:
         model: the network, x <-> z (mixture) or x <-> y, z (label).
-        classes: names of the classes, in the order of probabilities.
         log_prior: log p(class), shape (K,).
         temperature: of the calibrated probabilities.
-        names: column names, none for images.
         frame: origin and scale of each column, in its units; of images without columns.
         reference: training items kept for figures, as the model takes them.
         reference_labels: their classes by number, -1 for unknown.
@@ -86,33 +79,34 @@ class Classifier:
             when to stop; none with `train.validation=0`.
         held_out_labels: their classes by number, -1 for unknown.
         detector: for images, the typicality test over levels.
-        config: settings as they were asked.
-        used: the same settings, with what the fit chose where they were open.
-        history: columns of the training curve.
-        skipped: files that could not be used, and why.
-        facts: what is worth knowing about the run.
-        white: of images, the pixel values that became 255.
     """
 
-    model: INN = field(repr=False)
-    classes: Names
+    application: ClassVar[str] = "classify"
+    settings: ClassVar[type] = ClassifyConfig
+    parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality}
+    kept: ClassVar[tuple[str, ...]] = (
+        *parts,
+        *("log_prior", "temperature", "frame", "reference", "reference_labels", "held_out", "held_out_labels"),
+    )
+
     log_prior: np.ndarray = field(repr=False)
     temperature: float
-    names: tuple[str, ...]
     frame: Frame = field(repr=False)
     reference: np.ndarray = field(repr=False)
     reference_labels: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
     held_out_labels: np.ndarray = field(repr=False)
     detector: Typicality | None = field(repr=False)
-    config: ClassifyConfig
-    used: ClassifyConfig
-    history: dict[str, list[float]] = field(repr=False)
-    skipped: tuple[Skipped, ...] = field(repr=False)
-    facts: dict[str, Any]
-    white: White = White()  # noqa: RUF009, a named tuple
 
-    application = "classify"
+    @property
+    def classes(self) -> Names:
+        """The classes as labels were given, in the order of probabilities."""
+        return self.record.data.classes
+
+    @property
+    def white(self) -> White:
+        """Of images, the pixel values that became 255."""
+        return self.record.data.white
 
     @property
     def of_images(self) -> bool:
@@ -275,32 +269,28 @@ class Classifier:
         """Confidence against accuracy, of held-out items or of `x` with its `labels`."""
         return reliability(*self._judged(x, labels))
 
-    def check(self, x: Any = None, labels: Any = None) -> list[Check]:
-        """Whether the classifier can be trusted: each number with its limit, of held-out items or of `x`.
-
-        The worst round trip, false alarms, the steps of training, the calibration, and errors and cross entropy against
-        those of simple classifiers.
-
-        Args:
-            x: items; default: those held out.
-            labels: their classes, for the calibration of probabilities.
-
-        Where nothing can be flagged, one more check fails, and its `note` says what to do.
-
-        Raises:
-            InputError: without `x` and without held-out items.
-        """
-        if x is None:
-            self.flagging.require_held_out()
+    def _checks(self, data, /):
+        """The round trip, false alarms, and with labels calibration, errors and cross entropy against simple ones."""
+        x, labels = self._labelled(data)
         items = self.held_out if x is None else self._items(x)[0]
         anomaly = self._anomaly(items, self._held_out_look if x is None else self._look(items))
-        checks = [
-            self._round_trip(items, x),
-            *self.flagging.checks_of(self._p_values(anomaly)),
-            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
-        ]
+        checks = [self._round_trip(items, x), *self.flagging.checks_of(self._p_values(anomaly))]
         labelled = np.any(self.held_out_labels >= 0) if x is None else labels is not None
         return [*checks, self.reliability(x, labels).check, *self._references(items, x, labels)] if labelled else checks
+
+    def _labelled(self, data):
+        """Items and their labels, None where they have none."""
+        if isinstance(data, tuple) and len(data) == 2:
+            return data
+        if data is not None and self.of_images:
+            images = self._images(data)
+            return images, images.folders if any(images.folders) else None
+        if not is_table(data):
+            return data, None
+        label = self.record.data.label_column or LABEL
+        keep = () if label in self.names else (label,)
+        table = load_table(data, columns=self.names, keep=keep, min_rows=1)
+        return table.values, table.kept.get(label)
 
     def _references(self, items, x, labels) -> list[Check]:
         """The checks that probabilities are no worse than those of simple classifiers."""
@@ -309,7 +299,7 @@ class Classifier:
             joint, codes = self._held_out_look[0] + self.log_prior, self.held_out_labels
         else:
             joint = self._joint(items)
-            codes = np.broadcast_to(as_codes(labels, self.classes), len(items))
+            codes = self._known_codes(labels, len(items))
         known = codes >= 0
         if not (seen.any() and known.any()):
             return []
@@ -322,60 +312,10 @@ class Classifier:
             reference_check("share of errors", errors, {name: each[1] for name, each in simple.items()}, _AS_GOOD),
         ]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a run directory; `flowknife.load` reads it."""
-        record = {
-            "application": self.application,
-            **recorded(self.config, self.used),
-            "metrics": self.metrics,
-            "data": {
-                "names": list(self.names),
-                "classes": list(self.classes),
-                "temperature": self.temperature,
-                "white": self.white._asdict(),
-            },
-            "facts": self.facts,
-        }
-        tree = {
-            "model": self.model,
-            "frame": self.frame,
-            "detector": self.detector and self.detector.to_tree(),
-            **{name: np.asarray(getattr(self, name)) for name in _ARRAYS},
-        }
-        run = write_run(folder, record, tree, self.history)
-        if self.of_images:
-            write_skipped(run / "skipped.csv", self.skipped)
-        return run
+    def _fits(self):
+        return len(self.classes) == len(self.log_prior) and len(self.names) == len(self.frame.origin)
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "Classifier":
-        """Read a run directory that `save` wrote."""
-        record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
-        config, used = recovered(ClassifyConfig, record)
-        detector = tree["detector"] and Typicality.from_tree(tree["detector"])
-        return cls(
-            model=tree["model"],
-            classes=tuple(record["data"]["classes"]),
-            temperature=float(record["data"]["temperature"]),
-            names=tuple(record["data"]["names"]),
-            frame=tree["frame"],
-            detector=detector,
-            config=config,
-            used=used,
-            history=read_history(folder),
-            skipped=(),
-            facts=record["facts"],
-            white=White(**record["data"]["white"]),
-            **{name: np.asarray(tree[name]) for name in _ARRAYS},
-        )
-
-    def report(self, folder: str | Path, others: Any = None) -> Path:
-        """Write the figures and `report.html` into `folder`; return the page's path.
-
-        Args:
-            folder: the run directory.
-            others: items of no class to show beside the held-out ones.
-        """
+    def _report(self, folder, others):
         from flowknife.apps.classify._report import report_classify
 
         return report_classify(self, folder, others)
@@ -405,13 +345,17 @@ class Classifier:
     def _items(self, x) -> tuple[np.ndarray, Sequence[Any]]:
         """Items and their names."""
         if self.of_images:
-            height, width, channels = self.shape
-            data = as_images(x, (height, width), show_progress=False, channels=channels, white=self.white)
-            if data.pixels.shape[1:] != self.shape:
-                raise InputError(f"got images of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
+            data = self._images(x)
             return data.pixels, data.names
         values = load_table(x, columns=self.names, min_rows=1).values
         return self.frame.to_model(values), range(len(values))
+
+    def _images(self, x):
+        height, width, channels = self.shape
+        data = as_images(x, (height, width), show_progress=False, channels=channels, white=self.white)
+        if data.pixels.shape[1:] != self.shape:
+            raise InputError(f"got images of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
+        return data
 
     @property
     def _most(self):
@@ -476,13 +420,18 @@ class Classifier:
             joint, codes = self._held_out_look[0] + self.log_prior, self.held_out_labels
         else:
             joint = self._log_joint(x)
-            codes = np.broadcast_to(self.codes([labels] if np.ndim(labels) == 0 else labels), len(joint))
-            if np.any(codes < -1):
-                as_codes(labels, self.classes)
+            codes = self._known_codes(labels, len(joint))
         known = codes >= 0
         if not known.any():
             raise InputError("got no held-out items with a label; expected some; try x and labels as arguments")
         return self._probability(joint[known]), codes[known]
+
+    def _known_codes(self, labels, count):
+        """Labels of so many items by number, -1 where unknown; refuses those of no class."""
+        codes = np.broadcast_to(self.codes([labels] if np.ndim(labels) == 0 else labels), count)
+        if np.any(codes < -1):
+            as_codes(labels, self.classes)
+        return codes
 
     def _round_trip(self, items, x) -> Check:
         """The worst round trip of rows, of those held out and of training; of some images as a whole."""

@@ -86,9 +86,7 @@ def train_table(
     result, interrupted = until_interrupted(train_rows)
     if interrupted and not result.steps:
         raise KeyboardInterrupt
-    facts = {"steps": result.steps, "stopped because": result.message}
-    partly = result.message if interrupted else ""
-    return Trained(result.model, result.history, training, result.seconds, partly, facts)
+    return Trained(result.model, result.history, training, result.record)
 
 
 def train_images(

@@ -1,5 +1,6 @@
 """Fit a density to a table."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -7,8 +8,9 @@ import jax
 import numpy as np
 
 from flowknife._frame import Frame, LocalSpread, heavy_tails
-from flowknife._interrupts import PARTIAL, finish, until_interrupted
+from flowknife._interrupts import finish, until_interrupted
 from flowknife._progress import note
+from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
@@ -16,11 +18,8 @@ from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._result import Density
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import Affine, Chain, PrincipalRotation
-from flowknife.data import load_table
-from flowknife.diagnostics import (
-    Flagging,
-    kept_rows,
-)
+from flowknife.data import fingerprint, load_table
+from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.objectives import nll
@@ -34,6 +33,7 @@ def density(
     x: Any,
     config: DensityConfig | None = None,
     *,
+    names: Sequence[str] | None = None,
     calibration: Any = None,
     key: Key = None,
     drop_invalid: bool = False,
@@ -49,6 +49,7 @@ def density(
     Args:
         x: array (n, d), DataFrame, or path of a .csv, .parquet or .npy file.
         config: settings; default `DensityConfig()`.
+        names: of the columns: of an array what they are called, of a table which of them are used; default all.
         calibration: a table with the same columns that calibrates the p-values and has no other part in the fit;
             default rows of `x`, see `train.validation`.
         key: int, JAX key or None; None means `config.seed`.
@@ -74,7 +75,7 @@ def density(
         ((3, 2), (500,))
     """
     config = asked(DensityConfig, config, settings, as_seed(key))
-    table = load_table(x, drop_invalid=drop_invalid)
+    table = load_table(x, columns=names, drop_invalid=drop_invalid)
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
     frame = Frame.of(table.values, drop_constant=True)
     if not frame.dim:
@@ -122,25 +123,28 @@ def density(
     result, interrupted = until_interrupted(train)
     if interrupted and not result.steps:
         raise KeyboardInterrupt
+    Flagging(len(held_out), config.alpha).warn()
     fitted = Density(
         model=result.model,
-        names=table.names,
         frame=frame,
         reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
         held_out=held_out,
-        config=config,
-        used=config.model_copy(update={"smoothing": smoothing, "train": training}),
         history=result.history,
-        facts={
-            **({PARTIAL: result.message} if interrupted else {}),
-            "rows": len(rows),
-            "dropped rows": table.dropped,
-            **({"heavy tails": tails} if tails else {}),
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-            "stopped because": result.message,
-            **Flagging(len(held_out), config.alpha).facts(),
-        },
+        record=Record[DensityConfig](
+            application="density",
+            config=config,
+            used=config.model_copy(update={"smoothing": smoothing, "train": training}),
+            data=DataRecord(
+                kind="rows",
+                rows=len(rows),
+                source=described(x),
+                names=table.names,
+                fingerprint=fingerprint(table.values),
+                left_out=table.dropped,
+            ),
+            training=result.record,
+            notes=(tails,) if tails else (),
+        ),
     )
     return finish(lambda: fitted, interrupted)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from flowknife import plots
 from flowknife._files import require_own
-from flowknife.report._figures import ends, flagging_text, keep, training, trust, which
-from flowknife.report._page import PageImage, Section, write_report
+from flowknife.report._figures import flagging_text, keep, training, trust, which, write_page
+from flowknife.report._page import PageImage, Section
 
 if TYPE_CHECKING:
     from flowknife.apps.density._result import Density
@@ -47,8 +47,8 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
         Section("Flags", flagging_text(flow.flagging)),
     ]
     sections.append(trust(flow))
-    sections += training(flow.history, folder, str(flow.facts.get("stopped because", "")))
-    return write_report(folder, "Density", sections, flow.metrics, flow.facts, ends(flow.model))
+    sections += training(flow.history, folder, flow.record.training.sentence)
+    return write_page(flow, folder, "Density", sections)
 
 
 def _density_section(flow, data, folder):

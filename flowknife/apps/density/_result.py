@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -12,8 +11,8 @@ import numpy as np
 
 from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
-from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
+from flowknife.apps._result import Result
 from flowknife.apps.density._config import DensityConfig
 from flowknife.data import load_table
 from flowknife.diagnostics import (
@@ -26,10 +25,7 @@ from flowknife.diagnostics import (
     reference_check,
 )
 from flowknife.errors import InputError
-from flowknife.inn import INN
 from flowknife.laws import as_temperature, require_finite_draws
-from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
 
@@ -54,34 +50,25 @@ def _decode(model, z):
     return model.decode(z)["x"]
 
 
-@dataclass(frozen=True)
-class Density:
+@dataclass(frozen=True, kw_only=True)
+class Density(Result[DensityConfig]):
     """A fitted density of the rows of a table.
 
     Attributes:
         model: the network, x <-> z, of rows in `frame`.
-        names: column names.
         frame: origin and scale of each column, in its units.
         reference: training rows kept for figures, as the model takes them.
         held_out: calibration rows, as the model takes them, which had no part in training, not even in the choice of
             when to stop; none with `train.validation=0`.
-        config: settings as they were asked.
-        used: the same settings, with what the fit chose where they were open.
-        history: columns of the training curve.
-        facts: what is worth knowing about the run.
     """
 
-    model: INN = field(repr=False)
-    names: tuple[str, ...]
+    application: ClassVar[str] = "density"
+    settings: ClassVar[type] = DensityConfig
+    kept: ClassVar[tuple[str, ...]] = ("frame", "reference", "held_out")
+
     frame: Frame = field(repr=False)
     reference: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
-    config: DensityConfig
-    used: DensityConfig
-    history: dict[str, list[float]] = field(repr=False)
-    facts: dict[str, Any]
-
-    application = "density"
 
     def sample(self, n: int, key: Key = None, temperature: float | int = 1.0) -> np.ndarray:
         """Draw `n` rows, shape (n, d), in the units of the table.
@@ -154,18 +141,8 @@ class Density:
     def _p_values(self, log_prob):
         return conformal_p_values(-log_prob, -self._held_out_log_prob)
 
-    def check(self, x: Any = None) -> list[Check]:
-        """Whether the model can be trusted: each number with its limit, of the held-out rows or of `x`.
-
-        The worst round trip of a row (of held-out and training rows), the law of the latents, the likelihood against
-        that of a Gaussian and of histograms, the flags of `x`, and the steps of training. Where nothing can be flagged,
-        one more check fails, and its `note` says what to do.
-
-        Raises:
-            InputError: without `x` and without held-out rows.
-        """
-        if x is None:
-            self.flagging.require_held_out()
+    def _checks(self, x, /):
+        """The worst round trip of a row, the latents, the likelihood against simple densities, and the flags of `x`."""
         rows = self.held_out if x is None else self._to_model(x)
         values = self._values(x) if x is not None else self.frame.from_model(np.concatenate([rows, self.reference]))
         z = self._encoded(rows)
@@ -182,50 +159,18 @@ class Density:
             Check("distance of the latents from N(0, 1)", ks_normal(z), float(limit)),
             reference_check("nll in nats", -self._log_prob_of(rows), simple, _AS_GOOD * (1 + rows.shape[1])),
             *self.flagging.checks_of(None if x is None else self._p_values(self._log_prob_of(rows))),
-            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
 
     def _encoded(self, rows):
         return map_batches(lambda part: [_encode(self.model, part)], rows, ROWS_AT_ONCE)[0]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a run directory; `flowknife.load` reads it."""
-        record = {
-            "application": self.application,
-            **recorded(self.config, self.used),
-            "metrics": self.metrics,
-            "data": {"names": list(self.names)},
-            "facts": self.facts,
-        }
-        tree = {
-            "model": self.model,
-            "frame": self.frame,
-            "reference": self.reference,
-            "held_out": self.held_out,
-        }
-        return write_run(folder, record, tree, self.history)
+    def _fits(self):
+        return len(self.names) == len(self.frame.origin)
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "Density":
-        """Read a run directory that `save` wrote."""
-        record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
-        config, used = recovered(DensityConfig, record)
-        return cls(
-            model=tree["model"],
-            names=tuple(record["data"]["names"]),
-            frame=tree["frame"],
-            reference=np.asarray(tree["reference"]),
-            held_out=np.asarray(tree["held_out"]),
-            config=config,
-            used=used,
-            history=read_history(folder),
-            facts=record["facts"],
-        )
-
-    def report(self, folder: str | Path) -> Path:
-        """Write the figures and `report.html` into `folder`; return the page's path."""
+    def _report(self, folder, others):
         from flowknife.apps.density._report import report_density
 
+        self._without_others(others)
         return report_density(self, folder)
 
     def _to_model(self, x):

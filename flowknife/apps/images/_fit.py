@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from flowknife._feeds import take
-from flowknife._interrupts import PARTIAL, finish
+from flowknife._interrupts import finish
 from flowknife._progress import progress
+from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import Sizes, split, split_sizes
 from flowknife._types import Key, as_key, as_seed
@@ -23,7 +24,7 @@ from flowknife.architectures import dequantiser, glow, jet, lattice, realnvp, wa
 from flowknife.bijections import Bijection
 from flowknife.data import ImageSet, find_images, fingerprint
 from flowknife.data._find import PARTITION_FILE
-from flowknife.data.images import as_images, default_size, grey_facts
+from flowknife.data.images import as_images, default_size, grey_levels_note
 from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN
@@ -116,30 +117,35 @@ def images(
         key=fit_key,
         show_progress=show_progress,
     )
-    facts = {
-        **({PARTIAL: trained.partial} if trained.partial else {}),
-        "images": len(data),
-        **({} if isinstance(found, ImageSet) else _partition_fact(found, partition)),
-        "held out": len(held_out),
-        "skipped files": len(data.skipped),
-        "mirrored": flip,
-        "seconds": round(trained.seconds, 1),
-        "fingerprint": fingerprint(data),
-        **grey_facts(data, config.bits),
-        **Flagging(len(held_out), config.alpha, "images").facts(),
-    }
+    Flagging(len(held_out), config.alpha, "images").warn()
+    notes = [grey_levels_note(data, config.bits)]
+    if partition is None and not isinstance(found, ImageSet) and found.partitions:
+        notes.append(f"{PARTITION_FILE} beside the folder was not used")
+    record = Record[ImagesConfig](
+        application="images",
+        config=config,
+        used=used.model_copy(update={"train": trained.training}),
+        data=DataRecord(
+            kind="images",
+            rows=len(data),
+            source=described(folder),
+            fingerprint=fingerprint(data),
+            left_out=len(data.skipped),
+            partition=partition,
+            white=data.white,
+        ),
+        training=trained.record,
+        notes=tuple(filter(None, notes)),
+    )
     return finish(
         lambda: Images(
             model=trained.model,
             **_calibration(trained.model, train, held_out, flip, show_progress),
-            config=config,
-            used=used.model_copy(update={"train": trained.training}),
             history=trained.history,
             skipped=data.skipped,
-            facts=facts,
-            white=data.white,
+            record=record,
         ),
-        interrupted=bool(trained.partial),
+        interrupted=trained.record.partial,
     )
 
 
@@ -162,13 +168,6 @@ def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
         "empirical": Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
         "neighbours": neighbours,
     }
-
-
-def _partition_fact(found, partition) -> dict[str, str]:
-    """Which partition was used; or that there is a list beside the folder, which was not."""
-    if partition:
-        return {"partition": f"{partition}, of {PARTITION_FILE}"}
-    return {"partition": f"none; {PARTITION_FILE} beside the folder is not used"} if found.partitions else {}
 
 
 def _small(train):

@@ -17,8 +17,8 @@ from flowknife.apps.images._report_latents import (
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
 from flowknife.errors import CalibrationWarning
-from flowknife.report._figures import ends, flagging_text, keep, training, trust, which
-from flowknife.report._page import Section, write_report
+from flowknife.report._figures import flagging_text, keep, training, trust, which, write_page
+from flowknife.report._page import Section
 
 if TYPE_CHECKING:
     from flowknife.apps.images._result import Images
@@ -58,10 +58,8 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         trust(model),
         *training(model.history, folder, f"Each level keeps the weights of its best {kept} objective.", _OBJECTIVE),
     ]
-    metrics = dict(model.metrics)
-    if other is not None:
-        metrics["auroc"] = auroc(usual, scores["score"])
-    return write_report(folder, "Images", sections, metrics, model.facts, ends(model.model))
+    more = {} if other is None else {"auroc": auroc(usual, scores["score"])}
+    return write_page(model, folder, "Images", sections, more)
 
 
 def _other(model, others):

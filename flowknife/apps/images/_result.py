@@ -1,26 +1,26 @@
 """A trained image model: what one does with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from flowknife._batches import draw_batches, map_batches
 from flowknife._progress import Report, progress, unreported
-from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.anomaly._features import bits_of, level_squares, look
 from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
 from flowknife.anomaly._neighbours import Nearest, Neighbours, thumbnails
 from flowknife.anomaly._scores import Features, features_of
+from flowknife.apps._result import Result
 from flowknife.apps.images._config import ImagesConfig
 from flowknife.apps.images._empirical import ByLevel, Empirical, by_level
 from flowknife.apps.images._latents import DRAWN_AT_ONCE, How, decode_batch, draw_batch, encode_batch, redrawn, way
-from flowknife.data import ImageSet, Skipped, White, write_skipped
+from flowknife.data import ImageSet, White
 from flowknife.data._arrays import array_file
 from flowknife.data.images import as_images
 from flowknife.diagnostics import (
@@ -35,18 +35,15 @@ from flowknife.diagnostics import (
     round_trip_error,
 )
 from flowknife.errors import InputError
-from flowknife.inn import INN
 from flowknife.laws import LARGEST_TEMPERATURE, as_temperature
-from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _FEWEST_COMPARED = 8  # images that a simple model can be fitted to
 
 _AS_GOOD = 0.02  # bits per dimension that a model may be worse than simple references
 
 
-@dataclass(frozen=True)
-class Images:
+@dataclass(frozen=True, kw_only=True)
+class Images(Result[ImagesConfig]):
     """A trained image model.
 
     Attributes:
@@ -57,32 +54,27 @@ class Images:
         held_out: calibration images, uint8 (n, H, W, C), which had no part in training, not even in the choice of when
             to stop; none with `train.validation=0`.
         reference: training images, where none were held out.
-        config: settings as they were asked.
-        used: the same settings, with what the fit chose where they were open; what differs from level to level is open.
-        history: columns of the training curve.
-        skipped: files that could not be used, and why.
-        facts: what is worth knowing about the run.
         empirical: where the latents of the training images lie.
         neighbours: training images, small.
-        white: the pixel values that became 255.
     """
 
-    model: INN = field(repr=False)
+    application: ClassVar[str] = "images"
+    settings: ClassVar[type] = ImagesConfig
+    parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality, "empirical": Empirical, "neighbours": Neighbours}
+    kept: ClassVar[tuple[str, ...]] = (*parts, "held_out_bits", "held_out_squares", "held_out", "reference")
+
     detector: Typicality = field(repr=False)
     held_out_bits: np.ndarray = field(repr=False)
     held_out_squares: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
     reference: np.ndarray = field(repr=False)
-    config: ImagesConfig
-    used: ImagesConfig
-    history: dict[str, list[float]] = field(repr=False)
-    skipped: tuple[Skipped, ...] = field(repr=False)
-    facts: dict[str, Any]
     empirical: Empirical = field(repr=False)
     neighbours: Neighbours = field(repr=False)
-    white: White = White()  # noqa: RUF009, a named tuple
 
-    application = "images"
+    @property
+    def white(self) -> White:
+        """The pixel values that became 255."""
+        return self.record.data.white
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -308,18 +300,8 @@ class Images:
         nll = bits * float(np.prod(self.shape)) * float(np.log(2))
         return self.flagging.named({"nll": nll, "bits_per_dim": bits})
 
-    def check(self, images: Any = None) -> list[Check]:
-        """Whether the model can be trusted: each number with its limit, of held-out images or of `images`.
-
-        The round trip, the law of the latents, false alarms, bits per dimension against those of simple models, and the
-        steps of training of every level. Where nothing can be flagged, one more check fails, and its `note` says what
-        to do.
-
-        Raises:
-            InputError: without `images` and without held-out images.
-        """
-        if images is None:
-            self.flagging.require_held_out()
+    def _checks(self, images, /):
+        """The round trip, the law of the latents, false alarms, and bits per dimension against simple models."""
         pixels = self.held_out if images is None else self._pixels(images).pixels
         features = self._features(pixels)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
@@ -328,7 +310,6 @@ class Images:
             Check("distance of the latents from N(0, 1)", ks_normal(features.latents), 0.1),
             *self.flagging.checks_of(self.detector.p_values(features.matrix)),
             *self._references(pixels, bits_of(self.model, features.levels), own=images is None),
-            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
 
     def _references(self, pixels, bits, own) -> list[Check]:
@@ -344,58 +325,10 @@ class Images:
         simple = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         return [reference_check("bits per dimension", bits, simple, _AS_GOOD)]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a run directory; `flowknife.load` reads it."""
-        record = {
-            "application": self.application,
-            **recorded(self.config, self.used),
-            "metrics": self.metrics,
-            "data": {"fingerprint": self.facts["fingerprint"], "white": self.white._asdict()},
-            "facts": self.facts,
-        }
-        tree = {
-            "model": self.model,
-            "detector": self.detector.to_tree(),
-            "held_out_bits": self.held_out_bits,
-            "held_out_squares": self.held_out_squares,
-            "held_out": self.held_out,
-            "reference": self.reference,
-            "empirical": self.empirical.to_tree(),
-            "neighbours": self.neighbours.to_tree(),
-        }
-        run = write_run(folder, record, tree, self.history)
-        write_skipped(run / "skipped.csv", self.skipped)
-        return run
+    def _fits(self):
+        return self.record.data.kind == "images" and len(self.levels) == self.held_out_squares.shape[1]
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "Images":
-        """Read a run directory that `save` wrote."""
-        record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
-        config, used = recovered(ImagesConfig, record)
-        return cls(
-            model=tree["model"],
-            detector=Typicality.from_tree(tree["detector"]),
-            held_out_bits=np.asarray(tree["held_out_bits"]),
-            held_out_squares=np.asarray(tree["held_out_squares"]),
-            held_out=np.asarray(tree["held_out"]),
-            reference=np.asarray(tree["reference"]),
-            config=config,
-            used=used,
-            history=read_history(folder),
-            skipped=(),
-            facts=record["facts"],
-            empirical=Empirical.from_tree(tree["empirical"]),
-            neighbours=Neighbours.from_tree(tree["neighbours"]),
-            white=White(**record["data"]["white"]),
-        )
-
-    def report(self, folder: str | Path, others: Any = None) -> Path:
-        """Write the figures and `report.html` into `folder`; return the page's path.
-
-        Args:
-            folder: the run directory.
-            others: images of other things to show beside the held-out ones.
-        """
+    def _report(self, folder, others):
         from flowknife.apps.images._report import report_images
 
         return report_images(self, folder, others)

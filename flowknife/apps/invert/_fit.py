@@ -17,8 +17,9 @@ import numpy as np
 
 from flowknife import nets, priors
 from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robust_spread
-from flowknife._interrupts import PARTIAL, finish, until_interrupted
+from flowknife._interrupts import finish, until_interrupted
 from flowknife._progress import note, progress
+from flowknife._record import DataRecord, Record, Stopped, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._threads import in_threads
@@ -38,8 +39,9 @@ from flowknife.bijections import (
     Shift,
     Split,
 )
-from flowknife.data import Simulations, given_pairs, predicted, simulate, takes_key
-from flowknife.data.tables import in_order, names_in
+from flowknife.data import Simulations, fingerprint, given_pairs, predicted, simulate, takes_key
+from flowknife.data._pairs import read_pairs
+from flowknife.data.tables import in_order
 from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
@@ -71,6 +73,8 @@ def invert(
     config: InvertConfig | None = None,
     *,
     pairs: Any = None,
+    names: Sequence[str] | None = None,
+    y_names: Sequence[str] | None = None,
     executor: Any = None,
     key: Key = None,
     show_progress: bool = True,
@@ -84,7 +88,11 @@ def invert(
         prior: the distribution of the parameters; its support is that of every posterior sample. With pairs alone it
             is estimated from them, component by component (uniform, normal or log-normal, whichever is likeliest).
         config: settings; default `InvertConfig()`.
-        pairs: (x, y) that exist already, arrays of equal length, instead of a simulator.
+        pairs: pairs that exist already, instead of simulated ones: (x, y), arrays of equal length; an .npz file of the
+            arrays x and y; or a table, a file or a DataFrame, some of whose columns are the parameters `names`. With a
+            problem, its prior and its noise are those of the pairs.
+        names: of the parameters; default those of the prior or of the columns.
+        y_names: of the data; default those of the problem or of the columns, all but the parameters.
         executor: a pool for a slow simulator, with `submit` or `map`: of threads, or of spawned processes, as in
             `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`.
         key: int, JAX key or None; None means `config.seed`.
@@ -112,13 +120,15 @@ def invert(
     """
     config = asked(InvertConfig, config, settings, as_seed(key))
     keys = jax.random.split(as_key(config.seed if key is None else key), 6)
-    task = _task(simulator, prior, pairs, config)
+    task = _task(simulator, prior, pairs, config, names, y_names)
     used = _used(config, task)
     prior = task.prior
     _check_resolved(prior)
     data = task.pairs or _simulated(task, used.num_simulations, keys[0], executor, show_progress)
     _check_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
+    if len(y_names) != data.y.shape[1]:
+        raise InputError(f"got {len(y_names)} y_names for data of {data.y.shape[1]} numbers; expected one for each")
     noise = _noise_of(task.noise, data.y)
     frame = Frame.of(data.y, drop_constant=True, noise=noise)
     if not frame.dim:
@@ -171,33 +181,38 @@ def invert(
         raise KeyboardInterrupt
     best = min(reached, key=lambda i: results[i].loss)
     result, training = results[best], candidates[best]
-    told = f"training was interrupted in candidate {reached[-1] + 1} of {len(candidates)}, the best so far was kept"
+    went = result.record
+    if interrupted and len(candidates) > 1:
+        went = went.model_copy(update={"stopped": Stopped.INTERRUPTED, "part": (reached[-1] + 1, len(candidates))})
+    Flagging(min(len(parts.calibration), _KEPT), config.alpha, "pairs").warn()
+    added = f"no noise in the data: {_SHARP:g} of their local spread was added" if sharp else ""
     posterior = Posterior(
         model=result.model,
         prior=prior,
         held_out={"x": held_out["x"][:_KEPT], "y": held_noisy[:_KEPT]},
         frame=frame,
         reference={"x": train["x"][:_KEPT], "y": noisy[:_KEPT]},
-        y_names=y_names,
         noise=tuple(float(value) for value in user_noise),
-        config=config,
-        used=used.model_copy(update={"train": training}),
         history=result.history,
-        facts={
-            **({PARTIAL: told if len(candidates) > 1 else result.message} if interrupted else {}),
-            **({"problem": task.name} if task.name else {}),
-            "pairs": len(x),
-            "failed simulations": data.failed,
-            **({"why they failed": data.reason} if data.failed else {}),
-            **({"prior": "estimated from the pairs"} if task.estimated else {}),
-            **({"noise": f"none in the data; {_SHARP:g} of their local spread added"} if sharp else {}),
-            **({"heavy tails": tails} if tails else {}),
-            "form": config.form,
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-            "stopped because": result.message,
-            **Flagging(min(len(parts.calibration), _KEPT), config.alpha, "pairs").facts(),
-        },
+        record=Record[InvertConfig](
+            application="invert",
+            config=config,
+            used=used.model_copy(update={"train": training}),
+            data=DataRecord(
+                kind="pairs",
+                rows=len(x),
+                source=described(pairs) if pairs is not None else task.name or described(simulator),
+                names=prior.names,
+                y_names=y_names,
+                fingerprint=fingerprint(np.concatenate([data.theta, data.y], axis=1)),
+                left_out=data.failed,
+                reason=data.reason if data.failed else "",
+                problem=task.name or None,
+                prior_estimated=task.estimated,
+            ),
+            training=went,
+            notes=tuple(filter(None, (tails, added))),
+        ),
         forward=task.forward,
     )
     return finish(lambda: posterior, interrupted)
@@ -255,47 +270,48 @@ class _Task:
     forward: Callable[..., Any] | None = None
 
 
-def _task(simulator, prior, pairs, config) -> _Task:
+def _task(simulator, prior, pairs, config, names, y_names) -> _Task:
     noise = 0.0 if config.noise is None else config.noise
-    if (simulator is None) == (pairs is None):
+    if (simulator is None) == (pairs is None) and not isinstance(simulator, Problem):
         got = "neither a simulator nor pairs" if pairs is None else "a simulator and pairs"
         raise InputError(f"got {got}; expected one of them; try invert(simulator, prior) or invert(pairs=(x, y))")
     if prior is not None and not isinstance(prior, priors.Prior):
         raise InputError(
             f"got {type(prior).__name__} as the prior; expected one of flowknife.priors; try fk.Uniform(low, high)"
         )
+    problem = simulator if isinstance(simulator, Problem) else None
+    if problem is not None:
+        prior = prior or problem.prior
+    if prior is not None and names is not None and tuple(names) != prior.names:
+        raise InputError(f"got names={list(names)} and a prior of {', '.join(prior.names)}; expected the same; try one")
     if pairs is not None:
-        if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
-            got = type(pairs).__name__ + (f" of length {len(pairs)}" if isinstance(pairs, (tuple, list)) else "")
-            raise InputError(f"got {got} as pairs; expected two arrays, (x, y)")
-        theta, y = pairs
-        names, y_names = names_in(theta), names_in(y) or ()
-        if prior is not None and names is not None:
-            theta = in_order(theta, prior.names)
-        given = given_pairs(theta, y)
-        estimated = priors.likeliest(given.theta, names=names) if prior is None else None
-        return _Task(estimated or prior, estimated=bool(estimated), pairs=given, noise=noise, y_names=y_names)
+        found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
+        given = given_pairs(found.x if prior is None else in_order(found.x, prior.names), found.y)
+        if problem is not None:
+            return replace(_of_problem(problem, prior, config.noise, found.y_names), pairs=given)
+        estimated = priors.likeliest(given.theta, names=found.names or None) if prior is None else None
+        return _Task(estimated or prior, estimated=bool(estimated), pairs=given, noise=noise, y_names=found.y_names)
     if any(simulator is make for make in PROBLEMS.values()):
         raise InputError(f"got the function {simulator.__name__}; expected a problem; try {simulator.__name__}()")
-    if isinstance(simulator, Problem):
-        return _of_problem(simulator, prior, config.noise)
+    if problem is not None:
+        return _of_problem(problem, prior, config.noise, y_names)
     if not callable(simulator):
         raise InputError(f"got {type(simulator).__name__} as the simulator; expected a function y = simulator(x)")
     if prior is None:
         raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
     # with noise of our own to add, a simulator without a key is the noise-free forward model
     forward = partial(predicted, simulator) if np.any(noise) and not takes_key(simulator) else None
-    return _Task(prior, simulator=simulator, noise=noise, forward=forward)
+    return _Task(prior, simulator=simulator, noise=noise, forward=forward, y_names=tuple(y_names or ()))
 
 
-def _of_problem(problem: Problem, prior, noise) -> _Task:
+def _of_problem(problem: Problem, prior, noise, y_names) -> _Task:
     noise = problem.noise if noise is None else noise
     task = _Task(
         simulator=problem.forward,
-        prior=prior or problem.prior,
+        prior=prior,
         noise=noise or 0.0,
         name=problem.name,
-        y_names=problem.y_names,
+        y_names=tuple(y_names or problem.y_names),
         forward=problem.forward,
     )
     if noise is None:  # randomness of another kind, which only the simulation knows

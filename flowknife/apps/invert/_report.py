@@ -10,8 +10,8 @@ import numpy as np
 from flowknife import plots
 from flowknife.errors import InputError
 from flowknife.problems import PROBLEMS, Problem
-from flowknife.report._figures import ends, flagging_text, keep, training, trust
-from flowknife.report._page import Section, write_report
+from flowknife.report._figures import flagging_text, keep, training, trust, write_page
+from flowknife.report._page import Section
 
 if TYPE_CHECKING:
     from flowknife.apps.invert._result import Posterior
@@ -43,15 +43,14 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
         _calibration(posterior, folder),
         _misspecification(posterior, folder),
         trust(posterior),
-        *training(posterior.history, folder, str(posterior.facts.get("stopped because", ""))),
+        *training(posterior.history, folder, posterior.record.training.sentence),
     ]
-    frame = ends(posterior.model)
-    return write_report(folder, "Inverse problem", sections, posterior.metrics, posterior.facts, frame)
+    return write_page(posterior, folder, "Inverse problem", sections)
 
 
 def _problem(posterior) -> Problem | None:
     """The problem that was inverted, if it is one of ours, with the noise it had."""
-    make: Any = PROBLEMS.get(posterior.facts.get("problem", ""))
+    make: Any = PROBLEMS.get(posterior.record.data.problem or "")
     if make is None:
         return None
     levels = set(posterior.noise)

@@ -1,10 +1,9 @@
 """The posterior of an inverse problem, for every observation: what `flowknife.invert` returns."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -14,10 +13,11 @@ import optax
 
 from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
-from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
+from flowknife.apps._result import Result
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.data import load_table
+from flowknife.data._pairs import is_table, read_pairs
 from flowknife.data.tables import names_in
 from flowknife.diagnostics import (
     Check,
@@ -36,8 +36,6 @@ from flowknife.inn import INN
 from flowknife.laws import as_temperature
 from flowknife.priors import Prior
 from flowknife.problems import PROBLEMS
-from flowknife.storage import load_tree, read_history, read_run, write_run
-from flowknife.train import MINIMUM_STEPS, missing_steps
 
 _NUMBERS_AT_ONCE = 2_000_000
 
@@ -109,8 +107,8 @@ def _climb(model, prior, x, y, steps, rate):
     return prior.bijection.decode(best)[0], value
 
 
-@dataclass(frozen=True)
-class Posterior:
+@dataclass(frozen=True, kw_only=True)
+class Posterior(Result[InvertConfig]):
     """The posterior p(x | y) of the parameters x of an inverse problem, for every observation y.
 
     An observation is a vector of m numbers. Everywhere, one observation (m,) or many (k, m) may be given; with many,
@@ -124,34 +122,30 @@ class Posterior:
             `held_out_pairs` has them in their units.
         reference: training pairs, as the model takes them, with the noise of the data in y.
         frame: origin and scale of the data; those of the parameters are `prior.frame`.
-        y_names: of the data.
         noise: standard deviation of the noise that was added to simulated data, one for each number.
-        config: settings as they were asked.
-        used: the same settings, with what the fit chose where they were open; the noise is in `noise`.
-        history: columns of the training curve.
-        facts: what is worth knowing about the run.
         forward: the noise-free simulator of a batch, if it is known.
     """
 
-    model: INN = field(repr=False)
+    application: ClassVar[str] = "invert"
+    settings: ClassVar[type] = InvertConfig
+    kept: ClassVar[tuple[str, ...]] = ("prior", "held_out", "frame", "reference", "noise")
+
     prior: Prior = field(repr=False)
     held_out: dict[str, np.ndarray] = field(repr=False)
     frame: Frame = field(repr=False)
     reference: dict[str, np.ndarray] = field(repr=False)
-    y_names: tuple[str, ...] = field(repr=False)
     noise: tuple[float, ...]
-    config: InvertConfig
-    used: InvertConfig
-    history: dict[str, list[float]] = field(repr=False)
-    facts: dict[str, Any]
     forward: Callable[[Any], Any] | None = field(default=None, repr=False)
-
-    application = "invert"
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters."""
         return self.prior.names
+
+    @property
+    def y_names(self) -> tuple[str, ...]:
+        """Names of the data."""
+        return self.record.data.y_names
 
     @property
     def held_out_pairs(self) -> dict[str, np.ndarray]:
@@ -341,23 +335,17 @@ class Posterior:
             found["resimulation"] = resimulation_error(self.predict(drawn[:, :20]), y[:, None])
         return found
 
-    def check(self, pairs: Any = None) -> list[Check]:
-        """Whether the posterior can be trusted: each number with its limit, over held-out pairs or `pairs` (x, y).
-
-        The worst round trip of a parameter, the calibration, the likelihood against that of the prior, and the steps of
-        training. Where nothing can be flagged, one more check fails, and its `note` says what to do.
-
-        Raises:
-            InputError: without `pairs` and without held-out pairs.
-        """
+    def _checks(self, pairs, /):
+        """The worst round trip of a parameter, the calibration, and the likelihood against that of the prior."""
         if pairs is not None:
+            if is_table(pairs):
+                pairs = read_pairs(pairs, self.names, self.y_names)
             x, y = self._x_frame.to_model(self._named(pairs[0])), self._given(self._observations(pairs[1])[0])
-            judged = _replaced(self, held_out={"x": x, "y": y})
-            return [*judged._checks(), *self.flagging.checks_of()]
-        self.flagging.require_held_out()
-        return [*self._checks(), *self.flagging.checks_of()]
+            judged = replace(self, held_out={"x": x, "y": y})
+            return [*judged._checks_of_held_out(), *self.flagging.checks_of()]
+        return [*self._checks_of_held_out(), *self.flagging.checks_of()]
 
-    def _checks(self):
+    def _checks_of_held_out(self):
         x, y = self.held_out["x"], self.held_out["y"]
         back = self._x_frame.from_model(_there_and_back(self.model, *self._ends(x, y))[:, : x.shape[1]])
         found = [value.check for value in self.calibration.values() if hasattr(value, "check")]
@@ -367,7 +355,6 @@ class Posterior:
             Check.of_round_trip(self.held_out_pairs["x"], back, self.names),
             *found,
             reference_check("nll in nats", own, {"the prior": before}, _AS_GOOD * (1 + x.shape[1])),
-            Check.of_steps(missing_steps(self.history), MINIMUM_STEPS),
         ]
 
     def _log_density(self, x, y):
@@ -396,44 +383,18 @@ class Posterior:
             return arviz.from_dict({"posterior": posterior, "observed_data": observed})
         return arviz.from_dict(posterior=posterior, observed_data=observed)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a run directory; `flowknife.load` reads it."""
-        record = {
-            "application": self.application,
-            **recorded(self.config, self.used),
-            "metrics": self.metrics,
-            "data": {"names": list(self.names), "y_names": list(self.y_names)},
-            "facts": self.facts,
-        }
-        pairs = {"held_out": self.held_out, "reference": self.reference}
-        tree = {"model": self.model, "prior": self.prior, "noise": self.noise, "frame": self.frame, **pairs}
-        return write_run(folder, record, tree, self.history)
-
     @classmethod
-    def load(cls, folder: str | Path) -> "Posterior":
-        """Read a run directory that `save` wrote."""
-        record, tree = read_run(folder), load_tree(Path(folder) / "model.safetensors")
-        config, used = recovered(InvertConfig, record)
-        problem = PROBLEMS.get(record["facts"].get("problem", ""))
-        return cls(
-            model=tree["model"],
-            prior=tree["prior"],
-            held_out={name: np.asarray(rows) for name, rows in tree["held_out"].items()},
-            frame=tree["frame"],
-            reference={name: np.asarray(rows) for name, rows in tree["reference"].items()},
-            y_names=tuple(record["data"]["y_names"]),
-            noise=tuple(tree["noise"]),
-            config=config,
-            used=used,
-            history=read_history(folder),
-            facts=record["facts"],
-            forward=problem().forward if problem else None,
-        )
+    def _derived(cls, record):
+        problem = PROBLEMS.get(record.data.problem or "")
+        return {"forward": problem().forward if problem else None}
 
-    def report(self, folder: str | Path) -> Path:
-        """Write the figures and `report.html` into `folder`; return the page's path."""
+    def _fits(self):
+        return len(self.y_names) == len(self.frame.origin) and self.record.data.names == self.names
+
+    def _report(self, folder, others):
         from flowknife.apps.invert._report import report_invert
 
+        self._without_others(others)
         return report_invert(self, folder)
 
     def _observations(self, y) -> tuple[np.ndarray, bool]:
@@ -485,8 +446,3 @@ class Posterior:
 
 def _plain(values, single):
     return values[0] if single else values
-
-
-def _replaced(posterior: Posterior, **changes) -> Posterior:
-    values = {name: getattr(posterior, name) for name in posterior.__dataclass_fields__}
-    return Posterior(**{**values, **changes})

@@ -1,0 +1,193 @@
+"""What the results of all applications share: their record, how they are saved and loaded, checked and reported."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+import jax
+import numpy as np
+
+from flowknife._record import Config, Record
+from flowknife.data import Skipped, write_skipped
+from flowknife.diagnostics import Check, Flagging
+from flowknife.errors import InputError, StorageError
+from flowknife.inn import INN
+from flowknife.storage import load_tree, read_history, read_run, write_run
+from flowknife.train import MINIMUM_STEPS, missing_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(ABC, Generic[Config]):
+    """A fitted model with its record.
+
+    An application declares which of its attributes are kept in the model file, beside the model.
+
+    Attributes:
+        model: the network.
+        record: settings, data and training of the run.
+        history: columns of the training curve.
+        skipped: files that could not be used, and why.
+    """
+
+    application: ClassVar[str]
+    settings: ClassVar[type]
+    kept: ClassVar[tuple[str, ...]]
+    parts: ClassVar[Mapping[str, Any]] = {}  # of these attributes, the classes of those with `to_tree` and `from_tree`
+
+    model: INN = field(repr=False)
+    record: Record[Config]
+    history: dict[str, list[float]] = field(repr=False)
+    skipped: tuple[Skipped, ...] = field(default=(), repr=False)
+
+    @property
+    def config(self) -> Config:
+        """Settings as they were asked."""
+        return self.record.config
+
+    @property
+    def used(self) -> Config:
+        """The same settings, with what the fit chose where they were open."""
+        return self.record.used
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns; none for images."""
+        return self.record.data.names
+
+    @property
+    @abstractmethod
+    def flagging(self) -> Flagging:
+        """How items are flagged; its `note` says why nothing can be, where that is so."""
+
+    @cached_property
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """What was measured on held-out data, by name."""
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, *, recipe: str | None = None, demo: bool = False) -> Path:
+        """Write a run directory; `flowknife.load` reads it.
+
+        Args:
+            folder: the run directory; made if there is none.
+            recipe: the name of the recipe that the settings come from.
+            demo: the run may be replaced by a demo.
+
+        Raises:
+            StorageError: nothing can be written there, or it holds files that are not flowknife's.
+        """
+        own = {"metrics": self.metrics, "recipe": recipe or self.record.recipe, "demo": demo or self.record.demo}
+        record = self.record.model_copy(update=own)
+        run = write_run(folder, record, {"model": self.model, **self._tree()}, self.history)
+        if record.data.kind == "images":
+            write_skipped(run / "skipped.csv", self.skipped)
+        self._stay_in(run)
+        return run
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Any:
+        """Read a run directory that `save` wrote.
+
+        Raises:
+            StorageError: there is none, or it is damaged, of another version or of another application.
+        """
+        record = read_run(folder, cls.settings)
+        tree = load_tree(Path(folder) / "model.safetensors")
+        try:
+            values = {name: _restored(tree[name], cls.parts.get(name)) for name in cls.kept}
+            history = read_history(folder)
+            result = cls(model=tree["model"], record=record, history=history, **values, **cls._derived(record))
+            fits = record.application == cls.application and result._fits()
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StorageError(
+                f"got {folder}, a run that is damaged or of another version ({reason}); expected one that this version "
+                "of flowknife wrote; try to fit anew"
+            ) from None
+        if not fits:
+            raise StorageError(
+                f"got {folder}, whose run.json and model file do not belong together; expected one run of "
+                f"{cls.application}; try to fit anew"
+            )
+        result._stay_in(Path(folder))
+        return result
+
+    @classmethod
+    def _derived(cls, record: Record) -> dict[str, Any]:
+        """Attributes that follow from the record alone."""
+        return {}
+
+    @abstractmethod
+    def _fits(self) -> bool:
+        """Whether the record and the arrays, which are in two files, belong together."""
+
+    def _tree(self):
+        """The attributes in `kept`, as a model file takes them."""
+        values = {name: getattr(self, name) for name in self.kept}
+        return values | {name: values[name].to_tree() for name in self.parts if values[name] is not None}
+
+    @property
+    def folder(self) -> Path | None:
+        """The run directory that this was loaded from, or saved to last."""
+        return self.__dict__.get("_folder")
+
+    def _stay_in(self, folder):
+        self.__dict__["_folder"] = folder
+
+    # -- whether it can be trusted, and the report ----------------------------------------------------------------
+
+    def check(self, data: Any = None) -> list[Check]:
+        """Whether the model can be trusted: each number with its limit, over held-out data or over `data`.
+
+        Always among them: a round trip through the network, the likelihood (or what it is for) against that of simple
+        models, and the steps of training. Where nothing can be flagged, one more check fails, and its `note` says what
+        to do.
+
+        Args:
+            data: as in training, none of it trained on: rows or images; of a classifier also (x, labels), or a table or
+                folder with labels; of a posterior pairs (x, y). Default: what was held out.
+
+        Raises:
+            InputError: without `data` and without held-out data.
+        """
+        if data is None:
+            self.flagging.require_held_out()
+        return [*self._checks(data), Check.of_steps(missing_steps(self.history), MINIMUM_STEPS)]
+
+    @abstractmethod
+    def _checks(self, data, /) -> list[Check]: ...
+
+    def report(self, folder: str | Path | None = None, *, others: Any = None) -> Path:
+        """Write the figures and `report.html`; return the page's path.
+
+        Args:
+            folder: where; default the run directory that this was loaded from, or saved to last.
+            others: of images and classifiers, data of other things to show beside the held-out ones.
+
+        Raises:
+            InputError: without a folder, for a result that was never saved; or for `others` where they have no place.
+        """
+        place = folder or self.folder
+        if place is None:
+            raise InputError("got a result that was never saved; expected a folder; try report('runs/mine')")
+        return self._report(place, others)
+
+    @abstractmethod
+    def _report(self, folder, others) -> Path: ...
+
+    def _without_others(self, others):
+        if others is not None:
+            raise InputError(f"got others=... for a result of {self.application}; expected one of images or classify")
+
+
+def _restored(value, part):
+    """An attribute as a model file has it: arrays of JAX become NumPy's, models stay."""
+    if part is not None and value is not None:
+        return part.from_tree(value)
+    if isinstance(value, dict):
+        return {name: np.asarray(array) for name, array in value.items()}
+    return np.asarray(value) if isinstance(value, jax.Array) else value

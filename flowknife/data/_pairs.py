@@ -1,0 +1,144 @@
+"""Tables in two parts: rows and their labels, or parameters and the data that belong to them."""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowknife.data._read import names_in, read_columns, some
+from flowknife.data.tables import Table, load_table, table_of
+from flowknife.errors import InputError
+
+LABEL = "label"
+"""The column of labels, if no other is named."""
+
+
+class Labelled(NamedTuple):
+    """A table whose rows have labels.
+
+    Attributes:
+        table: the columns of numbers.
+        labels: one for each row of `table`, as written; "", None or NaN where unknown.
+        column: the name of the column they come from; None where they came as an array.
+    """
+
+    table: Table
+    labels: np.ndarray
+    column: str | None
+
+
+class Pairs(NamedTuple):
+    """Parameters x and data y with as many rows, and their names; () where they have none."""
+
+    x: Any
+    y: Any
+    names: tuple[str, ...]
+    y_names: tuple[str, ...]
+
+
+def is_table(source: Any) -> bool:
+    """Whether columns of `source` may have names: it is a path or a data frame."""
+    return isinstance(source, (str, os.PathLike)) or names_in(source) is not None
+
+
+def read_labelled(
+    source: Any, column: str | None = None, names: Sequence[str] | None = None, *, drop_invalid: bool = False
+) -> Labelled:
+    """The rows of a table and the label of each, from the column of that name, which may hold words.
+
+    An .npz file holds two arrays, x and labels.
+
+    Args:
+        source: a data frame, or the path of a table.
+        column: of the labels; default `LABEL`.
+        names: of the columns of numbers, see `load_table`.
+        drop_invalid: leave out rows with missing or infinite numbers.
+
+    Raises:
+        InputError: the table cannot be used, or has no such column.
+    """
+    if _is_arrays(source):
+        x, labels = arrays_of(source, ("x", "labels"))
+        table = load_table(x, columns=names, drop_invalid=drop_invalid, min_rows=1)
+        return Labelled(table, np.delete(labels, table.dropped_rows), None)
+    column = column or LABEL
+    found = read_columns(source, keep=(column,))
+    if column not in found.kept:
+        last = found.names[-1]
+        raise InputError(
+            f"got {found.source} without a column {column!r} (it has {some(found.names)}); expected a label for each "
+            f"row; try labels={last!r} (command line: --label {last})"
+        )
+    if not len(found.values):
+        raise InputError(f"got {found.source} with no rows; expected a header of different names, and rows below it")
+    table = table_of(found, names, drop_invalid=drop_invalid, min_rows=1)
+    return Labelled(table, table.kept[column], column)
+
+
+def read_pairs(source: Any, names: Sequence[str] | None = None, y_names: Sequence[str] | None = None) -> Pairs:
+    """Parameters, data, and the names of both.
+
+    Args:
+        source: two arrays or data frames (x, y); the path of an .npz file of two arrays, x and y; or a table, a path or
+            a data frame, of which some columns are parameters.
+        names: of the parameters; of a table the columns that are parameters.
+        y_names: of the data; of a table the columns that are data, default all others.
+
+    Raises:
+        InputError: the source cannot be used, or no parameters are named in a table.
+    """
+    if not is_table(source):
+        if not isinstance(source, (tuple, list)) or len(source) != 2:
+            got = type(source).__name__ + (f" of length {len(source)}" if isinstance(source, (tuple, list)) else "")
+            raise InputError(f"got {got} as pairs; expected two arrays, (x, y), or a table")
+        x, y = source
+        return Pairs(x, y, tuple(names or names_in(x) or ()), tuple(y_names or names_in(y) or ()))
+    if _is_arrays(source):
+        x, y = (values.reshape(len(values), -1) for values in arrays_of(source, ("x", "y")))
+        return Pairs(x, y, tuple(names or ()), tuple(y_names or ()))
+    found = read_columns(source)
+    missing = [name for name in names or () if name not in found.names]
+    if missing or not names:
+        got = f"no column {missing[0]!r}" if missing else "no names of parameters"
+        raise InputError(
+            f"got {got} of {found.source} (columns {some(found.names)}); expected which columns are parameters; try "
+            f"names=[{found.names[0]!r}] (command line: --parameters {found.names[0]})"
+        )
+    rest = tuple(y_names or (name for name in found.names if name not in names))
+    if not rest:
+        raise InputError(f"got only parameters in {found.source}; expected columns of data beside them")
+    values = table_of(found, (*names, *rest), drop_invalid=False, min_rows=1).values
+    return Pairs(*np.split(values, [len(names)], axis=1), tuple(names), rest)
+
+
+def _is_arrays(source):
+    return isinstance(source, (str, os.PathLike)) and os.fspath(source).lower().endswith(".npz")
+
+
+def arrays_of(path: str | os.PathLike, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays of an .npz file, with as many rows.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    label = repr(os.fspath(path))
+    held: list[str] = []
+    try:
+        with np.load(Path(path).expanduser(), allow_pickle=False) as content:
+            held = content.files
+            first, second = (content[name] for name in names)
+    except KeyError:
+        raise InputError(
+            f"got {label} with the arrays {some(held) or 'none'}; expected {names[0]} and {names[1]}"
+        ) from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise InputError(f"got {label}, which cannot be read ({error}); expected an .npz file of two arrays") from None
+    if not first.ndim or not second.ndim or len(first) != len(second):
+        raise InputError(
+            f"got {names[0]} of shape {first.shape} and {names[1]} of shape {second.shape} in {label}; expected as "
+            "many rows in both"
+        )
+    return first, second
