@@ -49,11 +49,11 @@ def run() -> None:
 
 def errors(problem, posterior, observations: int, draws: int = 1000) -> tuple[list[float], list[float]]:
     """(Err_post, Err_resim) of each observation."""
-    truth = np.asarray(problem.prior.sample(1, observations))
+    truth = np.asarray(problem.prior.sample(observations, key=1))
     y = np.asarray(problem.forward(truth))
     post, resim = [], []
     for i, (one, drawn) in enumerate(zip(y, posterior.sample(draws, y=y, key=2), strict=True)):
-        reference = problem.reference_posterior(100 + i, one, draws)
+        reference = problem.reference_posterior(one, draws, key=100 + i)
         post.append(fk.diagnostics.mmd2(drawn, reference))
         resim.append(fk.diagnostics.resimulation_error(np.asarray(problem.forward(drawn)), one).mean_squared)
     return post, resim

@@ -39,15 +39,15 @@ def run() -> None:
         if name == "dispersion":
             truth, clean = theta[-1000:], clean[-1000:]
         else:
-            truth = np.asarray(problem.prior.sample(7, 1000))
+            truth = np.asarray(problem.prior.sample(1000, key=7))
             clean = np.asarray(problem.forward(truth))
         y = clean + (noise or 0.0) * np.random.default_rng(0).normal(size=clean.shape)
         if noise is None:
-            y = np.asarray(problem.simulate(8, truth))
+            y = np.asarray(problem.simulate(truth, key=8))
         with joblib.parallel_config("loky", n_jobs=os.cpu_count(), inner_max_num_threads=1):  # the folds of C2ST
             found = [
                 fk.diagnostics.c2st(
-                    problem.reference_posterior(20 + i, y[i], draws), posterior.sample(draws, y[i], key=i)
+                    problem.reference_posterior(y[i], draws, key=20 + i), posterior.sample(draws, y=y[i], key=i)
                 )
                 for i in range(int(os.environ.get("OBSERVATIONS", observations)))
             ]
@@ -60,10 +60,10 @@ def run() -> None:
 def _coverage(posterior, truth, y, true_noise):
     """Share of all components of parameters, and of noise, inside their central 90 % intervals."""
     if posterior.config.form == "partitioned":
-        drawn, noise = posterior.sample_noise(500, y, key=1)
+        drawn, noise = posterior.sample_noise(500, y=y, key=1)
         of_noise = f"{_inside(noise, true_noise):.3f}"
     else:
-        drawn, of_noise = posterior.sample(500, y, key=1), "-"
+        drawn, of_noise = posterior.sample(500, y=y, key=1), "-"
     return _inside(drawn, truth), of_noise
 
 

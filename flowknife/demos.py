@@ -97,7 +97,7 @@ def ring(folder: Path, quick: bool) -> "Section":
     from flowknife.problems import ring
 
     toy = ring("some")
-    points, labels = toy.sample(0, 8000)
+    points, labels = toy.sample(8000, key=0)
     model = classify(points, labels, train=_short(2500) if quick else {})
     model.save(folder, demo=True)
     model.report(folder)
@@ -118,7 +118,7 @@ def _on_modes(model: "Classifier", toy: "Ring") -> float:
     near = []
     for label in range(toy.classes):
         own = toy.centres[np.asarray(toy.mode_labels) == label]
-        away = np.linalg.norm(model.sample(500, label, key=0)[:, None] - own, axis=-1)
+        away = np.linalg.norm(model.sample(500, label=label, key=0)[:, None] - own, axis=-1)
         near.append(np.mean(away.min(axis=1) < 3 * toy.sd))
     return float(np.mean(near))
 

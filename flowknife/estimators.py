@@ -240,7 +240,7 @@ class FlowRegressor(RegressorMixin, BaseEstimator):
     def sample(self, X: Any, n: int = 1) -> np.ndarray:
         """Draws from p(y | X), shape (rows, n) or (rows, n, k); always the same ones if `random_state` is a number."""
         check_is_fitted(self)
-        drawn = self.flow_.sample(n, _rows(self, X), key=_seed(check_random_state(self.random_state)))
+        drawn = self.flow_.sample(n, y=_rows(self, X), key=_seed(check_random_state(self.random_state)))
         return drawn[..., 0] if self._single else drawn
 
     def predict(self, X: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ has a `frame`, which keeps origin and scale in double precision, and `inner` is 
     ...     "angle": fk.Uniform(low=0.0, high=90.0, units=["deg"]),
     ...     "speed": fk.LogNormal(mean=2.7, scale=0.3, units=["m/s"]),
     ... })
-    >>> prior.names, prior.sample(0, 5).shape
+    >>> prior.names, prior.sample(5, key=0).shape
     (('angle', 'speed'), (5, 2))
 """
 
@@ -175,7 +175,7 @@ class Prior(eqx.Module):
         u, log_det = self.bijection.encode(inner)
         return jnp.where(outside, -jnp.inf, normal_log_prob(u, (self.dim,)) + log_det)
 
-    def sample(self, key: Key = None, n: int | Shape = ()) -> Float[Array | np.ndarray, "..."]:
+    def sample(self, n: int | Shape = (), *, key: Key = None) -> Float[Array | np.ndarray, "..."]:
         """Draw `n` parameters (a number or a shape; () for one), of shape `(*n, d)`; in a frame in double precision."""
         u = jax.random.normal(as_key(key), (*as_shape(n), self.inner.dim))
         return self._in_units(self.inner.bijection.decode(u)[0])

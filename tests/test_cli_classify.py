@@ -101,7 +101,7 @@ def test_sample_draws_a_class(tmp_path, animals):
     call("sample", animals, "-n", 6, "--label", "dog", "--seed", 1, "--out", tmp_path / "dogs.csv")
     drawn = load_table(tmp_path / "dogs.csv")
     assert drawn.names == ("height", "length")
-    np.testing.assert_allclose(drawn.values, fk.load(animals).sample(6, "dog", key=1), rtol=1e-5)
+    np.testing.assert_allclose(drawn.values, fk.load(animals).sample(6, label="dog", key=1), rtol=1e-5)
     call("sample", animals, "-n", 6, "--out", tmp_path / "any.csv")
     assert load_table(tmp_path / "any.csv").values.shape == (6, 2)
     refused("sample", animals, "--label", "cow", "--out", tmp_path / "a.csv", words=("--label cow", "cat, dog"))

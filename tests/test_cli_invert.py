@@ -91,7 +91,7 @@ def test_invert_writes_draws_with_the_number_of_their_observation(tmp_path, arm,
         np.testing.assert_array_equal(table.values, tables[0].values)
     assert rows_of(tmp_path / "draws.csv")[0]["observation"] == "0"
     y = np.array([[1.7, 0.1], [40.0, -40.0]], np.float32)
-    expected = fk.load(arm).sample(5, y, key=1)
+    expected = fk.load(arm).sample(5, y=y, key=1)
     np.testing.assert_allclose(tables[0].values[:, 1:], expected.reshape(10, 4), rtol=1e-6)
 
 

@@ -236,20 +236,20 @@ def test_only_directions_beyond_chance_are_kept():
 def test_the_empirical_prior_draws_what_it_was_fitted_to_and_shrinks_to_normal():
     z = spiked(2000, 3, shift=np.r_[np.zeros(100), np.full(100, 0.5)])
     prior = Empirical.fit(z, {"z_0": 100, "z_1": 100})
-    drawn = prior.sample(0, 4000)
+    drawn = prior.sample(4000, key=0)
     np.testing.assert_allclose(drawn.var(axis=0)[:3], [25, 9, 1], rtol=0.12)
     assert drawn.mean(axis=0)[100:].mean() == pytest.approx(0.5, abs=0.06)
-    normal = prior.sample(0, 4000, shrink=1.0)
+    normal = prior.sample(4000, key=0, shrink=1.0)
     np.testing.assert_allclose(normal.var(axis=0), 1.0, atol=0.12)
     np.testing.assert_allclose(normal.mean(axis=0), 0.0, atol=0.08)
-    some = prior.sample(0, 4000, shrink={"z_0": 1.0}, temperature={"z_1": 0.0})
+    some = prior.sample(4000, key=0, shrink={"z_0": 1.0}, temperature={"z_1": 0.0})
     np.testing.assert_array_equal(some[:, :100], normal[:, :100])
     np.testing.assert_allclose(some[:, 100:], prior.levels["z_1"].mean[None].repeat(4000, axis=0), rtol=1e-6)
     for wrong in ({"shrink": 1.5}, {"shrink": {"z_3": 1.0}}, {"temperature": -1.0}):
         with pytest.raises(InputError, match="expected"):
-            prior.sample(0, 2, **wrong)
+            prior.sample(2, key=0, **wrong)
     again = Empirical.from_tree(prior.to_tree())
-    np.testing.assert_allclose(again.sample(0, 9), prior.sample(0, 9), atol=0.05)
+    np.testing.assert_allclose(again.sample(9, key=0), prior.sample(9, key=0), atol=0.05)
 
 
 def test_images_are_drawn_from_either_prior(model):

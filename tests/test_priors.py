@@ -115,7 +115,7 @@ def test_the_density_integrates_to_one(single):
 @pytest.mark.parametrize("name", SINGLE)
 def test_draws_follow_the_law(name):
     make, law = SINGLE[name]
-    theta = np.asarray(make().sample(3, 20_000), np.float64)[:, 0]
+    theta = np.asarray(make().sample(20_000, key=3), np.float64)[:, 0]
     assert stats.kstest(theta, law.cdf).pvalue > 1e-3
 
 
@@ -149,7 +149,7 @@ def test_bounds_that_are_no_single_precision_numbers_hold_in_double(low, high):
 
 
 def test_outside_of_the_support_the_density_is_zero(prior):
-    inside = np.array(prior.sample(0, 3))
+    inside = np.array(prior.sample(3, key=0))
     assert np.all(np.isfinite(log_prob(prior, inside)))
     for end, sign in ((prior.low, -1), (prior.high, 1)):
         for i in np.flatnonzero(np.isfinite(end)):
@@ -159,7 +159,7 @@ def test_outside_of_the_support_the_density_is_zero(prior):
 
 
 def test_gradients_are_finite_inside_outside_and_at_the_ends(prior):
-    theta = prior.sample(0)
+    theta = prior.sample(key=0)
     points = [theta, theta - 1e3, theta + 1e3, jnp.clip(prior.low, -1e6, 1e6), jnp.clip(prior.high, -1e6, 1e6)]
     by_theta = jax.jit(jax.vmap(jax.grad(prior.log_prob)))(jnp.stack(points))
     u = np.outer([-9.0, -1.0, 0.0, 1.0, 9.0], np.ones(prior.dim)).astype(np.float32)
@@ -179,7 +179,7 @@ def test_round_trips(prior):
 
 
 def test_moments_agree_with_draws(prior):
-    theta = np.asarray(prior.sample(0, 40_000), np.float64)
+    theta = np.asarray(prior.sample(40_000, key=0), np.float64)
     assert theta.shape == (40_000, prior.dim)
     errors = np.abs(theta.mean(axis=0) - prior.mean) / prior.std
     assert errors.max() < 5 / np.sqrt(40_000)
@@ -187,9 +187,9 @@ def test_moments_agree_with_draws(prior):
 
 
 def test_shapes_keys_and_names(prior):
-    np.testing.assert_array_equal(prior.sample(5, 3), prior.sample(jax.random.key(5), (3,)))
-    assert prior.sample(0).shape == (prior.dim,) and prior.sample(None, (2, 3)).shape == (2, 3, prior.dim)
-    assert prior.log_prob(prior.sample(0, (2, 3))).shape == (2, 3)
+    np.testing.assert_array_equal(prior.sample(3, key=5), prior.sample((3,), key=jax.random.key(5)))
+    assert prior.sample(key=0).shape == (prior.dim,) and prior.sample((2, 3), key=None).shape == (2, 3, prior.dim)
+    assert prior.log_prob(prior.sample((2, 3), key=0)).shape == (2, 3)
     assert len(prior.names) == len(set(prior.names)) == len(prior.units) == prior.dim
     assert prior.low.shape == prior.high.shape == prior.mean.shape == prior.std.shape == (prior.dim,)
 
@@ -216,7 +216,7 @@ def test_a_gaussian_process_has_its_covariance(kernel, float64):
 def test_a_product_is_the_sum_of_its_parts():
     a, b = Uniform(0.0, 2.0), Normal([1.0, 2.0], [0.1, 0.2])
     both = Product({"a": a, "b": b})
-    theta = both.sample(0, 50)
+    theta = both.sample(50, key=0)
     np.testing.assert_allclose(both.log_prob(theta), a.log_prob(theta[:, :1]) + b.log_prob(theta[:, 1:]), rtol=1e-5)
 
 
@@ -297,9 +297,9 @@ def test_a_prior_of_ones_own():
         (lambda: Normal(0.0, 1.0).log_prob("a"), "text"),
         (lambda: Normal(0.0, 1.0).log_prob(None), "x1"),
         (lambda: Normal(0.0, 1.0).log_prob([1j]), "complex"),
-        (lambda: Normal(0.0, 1.0).sample(0, -1), "whole number"),
-        (lambda: Normal(0.0, 1.0).sample(0, 2.5), "whole number"),
-        (lambda: Normal(0.0, 1.0).sample(0, "a"), "whole number"),
+        (lambda: Normal(0.0, 1.0).sample(-1, key=0), "whole number"),
+        (lambda: Normal(0.0, 1.0).sample(2.5, key=0), "whole number"),
+        (lambda: Normal(0.0, 1.0).sample("a", key=0), "whole number"),
         (lambda: fk.priors.likeliest(np.zeros((0, 2))), "finite numbers of shape"),
         (lambda: Product({"x1": Normal(0.0, 1.0), "x": Normal([0.0, 0.0], 1.0)}), "name of its own"),
         (lambda: Normal(0.0, 1.0, names=["a", "b"]), "name"),

@@ -63,10 +63,10 @@ def test_what_a_problem_tells_of_itself(name):
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name != "dispersion"])
 def test_simulations_are_batched_seeded_and_compile(name):
     problem = PROBLEMS[name]()
-    theta = problem.prior.sample(0, (2, 3))
-    y = problem.simulate(1, theta)
+    theta = problem.prior.sample((2, 3), key=0)
+    y = problem.simulate(theta, key=1)
     assert y.shape == (2, 3, problem.y_dim) and np.all(np.isfinite(y))
-    np.testing.assert_array_equal(y, problem.simulate(jax.random.key(1), theta))
+    np.testing.assert_array_equal(y, problem.simulate(theta, key=jax.random.key(1)))
     forward = quick_jit(lambda theta: problem.forward(theta))
     np.testing.assert_allclose(forward(theta)[1, 2], forward(theta[1, 2]), rtol=1e-4, atol=1e-5)
     jacobian = quick_jit(lambda theta: jax.vmap(jax.jacfwd(problem.forward))(theta))(theta.reshape(6, -1))
@@ -78,30 +78,30 @@ def test_a_problem_can_be_pickled(name):
     problem = PROBLEMS[name]()
     again = pickle.loads(pickle.dumps(problem))
     assert again.prior.names == problem.prior.names and again.noise == problem.noise
-    theta = problem.prior.sample(0, 3)
-    np.testing.assert_array_equal(again.prior.sample(0, 3), theta)
+    theta = problem.prior.sample(3, key=0)
+    np.testing.assert_array_equal(again.prior.sample(3, key=0), theta)
     if name == "dispersion":
         return
-    y = np.asarray(problem.simulate(1, theta))
-    np.testing.assert_array_equal(again.simulate(1, theta), y)
+    y = np.asarray(problem.simulate(theta, key=1))
+    np.testing.assert_array_equal(again.simulate(theta, key=1), y)
     if name != "gravity":
-        both = (each.reference_posterior(0, y[0], 5) for each in (again, problem))
+        both = (each.reference_posterior(y[0], 5, key=0) for each in (again, problem))
         np.testing.assert_array_equal(*both)
 
 
 @pytest.mark.parametrize("make", [lambda noise: kinematics(noise), lambda noise: gravity(noise=noise)])
 def test_noise_is_added_to_the_forward_model(make):
     quiet, noisy = make(0.0), make(0.3)
-    theta = jnp.broadcast_to(quiet.prior.sample(0), (4000, quiet.dim))
-    np.testing.assert_array_equal(quiet.simulate(1, theta), quiet.forward(theta))
-    residual = np.asarray(noisy.simulate(1, theta) - quiet.forward(theta))
+    theta = jnp.broadcast_to(quiet.prior.sample(key=0), (4000, quiet.dim))
+    np.testing.assert_array_equal(quiet.simulate(theta, key=1), quiet.forward(theta))
+    residual = np.asarray(noisy.simulate(theta, key=1) - quiet.forward(theta))
     np.testing.assert_allclose(residual.std(axis=0), 0.3, rtol=0.06)
     np.testing.assert_allclose(residual.mean(axis=0), 0, atol=0.02)
 
 
 def test_the_reference_simulates_back_to_y(exact):
     problem, y = exact
-    theta = problem.reference_posterior(0, y, 500)
+    theta = problem.reference_posterior(y, 500, key=0)
     assert theta.shape == (500, problem.dim) and theta.dtype == np.float64
     assert np.all(np.isfinite(problem.prior.log_prob(theta)))
     if problem.noise == 0:
@@ -109,28 +109,30 @@ def test_the_reference_simulates_back_to_y(exact):
     else:
         scale = 0.15 if problem.noise is None else problem.noise
         assert np.max(np.abs(problem.forward(theta) - y)) < 6 * scale
-    np.testing.assert_array_equal(theta, problem.reference_posterior(0, y, 500))
+    np.testing.assert_array_equal(theta, problem.reference_posterior(y, 500, key=0))
     assert len(np.unique(theta, axis=0)) > 480
 
 
 def test_truth_and_reference_draws_are_alike(exact):
     """Simulation-based calibration (Talts et al. 2018): the rank of the truth among posterior draws is uniform."""
     problem, _ = exact
-    truth = np.asarray(problem.prior.sample(3, 150), np.float64)
-    y = np.asarray(problem.simulate(4, truth), np.float64)
-    ranks = np.array([np.mean(problem.reference_posterior(i, y[i], 60) < truth[i], axis=0) for i in range(len(truth))])
+    truth = np.asarray(problem.prior.sample(150, key=3), np.float64)
+    y = np.asarray(problem.simulate(truth, key=4), np.float64)
+    ranks = np.array(
+        [np.mean(problem.reference_posterior(y[i], 60, key=i) < truth[i], axis=0) for i in range(len(truth))]
+    )
     assert min(stats.kstest(rank, stats.uniform(-0.01, 1.02).cdf).pvalue for rank in ranks.T) > 1e-4
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: kinematics().simulate(0, np.zeros((5, 3))), "base, angle1"),
-        (lambda: kinematics().reference_posterior(0, [1.0], 5), "2 finite"),
-        (lambda: kinematics().reference_posterior(0, [np.nan, 1.0], 5), "2 finite"),
-        (lambda: kinematics().reference_posterior(0, HAND, 0), "at least 1 draw"),
-        (lambda: kinematics().reference_posterior(0, [9.0, 0.0], 5), "explain"),
-        (lambda: two_moons().reference_posterior(0, [5.0, 5.0], 5), "explain"),
+        (lambda: kinematics().simulate(np.zeros((5, 3)), key=0), "base, angle1"),
+        (lambda: kinematics().reference_posterior([1.0], 5, key=0), "2 finite"),
+        (lambda: kinematics().reference_posterior([np.nan, 1.0], 5, key=0), "2 finite"),
+        (lambda: kinematics().reference_posterior(HAND, 0, key=0), "at least 1 draw"),
+        (lambda: kinematics().reference_posterior([9.0, 0.0], 5, key=0), "explain"),
+        (lambda: two_moons().reference_posterior([5.0, 5.0], 5, key=0), "explain"),
         (lambda: gaussian_linear(0), "at least 1"),
         (lambda: gaussian_linear(2.5), "at least 1"),
         (lambda: gravity(prisms=0), "prisms=0"),
@@ -142,9 +144,9 @@ def test_truth_and_reference_draws_are_alike(exact):
         (lambda: replace(kinematics(), prior=3), "int as the prior of kinematics"),
         (lambda: replace(kinematics(), forward=None), "NoneType as forward"),
         (lambda: replace(kinematics(), y_names=("hand",)), "a name and a unit"),
-        (lambda: kinematics().simulate(0, "a"), "text"),
-        (lambda: kinematics().reference_posterior(0, "a", 5), "text"),
-        (lambda: kinematics().reference_posterior(0, HAND, 2.5), "whole number"),
+        (lambda: kinematics().simulate("a", key=0), "text"),
+        (lambda: kinematics().reference_posterior("a", 5, key=0), "text"),
+        (lambda: kinematics().reference_posterior(HAND, 2.5, key=0), "whole number"),
         (lambda: ring(["all"]), "'all', 'some', 'none'"),
         (lambda: ring("most"), "'all', 'some', 'none'"),
         (lambda: ring().log_prob_given([[0.0, 0.0]], [8]), "from 0 to 7"),
@@ -199,16 +201,16 @@ def test_kinematics_evidence_and_effective_number():
     assert np.exp(weighted.log_evidence) == pytest.approx(0.1168, rel=0.02)
     assert weighted.effective > 15_000 and weighted.weight.max() < 1e-3
     # the density of y at the same place, of simulations
-    y = np.asarray(kinematics().simulate(0, kinematics().prior.sample(0, 400_000)))
+    y = np.asarray(kinematics().simulate(kinematics().prior.sample(400_000, key=0), key=0))
     inside = np.linalg.norm(y - HAND, axis=1) < 0.05
     assert np.mean(inside) / (np.pi * 0.05**2) == pytest.approx(np.exp(weighted.log_evidence), rel=0.12)
 
 
 def test_kinematics_reference_agrees_with_rejection():
     problem = kinematics()
-    prior = np.asarray(problem.prior.sample(0, 1_000_000))
+    prior = np.asarray(problem.prior.sample(1_000_000, key=0))
     kept = prior[np.linalg.norm(problem.forward(prior) - HAND, axis=1) < 0.04]
-    draws = problem.reference_posterior(1, HAND, 4000)
+    draws = problem.reference_posterior(HAND, 4000, key=1)
     assert len(kept) > 400
     for i in range(4):
         assert stats.ks_2samp(kept[:, i], draws[:, i]).pvalue > 1e-3
@@ -218,9 +220,9 @@ def test_kinematics_reference_agrees_with_rejection():
 
 def test_kinematics_with_noise_is_the_posterior_of_noisy_data():
     noise = 0.2
-    draws = kinematics(noise).reference_posterior(0, HAND, 4000)
+    draws = kinematics(noise).reference_posterior(HAND, 4000, key=0)
     problem = kinematics()
-    prior = np.asarray(problem.prior.sample(1, 400_000), np.float64)
+    prior = np.asarray(problem.prior.sample(400_000, key=1), np.float64)
     weight = np.exp(-0.5 * np.sum((np.asarray(problem.forward(prior)) - HAND) ** 2, axis=1) / noise**2)
     weight /= weight.sum()
     mean = weight @ prior
@@ -252,7 +254,7 @@ def test_throws_obey_the_equation_of_motion(float64):
 
 def test_the_landing_is_the_later_root_of_every_throw():
     problem = ballistics()
-    theta = np.array(problem.prior.sample(0, 20_000), np.float32)
+    theta = np.array(problem.prior.sample(20_000, key=0), np.float32)
     theta[:4, 1:] = [[-1.0, 0.2, 0.0], [0.0, 1.4, -0.5], [1e-6, 0.2, 1e-6], [4.0, 1.41, 44.0]]
     t = np.asarray(jax.jit(throw.flight_time)(theta))
     x, height = np.asarray(jax.jit(throw.path)(theta, t)).T
@@ -301,7 +303,7 @@ def test_a_wide_basin_is_a_slab(float64):
 
 def test_single_precision_is_enough_for_the_anomaly():
     problem = gravity()
-    depth = np.asarray(problem.prior.sample(0, 20))
+    depth = np.asarray(problem.prior.sample(20, key=0))
     rough = problem.forward(depth)
     with jax.enable_x64(True):
         fine = gravity().forward(depth.astype(np.float64))
@@ -312,9 +314,9 @@ def test_single_precision_is_enough_for_the_anomaly():
 @pytest.mark.slow
 def test_gravity_reference_is_calibrated():
     problem = gravity(prisms=8, stations=4, noise=0.5)
-    truth = np.asarray(problem.prior.sample(0, 80))
-    y = np.asarray(problem.simulate(1, truth))
-    ranks = np.array([np.mean(problem.reference_posterior(i, y[i], 100) < truth[i], axis=0) for i in range(80)])
+    truth = np.asarray(problem.prior.sample(80, key=0))
+    y = np.asarray(problem.simulate(truth, key=1))
+    ranks = np.array([np.mean(problem.reference_posterior(y[i], 100, key=i) < truth[i], axis=0) for i in range(80)])
     assert min(stats.kstest(rank, stats.uniform(-0.005, 1.01).cdf).pvalue for rank in ranks.T) > 1e-4
 
 
@@ -346,16 +348,16 @@ def test_nuts_draws_the_posterior_of_a_linear_model():
 def test_two_moons_simulations_have_the_density_of_their_definition():
     problem = two_moons()
     theta = jnp.broadcast_to(jnp.asarray([0.3, 0.5]), (20_000, 2))
-    rest = np.asarray(problem.simulate(0, theta)) - [0.25 - 0.8 / 2**0.5, 0.2 / 2**0.5]
+    rest = np.asarray(problem.simulate(theta, key=0)) - [0.25 - 0.8 / 2**0.5, 0.2 / 2**0.5]
     radius, angle = np.linalg.norm(rest, axis=1), np.arctan2(rest[:, 1], rest[:, 0])
     assert stats.kstest(radius, stats.norm(0.1, 0.01).cdf).pvalue > 1e-3
     assert stats.kstest(angle, stats.uniform(-np.pi / 2, np.pi).cdf).pvalue > 1e-3
-    np.testing.assert_allclose(problem.forward(theta[0]), np.mean(problem.simulate(1, theta), axis=0), atol=2e-3)
+    np.testing.assert_allclose(problem.forward(theta[0]), np.mean(problem.simulate(theta, key=1), axis=0), atol=2e-3)
 
 
 @pytest.mark.parametrize("y", [[0.1, -0.3], [-1.0, 0.1]])  # the second lies in part outside of the square
 def test_two_moons_reference_is_the_normalised_likelihood_on_the_square(y):
-    draws = two_moons().reference_posterior(0, y, 20_000)
+    draws = two_moons().reference_posterior(y, 20_000, key=0)
     cells = 400
     edges = np.linspace(-1, 1, cells + 1)
     middle = 0.5 * (edges[1:] + edges[:-1])
@@ -372,7 +374,7 @@ def test_two_moons_reference_is_the_normalised_likelihood_on_the_square(y):
 
 def test_gaussian_linear_reference_has_its_moments():
     y = np.linspace(-1, 1, 10)
-    draws = gaussian_linear().reference_posterior(0, y, 20_000)
+    draws = gaussian_linear().reference_posterior(y, 20_000, key=0)
     np.testing.assert_allclose(draws.mean(axis=0), y / 2, atol=0.01)
     np.testing.assert_allclose(np.cov(draws.T), 0.05 * np.eye(10), atol=0.003)
     assert gaussian_linear(3).dim == 3
@@ -384,7 +386,7 @@ def test_gaussian_linear_reference_has_its_moments():
 @pytest.mark.parametrize(("labels", "classes"), [("all", 8), ("some", 4), ("none", 1)])
 def test_the_ring_is_that_of_the_toys(labels, classes):
     problem, toy = ring(labels), data.TOYS["ring"]
-    x, label = problem.sample(0, 4000)
+    x, label = problem.sample(4000, key=0)
     assert x.shape == (4000, 2) and x.dtype == np.float32 and problem.classes == classes
     np.testing.assert_array_equal(label, data.ring_labels(x, labels))
     np.testing.assert_allclose(problem.log_prob(x), toy.log_prob(x), rtol=1e-9)
@@ -401,7 +403,7 @@ def test_the_ring_given_a_label_is_normalised_and_mixes_to_the_whole():
     np.testing.assert_allclose([part.sum() * 0.02**2 for part in parts], 1, atol=1e-6)
     mixed = sum(weight * part for weight, part in zip(share, parts, strict=True))
     np.testing.assert_allclose(mixed, np.exp(problem.log_prob(plane)), rtol=1e-9)
-    x, label = ring().sample(0, 20_000)
+    x, label = ring().sample(20_000, key=0)
     assert -ring().log_prob_given(x, label).mean() == pytest.approx(-0.381, abs=0.03)
 
 
@@ -430,7 +432,7 @@ def test_without_disba_the_way_out_is_told():
     if importlib.util.find_spec("disba") is not None:
         pytest.skip("disba is installed")
     with pytest.raises(InputError, match=r"pip install 'flowknife\[dispersion\]'.*pairs\(\)"):
-        dispersion().simulate(0, np.ones(10))
+        dispersion().simulate(np.ones(10), key=0)
 
 
 @with_disba
@@ -457,7 +459,7 @@ def test_dispersion_reference_explains_the_data():
     problem = dispersion()
     theta, y = pairs()
     observed = y[0] + problem.noise * np.random.default_rng(0).standard_normal(14)
-    draws = problem.reference_posterior(0, observed, 200)
+    draws = problem.reference_posterior(observed, 200, key=0)
     misfit = np.mean(((np.asarray(problem.forward(draws)) - observed) / problem.noise) ** 2)
     assert 0.2 < misfit < 2.0
     assert np.all(draws.std(axis=0) < 1.3 * problem.prior.std)
@@ -471,12 +473,12 @@ def test_dispersion_reference_explains_the_data():
 @pytest.mark.parametrize("told", [True, False])
 def test_every_problem_has_a_image(name, told):
     if name == "ring":
-        x, labels = ring("some").sample(0, 300)
+        x, labels = ring("some").sample(300, key=0)
         figure = plots.problem(ring("some"), x, labels if told else None)
     else:
         problem = PROBLEMS[name]()
-        theta = np.asarray(problem.prior.sample(0, 60))
-        y = pairs()[1][0] if name == "dispersion" else problem.simulate(1, theta[0])
+        theta = np.asarray(problem.prior.sample(60, key=0))
+        y = pairs()[1][0] if name == "dispersion" else problem.simulate(theta[0], key=1)
         figure = plots.problem(problem, theta, y if told else None, theta[0] if told else None)
     figure.draw_without_rendering()
     assert figure.get_suptitle().endswith(".")
@@ -487,7 +489,7 @@ def test_every_problem_has_a_image(name, told):
 
 def test_the_image_of_the_arm_ends_at_the_hand():
     problem = kinematics()
-    theta = problem.reference_posterior(0, HAND, 30)
+    theta = problem.reference_posterior(HAND, 30, key=0)
     lines = plots.problem(problem, theta, HAND).axes[0].collections[0].get_segments()
     np.testing.assert_allclose([line[-1] for line in lines], np.tile(HAND, (30, 1)), atol=1e-5)
     np.testing.assert_allclose([line[0, 0] for line in lines], 0, atol=1e-6)

@@ -134,7 +134,7 @@ def test_rows_of_a_classifier_are_matched_by_name():
 def test_observations_and_parameters_are_matched_by_name():
     posterior = fk.invert(pairs=(MIXED[["a"]], MIXED[["b", "c"]]), show_progress=False, **QUICK)
     assert posterior.names == ("a",) and posterior.y_names == ("b", "c")
-    np.testing.assert_array_equal(posterior.sample(2, MIXED, key=0), posterior.sample(2, ROWS[:, 1:], key=0))
+    np.testing.assert_array_equal(posterior.sample(2, y=MIXED, key=0), posterior.sample(2, y=ROWS[:, 1:], key=0))
     np.testing.assert_array_equal(posterior.log_prob(MIXED, MIXED), posterior.log_prob(ROWS[:, :1], ROWS[:, 1:]))
 
 

@@ -113,7 +113,7 @@ FAR_PRIORS = {
 def test_a_prior_far_from_zero_has_the_law_it_says(name):
     make, law = FAR_PRIORS[name]
     prior = make()
-    draws = prior.sample(0, 2000)
+    draws = prior.sample(2000, key=0)
     assert draws.dtype == np.float64 and len(np.unique(draws)) > 1900
     assert stats.kstest(draws[:, 0], law.cdf).pvalue > 1e-3
     np.testing.assert_allclose(prior.log_prob(draws), law.logpdf(draws[:, 0]), rtol=1e-4, atol=1e-3)
@@ -124,12 +124,12 @@ def test_a_prior_far_from_zero_has_the_law_it_says(name):
 
 def test_a_gaussian_process_far_from_zero_varies():
     prior = GaussianProcess([0.0, 1.0, 2.0], FAR, 1.0, 1.0)
-    assert prior.sample(0, 4000).std(axis=0) == pytest.approx([1, 1, 1], rel=0.05)
+    assert prior.sample(4000, key=0).std(axis=0) == pytest.approx([1, 1, 1], rel=0.05)
 
 
 def test_parameters_that_are_fixed_come_back_exactly():
     prior = Product({"a": fk.Normal(0, 1), "b": Fixed(0.1), "c": fk.Uniform(FAR, FAR + 2)})
-    draws = prior.sample(0, 100)
+    draws = prior.sample(100, key=0)
     assert prior.dim == 3 and np.all(draws[:, 1] == 0.1)
     expected = stats.norm.logpdf(draws[:, 0]) - np.log(2)
     np.testing.assert_allclose(prior.log_prob(draws), expected, atol=1e-5)
@@ -142,7 +142,7 @@ def test_likeliest_finds_the_law_whatever_the_units():
         prior = likeliest(origin + unit * rng.uniform(size=(2000, 1)))
         assert prior.low[0] == pytest.approx(origin, abs=0.01 * unit)
         assert prior.high[0] - origin == pytest.approx(unit, abs=0.01 * unit)
-    assert likeliest(np.full((10, 1), 0.3)).sample(0) == 0.3
+    assert likeliest(np.full((10, 1), 0.3)).sample(key=0) == 0.3
 
 
 # -- inversion --------------------------------------------------------------------------------------------------------

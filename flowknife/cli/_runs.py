@@ -296,7 +296,7 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     kind = kind_of(posterior)
     write = kind.writer(posterior, out, n)
     items = kind.read(posterior, observations, Choice(drop_invalid))
-    drawn = posterior.sample(n, items.values, key=seed, **options)
+    drawn = posterior.sample(n, y=items.values, key=seed, **options)
     scores = _numbered(posterior.score(items.values), items)
     rows = [np.repeat(scores["row"], n), drawn.reshape(-1, drawn.shape[-1])]
     as_text = "sv" in "".join(out.suffixes)  # where whole numbers stay whole, and single precision has few digits

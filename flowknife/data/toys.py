@@ -20,6 +20,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
@@ -56,7 +57,7 @@ class Toy:
     draw: Callable[[int, np.random.Generator], np.ndarray]
     log_density: Callable[[np.ndarray], np.ndarray]
 
-    def sample(self, n: int, key: "Key" = None) -> np.ndarray:
+    def sample(self, n: int, *, key: "Key" = None) -> Float[np.ndarray, "n 2"]:
         """Draw n independent points, float32 of shape (n, 2).
 
         Raises:

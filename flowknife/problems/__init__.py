@@ -12,7 +12,7 @@
 
 >>> import flowknife as fk
 >>> problem = fk.problems.kinematics()
->>> theta = problem.reference_posterior(0, [1.7, 0.1], 100)
+>>> theta = problem.reference_posterior([1.7, 0.1], 100, key=0)
 >>> bool(abs(problem.forward(theta) - [1.7, 0.1]).max() < 1e-5)
 True
 """

@@ -75,7 +75,7 @@ class Weighted:
         if self.log_weight.size == 0:
             raise InputError(
                 f"got an observation that none of {self.count:,} parameters explains; expected one that the prior can "
-                "produce; try y = problem.simulate(key, problem.prior.sample(key))"
+                "produce; try y = problem.simulate(problem.prior.sample())"
             )
         ends = np.cumsum(self.weight)
         chosen = np.searchsorted(ends / ends[-1], (np.arange(n) + generator.random()) / n)

@@ -81,12 +81,12 @@ class Problem:
         """Number of data."""
         return len(self.y_names)
 
-    def simulate(self, key: Key, theta: Any) -> Float[Array, "..."]:
+    def simulate(self, theta: Any, *, key: Key = None) -> Float[Array, "..."]:
         """Draw data y given parameters.
 
         Args:
-            key: int, JAX key or None.
             theta: parameters, shape (*batch, dim).
+            key: int, JAX key or None.
 
         Returns:
             data of shape (*batch, y_dim); NaN where a forward model found none.
@@ -103,13 +103,13 @@ class Problem:
         y = self.forward(theta)
         return y + jnp.asarray(self.noise, y.dtype) * jax.random.normal(as_key(key), y.shape, y.dtype)
 
-    def reference_posterior(self, key: Key, y: Any, n: int) -> np.ndarray:
+    def reference_posterior(self, y: Any, n: int, *, key: Key = None) -> Float[np.ndarray, "n _"]:
         """Draw `n` parameters from the posterior given one observation.
 
         Args:
-            key: int, JAX key or None.
             y: observed data, shape (y_dim,).
             n: number of draws.
+            key: int, JAX key or None.
 
         Returns:
             parameters, float64 of shape (n, dim).

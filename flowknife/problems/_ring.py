@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
@@ -45,7 +46,7 @@ class Ring:
         """Number of classes."""
         return max(self.mode_labels) + 1
 
-    def sample(self, key: Key, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, n: int, *, key: Key = None) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
         """Draw n points, float32 of shape (n, 2), and their labels, int of shape (n,)."""
         numbers = generator(as_key(key))
         mode = numbers.integers(8, size=n)

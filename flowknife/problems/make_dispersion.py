@@ -19,7 +19,7 @@ def simulate(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
     prior = dispersion().prior
     parts, missing, failed, draw = [], count, 0, 0
     while missing:
-        theta = np.asarray(prior.sample(seed + draw, missing), np.float64)
+        theta = np.asarray(prior.sample(missing, key=seed + draw), np.float64)
         y = phase_velocities(theta)
         good = np.all(np.isfinite(y), axis=-1)
         parts.append((theta[good], y[good]))

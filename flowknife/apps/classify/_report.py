@@ -89,7 +89,7 @@ def _samples(classifier, held, labels, folder):
     count = _DRAWN["images" if classifier.of_images else "rows"]
     classes = classifier.classes[:_MOST_CLASSES]
     names = [str(name) for name in classes]
-    drawn = [classifier.sample(count, label, key=0) for label in classes]
+    drawn = [classifier.sample(count, label=label, key=0) for label in classes]
     figures = [keep(_of_classes(drawn, names), folder, "samples")]
     own = [held[labels == code][:count] for code in range(len(classes))]
     if all(map(len, own)):

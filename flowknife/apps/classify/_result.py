@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 from scipy.special import logsumexp, softmax
 
 from flowknife._batches import IMAGES_AT_ONCE, ROWS_AT_ONCE, bucket, map_batches
@@ -125,15 +126,15 @@ class Classifier(Result[ClassifyConfig]):
         height, width, channels = self.model.partition.left[0].shape
         return height, width, channels
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: Any) -> Shaped[np.ndarray, " n"]:
         """The likeliest class of each item, shape (n,), as labels were given."""
         return self._labels(np.argmax(self._probability(self._log_joint(x)), axis=1))
 
-    def codes(self, labels: Any) -> np.ndarray:
+    def codes(self, labels: Any) -> Int[np.ndarray, " n"]:
         """Places of labels among `classes`, shape (n,): -1 where unknown (None, NaN, ""), -2 for labels of no class."""
         return codes_of(labels, self.classes)
 
-    def predict_proba(self, x: Any, calibrated: bool = True) -> np.ndarray:
+    def predict_proba(self, x: Any, calibrated: bool = True) -> Float[np.ndarray, "n k"]:
         """Probability of every class, shape (n, K), in the order of `classes`.
 
         Args:
@@ -144,7 +145,7 @@ class Classifier(Result[ClassifyConfig]):
         """
         return self._probability(self._log_joint(x), None if calibrated else 1.0)
 
-    def log_prob(self, x: Any, label: Any = None) -> np.ndarray:
+    def log_prob(self, x: Any, label: Any = None) -> Float[np.ndarray, " n"]:
         """Log density of each item, in nats, shape (n,); of images log-probability, of `config.bits` bits.
 
         Args:
@@ -157,7 +158,9 @@ class Classifier(Result[ClassifyConfig]):
         codes = np.broadcast_to(as_codes(label, self.classes), len(by_class))
         return by_class[np.arange(len(codes)), codes]
 
-    def sample(self, n: int, label: Any = None, key: Key = None, temperature: Any = None) -> np.ndarray:
+    def sample(
+        self, n: int, *, label: Any = None, key: Key = None, temperature: Any = None
+    ) -> Shaped[np.ndarray, "n ..."]:
         """Draw `n` items, in the units of the data.
 
         Args:
@@ -184,7 +187,7 @@ class Classifier(Result[ClassifyConfig]):
         rows = np.concatenate(drawn)[:n]
         return rows if self.of_images else require_finite_draws(self.frame.from_model(rows), temperature)
 
-    def encode(self, x: Any) -> np.ndarray:
+    def encode(self, x: Any) -> Float[np.ndarray, "n d"]:
         """The right end of each item, shape (n, D): its latents, after the one-hot block where there is one."""
         items, _ = self._items(x)
         return map_batches(lambda part: [_encode(self.model, part, as_key(0))], items, self._most)[0]
@@ -260,7 +263,7 @@ class Classifier(Result[ClassifyConfig]):
                 metrics["expected_calibration_error"] = self.reliability().error
         return self.flagging.named(metrics)
 
-    def confusion(self, x: Any = None, labels: Any = None) -> np.ndarray:
+    def confusion(self, x: Any = None, labels: Any = None) -> Int[np.ndarray, "k k"]:
         """Counts by true class (row) and predicted class (column), of held-out items or of `x` with its `labels`."""
         probability, codes = self._judged(x, labels)
         return confusion(codes, np.argmax(probability, axis=1), len(self.classes))

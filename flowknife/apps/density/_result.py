@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
@@ -70,7 +71,7 @@ class Density(Result[DensityConfig]):
     reference: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
 
-    def sample(self, n: int, key: Key = None, temperature: float | int = 1.0) -> np.ndarray:
+    def sample(self, n: int, *, key: Key = None, temperature: float | int = 1.0) -> Float[np.ndarray, "n d"]:
         """Draw `n` rows, shape (n, d), in the units of the table.
 
         Args:
@@ -85,7 +86,7 @@ class Density(Result[DensityConfig]):
         drawn = draw_batches(lambda k, size: _sample(self.model, k, size, scale), n, as_key(key), ROWS_AT_ONCE)
         return require_finite_draws(self.frame.from_model(drawn), temperature)
 
-    def log_prob(self, x: Any) -> np.ndarray:
+    def log_prob(self, x: Any) -> Float[np.ndarray, " n"]:
         """Log density of each row, in nats, shape (n,), -inf for a row that is impossible.
 
         Columns that are constant in training count for nothing, and any other value of them is impossible; so are
@@ -99,14 +100,14 @@ class Density(Result[DensityConfig]):
         (found,) = map_batches(lambda part: [_log_prob(self.model, part)], rows, ROWS_AT_ONCE)
         return found + self.frame.log_det
 
-    def encode(self, x: Any) -> np.ndarray:
+    def encode(self, x: Any) -> Float[np.ndarray, "n k"]:
         """The latent of each row, standard normal for rows of the same distribution.
 
         Shape (n, k), k the number of columns that vary in training.
         """
         return self._encoded(self._to_model(x))
 
-    def decode(self, z: Any) -> np.ndarray:
+    def decode(self, z: Any) -> Float[np.ndarray, "n d"]:
         """The row of each latent (n, k), shape (n, d); constant columns have their value."""
         return self.frame.from_model(_decode(self.model, jnp.asarray(z, jnp.float32)))
 

@@ -58,12 +58,14 @@ class Empirical:
         parts = np.split(latents, np.cumsum(list(sizes.values()))[:-1], axis=1)
         return cls({name: _fit_level(part) for name, part in zip(sizes, parts, strict=True)})
 
-    def sample(self, key: Key, n: int, temperature: ByLevel = 1.0, shrink: ByLevel = 0.0) -> Float[np.ndarray, "n d"]:
+    def sample(
+        self, n: int, *, key: Key = None, temperature: ByLevel = 1.0, shrink: ByLevel = 0.0
+    ) -> Float[np.ndarray, "n d"]:
         """Draw latents.
 
         Args:
-            key: int, JAX key or None.
             n: how many.
+            key: int, JAX key or None.
             temperature: scale of the draws around the mean, one number or one for each level by name.
             shrink: from 0, the Gaussian as fitted, to 1, N(0, I); one number or one for each level by name.
 

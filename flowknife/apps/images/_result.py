@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from flowknife._batches import draw_batches, map_batches
 from flowknife._progress import Report, progress, unreported
@@ -93,11 +94,12 @@ class Images(Result[ImagesConfig]):
     def sample(
         self,
         n: int,
+        *,
         key: Key = None,
         temperature: Any = 0.7,
         prior: Literal["normal", "empirical"] = "normal",
         shrink: ByLevel = 0.0,
-    ) -> np.ndarray:
+    ) -> UInt8[np.ndarray, "n h w c"]:
         """Draw `n` new images, uint8 (n, H, W, C).
 
         Args:
@@ -113,7 +115,7 @@ class Images(Result[ImagesConfig]):
             raise InputError(f"got n={n}; expected at least 1 image")
         temperatures = by_level(temperature, self.levels, "temperature", 1.0, LARGEST_TEMPERATURE)
         if prior == "empirical":
-            return self.decode(self.empirical.sample(key, n, temperatures, shrink))
+            return self.decode(self.empirical.sample(n, key=key, temperature=temperatures, shrink=shrink))
         if prior != "normal":
             raise InputError(f"got prior={prior!r}; expected 'normal' or 'empirical'")
         # arguments of the compiled function, not part of it
@@ -122,19 +124,19 @@ class Images(Result[ImagesConfig]):
             lambda k, size: draw_batch(self.model, k, size, arguments), n, as_key(key), most=DRAWN_AT_ONCE
         )
 
-    def encode(self, images: Any) -> np.ndarray:
+    def encode(self, images: Any) -> Float[np.ndarray, "n d"]:
         """Latents (n, H W C) of images, coarsest level first; `decode` gives back every bin of every pixel."""
         return map_batches(lambda part: [encode_batch(self.model, part)], self._pixels(images).pixels)[0]
 
-    def latents(self, images: Any) -> np.ndarray:
+    def latents(self, images: Any) -> Float[np.ndarray, "n d"]:
         """Latents (n, H W C) that follow N(0, I): the noise within the bins, left out by `encode`, is drawn."""
         return look(self.model, self._pixels(images).pixels).latents
 
-    def decode(self, z: Any) -> np.ndarray:
+    def decode(self, z: Any) -> UInt8[np.ndarray, "n h w c"]:
         """Images, uint8 (n, H, W, C), of latents (n, H W C)."""
         return map_batches(lambda part: [decode_batch(self.model, part)], np.asarray(z))[0]
 
-    def interpolate(self, a: Any, b: Any, steps: int = 8, how: How = "spherical") -> np.ndarray:
+    def interpolate(self, a: Any, b: Any, steps: int = 8, how: How = "spherical") -> UInt8[np.ndarray, "steps h w c"]:
         """Images on the way from one to another through the latent, uint8 (steps, H, W, C).
 
         Args:
@@ -151,7 +153,7 @@ class Images(Result[ImagesConfig]):
         parts = [way(start[columns], end[columns], steps, how) for columns in self.levels.values()]
         return self.decode(np.concatenate(parts, axis=1))
 
-    def attribute(self, positive: Any, negative: Any) -> np.ndarray:
+    def attribute(self, positive: Any, negative: Any) -> Float[np.ndarray, " d"]:
         """The direction in the latent, (H W C,), from images without something to images with it.
 
         The difference of the mean latents (Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 6.2); `along` follows it.
@@ -162,7 +164,9 @@ class Images(Result[ImagesConfig]):
         """
         return self.encode(positive).mean(axis=0) - self.encode(negative).mean(axis=0)
 
-    def along(self, images: Any, direction: Any, strengths: Sequence[float | int] = (-2, -1, 0, 1, 2)) -> np.ndarray:
+    def along(
+        self, images: Any, direction: Any, strengths: Sequence[float | int] = (-2, -1, 0, 1, 2)
+    ) -> UInt8[np.ndarray, "n s h w c"]:
         """Images moved along a direction of the latent, uint8 (n, len(strengths), H, W, C).
 
         Args:
@@ -177,8 +181,8 @@ class Images(Result[ImagesConfig]):
         return self._decoded(moved)
 
     def resample(
-        self, images: Any, level: int | str, n: int = 8, key: Key = None, temperature: float | int = 1.0
-    ) -> np.ndarray:
+        self, images: Any, level: int | str, n: int = 8, *, key: Key = None, temperature: float | int = 1.0
+    ) -> UInt8[np.ndarray, "m n h w c"]:
         """What one level says: images with its latent drawn anew and all others kept, uint8 (m, n, H, W, C).
 
         Args:
@@ -211,7 +215,7 @@ class Images(Result[ImagesConfig]):
             raise InputError(f"got k={k}; expected 1 to {len(known.images)}, the images that there are")
         return known.nearest(self._pixels(images).pixels, k)
 
-    def log_prob(self, images: Any) -> np.ndarray:
+    def log_prob(self, images: Any) -> Float[np.ndarray, " n"]:
         """Log-probability of the discrete images of `config.bits` bits, in nats, shape (n,)."""
         features = look(self.model, self._pixels(images).pixels).levels
         return -bits_of(self.model, features) * np.prod(self.shape) * np.log(2)
@@ -275,7 +279,7 @@ class Images(Result[ImagesConfig]):
         """Images to show, uint8 (n, H, W, C): held-out ones, or training images where none were held out."""
         return self.held_out if self.flagging.rows else self.reference
 
-    def anomaly_map(self, images: Any) -> np.ndarray:
+    def anomaly_map(self, images: Any) -> Float[np.ndarray, "n h w"]:
         """The anomaly map of each image: standard deviations from held-out images by position, float (n, H, W).
 
         At each position of each level, minus the log density is standardised by that of held-out images at the same

@@ -320,12 +320,12 @@ def _of_problem(problem: Problem, prior, noise, y_names) -> _Task:
 
 
 def _draw(problem, theta, key):
-    return problem.simulate(key, theta)
+    return problem.simulate(theta, key=key)
 
 
 def _simulated(task, count, key, executor, show_progress) -> Simulations:
     draw_key, simulate_key = jax.random.split(key)
-    theta = np.asarray(task.prior.sample(draw_key, count), np.float64)  # a simulator may add large numbers to them
+    theta = np.asarray(task.prior.sample(count, key=draw_key), np.float64)  # a simulator may add large numbers to them
     with progress("simulating", show_progress) as report:
         return simulate(
             task.simulator,

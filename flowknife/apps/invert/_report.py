@@ -34,7 +34,7 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
     """Write figures and `report.html` of a posterior into `folder`; return the page's path."""
     examples = posterior.example_pairs
     truth, y = examples["x"][0], examples["y"][0]
-    drawn = posterior.sample(_DRAWS, y, key=0)
+    drawn = posterior.sample(_DRAWS, y=y, key=0)
     problem = _problem(posterior)
     sections = [
         _one_observation(posterior, problem, drawn, y, truth, folder),
@@ -59,7 +59,7 @@ def _problem(posterior) -> Problem | None:
 
 def _one_observation(posterior, problem, drawn, y, truth, folder):
     known = problem is not None and problem.name in _EXACT and eqx.tree_equal(posterior.prior, problem.prior)
-    exact = problem.reference_posterior(0, y, _DRAWS) if known else None
+    exact = problem.reference_posterior(y, _DRAWS, key=0) if known else None
     units = posterior.prior.units
     corner = plots.corner(drawn, posterior.names, truth, exact, units)
     figures = []
@@ -113,7 +113,7 @@ def _noise(posterior, y, truth, folder):
     """The noise that a model of (x, noise) <-> [y, z] finds in the data."""
     if "noise" not in [block.name for block in posterior.model.partition.left]:
         return []
-    _, drawn = posterior.sample_noise(_DRAWS, y, key=0)
+    _, drawn = posterior.sample_noise(_DRAWS, y=y, key=0)
     true = y - _explained(posterior, truth[None])[0]
     shown = np.linspace(0, len(y) - 1, min(_NOISES, len(y))).astype(int)
     names = [f"noise of {posterior.y_names[i]}" for i in shown]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 
 from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
@@ -164,7 +165,7 @@ class Posterior(Result[InvertConfig]):
     def _x_frame(self):
         return self.prior.frame or plain_frame(self.prior.dim)
 
-    def sample(self, n: int, y: Any, key: Key = None, temperature: float | int = 1.0) -> np.ndarray:
+    def sample(self, n: int, *, y: Any, key: Key = None, temperature: float | int = 1.0) -> Float[np.ndarray, "*k n d"]:
         """Draw `n` parameters that explain an observation: shape (n, d), or (k, n, d) for k observations.
 
         Args:
@@ -189,7 +190,9 @@ class Posterior(Result[InvertConfig]):
         ]
         return _plain(self._x_frame.from_model(np.concatenate(drawn)), single)
 
-    def sample_noise(self, n: int, y: Any, key: Key = None) -> tuple[np.ndarray, np.ndarray]:
+    def sample_noise(
+        self, n: int, *, y: Any, key: Key = None
+    ) -> tuple[Float[np.ndarray, "*k n d"], Float[np.ndarray, "*k n m"]]:
         """Draw pairs (parameters, noise of the data) that explain an observation; y - noise is the noise-free data.
 
         Needs a model of (x, noise) <-> [y, z]: `form="partitioned"` and `noise`.
@@ -203,7 +206,7 @@ class Posterior(Result[InvertConfig]):
         x, noise = map(np.asarray, _sample_noise(self.model, as_key(key), n, self._given(rows)))
         return _plain(self._x_frame.from_model(x), single), _plain(self.frame.widths_from_model(noise), single)
 
-    def log_prob(self, x: Any, y: Any) -> np.ndarray:
+    def log_prob(self, x: Any, y: Any) -> Float[np.ndarray, "..."]:
         """Log posterior density, in nats per unit of x: one for each row of x.
 
         Args:
@@ -234,21 +237,23 @@ class Posterior(Result[InvertConfig]):
         found = self._log_density(inside, rows).astype(np.float64) + self._x_frame.log_det
         return np.where(possible & ~np.isnan(found), found, -np.inf)
 
-    def quantiles(self, y: Any, q: Sequence[float] = (0.05, 0.5, 0.95), n: int = 4000, key: Key = None) -> np.ndarray:
+    def quantiles(
+        self, y: Any, q: Sequence[float] = (0.05, 0.5, 0.95), n: int = 4000, *, key: Key = None
+    ) -> Float[np.ndarray, "*k q d"]:
         """Quantiles of each parameter, shape (len(q), d), or (k, len(q), d) for k observations, from `n` draws."""
-        return np.moveaxis(np.quantile(self.sample(n, y, key), q, axis=-2), 0, -2)
+        return np.moveaxis(np.quantile(self.sample(n, y=y, key=key), q, axis=-2), 0, -2)
 
-    def map(self, y: Any, n: int = 200, key: Key = None) -> np.ndarray:
+    def map(self, y: Any, n: int = 200, *, key: Key = None) -> Float[np.ndarray, "*k d"]:
         """The parameters of largest posterior density, (d,) or (k, d): from the best of `n` draws, uphill."""
         rows, single = self._observations(y)
-        drawn = self.sample(n, rows, key)
+        drawn = self.sample(n, y=rows, key=key)
         best = np.argmax(self.log_prob(drawn, rows), axis=1)
         start = np.take_along_axis(drawn, best[:, None, None], axis=1)[:, 0]
         start, rows = self._x_frame.to_model(start), self._given(rows)
         top, _ = _climb(self.model, self.prior.inner, jnp.asarray(start), rows, jnp.asarray(200), jnp.asarray(0.03))
         return _plain(self._x_frame.from_model(top), single)
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: Any) -> Float[np.ndarray, "*n m"]:
         """Noise-free data of parameters x of shape (..., d): the forward direction of the network, or the simulator.
 
         Raises:
@@ -322,7 +327,7 @@ class Posterior(Result[InvertConfig]):
         """
         self.flagging.require_held_out()
         x, y = (self.held_out_pairs[name][:_CHECKED] for name in ("x", "y"))
-        drawn = self.sample(_DRAWS, y, key=0)
+        drawn = self.sample(_DRAWS, y=y, key=0)
         found = {
             "ranks": sbc(drawn, x, self.names),
             "coverage": coverage(drawn, x, names=self.names),
@@ -367,7 +372,7 @@ class Posterior(Result[InvertConfig]):
 
         return map_batches(program, rows, ROWS_AT_ONCE)[0].reshape(x.shape[:-1])
 
-    def to_arviz(self, y: Any, n: int = 1000, key: Key = None) -> Any:
+    def to_arviz(self, y: Any, n: int = 1000, *, key: Key = None) -> Any:
         """`n` draws given one observation as ArviZ `InferenceData`, with the observed data."""
         try:
             import arviz  # ty: ignore[import-not-found]
@@ -376,7 +381,7 @@ class Posterior(Result[InvertConfig]):
         rows, single = self._observations(y)
         if not single and len(rows) > 1:
             raise InputError(f"got {len(rows)} observations; expected one at a time")
-        drawn = self.sample(n, rows[0], key)
+        drawn = self.sample(n, y=rows[0], key=key)
         posterior = {name: drawn[None, :, i] for i, name in enumerate(self.names)}
         observed = {"y": np.asarray(rows[0])}
         if int(arviz.__version__.split(".")[0]) >= 1:
