@@ -21,7 +21,7 @@ from flowknife._split import Sizes, split
 from flowknife._types import as_key
 from flowknife.apps import classify, density, invert
 from flowknife.data.tables import in_order, names_in
-from flowknife.diagnostics import conformal_p_values
+from flowknife.diagnostics import Scores, adjusted_p_values, conformal_p_values
 from flowknife.errors import CalibrationWarning, InputError
 
 try:
@@ -117,6 +117,15 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         """Split-conformal p-value of each row; see `flowknife.diagnostics.benjamini_hochberg` for many rows at once."""
         return conformal_p_values(-self.score_samples(X), -self.calibration_scores_)
 
+    def scores(self, X: Any) -> Scores:
+        """Columns of each row, with p_value, q_value and flag (as `predict` has it); see `Scores`."""
+        log_prob = self.score_samples(X)
+        p_value = conformal_p_values(-log_prob, -self.calibration_scores_)
+        q_value = adjusted_p_values(p_value)
+        decisions = {"flag": log_prob < self.offset_, "q_value": q_value, "discovery": q_value <= self.contamination}
+        rows = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
+        return Scores({**rows, "p_value": p_value, **decisions})
+
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
         """Log density less `offset_`: negative where the p-value is at most `contamination`."""
         return self.score_samples(X) - self.offset_
@@ -153,6 +162,11 @@ class FlowDensity(DensityMixin, BaseEstimator):
         """Log density of each row, in nats."""
         check_is_fitted(self)
         return self.flow_.log_prob(_rows(self, X)).astype(np.float64)
+
+    def scores(self, X: Any) -> Scores:
+        """Columns of each row, such as p_value and flag; see `Scores`."""
+        check_is_fitted(self)
+        return self.flow_.score(_rows(self, X))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log density of the rows."""
@@ -198,6 +212,12 @@ class FlowClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         probabilities = np.asarray(self.flow_.predict_proba(_rows(self, X)), np.float64)
         return probabilities[:, np.argsort(self.flow_.classes)]
+
+    def scores(self, X: Any) -> Scores:
+        """Columns of each row: the class, its probability, and whether the row is of any class; see `Scores`."""
+        check_is_fitted(self)
+        found = self.flow_.score(_rows(self, X))
+        return Scores({**found, "label": self.classes_[found["label"]]}, found.note)
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest class of each row."""

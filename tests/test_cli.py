@@ -98,7 +98,7 @@ def test_sample_knows_temperature_and_fresh_draws(tmp_path, density):
 def test_score_writes_one_line_per_row(tmp_path, density, table):
     result = call("score", density, table, "--out", tmp_path / "scores.csv")
     rows = rows_of(tmp_path / "scores.csv")
-    assert list(rows[0]) == ["row", "log_prob", "p_value", "flag"] and len(rows) == 300
+    assert list(rows[0]) == ["row", "log_prob", "score", "p_value", "flag", "q_value", "discovery"] and len(rows) == 300
     assert [int(row["row"]) for row in rows] == list(range(300))
     expected = fk.load(density).score(load_table(table).values)
     np.testing.assert_allclose([float(row["log_prob"]) for row in rows], expected["log_prob"], rtol=1e-6)

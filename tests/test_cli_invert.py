@@ -123,7 +123,7 @@ def test_observations_come_in_any_order_of_columns_and_some_may_be_left_out(tmp_
 def test_score_tells_which_observations_the_simulator_cannot_make(tmp_path, arm, observations):
     result = call("score", arm, observations, "--out", tmp_path / "scores.csv")
     rows = rows_of(tmp_path / "scores.csv")
-    assert list(rows[0]) == ["row", "score", "p_value", "flag"]
+    assert list(rows[0]) == ["row", "score", "p_value", "flag", "q_value", "discovery"]
     assert [row["flag"] for row in rows] == ["False", "True"] and "1 flagged" in result.stdout
 
 

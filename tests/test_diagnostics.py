@@ -10,7 +10,7 @@ from scipy import stats
 from flowknife import diagnostics
 from flowknife.diagnostics import _samples
 from flowknife.diagnostics._uniform import counts_below, rank_edges, uniform_band, uniformity_p_value
-from flowknife.errors import InputError
+from flowknife.errors import CalibrationWarning, InputError
 
 
 class Posterior(NamedTuple):
@@ -378,3 +378,22 @@ def test_memory_of_mmd_does_not_grow_with_the_square_of_the_rows():
     x = np.zeros((20_000, 2), np.float32)
     compiled = _samples._mmd2.lower(x, x, np.ones(3, np.float32)).compile()
     assert compiled.compiled.memory_analysis().temp_size_in_bytes < 100e6  # the square has 1.6 GB
+
+
+def test_scores_are_columns_with_decisions_and_become_a_data_frame():
+    p = np.array([0.01, 0.04, 0.5, 0.9])
+    scores = diagnostics.scored({"row": np.arange(4), "score": [4.0, 3.0, 2.0, 1.0]}, diagnostics.Flagging(99, 0.05), p)
+    assert list(scores) == ["row", "score", "p_value", "flag", "q_value", "discovery"] and scores.rows == 4
+    assert (
+        scores["flag"].tolist() == [True, True, False, False] and scores["discovery"].tolist() == [True] + [False] * 3
+    )
+    np.testing.assert_allclose(scores["q_value"], [0.04, 0.08, 2 / 3, 0.9])
+    frame = scores.to_frame()
+    assert list(frame.columns) == list(scores) and frame["p_value"].tolist() == p.tolist()
+    with pytest.warns(CalibrationWarning):
+        bare = diagnostics.scored({"row": np.arange(4)}, diagnostics.Flagging(0, 0.05), p)
+    assert "p_value" not in bare and bare.get("flag") is None
+    with pytest.raises(KeyError, match="no p-values"):
+        bare["p_value"]
+    with pytest.raises(InputError, match="3 and 4 rows"):
+        diagnostics.Scores({"a": np.zeros(3), "b": np.zeros(4)})

@@ -35,6 +35,7 @@ from flowknife.diagnostics._references import (
     reference_check,
 )
 from flowknife.diagnostics._samples import c2st, mmd2
+from flowknife.diagnostics._scores import Scores, scored
 from flowknife.diagnostics._simulations import Misspecification, Resimulation, misspecification, resimulation_error
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Ranks",
     "Reliability",
     "Resimulation",
+    "Scores",
     "Typicality",
     "accuracy",
     "adjusted_p_values",
@@ -75,5 +77,6 @@ __all__ = [
     "round_trip_error",
     "sbc",
     "sbc_ranks",
+    "scored",
     "tarp",
 ]

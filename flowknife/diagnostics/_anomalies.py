@@ -35,10 +35,9 @@ def adjusted_p_values(p_values: Values) -> Float[np.ndarray, " n"]:
     p = np.asarray(p_values, float)
     if p.ndim != 1 or not np.all((p >= 0) & (p <= 1)):
         raise InputError(f"got p-values of shape {p.shape}; expected a vector of numbers from 0 to 1")
-    order = np.argsort(p)[::-1]
-    q = np.empty_like(p)
-    q[order] = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
-    return q
+    from scipy.stats import false_discovery_control
+
+    return false_discovery_control(p, method="bh") if len(p) else p
 
 
 def benjamini_hochberg(p_values: Values, level: float | int = 0.05) -> Bool[np.ndarray, " n"]:

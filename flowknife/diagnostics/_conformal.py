@@ -81,11 +81,6 @@ class Flagging(NamedTuple):
         limit = self.alpha + 4 * (self.alpha / len(p_value) + self.alpha / self.rows) ** 0.5
         return [Check(f"share of {self.unit} flagged", float(np.mean(p_value < self.alpha)), limit)]
 
-    def columns(self, p_value: Float[np.ndarray, " n"]) -> dict[str, np.ndarray]:
-        """The columns p_value and flag; none without calibration rows. Warns with the `note`."""
-        self.warn(stacklevel=4)
-        return {"p_value": p_value, "flag": p_value < self.alpha} if self.rows else {}
-
     def warn(self, stacklevel: int = 3) -> None:
         """Warn with the `note`, at the line that called `score` or the fit; not at all where items can be flagged."""
         if self.note:

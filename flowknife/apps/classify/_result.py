@@ -30,6 +30,7 @@ from flowknife.diagnostics import (
     Check,
     Flagging,
     Reliability,
+    Scores,
     Typicality,
     accuracy,
     class_losses,
@@ -39,6 +40,7 @@ from flowknife.diagnostics import (
     reference_check,
     reliability,
     round_trip_error,
+    scored,
 )
 from flowknife.errors import InputError
 from flowknife.laws import as_temperature, require_finite_draws
@@ -192,7 +194,7 @@ class Classifier(Result[ClassifyConfig]):
         items, _ = self._items(x)
         return map_batches(lambda part: [_encode(self.model, part, as_key(0))], items, self._most)[0]
 
-    def score(self, x: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
+    def score(self, x: Any, show_progress: bool = False) -> Scores:
         """Class and anomaly score of each item.
 
         Args:
@@ -200,11 +202,10 @@ class Classifier(Result[ClassifyConfig]):
             show_progress: show a progress bar.
 
         Returns:
-            columns by name: row (or path); label, the likeliest class; probability, of that class; log_prob; score,
-            larger is more anomalous (rows: -log p(x); images: two-sided, over all levels); p_value, conformal,
-            whatever the class; flag, p_value < alpha. Of new items of the classes a share alpha is flagged. Without
-            calibration items there are no columns p_value and flag, and a `CalibrationWarning` says why; see
-            `flagging`.
+            beside the columns of every job (see `Scores`) label, the likeliest class; probability, of that class;
+            log_prob. The score of rows is -log p(x), that of images two-sided, over all levels; its p-value asks
+            whether an item is of any class. Without calibration items there are no p-values, and a
+            `CalibrationWarning` says why; see `flagging`.
         """
         items, names = self._items(x)
         with progress("scoring", show_progress) as report:
@@ -212,15 +213,14 @@ class Classifier(Result[ClassifyConfig]):
         joint = look[0] + self.log_prior
         anomaly = self._anomaly(items, look)
         probability = self._probability(joint)
-        columns = self.flagging.columns(self._p_values(anomaly))
-        return {
+        columns = {
             ("path" if self.of_images else "row"): np.asarray(names),
             "label": self._labels(np.argmax(probability, axis=1)),
             "probability": probability.max(axis=1),
             "log_prob": logsumexp(joint, axis=1) + self.frame.log_det,
             "score": anomaly,
-            **columns,
         }
+        return scored(columns, self.flagging, self._p_values(anomaly))
 
     @property
     def flagging(self) -> Flagging:

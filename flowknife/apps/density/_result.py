@@ -19,11 +19,13 @@ from flowknife.data import load_table
 from flowknife.diagnostics import (
     Check,
     Flagging,
+    Scores,
     conformal_p_values,
     gaussian_losses,
     histogram_losses,
     ks_normal,
     reference_check,
+    scored,
 )
 from flowknife.errors import InputError
 from flowknife.laws import as_temperature, require_finite_draws
@@ -111,15 +113,14 @@ class Density(Result[DensityConfig]):
         """The row of each latent (n, k), shape (n, d); constant columns have their value."""
         return self.frame.from_model(_decode(self.model, jnp.asarray(z, jnp.float32)))
 
-    def score(self, x: Any) -> dict[str, np.ndarray]:
-        """How usual each row is: log density, split-conformal p-value and flag (p < alpha).
+    def score(self, x: Any) -> Scores:
+        """How usual each row is: log_prob, its log density, and score = -log_prob with its p-value; see `Scores`.
 
-        Of new rows of the same distribution a share alpha is flagged, and no more. Without calibration rows there are
-        no columns p_value and flag, and a `CalibrationWarning` says why; see `flagging`.
+        Without calibration rows there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
         """
         log_prob = self.log_prob(x)
-        columns = self.flagging.columns(self._p_values(log_prob))
-        return {"row": np.arange(len(log_prob)), "log_prob": log_prob, **columns}
+        columns = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
+        return scored(columns, self.flagging, self._p_values(log_prob))
 
     @property
     def flagging(self) -> Flagging:

@@ -27,13 +27,14 @@ from flowknife.data.images import as_images
 from flowknife.diagnostics import (
     Check,
     Flagging,
+    Scores,
     Typicality,
-    adjusted_p_values,
     image_losses,
     ks_normal,
     radius_p_values,
     reference_check,
     round_trip_error,
+    scored,
 )
 from flowknife.errors import InputError
 from flowknife.laws import LARGEST_TEMPERATURE, as_temperature
@@ -220,7 +221,7 @@ class Images(Result[ImagesConfig]):
         features = look(self.model, self._pixels(images).pixels).levels
         return -bits_of(self.model, features) * np.prod(self.shape) * np.log(2)
 
-    def score(self, images: Any, show_progress: bool = False) -> dict[str, np.ndarray]:
+    def score(self, images: Any, show_progress: bool = False) -> Scores:
         """How anomalous each image is.
 
         Args:
@@ -229,9 +230,8 @@ class Images(Result[ImagesConfig]):
             show_progress: show a progress bar.
 
         Returns:
-            columns by name:
+            beside the columns of every job (see `Scores`):
 
-            - path;
             - bits_per_dim: minus log-likelihood, low for simple images too;
             - upside_down, inverted: bits/dim (mean over the coarse levels) less those of the image so reversed;
             - blur_gap: bits/dim of the finest level of the image blurred by one pixel, less those of the image;
@@ -240,34 +240,29 @@ class Images(Result[ImagesConfig]):
             - local_outlier: distance from the most similar training images, less their distance from each other;
             - complexity: bits/dim less those of a PNG file;
             - typicality: distance of bits/dim from that of held-out images, in standard deviations;
-            - radius: |z| / sqrt(dimensions), and radius_p, the two-sided p-value of the radii of all levels;
-            - score: the anomaly score, all of these features and the levels combined;
-            - p_value: of the score, cross-conformal; flag: p_value < alpha;
-            - q_value: the p-value adjusted for the number of images; discovery: q_value <= alpha. Of the discoveries a
-              share alpha at most is normal.
+            - radius: |z| / sqrt(dimensions), and radius_p, the two-sided p-value of the radii of all levels.
 
-            Without calibration images there are no columns radius_p, p_value, flag, q_value and discovery, and a
-            `CalibrationWarning` says why; see `flagging`.
+            The score combines all of these features and the levels; its p-value is cross-conformal. Without calibration
+            images there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
         """
         data = self._pixels(images)
         with progress("scoring images", show_progress) as report:
             features = self._features(data.pixels, report)
         bits, held = bits_of(self.model, features.levels), self.held_out_bits
-        columns = self.flagging.columns(self.detector.p_values(features.matrix))
-        if columns:
-            radius_p = radius_p_values(level_squares(self.model, features.latents), self.held_out_squares)
-            q_value = adjusted_p_values(columns["p_value"])
-            columns |= {"q_value": q_value, "discovery": q_value <= self.config.alpha}
-        return {
+        radii = {}
+        if self.flagging.rows:
+            squares = level_squares(self.model, features.latents)
+            radii["radius_p"] = radius_p_values(squares, self.held_out_squares)
+        columns = {
             "path": np.asarray(data.names),
             "bits_per_dim": bits,
             **features.one_sided,
             "typicality": np.abs(bits - held.mean()) / held.std(),
             "radius": np.sqrt(np.mean(features.latents**2, axis=1)),
-            **({"radius_p": radius_p} if columns else {}),
+            **radii,
             "score": self.detector.score(features.matrix),
-            **columns,
         }
+        return scored(columns, self.flagging, self.detector.p_values(features.matrix))
 
     @property
     def flagging(self) -> Flagging:

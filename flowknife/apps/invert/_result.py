@@ -24,12 +24,14 @@ from flowknife.diagnostics import (
     Check,
     Flagging,
     Misspecification,
+    Scores,
     coverage,
     hpd_coverage,
     misspecification,
     reference_check,
     resimulation_error,
     sbc,
+    scored,
     tarp,
 )
 from flowknife.errors import InputError
@@ -280,15 +282,14 @@ class Posterior(Result[InvertConfig]):
         self.flagging.require_held_out()
         return self._misspecification(self._observations(y)[0])
 
-    def score(self, y: Any) -> dict[str, np.ndarray]:
-        """How far observations are from what the simulator makes: columns row, score, p_value, flag (p < alpha).
+    def score(self, y: Any) -> Scores:
+        """How far observations are from what the simulator makes, with p-values; see `Scores`.
 
-        Without calibration pairs there are no columns p_value and flag, and a `CalibrationWarning` says why; see
-        `flagging`.
+        Without calibration pairs there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
         """
         found = self._misspecification(self._observations(y)[0])
-        columns = self.flagging.columns(found.p_values)
-        return {"row": np.arange(len(found.scores)), "score": found.scores, **columns}
+        columns = {"row": np.arange(len(found.scores)), "score": found.scores}
+        return scored(columns, self.flagging, found.p_values)
 
     def _misspecification(self, rows):
         parts = self.reference["y"], self.held_out["y"], self._given(rows)

@@ -1,0 +1,89 @@
+"""What `score` returns: columns of scores, p-values and flags, one row for each item."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from flowknife.diagnostics._anomalies import adjusted_p_values
+from flowknife.diagnostics._check import Values
+from flowknife.diagnostics._conformal import Flagging
+from flowknife.errors import InputError
+
+
+class Scores(Mapping[str, np.ndarray]):
+    """Named columns with one row for each item; a mapping from names to arrays.
+
+    Every job has the columns
+
+    - row or path: which item it is;
+    - score: larger is more anomalous;
+    - p_value: conformal; none where nothing was held out to calibrate it, as for the columns below;
+    - flag: p_value < alpha. Of new items of the same kind a share alpha is flagged, and no more;
+    - q_value: the p-value adjusted for the number of items (Benjamini-Hochberg);
+    - discovery: q_value <= alpha. Of the discoveries a share alpha at most is normal.
+
+    Args:
+        columns: arrays of one length by name.
+        note: why there are no p-values, where there are none.
+
+    Raises:
+        InputError: for columns of several lengths.
+
+    Example:
+        >>> scores = Scores({"row": [0, 1], "score": [0.5, 2.0]})
+        >>> list(scores), scores["score"].max(), scores.rows
+        (['row', 'score'], 2.0, 2)
+    """
+
+    def __init__(self, columns: Mapping[str, Any], note: str = ""):
+        self._columns = {name: np.asarray(column) for name, column in columns.items()}
+        self.note = note
+        if len(lengths := {len(column) for column in self._columns.values()}) > 1:
+            raise InputError(f"got columns of {' and '.join(map(str, sorted(lengths)))} rows; expected as many in all")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._columns:
+            why = f"; {self.note}" if self.note else ""
+            raise KeyError(f"got {name!r}; expected one of {', '.join(self._columns)}{why}")
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __repr__(self) -> str:
+        return f"Scores({self.rows} rows: {', '.join(self)})"
+
+    @property
+    def rows(self) -> int:
+        """Number of items."""
+        return max((len(column) for column in self._columns.values()), default=0)
+
+    def to_frame(self) -> Any:
+        """The same as a pandas DataFrame.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise InputError('pandas is not installed; try pip install "flowknife[tables]"') from None
+        return pandas.DataFrame(self._columns)
+
+
+def scored(columns: Mapping[str, Any], flagging: Flagging, p_values: Values) -> Scores:
+    """Scores with the columns p_value, flag, q_value and discovery, where there are calibration rows.
+
+    Warns:
+        CalibrationWarning: where nothing can be flagged, at the line that called `score`.
+    """
+    flagging.warn(stacklevel=4)
+    if not flagging.rows:
+        return Scores(columns, flagging.note)
+    p, q = np.asarray(p_values), adjusted_p_values(p_values)
+    decisions = {"p_value": p, "flag": p < flagging.alpha, "q_value": q, "discovery": q <= flagging.alpha}
+    return Scores({**columns, **decisions}, flagging.note)
