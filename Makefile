@@ -41,7 +41,8 @@ docs: $(INSTALLED)-docs ## build the documentation into site/
 	$(BIN)/zensical build --clean --strict
 
 lock: $(INSTALLED)-dev ## choose the newest versions anew and write requirements.lock
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev --group docs \
+	    --no-annotate \
 	    --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean: ## remove .venv and everything else that was made here, but not runs/
@@ -64,13 +65,19 @@ $(BIN)/python:
 	echo "got no Python 3.11 or newer ($(PYTHON), python3.13, 3.12, 3.11); try: make PYTHON=/path/to/python3.12" >&2; \
 	exit 1
 
-# install(arguments): with uv, the one on the PATH or one put into .venv, since it is many times faster; else with pip.
+# install(arguments): with uv, the one on the PATH or one put into .venv, since it is many times faster; else with pip,
+# which knows dependency groups since version 25.1.
 define install
 	@for uv in "$(BIN)/python -m uv" uv; do \
 	    $$uv --version >/dev/null 2>&1 && { $$uv pip install --quiet --python $(BIN)/python $(1); exit; }; \
 	done; \
-	$(BIN)/python -m pip install --quiet $(1)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" && $(BIN)/python -m pip install --quiet $(1)
 endef
+
+# What a target needs: extras of flowknife, and a dependency group.
+NEEDS_demo := --editable ".[demo]"
+NEEDS_dev := --editable ".[demo,s3,tables]" --group dev
+NEEDS_docs := --editable . --group docs
 
 $(INSTALLED)-uv: | $(BIN)/python
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || uv --version >/dev/null 2>&1 \
@@ -84,6 +91,6 @@ $(INSTALLED)-digits: Makefile | $(INSTALLED)-uv
 	@touch $@
 
 $(INSTALLED)-%: pyproject.toml requirements.lock | $(INSTALLED)-uv
-	@echo "installing flowknife[$*] into $(VENV)"
-	$(call install,--constraint requirements.lock --editable ".[$*]")
+	@echo "installing what $* needs into $(VENV)"
+	$(call install,--constraint requirements.lock $(NEEDS_$*))
 	@touch $@
