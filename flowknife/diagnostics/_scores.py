@@ -32,8 +32,8 @@ class Scores(Mapping[str, np.ndarray]):
 
     Example:
         >>> scores = Scores({"row": [0, 1], "score": [0.5, 2.0]})
-        >>> list(scores), scores["score"].max(), scores.rows
-        (['row', 'score'], 2.0, 2)
+        >>> list(scores), scores["score"].tolist(), scores.rows
+        (['row', 'score'], [0.5, 2.0], 2)
     """
 
     def __init__(self, columns: Mapping[str, Any], note: str = ""):
