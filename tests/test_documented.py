@@ -103,14 +103,15 @@ def quick(tmp_path, monkeypatch):
         "density": vectors,
         "classify": vectors,
         "invert": {**vectors, "num_simulations": 40},
-        "images": {"width": 8, "image_size": 8, **small},
+        "images": {"architecture": "wavelet", "image_size": 16, "levels": 3, "width": 8, **small},
+        "fit": {"steps": 2, "show_progress": False},
     }
     for name, settings in tiny.items():
         monkeypatch.setattr(fk, name, partial(in_quick_form, getattr(fk, name), settings))
     for name in ("Density", "Images", "Classifier", "Posterior"):  # reports have tests of their own
         monkeypatch.setattr(getattr(fk, name), "report", lambda self, folder, **others: Path(folder, "report.html"))
-    x = fk.data.TOYS["moons"].sample(100, key=0)
-    labels = ["cat", "dog"] * 50
+    x = fk.data.TOYS["moons"].sample(5000, key=0)
+    labels = ["cat", "dog"] * 2500
     y = np.array([1.0, 1.0])
     return {
         "x": x,

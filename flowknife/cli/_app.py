@@ -148,9 +148,10 @@ def show(title: str, rows: Mapping[str, object]) -> None:
             typer.echo(f"  {name:<{width}}  {value}")
 
 
-def with_units(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Metrics as words, with the units that reports give them."""
-    from flowknife.report import UNITS
+def with_units(fitted: Any) -> dict[str, str]:
+    """The metrics of a result as words, with the units that reports give them."""
+    from flowknife.report import UNITS, item_of
 
+    metrics, item = fitted.metrics, item_of(fitted)
     units = {name: UNITS.get(name.removeprefix("training_"), ("", ""))[1] for name in metrics}
-    return {name: f"{value:.4g} {units[name]}".rstrip() for name, value in metrics.items()}
+    return {name: f"{value:.4g} {units[name].replace('item', item)}".rstrip() for name, value in metrics.items()}

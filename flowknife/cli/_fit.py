@@ -275,7 +275,7 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
         how = f"a partial run: {fitted.facts[PARTIAL]}" if PARTIAL in fitted.facts else "the whole run"
         raise Written(f"{run} holds {how}") from None
     expected = {"expected": RECIPES[recipe].expected or "not measured"} if recipe else {}
-    show(f"{fitted.application}: {run}", {**with_units(fitted.metrics), **fitted.facts, **expected})
+    show(f"{fitted.application}: {run}", {**with_units(fitted), **fitted.facts, **expected})
     if fitted.facts.get("skipped files"):
         typer.echo(f"  what was skipped, and why: {run / 'skipped.csv'}")
     typer.secho("next", bold=True)

@@ -344,7 +344,7 @@ def _info(run: Run) -> None:
     frame = ends(fitted.model)
     both = {"left end": "; ".join(frame.left), "right end": "; ".join(frame.right)}
     show(f"{record['application']}: {run}", both)
-    show("metrics", with_units(fitted.metrics))
+    show("metrics", with_units(fitted))
     titles = {"facts": "facts", "data": "data", "config": "asked", "used": "used", "versions": "versions"}
     for part, title in titles.items():
         show(title, _flat(record.get(part, {})))

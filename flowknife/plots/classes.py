@@ -194,15 +194,19 @@ def _colours(count):
 
 
 def class_samples(
-    x_by_class: Sequence[Values], names: Sequence[str] | None = None, heading: str | None = None
+    x_by_class: Sequence[Values],
+    names: Sequence[str] | None = None,
+    heading: str | None = None,
+    reference: Values | None = None,
 ) -> "Figure":
     """What a model draws for each class: rows of images, or points of the plane in the colours of their classes.
 
     Args:
         x_by_class: one array for each class: uint8 images (n, H, W, C), or vectors (n, d), of which d > 2 are shown
-            in two principal directions.
+            in two principal directions of the standardised columns.
         names: of the classes; 0, 1, ... if None.
         heading: what is shown, if it is not drawn from a model.
+        reference: vectors whose principal directions are used, so that figures compare; default those shown.
 
     Raises:
         InputError: for no class, names that do not fit, or arrays that are neither.
@@ -222,7 +226,8 @@ def class_samples(
     classes = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     plane = np.concatenate(tables)
     plain = first.shape[1] == 2
-    plane = plane if plain else principal_plane(plane)[0]
+    if not plain:
+        plane = principal_plane(plane if reference is None else style.points(reference, "reference"), plane)[1]
     figure = style.blank(7.2, 5.6)
     look = {"xlabel": "x1", "ylabel": "x2"} if plain else {"xlabel": "first principal direction", "ylabel": "second"}
     axes = style.panel(figure.add_subplot(), **look)

@@ -3,6 +3,7 @@
 from flowknife.report._figures import ends
 from flowknife.report._gallery import MOST_SHOWN, write_gallery
 from flowknife.report._page import UNITS, Frame, PageImage, Section, ends_svg, write_report
+from flowknife.report._run import item_of, write_page
 
 __all__ = [
     "MOST_SHOWN",
@@ -12,6 +13,8 @@ __all__ = [
     "Section",
     "ends",
     "ends_svg",
+    "item_of",
     "write_gallery",
+    "write_page",
     "write_report",
 ]

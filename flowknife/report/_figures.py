@@ -1,4 +1,4 @@
-"""What every report has: a place for its figures, the frame that names the two ends, and the training curves."""
+"""Parts of every report: figure files, the two ends of the model, checks, and training curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def keep(figure: "Figure", folder: str | Path, name: str, caption: str = "") -> 
 
 
 def ends(model: INN) -> Frame:
-    """The blocks of both ends, with shapes and laws; what conditions the network is told on the right."""
+    """The blocks of both ends, with shapes and laws; conditions are named on the right."""
 
     def size(block):
         return " x ".join(map(str, block.shape)) or "1"
@@ -46,32 +46,33 @@ def ends(model: INN) -> Frame:
 
 
 def trust(result: Any) -> Section:
-    """The checks of a result: each number with its limit, those that failed first."""
+    """The checks of a result: each value with its limit, failed checks first."""
     if not result.flagging.rows:
-        return Section("Checks", f"Nothing was held out, so there is nothing to check: {result.flagging.note}.")
+        return Section("Checks", f"No data were held out, so nothing can be checked: {result.flagging.note}.")
     checks: Sequence[Check] = result.check()
     ordered = sorted(checks, key=lambda check: check.passed)
-    lines = [
-        f"{'passed' if check.passed else 'FAILED'}: {check.name}: {check.value:.3g}, at most {check.limit:.3g}."
+    rows = [
+        (check.name, f"{check.value:.3g}", f"{check.limit:.3g}", "passed" if check.passed else "FAILED")
         for check in ordered
     ]
     failed = sum(not check.passed for check in checks)
     verdict = f"{failed} of {len(checks)} checks failed: do not trust this model." if failed else "All checks passed."
-    return Section("Checks", "\n\n".join([verdict, *lines]))
+    return Section("Checks", verdict, table=[("Check", "Value", "At most", ""), *rows])
 
 
 def flagging_text(flagging: Flagging) -> str:
-    """What the p-values of a run can say, in one sentence."""
+    """How p-values are calibrated and how small they can be, in one sentence."""
     if flagging.note:
         return f"{flagging.note[0].upper()}{flagging.note[1:]}."
     return (
-        f"P-values are calibrated on {flagging.rows:,} {flagging.unit} that had no part in training: of new ones of "
-        f"the same kind a share {flagging.alpha:g} is flagged, and no p-value is below {flagging.smallest:.2g}."
+        f"P-values are calibrated on {flagging.rows:,} {flagging.unit} that had no part in training. "
+        f"A share {flagging.alpha:g} of new {flagging.unit} of the same kind is flagged, and no p-value is below "
+        f"{flagging.smallest:.2g}."
     )
 
 
 def which(flagging: Flagging) -> str:
-    """Whether the data that a report shows were held out, as the first word of a sentence."""
+    """The kind of data that a report shows: "Held-out" or "Training"."""
     return "Held-out" if flagging.rows else "Training"
 
 
@@ -81,7 +82,7 @@ def training(
     text: str = "",
     objective: str = "negative log-likelihood (nats)",
 ) -> list[Section]:
-    """The training curve, one for each level of images that were learnt level by level; nothing without a history."""
+    """The training curve, one for each level that was trained on its own; nothing without a history."""
     from flowknife import plots
 
     if not history:
@@ -94,4 +95,4 @@ def training(
         name = "history" if level < 0 else f"history_level_{level:.0f}"
         caption = "" if level < 0 else f"Level {level:.0f}" + (", the coarsest." if level == 0 else ".")
         figures.append(keep(plots.history(train, validation, step, objective), folder, name, caption))
-    return [Section("Training", text, figures)]
+    return [Section("Training", text and f"{text[0].upper()}{text[1:].rstrip('.')}.", figures)]
