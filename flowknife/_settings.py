@@ -76,7 +76,7 @@ def asked(kind: type[Config], config: Config | None, settings: Mapping[str, Any]
 
 
 def given(config: pydantic.BaseModel) -> dict[str, Any]:
-    """The settings that a configuration says itself, nested; what it leaves at a default is left out."""
+    """The settings that were set explicitly, nested, without defaults."""
     return config.model_dump(exclude_unset=True, exclude_none=True)
 
 
@@ -91,7 +91,7 @@ def recovered(kind: type[Config], record: Mapping[str, Any]) -> tuple[Config, Co
     Raises:
         InputError: for settings that this version does not know.
     """
-    # runs of before "used" was stored have "auto" where a setting is open
+    # runs from before "used" was stored have "auto" where a setting is open
     config = {name: value for name, value in record["config"].items() if value != "auto"}
     return validated(kind, config), validated(kind, record.get("used", config))
 

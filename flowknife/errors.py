@@ -1,4 +1,4 @@
-"""The errors a user can cause, in one tree; and `Interrupted`, which carries what a fit had reached.
+"""The tree of errors that a user can cause; and `Interrupted`, which carries the result of an interrupted fit.
 
     FlowknifeError
     ├── InputError (also ValueError)   an argument, a shape, a table or an image that cannot be used

@@ -106,7 +106,7 @@ Stopped = Literal["budget", "patience", "stream", "non-finite", "interrupted"]
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training returned.
+    """The result of training.
 
     Attributes:
         model: the best averaged weights.
@@ -200,7 +200,7 @@ def fit(
     if result.stopped == "non-finite":
         if throw:
             raise TrainingError(result.message)
-        # only here: whoever gets an error has no weights
+        # only here: with an error no weights are returned
         return replace(result, message=f"{result.message}; the weights of step {result.step} were kept")
     if result.missing_steps:
         note(f"{label}: {result.message}", show_progress)
@@ -231,7 +231,7 @@ def _finite_rows(array):
 
 
 def _initialise(model, batch, key):
-    # a row that is not finite will be told by the first step; here it would spoil what is fitted to the others
+    # a non-finite row is reported by the first step; here it would spoil the fit to the others
     finite = np.all([_finite_rows(array) for array in batch.values()], axis=0)
     if not finite.any():
         return model

@@ -112,12 +112,15 @@ def quick(tmp_path, monkeypatch):
     x = fk.data.TOYS["moons"].sample(5000, key=0)
     labels = ["cat", "dog"] * 2500
     y = np.array([1.0, 1.0])
+    monkeypatch.setattr(fk, "AnomalyDetector", partial(fk.AnomalyDetector, settings=vectors))
     return {
         "x": x,
         "y": x,
         "labels": labels,
         "simulator": np.square,
         "y_observed": y,
+        "features": x,
+        "new_features": x[:9],
         "prior": fk.Uniform([-2, -2], [2, 2]),
     }
 

@@ -93,7 +93,7 @@ def lattice(
     leading: Callable[[int], Bijection] | None = None,
     key: Key = None,
 ) -> Bijection:
-    """Every second pixel, then those between, given the ones before: for images that are flat for the most part.
+    """Polyphase flow: every second pixel first, then those between given the first; for images that are mostly flat.
 
     As `wavelet`, but with pixels in the place of averages and differences (Reed et al. 2017, arXiv 1703.03664), each as
     the normal score of its value. Where most pixels are black or white, the noise that makes them continuous stays

@@ -50,7 +50,7 @@ class _Verbs(TyperGroup):
             end(1, f"error: {line}")
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The verbs in the order in which one needs them."""
+        """The verbs, in order of use."""
         first = ["demo", "fit"]
         return [*first, *(name for name in super().list_commands(ctx) if name not in first)]
 

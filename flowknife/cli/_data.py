@@ -158,11 +158,11 @@ def arrays_of(data: str, names: tuple[str, str]) -> "tuple[np.ndarray, np.ndarra
 
     try:
         with np.load(Path(data).expanduser(), allow_pickle=False) as content:
-            held = content.files
+            arrays = content.files
             first, second = (content[name] for name in names)
     except KeyError:
         raise InputError(
-            f"got {data!r} with the arrays {_some(held) or 'none'}; expected {names[0]} and {names[1]}"
+            f"got {data!r} with the arrays {_some(arrays) or 'none'}; expected {names[0]} and {names[1]}"
         ) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise InputError(f"got {data!r}, which cannot be read ({error}); expected an .npz file of two arrays") from None

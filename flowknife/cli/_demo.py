@@ -24,7 +24,7 @@ def _demo(
         str | None, typer.Argument(metavar="NAME", help=f"{', '.join(demos.DEMOS)}; all of them if left out.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick/--full", help="A short training, or the usual one.")] = True,
+    quick: Annotated[bool, typer.Option("--quick/--full", help="A short training, or that of the defaults.")] = True,
 ) -> None:
     """Train on data that come along, and show the results in a report.
 
@@ -33,9 +33,9 @@ def _demo(
     """
     if name is not None and name not in demos.DEMOS:
         raise typer.BadParameter(f"got {name!r}; expected one of {', '.join(demos.DEMOS)}", param_hint="NAME")
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for folder in [out] if name else [out / each for each in demos.DEMOS]:
-            held.enter_context(run_to_write(folder, overwrite=demos.is_demo(folder)))
+            stack.enter_context(run_to_write(folder, overwrite=demos.is_demo(folder)))
         if name is None:
             require_own(out / "report.html")
         page = demos.run(name, out, quick) if name else demos.run_all(out, quick)

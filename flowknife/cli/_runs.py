@@ -133,7 +133,7 @@ def _score(
     drop_invalid: DropInvalid = False,
     overwrite: Replace = False,
 ) -> None:
-    """Tell how usual each row, image or observation is.
+    """Score each row, image or observation: how anomalous is it?
 
     One line each, with a p-value and a flag. Of new data of the same kind as in training a share alpha is flagged
     (alpha is a setting, 0.05). Observations are compared with what the simulator makes. A run that held nothing out
@@ -232,10 +232,10 @@ def _classify(
     drop_invalid: DropInvalid = False,
     overwrite: Replace = False,
 ) -> None:
-    """Tell the class of each row or image.
+    """Classify each row or image.
 
-    One line each: the likeliest label, the probability of every class, the p-value of belonging to any of them, and a
-    flag where that is small.
+    One line each: the most probable label, the probability of every class, the p-value of belonging to any of them, and
+    a flag where that is small.
     """
     import numpy as np
 

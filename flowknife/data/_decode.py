@@ -68,7 +68,7 @@ EIGHT_BITS = White()
 
 
 class Form(NamedTuple):
-    """What is wanted of every image.
+    """The size, channels and crop of every image.
 
     Attributes:
         width: in pixels.
@@ -147,7 +147,7 @@ def _opened(content, use):
     except InputError as error:
         return str(error)
     except UnidentifiedImageError:
-        return "not an image, whatever its name says"
+        return "not an image, despite its name"
     except Image.DecompressionBombError:
         return _TOO_LARGE
     except PermissionError:

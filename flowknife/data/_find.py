@@ -1,4 +1,4 @@
-"""What may be an image: the files of a folder, of a store, of a list, or the rows of an array."""
+"""Candidate images: the files of a folder, of a store, of a list, or the rows of an array."""
 
 import os
 import re
@@ -39,7 +39,7 @@ class Skipped(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """What may turn out to be an image.
+    """A file or row that may be an image.
 
     Attributes:
         name: its path within the folder.
@@ -53,7 +53,7 @@ class Candidate(NamedTuple):
 
     @property
     def stamp(self) -> str:
-        """What changes when the file does."""
+        """A text that changes when the file does."""
         if isinstance(self.content, Path):
             try:
                 status = self.content.stat()
@@ -74,7 +74,7 @@ class Found:
         skipped: the files that are no images.
         store: where the files are, None for those at hand.
         lists: where a file may lie that says which image is for what.
-        folders: the top-level folders, whatever they hold.
+        folders: all top-level folders.
         beside: those of `lists` that lie beside the folder.
     """
 

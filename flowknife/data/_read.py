@@ -202,8 +202,10 @@ def _numpy_array(path: Path, label: str) -> np.ndarray:
             if isinstance(content, np.ndarray):
                 return content
             if len(content.files) != 1:
-                held = some(content.files) or "none"
-                raise InputError(f"got {label} with {len(content.files)} arrays ({held}); expected one; save it alone")
+                arrays = some(content.files) or "none"
+                raise InputError(
+                    f"got {label} with {len(content.files)} arrays ({arrays}); expected one; save it alone"
+                )
             return content[content.files[0]]
     except ValueError as error:
         if "pickle" not in str(error):
@@ -308,13 +310,13 @@ def _parse_rows(rows: Iterable[tuple[int, list[str]]], empty: Columns, keep: Seq
 
 def _names(labels: Iterable[Any], source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Column labels as text, and as distinct names; x1, x2, ... for empty labels, and for just 0, 1, 2, ..."""
-    told = tuple(str(label).strip() for label in labels)
-    names = [""] * len(told) if list(told) == [str(i) for i in range(len(told))] else told
+    written = tuple(str(label).strip() for label in labels)
+    names = [""] * len(written) if list(written) == [str(i) for i in range(len(written))] else written
     names = tuple(name or f"x{i + 1}" for i, name in enumerate(names))
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise InputError(f"got {source} with a name twice: several columns named {some(repeated)}; try to rename them")
-    return told, names
+    return written, names
 
 
 def _is_default(names: Sequence[str]) -> bool:

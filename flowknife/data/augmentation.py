@@ -1,4 +1,4 @@
-"""Augmentation: training images moved, turned, scaled, slanted, mirrored or lit differently, anew for every batch."""
+"""Random augmentation of training images: shift, rotation, scale, shear, mirroring, brightness."""
 
 from typing import Annotated
 
@@ -22,7 +22,7 @@ Brightness = Annotated[float, pydantic.Field(ge=0, lt=1, description="darken or 
 
 
 class Augmentation(Settings):
-    """Changes of the training images, drawn anew for every batch; never applied to what is scored.
+    """Random changes of the training images in every batch; images that are scored stay as they are.
 
     Every number is the largest change; what is drawn is uniform between it and its opposite.
     """

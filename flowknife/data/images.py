@@ -1,4 +1,4 @@
-"""Images of any kind and size, read into one uint8 array; what cannot be used is listed, never fatal.
+"""Images of any kind and size, read into one uint8 array; unusable files are listed, never fatal.
 
 >>> from flowknife.data import load_images
 >>> cats = load_images("data/train", size=64)  # doctest: +SKIP
@@ -23,7 +23,7 @@ import numpy as np
 
 from flowknife._progress import progress
 from flowknife._threads import prefetch
-from flowknife.data._cache import ImageCache, Outcome, cache_folder, remembered
+from flowknife.data._cache import ImageCache, Outcome, cache_folder, cached_text
 from flowknife.data._decode import EIGHT_BITS, Channels, Form, White, decode, largest_values, shorter_side
 from flowknife.data._find import IMAGE_SUFFIXES, Candidate, Found, Partition, Skipped, find_images
 from flowknife.data._memory import memory_budget
@@ -34,7 +34,7 @@ _BATCH_FILES, _BATCH_BYTES = 256, 2**26  # read at a time; three such batches ar
 
 _EIGHT_BITS = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".pbm"}  # formats that hold no more
 
-_LOOKED_AT = 100  # images that tell the usual size
+_LOOKED_AT = 100  # images whose size is read to find the usual one
 
 Source = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike] | Found
 """Where images come from."""
@@ -99,7 +99,7 @@ def load_images(
         crop: the share of the shorter side that is kept, from the middle.
         partition: only the images that `list_eval_partition.txt`, in the folder or beside it, has for this (CelebA).
         on_progress: called with (images done, images in all) after each.
-        limit: use at most so many files, evenly spread over all (so that no class folder is left out).
+        limit: use at most this many files, evenly spread over all (so that no class folder is left out).
         max_memory: bytes that images, and the copy that training makes, may take; larger ones stay on disk. Default
             $FLOWKNIFE_MAX_MEMORY, or else half of the memory available.
         white: the pixel values that become 255, as those of the images of training; default: by what is in `source`.
@@ -206,7 +206,7 @@ def usual_side(source: Source) -> int | None:
         return str(int(np.median(sides))) if sides else ""
 
     key = ("usual side", found.source, *((item.name, item.stamp) for item in found.candidates if found.store))
-    side = remembered(key, median) if found.store else median()
+    side = cached_text(key, median) if found.store else median()
     return int(side) if side else None
 
 
@@ -265,11 +265,11 @@ def _through_cache(found, form, shape, on_progress, request) -> tuple[np.ndarray
     # images in their own channels and as RGB are kept alike
     cache = ImageCache(cache_folder(found.place, names, form._replace(channels=shape[-1]), *request), shape)
     items = [(item.name, item.stamp) for item in found.candidates]
-    held = cache.get(items)
-    if held is None:
+    cached = cache.get(items)
+    if cached is None:
         return cache.put(items, _decoded(found, form, on_progress, lambda item: cache.recall((item.name, item.stamp))))
     on_progress(len(items), len(items))
-    return held
+    return cached
 
 
 def _decoded(
@@ -300,13 +300,13 @@ def _decoded(
 
 
 def _one_ahead(items):
-    """The same items; each is only given when the next one has been begun."""
-    begun = deque()
+    """The same items; each is only given when the next one has begun."""
+    pending = deque()
     for item in items:
-        begun.append(item)
-        if len(begun) > 1:
-            yield begun.popleft()
-    yield from begun
+        pending.append(item)
+        if len(pending) > 1:
+            yield pending.popleft()
+    yield from pending
 
 
 def _batches(candidates):
@@ -331,7 +331,7 @@ def _nothing_usable(found, skipped):
 
 
 def default_size(source, crop: float = 1.0):
-    """The usual shorter side of the images, to the nearest size that halves well, at most 64."""
+    """The median shorter side of the images, rounded to a size that halves well, at most 64."""
     if isinstance(source, ImageSet):
         return source.pixels.shape[1]
     side = (usual_side(source) or 64) * crop
@@ -372,12 +372,12 @@ def grey_facts(data: ImageSet, bits: int) -> dict[str, str]:
         UserWarning: fewer than 8 grey levels are left of more.
     """
     facts = {"white": data.white.told()} if data.white.told() else {}
-    seen = np.unique(data.pixels[:_COUNTED])
-    left = len(np.unique(seen >> (8 - bits)))
-    if left < min(8, 2**bits, len(seen)):
-        facts["grey levels"] = f"{left}, few: values reach from {seen[0]} to {seen[-1]} of 255"
+    grey = np.unique(data.pixels[:_COUNTED])
+    left = len(np.unique(grey >> (8 - bits)))
+    if left < min(8, 2**bits, len(grey)):
+        facts["grey levels"] = f"{left}, few: values reach from {grey[0]} to {grey[-1]} of 255"
         warnings.warn(
-            f"got images with {left} grey levels at {bits} bits (values from {seen[0]} to {seen[-1]} of 255); expected "
+            f"got images with {left} grey levels at {bits} bits (values from {grey[0]} to {grey[-1]} of 255); expected "
             "8 or more; try brighter images, or bits=8",
             stacklevel=3,
         )

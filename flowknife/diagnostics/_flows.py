@@ -1,4 +1,4 @@
-"""Of flows: the round trip and the law of the latents."""
+"""Diagnostics of flows: the round trip and the law of the latents."""
 
 import equinox as eqx
 import jax

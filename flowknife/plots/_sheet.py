@@ -109,13 +109,13 @@ def write(
     colour: str = style.INK,
     ha: str = "left",
 ) -> None:
-    """Put text on a canvas, its top at y."""
+    """Write text on a canvas, its top at y."""
     look: dict[str, Any] = {"family": style.family(), "fontsize": size, "color": colour, "linespacing": 1.25}
     axes.text(x, y, text, ha=ha, va="top", **look)
 
 
 def shorten(caption: str, width: int) -> str:
-    """Take out the middle of lines that are wider than an image; a file's name tells most at its two ends."""
+    """Take out the middle of lines that are wider than an image; the two ends of a file name matter most."""
     letters = max(int(width / (0.063 * INCH)), 7)
     lines = caption.split("\n")
     half = letters // 2

@@ -1,4 +1,4 @@
-"""Does the latent look as its law says? Values against N(0, 1), radii against the chi law, p-values against uniform."""
+"""Latents against their law: values against N(0, 1), radii against the chi law, p-values against uniform."""
 
 from math import lgamma, log
 from typing import TYPE_CHECKING

@@ -12,7 +12,7 @@ from flowknife.train import Training
 
 
 class Moves(Augmentation):
-    """Changes of training images that leave the class what it is; a mirrored b would be a d."""
+    """Changes of training images that preserve the class; no mirroring, since a mirrored b is a d."""
 
     flip: bool | None = pydantic.Field(False, description="mirror half of the images")
     zoom: Zoom = 0.1

@@ -1,4 +1,4 @@
-"""What `classify` returns: a trained generative classifier."""
+"""The result of `flowknife.classify`: a trained generative classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -132,7 +132,7 @@ class Classifier:
         return height, width, channels
 
     def predict(self, x: Any) -> np.ndarray:
-        """The likeliest class of each item, shape (n,), as labels were given."""
+        """The most probable class of each item, shape (n,), as labels were given."""
         return self._labels(np.argmax(self._probability(self._log_joint(x)), axis=1))
 
     def codes(self, labels: Any) -> np.ndarray:
@@ -374,7 +374,7 @@ class Classifier:
 
         Args:
             folder: the run directory.
-            others: items of no class to show beside the held-out ones.
+            others: items of no class to compare with the held-out ones.
         """
         from flowknife.apps.classify._report import report_classify
 

@@ -1,4 +1,4 @@
-"""A fitted density: what one does with it."""
+"""The result of `flowknife.density`: a fitted density."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -124,7 +124,7 @@ class Density:
         return self.frame.from_model(_decode(self.model, jnp.asarray(z, jnp.float32)))
 
     def score(self, x: Any) -> dict[str, np.ndarray]:
-        """How usual each row is: log density, split-conformal p-value and flag (p < alpha).
+        """Log density, split-conformal p-value and flag (p < alpha) of each row.
 
         Of new rows of the same distribution a share alpha is flagged, and no more. Without calibration rows there are
         no columns p_value and flag, and a `CalibrationWarning` says why; see `flagging`.

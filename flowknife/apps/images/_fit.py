@@ -57,7 +57,7 @@ def images(
     show_progress: bool = True,
     **settings: Any,
 ) -> "Images":
-    """Learn the images of a folder: to draw new ones, and to tell what is not one of them.
+    """Fit a model to the images of a folder: it draws new images and detects anomalous ones.
 
     Args:
         folder: a folder of PNG or JPEG files of any mode and size, all subfolders mixed, or its address
@@ -151,7 +151,7 @@ def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
     n = len(looked_at)
     with progress("calibrating the detector", show_progress) as report:
         seen = features_of(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
-    # what is usual: held-out images, or training images where none were held out
+    # the reference: held-out images, or training images where none were held out
     usual = slice(n, None) if len(held_out) else slice(None)
     return {
         "detector": fit_detector(seen, n),

@@ -1,4 +1,4 @@
-"""A trained image model: what one does with it."""
+"""The result of `flowknife.images`: a trained image model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -187,7 +187,7 @@ class Images:
     def resample(
         self, images: Any, level: int | str, n: int = 8, key: Key = None, temperature: float | int = 1.0
     ) -> np.ndarray:
-        """What one level says: images with its latent drawn anew and all others kept, uint8 (m, n, H, W, C).
+        """Images with the latent of one level resampled and all others kept, uint8 (m, n, H, W, C).
 
         Args:
             images: one image or m.
@@ -203,9 +203,9 @@ class Images:
         return self._decoded(redrawn(self.encode(images), self.levels[name], n, key, as_temperature(temperature)))
 
     def nearest(self, images: Any, k: int = 3, folder: Any = None) -> Nearest:
-        """The training images that look most like each image, mirror images included.
+        """The nearest training images of each image, mirror images included.
 
-        Samples that lie much nearer to training images than held-out images do are remembered, not made.
+        Samples that lie much nearer to training images than held-out images do are memorised rather than generated.
 
         Args:
             images: one image or several, such as samples.

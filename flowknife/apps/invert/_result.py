@@ -1,4 +1,4 @@
-"""The posterior of an inverse problem, for every observation: what `flowknife.invert` returns."""
+"""The result of `flowknife.invert`: the posterior of an inverse problem, for every observation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -271,7 +271,7 @@ class Posterior:
         return np.asarray(self.forward(x.reshape(-1, x.shape[-1])), float).reshape(*x.shape[:-1], -1)
 
     def misspecification(self, y: Any) -> Misspecification:
-        """Whether the simulator can have made the observations: a p-value for each; see `flowknife.diagnostics`.
+        """P-value of each observation under the simulator; small where it cannot have made it.
 
         The distance is fitted to training pairs, and calibrated with pairs that had no part in training.
 
@@ -282,7 +282,7 @@ class Posterior:
         return self._misspecification(self._observations(y)[0])
 
     def score(self, y: Any) -> dict[str, np.ndarray]:
-        """How far observations are from what the simulator makes: columns row, score, p_value, flag (p < alpha).
+        """Anomaly score of observations under the simulator: columns row, score, p_value, flag (p < alpha).
 
         Without calibration pairs there are no columns p_value and flag, and a `CalibrationWarning` says why; see
         `flagging`.
