@@ -1,7 +1,7 @@
 """Settings: one base class, one deep merge, one rule for settings without effect, and one-line errors.
 
 None means *open* in every configuration: the fit chooses the value from the data. A result keeps both, what was asked
-(`config`, open where nothing was said) and what was used (`used`).
+(`config`, with open settings left open) and what was used (`used`).
 """
 
 import difflib
@@ -22,8 +22,8 @@ Applies = Mapping[str, tuple[str, Sequence[str]]]
 class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Base of every configuration.
 
-    Unknown keys are errors, None is the same as leaving a field out, and a setting that `applies` says has no effect
-    with the other choices of the configuration is an error.
+    Unknown keys are errors, None is the same as leaving a field out, and a setting without effect, by `applies` and the
+    other choices of the configuration, is an error.
     """
 
     applies: ClassVar[Applies] = {}
@@ -40,7 +40,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: Any) -> Any:
-        """NumPy values become plain; text and truth values are not taken for numbers."""
+        """NumPy values become plain; text and truth values are not numbers."""
         value = value.tolist() if hasattr(value, "tolist") else value
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
         if kinds & {int, float} and not kinds & {str, bool} and _holds_words(value):
@@ -89,7 +89,7 @@ def recovered(kind: type[Config], record: Mapping[str, Any]) -> tuple[Config, Co
     """The settings that `recorded` stored: (config, used).
 
     Raises:
-        InputError: for settings that this version does not know.
+        InputError: for settings unknown to this version.
     """
     # runs from before "used" was stored have "auto" where a setting is open
     config = {name: value for name, value in record["config"].items() if value != "auto"}
@@ -174,7 +174,7 @@ def _explained(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) 
     """One line for the first thing that is wrong."""
     known = _fields(kind)
     first, *others = error.errors()
-    more = f" ({len(others)} more to mend)" if others else ""
+    more = f" ({len(others)} more errors)" if others else ""
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":

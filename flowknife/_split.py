@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Int
 
 SHARE = 0.15
-"""The share of the rows that is held out where none is asked for; 0.1 where nothing is calibrated."""
+"""Default share of held-out rows; 0.1 without calibration."""
 
 _STOPPING_ALONE = 0.1
 _FEWEST = 3  # one for early stopping, two for calibration
 _RANKS = 3  # below alpha: with fewer the rate of false alarms varies much, and few discoveries are possible
 _SHARE_OF_FEW = 0.15
-_FEW_STOPPING = 15  # with fewer rows the best moment to stop is hardly seen; of small tables a tenth
+_FEW_STOPPING = 15  # with fewer rows the best time to stop is too noisy; small tables: a tenth
 
 
 class Sizes(NamedTuple):

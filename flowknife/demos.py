@@ -135,7 +135,7 @@ def kinematics(folder: Path, quick: bool) -> "Section":
     )
     captions = {
         "problem.png": "Poses drawn for one place of the hand.",
-        "corner.png": "The same poses as numbers, beside exact ones.",
+        "corner.png": "The same poses as numbers, and exact ones.",
     }
     return _inverted("Estimation of ill-conditioned parameters", "kinematics", text, folder, posterior, captions)
 
@@ -152,7 +152,7 @@ def gravity(folder: Path, quick: bool) -> "Section":
     )
     captions = {
         "problem.png": "Basins drawn for one anomaly.",
-        "predictive.png": "The anomalies of these basins, beside the observed one.",
+        "predictive.png": "The anomalies of these basins, and the observed one.",
     }
     return _inverted("Ill-posed inverse problem", "gravity", text, folder, posterior, captions)
 
@@ -217,7 +217,7 @@ def run(name: str, folder: Path, quick: bool = True) -> Path:
 def run_all(folder: Path, quick: bool = True) -> Path:
     """Run every demo into `folder/NAME` and write `folder/report.html`, which shows all: first ends, then results.
 
-    A demo whose data are not installed is left out, and the page says so.
+    A demo whose data are not installed is left out, with a sentence on the page.
     """
     from flowknife.report import Section, write_report
 
@@ -241,7 +241,7 @@ def run_all(folder: Path, quick: bool = True) -> Path:
 def other_images(digits: "np.ndarray") -> "tuple[np.ndarray, tuple[str, ...]]":
     """Images that are no digits, uint8 of the shape of `digits`, and their names.
 
-    Noise and blank images, and the digits themselves inverted and blurred: some of them are likelier than digits,
+    Noise and blank images, and the digits themselves inverted and blurred: some of them are more likely than digits,
     some less likely.
     """
     import numpy as np
@@ -279,8 +279,8 @@ _FACT = "demo"
 
 
 def _saved(fitted: Any, folder: Path) -> Any:
-    """Write a run that says that a demo made it."""
-    fitted = replace(fitted, facts={**fitted.facts, _FACT: "data that come along"})
+    """Write a run, marked as made by a demo."""
+    fitted = replace(fitted, facts={**fitted.facts, _FACT: "included data"})
     fitted.save(folder)
     return fitted
 

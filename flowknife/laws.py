@@ -1,6 +1,6 @@
 """Laws of blocks: densities on the right, sources on the left.
 
-A law on the right is a normalised density of its block. A law on the left says how the block's values come about: data
+A law on the right is a normalised density of its block. A law on the left is the source of the block's values: data
 as they are, images that are dequantised, noise or padding drawn fresh for every batch.
 
 Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log densities have shape `batch`, in nats.

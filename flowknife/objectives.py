@@ -161,7 +161,7 @@ def independence(log_prior: Callable[[Array], Array]) -> Objective:
         right = model.encode(left, key=key, **known)
         latent = [block for block in model.partition.right if not block.law.known]
         keys = jax.random.split(key, len(latent))
-        anew = right | {b.name: jax.random.normal(k, right[b.name].shape) for b, k in zip(latent, keys, strict=True)}
+        fresh = right | {b.name: jax.random.normal(k, right[b.name].shape) for b, k in zip(latent, keys, strict=True)}
         data = model.partition.data[0].name
 
         def log_q(values):
@@ -173,7 +173,7 @@ def independence(log_prior: Callable[[Array], Array]) -> Objective:
         def log_normal(values):
             return sum(block.law.log_prob(values[block.name], block.shape) for block in latent)
 
-        change = log_q(right) - log_q(anew) - (log_normal(right) - log_normal(anew))
+        change = log_q(right) - log_q(fresh) - (log_normal(right) - log_normal(fresh))
         return jnp.mean(jnp.clip(change, -30.0, 30.0) ** 2)
 
     return objective

@@ -51,7 +51,7 @@ class Stage(NamedTuple):
     Attributes:
         level: 0 is the coarsest, -1 all together.
         share: of the time, relative to those of the other stages.
-        label: what the progress bar says.
+        label: the text of the progress bar.
         where: the part of the model.
         objective: of that part.
         held_out_objective: that of held-out rows, where the other one augments.

@@ -5,7 +5,7 @@ path in that tree. Nothing in the file can run code: only classes defined in flo
 by field, from numbers, strings and arrays.
 
 A run directory holds `run.json` (application, configuration, versions, seed, data fingerprint, metrics),
-`model.safetensors`, `history.csv`, `figures/`, `report.html` and `skipped.csv`. Every file is written beside its place
+`model.safetensors`, `history.csv`, `figures/`, `report.html` and `skipped.csv`. Every file is written next to its place
 and moved there, so that a reader never meets half of one.
 """
 
@@ -49,7 +49,7 @@ def _classes() -> dict[str, type[eqx.Module]]:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
-    """A temporary path beside `path` that takes its place when the block succeeds."""
+    """A temporary path next to `path` that replaces it when the block succeeds."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def _require_format(path, found):
     if not isinstance(found, int) or isinstance(found, bool):
         raise StorageError(f"got {path} of format {found!r}; expected one that flowknife wrote, of format {FORMAT}")
     if found != FORMAT:
-        advice = "an older flowknife wrote it; try to fit anew" if found < FORMAT else "try a newer flowknife"
+        advice = "an older flowknife wrote it; try to fit again" if found < FORMAT else "try a newer flowknife"
         raise StorageError(f"got {path} of format {found}; expected format {FORMAT}; {advice}")
 
 

@@ -91,7 +91,7 @@ def quick(tmp_path, monkeypatch):
     """A folder with data where the pages have theirs, and fits of two steps; returns the names that pages use."""
     monkeypatch.chdir(tmp_path)
     images = digits()[0][:80]
-    for folder in ("data/train", "data/val", "data/other", "data/open-eyes", "data/shut-eyes", "data/cats"):
+    for folder in ("data/train", "data/val", "data/new", "data/other", "data/open-eyes", "data/shut-eyes", "data/cats"):
         write_folder(images, tmp_path / folder)
     write_folder(images[:2], tmp_path)
     (tmp_path / "000000.png").rename("mine.png")

@@ -80,7 +80,7 @@ class Neighbours:
 
         Args:
             pixels: images.
-            own: the first so many are the first of the training images, none of which is its own neighbour.
+            own: number of leading images that are also the first training images; none is its own neighbour.
             report: shows the progress.
         """
         order, distances = self._find(pixels, _AROUND, own, report)

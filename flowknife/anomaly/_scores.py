@@ -86,7 +86,7 @@ class Features(NamedTuple):
 def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarray, " n"]:
     """Bits per dimension of each image of `bits` bits as a PNG file, a simple code.
 
-    The likelihood of simple images is high; minus log-likelihood less these bits says how much of it was due to
+    The likelihood of simple images is high; minus log-likelihood minus these bits shows how much of it was due to
     that (Serrà et al. 2020, arXiv 1909.11480, eq. 2).
     """
     from PIL import Image
@@ -109,17 +109,17 @@ def complexity(
 def features_of(model, pixels, neighbours: Neighbours, own: int = 0, report: Report = unreported) -> Features:
     """The anomaly features of images.
 
-        upside_down, inverted: bits/dim of the image less those of the reversed one, mean over the coarse levels
-        blur_gap:              bits/dim of the blurred image less those of the image, at the finest level
+        upside_down, inverted: bits/dim of the image minus those of the reversed one, mean over the coarse levels
+        blur_gap:              bits/dim of the blurred image minus those of the image, at the finest level
         local_energy:          log of the largest mean square of the finest latents at one position, over all shifts
         local_outlier:         local outlier score among the training images, see `Neighbours`
-        complexity:            bits/dim less those of a PNG file
+        complexity:            bits/dim minus those of a PNG file
 
     Args:
         model: of the images.
         pixels: images, uint8 (n, H, W, C).
         neighbours: training images.
-        own: so many of the first images are the first of the training images.
+        own: number of leading images that are also the first training images.
         report: progress callback.
     """
 

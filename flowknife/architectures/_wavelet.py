@@ -54,7 +54,7 @@ def wavelet(
     """Wavelet flow: global first, local after.
 
     An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours, turned so that
-    its coarsest numbers are the coefficients of the leading principal directions of the whole image, which know what
+    its coarsest numbers are the coefficients of the leading principal directions of the whole image, which contain what
     eyes and ears have to do with each other. These go through a small dense flow; the details of each level go through
     local couplings, given the image as the coarser levels show it. One bijection, one latent per level; levels can be
     trained one by one, since no level's parameters appear in another's term.

@@ -63,7 +63,7 @@ class ShiftScale(Scalar):
     Args:
         bound: largest |s|, the log of the scale.
         least: largest -s, if another; `decode` multiplies by at most exp(least). Where x has a spread of one already,
-            little more is of use, and a network that is asked about what it has never seen does less harm.
+            larger values have little use, and a bound limits the error of a network far from its training data.
     """
 
     num_params: ClassVar[int] = 2

@@ -19,12 +19,12 @@ from flowknife.errors import CalibrationWarning, FlowknifeError
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
 DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out rows with missing or infinite values.")]
 
-# What the machine refuses is not a defect of ours, wherever it shows.
+# Refused by the operating system: not bugs, wherever they occur.
 _REFUSALS = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
 class _Verbs(TyperGroup):
-    """Ends with one line and an exit status where a user can mend the cause; anything else keeps its traceback."""
+    """Turns errors that a user can fix into one line and an exit status; others keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         status = 128 + signal.SIGINT
@@ -36,7 +36,7 @@ class _Verbs(TyperGroup):
 
         try:
             with warnings.catch_warnings(), _handled(signal.SIGTERM, terminate):
-                # the verbs say it in a line of their own
+                # the verbs print it themselves
                 warnings.simplefilter("ignore", CalibrationWarning)
                 return super().invoke(ctx)
         except Written as stop:
@@ -44,7 +44,7 @@ class _Verbs(TyperGroup):
         except KeyboardInterrupt:
             end(status, "interrupted" if status == 128 + signal.SIGINT else "terminated")
         except Exception as error:
-            line = _mendable(error)
+            line = _user_error(error)
             if line is None:
                 raise
             end(1, f"error: {line}")
@@ -56,7 +56,7 @@ class _Verbs(TyperGroup):
 
 
 class Written(KeyboardInterrupt):
-    """An interruption after something was written; its text says what and where."""
+    """An interruption after something was written; its text has the place."""
 
 
 @contextmanager
@@ -72,8 +72,8 @@ def _handled(number: int, handler: Callable[..., Any]) -> Generator[None, None, 
         signal.signal(number, previous)
 
 
-def _mendable(error: Exception) -> str | None:
-    """What to say of an error that the user or the machine caused; None for a defect of ours."""
+def _user_error(error: Exception) -> str | None:
+    """The message of an error that the user or the machine caused; None for a bug."""
     if isinstance(error, FlowknifeError):
         return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # JAX's word for it

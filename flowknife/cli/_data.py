@@ -141,7 +141,7 @@ def read_pairs(
         )
     rest = tuple(y_names) or tuple(name for name in found.names if name not in parameters)
     if not rest:
-        raise InputError(f"got only parameters in {data!r}; expected columns of data beside them")
+        raise InputError(f"got only parameters in {data!r}; expected columns of data too")
     x, y = np.split(table_of(found, (*parameters, *rest), drop_invalid=False, min_rows=1).values, [len(parameters)], 1)
     return x, y, tuple(parameters), rest
 

@@ -1,4 +1,4 @@
-"""`flowknife demo`: each application on data that come along."""
+"""`flowknife demo`: each application on included data."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +26,7 @@ def _demo(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick/--full", help="A short training, or that of the defaults.")] = True,
 ) -> None:
-    """Train on data that come along, and show the results in a report.
+    """Train on included data and write a report.
 
     With a NAME the run and its report are written to DIR; without, each run to DIR/NAME, and DIR/report.html shows all.
     A run that is there is replaced only if a demo wrote it.

@@ -90,7 +90,7 @@ def number_in(text: str, option: str) -> float:
     """The number that is written here.
 
     Raises:
-        InputError: it is none, or not finite.
+        InputError: it is no number, or not finite.
     """
     try:
         number = float(text)

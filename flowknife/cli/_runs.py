@@ -17,11 +17,9 @@ from flowknife.errors import InputError
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
 OfPartition = Annotated[
     Literal["train", "validation", "test"] | None,
-    typer.Option(help="Only the images that list_eval_partition.txt, in the folder or beside it, has for this."),
+    typer.Option(help="Only the images of this partition, by list_eval_partition.txt in the folder or next to it."),
 ]
-Id = Annotated[
-    str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to write beside each row.")
-]
+Id = Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to copy to the output.")]
 Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write.")]
 
 
@@ -139,7 +137,7 @@ def _score(
     (alpha is a setting, 0.05). Observations are compared with what the simulator makes. A run that held nothing out
     (train.validation=0) gives scores without p-values.
 
-    The most anomalous images come first. Those that cannot be used are listed with the reasons in skipped.csv beside
+    The most anomalous images come first. Those that cannot be used are listed with the reasons in skipped.csv next to
     FILE.csv.
     """
     from flowknife.apps import load
@@ -165,7 +163,7 @@ def _score(
 
 
 def _flagged(fitted, scores):
-    """How many of the scores are flagged, if any can be; where none can, a line says why and what to do."""
+    """The number of flagged scores; if none can be flagged, a line with the reason."""
     if fitted.flagging.note:
         typer.echo(f"note: {fitted.flagging.note}", err=True)
     return f"; {int(scores['flag'].sum()):,} flagged (p < {fitted.config.alpha:g})" if "flag" in scores else ""
@@ -203,7 +201,7 @@ def _numbered(columns, items: Items):
 
 
 def _tell_left_out(items: Items, out: Path) -> None:
-    """Say which rows were left out, and list images that could not be used beside `out`."""
+    """Say which rows were left out, and list unusable images next to `out`."""
     from flowknife.data import write_skipped
 
     if items.left_out:
@@ -316,7 +314,7 @@ def _report(
     run: Run,
     others: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Images or rows of other things, to show beside the held-out ones."),
+        typer.Option(metavar="DATA", help="Images or rows of other things, to compare with the held-out ones."),
     ] = None,
 ) -> None:
     """Draw the figures of a run and write its report.
@@ -328,7 +326,7 @@ def _report(
     fitted: Any = load(run)
     only_for(["images", "classify"], fitted, others=others)
     if others is not None and Path(others).expanduser().resolve().is_relative_to((run / "figures").resolve()):
-        raise InputError(f"got --others {others}, among the figures that are written anew; expected another place")
+        raise InputError(f"got --others {others}, among the figures that the report overwrites; expected another place")
     page = fitted.report(run, *([] if others is None else [kind_of(fitted).read(fitted, others, Choice()).values]))
     typer.echo(f"report: {page}")
 

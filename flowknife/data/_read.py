@@ -191,7 +191,7 @@ def _read_file(path: Path, label: str, keep: Sequence[str]) -> Columns:
         raise InputError(f"no permission to read {label}; expected a readable table file; check its mode") from None
     except (ValueError, OSError, EOFError, MemoryError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{label} is damaged or not what its ending says ({first_line(error)}); save it anew"
+            f"{label} is damaged or not what its ending says ({first_line(error)}); save it again"
         ) from None
 
 
@@ -287,7 +287,7 @@ def _parse_rows(rows: Iterable[tuple[int, list[str]]], empty: Columns, keep: Seq
         if len(cells) != count:
             raise InputError(
                 f"got {empty.source} with {len(cells)} instead of {count} cells in line {line}; "
-                "expected every line as long as the first; mend or delete that line"
+                "expected every line as long as the first; fix or delete that line"
             )
         for place, column in kept.items():
             column.append(cells[place])
@@ -357,5 +357,5 @@ def some(items: Sequence[Any]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

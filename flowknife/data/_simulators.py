@@ -18,7 +18,7 @@ from flowknife._types import Key, as_key, as_numbers, error_in_words
 from flowknife.errors import InputError
 
 Outcome = np.ndarray | str
-"""An observation as a vector, or the reason in words why there is none."""
+"""An observation as a vector, or the reason why there is none."""
 
 _FEW = 32  # rows that are not worth a batch
 _PROBES = 8

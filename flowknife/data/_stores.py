@@ -153,6 +153,6 @@ def _as_result(content):
 
 
 def _line(error):
-    """What an error says, on one line that is not too long."""
+    """An error message on one line of limited length."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= 120 else message[:117] + "..."

@@ -82,7 +82,7 @@ def load_images(
     The shorter side is scaled to fit, the rest cut off evenly on both ends. EXIF orientation is applied, transparent
     parts become white, animations give their first frame. Pixels of more than 8 bits, and floating-point ones, are
     scaled to 8 bits by one number for all images: the largest value that the bits of the set can hold (1023 for values
-    up to 1000; bits are counted in twos), or 1 where no value is larger. Of an address they are taken for 16 bits, and
+    up to 1000; bits are counted in twos), or 1 where no value is larger. For an address they count as 16 bits, and
     skipped where they reach only a sixteenth of them. Files whose name starts with a
     dot are ignored. Files that are no images, damaged, larger than 100 megapixels, smaller than 4 pixels on a side or
     longer than 20 to 1 are skipped.
@@ -91,13 +91,13 @@ def load_images(
     they were decoded: another time only what is new or has changed is read.
 
     Args:
-        source: a folder; or its address (s3://bucket/folder, or what else fsspec knows); or the paths of image files;
+        source: a folder; or its address (s3://bucket/folder, or any other of fsspec); or the paths of image files;
             or an array of shape (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or FILE.npz:NAME that holds one;
             or what `find_images` found. Arrays are uint8, truth values, or other whole numbers from 0 upwards.
         size: side of the square images wanted, or (height, width).
         channels: 1 for grey, 3 for RGB; "auto" is 1 if every image is grey, and 3 otherwise.
         crop: the share of the shorter side that is kept, from the middle.
-        partition: only the images that `list_eval_partition.txt`, in the folder or beside it, has for this (CelebA).
+        partition: only the images of this partition, by `list_eval_partition.txt` in the folder or next to it (CelebA).
         on_progress: called with (images done, images in all) after each.
         limit: use at most this many files, evenly spread over all (so that no class folder is left out).
         max_memory: bytes that images, and the copy that training makes, may take; larger ones stay on disk. Default

@@ -130,7 +130,7 @@ def sheet(blocks: Sequence[Block], columns: int, heading: str = "") -> "Figure":
     Args:
         blocks: at least one, each with at least one image.
         columns: images in a row.
-        heading: a sentence that says what is seen.
+        heading: a sentence above the images.
     """
     label_letters = max((len(line) for b in blocks for line in textwrap.wrap(b.label, 16)), default=0)
     gutter = round(label_letters * 0.082 * INCH) + (GAP * 2 if label_letters else 0)

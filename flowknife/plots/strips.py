@@ -81,7 +81,7 @@ def resampled(image: Values, rows: Sequence[tuple[str, Values]]) -> "Figure":
 
     Args:
         image: the image itself, uint8, shape (H, W, C).
-        rows: pairs (name of the level, uint8 images with that level drawn anew, shape (n, H, W, C)).
+        rows: pairs (name of the level, uint8 images with that level resampled, shape (n, H, W, C)).
 
     Raises:
         InputError: if there is no row, or something is no uint8 image.
@@ -90,13 +90,13 @@ def resampled(image: Values, rows: Sequence[tuple[str, Values]]) -> "Figure":
         raise InputError("got no rows; expected at least one pair (level, images)")
     itself = checked_images(np.asarray(image)[None], "image")
     blocks = [
-        Block(np.concatenate([itself, checked_images(images, name)]), f"{name} drawn anew") for name, images in rows
+        Block(np.concatenate([itself, checked_images(images, name)]), f"{name} resampled") for name, images in rows
     ]
     columns = max(len(block.images) for block in blocks)
     return sheet(
         blocks,
         columns,
-        "What moved? First the image itself, then with one level of its latent drawn anew, others kept.",
+        "The image, then copies with one level of its latent resampled and the others kept.",
     )
 
 

@@ -220,7 +220,7 @@ def mapping(
     Args:
         x: data, shape (n, 2).
         z: their latents, shape (n, 2).
-        grid_x: the latent grid seen in the data space, polylines of shape (k, 2).
+        grid_x: the latent grid mapped to the data space, polylines of shape (k, 2).
         grid_z: the same polylines in the latent space, where they are straight.
         colour: one number or label per point.
 

@@ -53,7 +53,7 @@ def write_page(
 def _lead(facts: Mapping[str, object]) -> str:
     """When and to what the model was fitted."""
     parts = [f"{word} {facts[name]}" for name, word in (("fitted", "Fitted"), ("data", "to")) if name in facts]
-    return f"{' '.join(parts)}, flowknife {__version__}." if parts else ""
+    return f"{' '.join(parts)}." if parts else ""
 
 
 def item_of(result: Any) -> str:

@@ -165,7 +165,7 @@ def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
 
 
 def _partition_fact(found, partition) -> dict[str, str]:
-    """Which partition was used; or that there is a list beside the folder, which was not."""
+    """Which partition was used; or that a list next to the folder was not."""
     if partition:
         return {"partition": f"{partition}, of {PARTITION_FILE}"}
     return {"partition": f"none; {PARTITION_FILE} beside the folder is not used"} if found.partitions else {}
@@ -185,7 +185,7 @@ def _most_held_out(pixels) -> Sizes:
 
 
 def _require_uncut(source, size, crop):
-    """Refuse to cut what could later not be told from images that are cut already."""
+    """Refuse to crop images that could not be distinguished from cropped ones later."""
     if crop != 1 and (isinstance(source, ImageSet) or getattr(source, "shape", ())[1:3] == (size, size)):
         raise InputError(
             f"got crop={crop:g} for images in memory of {size} x {size} pixels, the size of training; expected "

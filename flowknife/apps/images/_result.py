@@ -114,7 +114,7 @@ class Images:
             temperature: scale of the latents, one number, or one per level by name ("z_0" is the coarsest; 1 for those
                 left out).
             prior: "normal" draws the latents from N(0, I), the law of the model; "empirical" from a Gaussian fitted to
-                those of the training images, which mends where a model that is not perfect puts them elsewhere.
+                the training latents, which corrects for their deviation from N(0, I).
             shrink: of the empirical prior, from 0, as fitted, to 1, N(0, I); one number, or one per level by name.
         """
         if n < 1:
@@ -288,7 +288,7 @@ class Images:
 
         At each position of each level, minus the log density is standardised by that of held-out images at the same
         position, and the levels are added. A position of the model's grid is some pixels wide, so the image is moved
-        to four places on the grid and the mean is taken. The map is positive where an image is less likely than usual
+        to four places on the grid and the mean is taken. The map is positive where an image is less likely than typical
         (edges, noise) and negative where it is more likely (blank parts). Levels without positions are left out;
         where no level has any, the map is 0.
         """
@@ -394,7 +394,7 @@ class Images:
 
         Args:
             folder: the run directory.
-            others: images of other things to show beside the held-out ones.
+            others: images of other things to compare with the held-out ones.
         """
         from flowknife.apps.images._report import report_images
 
