@@ -264,7 +264,7 @@ def _require_format(path, found):
     if not isinstance(found, int) or isinstance(found, bool):
         raise StorageError(f"got {path} of format {found!r}; expected one that flowknife wrote, of format {FORMAT}")
     if found != FORMAT:
-        advice = "an older flowknife wrote it; try to fit again" if found < FORMAT else "try a newer flowknife"
+        advice = "an older flowknife wrote it; try to fit anew" if found < FORMAT else "try a newer flowknife"
         raise StorageError(f"got {path} of format {found}; expected format {FORMAT}; {advice}")
 
 
