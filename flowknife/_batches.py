@@ -1,4 +1,4 @@
-"""Batches of few sizes, so that few compiled programs serve every number of items, and memory is bounded."""
+"""Evaluation in padded batches of few sizes: few compiled programs, bounded memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ _NUMBERS_AT_ONCE = 800_000  # of a batch, at most: an image network holds some h
 
 
 def bucket(count: int, most: int | None = None) -> int:
-    """The batch size for so many items: at least 64, a power of two or a multiple of 1,024, at most `most`."""
+    """The batch size for a number of items: at least 64, a power of two or a multiple of 1,024, at most `most`."""
     size = max(_FEWEST, 1 << max(count - 1, 0).bit_length()) if count <= _STEP else -(-count // _STEP) * _STEP
     return size if most is None else min(size, most)
 
 
 def in_batches(items: np.ndarray, most: int = IMAGES_AT_ONCE) -> Iterator[tuple[int, np.ndarray]]:
-    """Batches of one size, the last one filled up with its first item; no items are one batch of zeros.
+    """Batches of equal size, the last padded with its first item; without items, one batch of zeros.
 
     Args:
         items: shape (n, ...).

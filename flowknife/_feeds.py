@@ -1,4 +1,4 @@
-"""Where the batches of training come from: arrays in memory, or arrays on disk and streams, which are fetched ahead."""
+"""Training batches from arrays in memory, arrays on disk and streams; the latter two are fetched ahead."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -20,7 +20,7 @@ _ROUND_BYTES = 2**28  # of rows on disk, at most so much is read for one round
 
 
 class StoredRows:
-    """Rows of an array on disk in an order of their own, read when they are asked for.
+    """Rows of an array on disk in a given order, read on demand.
 
     It has the `shape` and the `dtype` of `array[order]`; a slice of it, or rows by number, are a NumPy array.
 
@@ -60,7 +60,7 @@ _ON_DISK = (np.memmap, StoredRows)
 
 
 def take(rows: Any, order: np.ndarray) -> Any:
-    """`rows[order]`: a copy of what is in memory; of what is on disk, `StoredRows`."""
+    """`rows[order]`: a copy for an array in memory, `StoredRows` for an array on disk."""
     if isinstance(rows, _ON_DISK):
         return (rows if isinstance(rows, StoredRows) else StoredRows(rows)).take(order)
     return rows[order]
@@ -185,11 +185,11 @@ class _Stream:
         self.ahead.close()
 
     def _batches(self):
-        seen = True
-        while seen:
-            seen = False
+        any_batch = True
+        while any_batch:
+            any_batch = False
             for batch in self.batches:
-                seen = self.endless
+                any_batch = self.endless
                 yield _as_batch(self.model, batch)
 
     def rounds(self, key):

@@ -68,7 +68,7 @@ def require_own(path: Path) -> None:
 
 
 def own_extras(folder: Path) -> list[Path]:
-    """What a run directory holds beside `RUN_FILES` that flowknife wrote: the report, its figures, skipped files."""
+    """Files of a run directory that flowknife wrote in addition to `RUN_FILES`: report, figures, skipped files."""
     figures = folder / "figures"
     found = [folder / "report.html", folder / "skipped.csv"]
     found += sorted(figures.iterdir()) if figures.is_dir() and not figures.is_symlink() else []

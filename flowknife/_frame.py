@@ -1,10 +1,10 @@
-"""Units of a table: what every column is measured from and in, in double precision, and how far its values spread.
+"""Origin and scale of every column of a table in double precision, and the local spread of its values.
 
 Networks compute in single precision, where 1.7e9 and 1.7e9 + 60 are one number. So a model sees
 
     model = (value - origin) / scale        exactly in float64, then rounded to float32
 
-and everything that leaves it is told in the user's units again. Scales are powers of two: dividing by them rounds
+and everything that leaves it is converted back to the user's units. Scales are powers of two: dividing by them rounds
 nothing. A density in the user's units is that of the model times the Jacobian, `log_det`.
 """
 
@@ -83,7 +83,7 @@ class Frame(eqx.Module):
 
     @property
     def log_det(self) -> float:
-        """Log |d model / d value|, what a log density of the model gains in the user's units."""
+        """log|d model / d value|, to be added to a log density of the model for the user's units."""
         return -float(np.sum(np.log(self._scale)))
 
     @property
@@ -183,7 +183,7 @@ def _constant(values):
 
 
 def robust_spread(values: np.ndarray) -> Float[np.ndarray, " d"]:
-    """What is the standard deviation of a normal column, from its quartiles; of a column of ties the deviation."""
+    """Standard deviation estimated from the quartiles, exact for a normal column; plain for a column of ties."""
     values = np.asarray(values, np.float64)
     low, high = np.quantile(values, [0.25, 0.75], axis=0)
     quartiles = (high - low) / 1.349
@@ -195,7 +195,7 @@ def robust_spread(values: np.ndarray) -> Float[np.ndarray, " d"]:
 
 
 def heavy_tails(values: np.ndarray, names: Any) -> str:
-    """One line that names the columns with far outliers or values over many decades, and the remedy; or ""."""
+    """One line on columns with far outliers or values over many decades, and the remedy; "" if there are none."""
     values = np.asarray(values, np.float64)
     spread = robust_spread(values)
     size = np.maximum(np.abs(values).max(axis=0), 1e-300)
@@ -214,7 +214,7 @@ def heavy_tails(values: np.ndarray, names: Any) -> str:
 
 
 class LocalSpread(NamedTuple):
-    """How far the values of a column spread around each of its values: the slope of its quantiles by normal scores.
+    """The local spread of a column around each value: the slope of its quantiles against normal scores.
 
     Of a normal column that is the standard deviation everywhere; of values over many decades it follows the value.
 

@@ -1,4 +1,4 @@
-"""Interruptions (Ctrl-C) of a fit: what was reached is kept, and a first one waits for the result to be assembled."""
+"""Interruptions (Ctrl-C) of a fit: the best weights so far are kept, and the result is assembled first."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def until_interrupted(train: Callable[[], Result]) -> tuple[Result, bool]:
-    """What training returned, and whether it was interrupted; then it is what training had reached."""
+    """The result of training, and whether training was interrupted; then the result holds the best weights so far."""
     try:
         return train(), False
     except Interrupted as stop:

@@ -12,17 +12,17 @@ _LINE_EVERY = 15.0  # seconds between plain lines
 
 @runtime_checkable
 class Report(Protocol):
-    """Tell how far the work is: `report(0.4, "loss 1.23")`."""
+    """Show the share of the work that is done: `report(0.4, "loss 1.23")`."""
 
     def __call__(self, fraction: float, text: str = "") -> None: ...
 
 
 def unreported(fraction: float, text: str = "") -> None:
-    """A report to nobody."""
+    """A report that shows nothing."""
 
 
 def note(text: str, show: bool = True) -> None:
-    """One line on standard error, for what one should know about a fit that goes on; nothing without a text."""
+    """Write a line about a fit in progress to standard error; nothing if `text` is empty."""
     if text and show:
         sys.stderr.write(f"note: {text}\n")
         sys.stderr.flush()

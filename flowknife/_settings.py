@@ -1,7 +1,7 @@
 """Settings: one base class, one deep merge, one rule for settings without effect, and one-line errors.
 
 None means *open* in every configuration: the fit chooses the value from the data. A result keeps both, what was asked
-(`config`, open where nothing was said) and what was used (`used`).
+(`config`, with open settings left open) and what was used (`used`).
 """
 
 import difflib
@@ -22,11 +22,13 @@ Applies = Mapping[str, tuple[str, Sequence[str]]]
 class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Base of every configuration.
 
-    Unknown keys are errors, None is the same as leaving a field out, and a setting that `applies` says has no effect
-    with the other choices of the configuration is an error.
+    Unknown keys are errors, None is the same as leaving a field out, and a setting without effect, by `applies` and the
+    other choices of the configuration, is an error.
     """
 
     applies: ClassVar[Applies] = {}
+    chosen: ClassVar[Mapping[str, str]] = {}
+    """How a fit chooses what is open, where the description of a setting does not say: sentences by dotted key."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -38,7 +40,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: Any) -> Any:
-        """NumPy values become plain; text and truth values are not taken for numbers."""
+        """NumPy values become plain; text and truth values are not numbers."""
         value = value.tolist() if hasattr(value, "tolist") else value
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
         if kinds & {int, float} and not kinds & {str, bool} and _holds_words(value):
@@ -74,7 +76,7 @@ def asked(kind: type[Config], config: Config | None, settings: Mapping[str, Any]
 
 
 def given(config: pydantic.BaseModel) -> dict[str, Any]:
-    """The settings that a configuration says itself, nested; what it leaves at a default is left out."""
+    """The settings that were set explicitly, nested, without defaults."""
     return config.model_dump(exclude_unset=True, exclude_none=True)
 
 
@@ -156,7 +158,7 @@ def _explained(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) 
     """One line for the first thing that is wrong."""
     known = _fields(kind)
     first, *others = error.errors()
-    more = f" ({len(others)} more to mend)" if others else ""
+    more = f" ({len(others)} more errors)" if others else ""
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
@@ -196,6 +198,31 @@ def _fields(kind: type[pydantic.BaseModel], prefix: str = "") -> dict[str, Field
         else:
             fields[prefix + name] = field
     return fields
+
+
+def described(kind: type[Settings]) -> dict[str, tuple[str, str]]:
+    """The default and the meaning of every setting, by its dotted key; an open default is "chosen"."""
+    return {key: (_default(field), _meaning(field, kind.chosen.get(key, ""))) for key, field in _fields(kind).items()}
+
+
+def _default(field: FieldInfo) -> str:
+    return "chosen" if field.default is None else str(field.default).lower().removesuffix(".0")
+
+
+def _meaning(field: FieldInfo, chosen: str) -> str:
+    """The description, the options, and how the setting is chosen where it is open."""
+    text, _, default = (field.description or "").partition("; default")
+    if options := _options(field.annotation):
+        text = f"{text}; one of {', '.join(options)}" if text else f"one of {', '.join(options)}"
+    if field.default is not None:
+        return text
+    return f"{text}; default: {chosen or default.lstrip(': ') or 'none'}"
+
+
+def _options(annotation: Any) -> tuple[str, ...]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)
+    return next(filter(None, map(_options, typing.get_args(annotation))), ())
 
 
 def _kinds(annotation: Any) -> set[type]:

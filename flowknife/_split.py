@@ -10,24 +10,24 @@ import numpy as np
 from jaxtyping import Array, Int
 
 SHARE = 0.15
-"""The share of the rows that is held out where none is asked for; 0.1 where nothing is calibrated."""
+"""Default share of held-out rows; 0.1 without calibration."""
 
 _STOPPING_ALONE = 0.1
 _FEWEST = 3  # one for early stopping, two for calibration
 _RANKS = 3  # below alpha: with fewer the rate of false alarms varies much, and few discoveries are possible
 _SHARE_OF_FEW = 0.15
-_FEW_STOPPING = 15  # with fewer rows the best moment to stop is hardly seen; of small tables a tenth
+_FEW_STOPPING = 15  # with fewer rows the best time to stop is too noisy; small tables: a tenth
 
 
 class Sizes(NamedTuple):
-    """How many rows decide when to stop, and how many calibrate; all others are trained on."""
+    """Numbers of rows for early stopping and for calibration; all others are for training."""
 
     stopping: int
     calibration: int
 
 
 class Split(NamedTuple):
-    """Row numbers of the three parts, each in random order. Every row is in one part alone."""
+    """Row numbers of the three disjoint parts, each in random order."""
 
     train: Int[np.ndarray, " t"]
     stopping: Int[np.ndarray, " s"]
@@ -58,7 +58,7 @@ def split_sizes(
     most: Sizes = _MOST,
     spare: int | None = None,
 ) -> Sizes:
-    """How many rows are held out, and what for: one rule for all jobs.
+    """Numbers of held-out rows: one rule for all jobs.
 
     Early stopping gets a third of the held-out rows, but no more than a twentieth of all rows (of a small table a
     tenth, up to 15 rows, where no share is asked for); calibration gets the rest (of a small table up to 15 %, for
@@ -81,9 +81,9 @@ def split_sizes(
         wanted = max(round((_STOPPING_ALONE if share is None else share) * rows), 1)
         return Sizes(min(wanted, spare, most.stopping if share is None else rows), 0)
     wanted = round((SHARE if share is None else share) * rows)
-    held = min(max(wanted, min(_FEWEST, rows // 2)), spare)
-    stopping = min(max(min(round(held / 3), round(rows / 20)), 1), held)
-    calibration = held - stopping
+    held_out = min(max(wanted, min(_FEWEST, rows // 2)), spare)
+    stopping = min(max(min(round(held_out / 3), round(rows / 20)), 1), held_out)
+    calibration = held_out - stopping
     if share is None:
         few = min(round(_SHARE_OF_FEW * rows), fewest_calibration_rows(alpha, _RANKS))
         calibration = min(max(calibration, few), most.calibration)
@@ -94,13 +94,13 @@ def split_sizes(
     if calibration < needed:
         if share is None and 3 * needed <= rows and needed <= spare - stopping:
             return Sizes(stopping, needed)
-        if share is not None and held - max(held // 5, 1) >= needed:
-            return Sizes(held - needed, needed)
+        if share is not None and held_out - max(held_out // 5, 1) >= needed:
+            return Sizes(held_out - needed, needed)
         return Sizes(stopping, calibration)
     ranks = int(alpha * (calibration + 1)) + 1
     while (best := fewest_calibration_rows(alpha, ranks)) > calibration:
         ranks -= 1
-    return Sizes(stopping if share is None else held - best, best)
+    return Sizes(stopping if share is None else held_out - best, best)
 
 
 def split(rows: int, sizes: Sizes, key: Array, *, groups: Int[np.ndarray, " n"] | None = None) -> Split:

@@ -53,7 +53,7 @@ def raise_if_interrupted() -> None:
 
 
 def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
-    """Results of the calls, made in so many threads; with one, made here.
+    """Results of the calls, made in `threads` threads; with one, in the calling thread.
 
     An interruption reaches the threads through `raise_if_interrupted`. A second one waits for none of them.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from flowknife import _xla
 from flowknife.errors import InputError
 
-_xla.choose()  # here, since whatever computes comes by here first
+_xla.choose()  # here, since every module that computes imports this one
 
 Key = int | np.integer | Array | None
 """A source of randomness: an int (a seed), a JAX key, or None (fresh entropy)."""
@@ -87,7 +87,7 @@ def as_numbers(values: Any, name: str) -> np.ndarray:
             kinds = {np.asarray(value).dtype.kind for value in array.ravel()}
         unfit = [words for kind, words in _NOT_NUMBERS.items() if kind in kinds]
         numbers = np.zeros(0) if unfit else np.array(array, np.float64)
-    except Exception as error:  # whatever a foreign object does when it is asked for its numbers
+    except Exception as error:  # a foreign object may raise anything when it is converted
         raise InputError(f"got {type(values).__name__} as {name} ({error_in_words(error)}); expected numbers") from None
     if unfit:
         raise InputError(f"got {unfit[0]} as {name}; expected real numbers")

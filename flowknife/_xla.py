@@ -1,4 +1,4 @@
-"""A choice of XLA that pays on CPUs, for every process that uses flowknife; what the user has chosen stays."""
+"""A compiler flag of XLA that saves compile time on CPUs; a flag that the user has set stays."""
 
 import os
 

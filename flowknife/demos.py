@@ -1,4 +1,4 @@
-"""Every application on data that come along: each demo trains, writes a run and shows what came of it.
+"""Demos of every application on included data: each trains, writes a run and returns a section of the page.
 
 A demo is a function of (folder, quick) that writes a run with its report into the folder and returns a section for the
 page that shows all demos. A new one is one more entry of `DEMOS`.
@@ -43,7 +43,7 @@ def moons(folder: Path, quick: bool) -> "Section":
 
 
 def images(folder: Path, quick: bool) -> "Section":
-    """Application 2: handwritten digits, drawn anew and told from what is none; quick, 90 seconds at half the size."""
+    """Application 2: handwritten digits, generated, and outliers detected; quick, 90 seconds at half the size."""
     from flowknife.apps import images
     from flowknife.data import load_images
 
@@ -59,12 +59,12 @@ def images(folder: Path, quick: bool) -> "Section":
     model.report(folder, others=others)
     flagged = [int(model.score(batch)["flag"].sum()) for batch in (others, unseen)]
     text = (
-        "Images on the left, one latent per scale on the right. What is drawn from the right is a new image, and "
-        f"what is no digit stands out there: {flagged[0]} of {len(names)} other images are flagged, and "
-        f"{flagged[1]} of {len(unseen)} digits that were kept from training."
+        "Images on the left, one latent per scale on the right. A latent drawn from its law decodes to a new image. "
+        f"Anomaly detection flags {flagged[0]} of {len(names)} other images and {flagged[1]} of {len(unseen)} new "
+        "digits."
     )
     captions = {
-        "images.png": "Real digits, the same after the way there and back, and new ones.",
+        "images.png": "Real digits, the same digits encoded and decoded, and new ones.",
         "outliers.png": "Noise, blank, inverted and blurred images with their p-values.",
     }
     return _section("Images: generation and anomaly detection", "images", text, folder, model.model, captions)
@@ -80,13 +80,13 @@ def classify_images(folder: Path, quick: bool) -> "Section":
     model.save(folder, demo=True)
     model.report(folder)
     text = (
-        "Images on the left, the label and a latent on the right. Read to the right the model classifies: "
-        f"{model.metrics['accuracy']:.1%} of the held-out digits are right. Read to the left, with the label set, it "
+        "Images on the left, the label and a latent on the right. Left to right the model classifies: "
+        f"{model.metrics['accuracy']:.1%} of the held-out digits are right. Right to left, with the label set, it "
         "draws digits of that class."
     )
     captions = {
         "samples.png": "New digits, drawn class by class.",
-        "confusion.png": "What held-out digits were taken for.",
+        "confusion.png": "True and predicted classes of held-out digits.",
     }
     return _section("Classification of images", "classify-images", text, folder, model.model, captions)
 
@@ -135,7 +135,7 @@ def kinematics(folder: Path, quick: bool) -> "Section":
     )
     captions = {
         "problem.png": "Poses drawn for one place of the hand.",
-        "corner.png": "The same poses as numbers, beside exact ones.",
+        "corner.png": "The same poses as numbers, and exact ones.",
     }
     return _inverted("Estimation of ill-conditioned parameters", "kinematics", text, folder, posterior, captions)
 
@@ -148,11 +148,11 @@ def gravity(folder: Path, quick: bool) -> "Section":
     posterior = invert(gravity(), train=_short(1500) if quick else {})
     text = (
         "32 depths on the left, a latent on the right, and every coupling sees the 16 gravity anomalies: most of the "
-        "answer is not in the data, and the draws show what the data leave open"
+        "answer is not in the data, and the draws show the remaining uncertainty"
     )
     captions = {
         "problem.png": "Basins drawn for one anomaly.",
-        "predictive.png": "The anomalies of these basins, beside the observed one.",
+        "predictive.png": "The anomalies of these basins, and the observed one.",
     }
     return _inverted("Ill-posed inverse problem", "gravity", text, folder, posterior, captions)
 
@@ -179,12 +179,12 @@ def _inverted(title, name, text, folder, posterior, captions) -> "Section":
     posterior.save(folder, demo=True)
     posterior.report(folder)
     gained = posterior.metrics["prior_nll"] - posterior.metrics["nll"]
-    text = f"{text}. An observation tells {gained:.1f} nats about the parameters, on average over held-out pairs."
+    text = f"{text}. An observation gives {gained:.1f} nats of information, averaged over held-out pairs."
     return _section(title, name, text, folder, posterior.model, captions)
 
 
 def _short(steps: int) -> dict[str, Any]:
-    """Training of a quick demo: so many steps, on a slow machine as many as 90 seconds allow, of one candidate."""
+    """Training of a quick demo: `steps` steps, fewer if they take more than 90 seconds, of one candidate."""
     return {"steps": steps, "minutes": 1.5, "weight_decay": 0.0}
 
 
@@ -209,7 +209,7 @@ def run(name: str, folder: Path, quick: bool = True) -> Path:
 def run_all(folder: Path, quick: bool = True) -> Path:
     """Run every demo into `folder/NAME` and write `folder/report.html`, which shows all: first ends, then results.
 
-    A demo whose data are not installed is left out, and the page says so.
+    A demo whose data are not installed is left out, with a sentence on the page.
     """
     from flowknife.report import Section, write_report
 
@@ -223,7 +223,7 @@ def run_all(folder: Path, quick: bool = True) -> Path:
     shown = [section for section in sections if section.figures]
     overview = Section(
         f"{len(shown)} jobs, one network",
-        "What one has stands on the left, what one wants to reason about on the right: a job is only this choice.",
+        "The left end is what you have, the right end what you want to reason about: a job is only this choice.",
         [replace(section.figures[0], caption=f"{section.title}.") for section in shown],
     )
     results = [replace(section, figures=section.figures[1:]) for section in sections]
@@ -233,7 +233,7 @@ def run_all(folder: Path, quick: bool = True) -> Path:
 def other_images(digits: "np.ndarray") -> "tuple[np.ndarray, tuple[str, ...]]":
     """Images that are no digits, uint8 of the shape of `digits`, and their names.
 
-    Noise and blank images, and the digits themselves inverted and blurred: some of them are likelier than digits,
+    Noise and blank images, and the digits themselves inverted and blurred: some of them are more likely than digits,
     some less likely.
     """
     import numpy as np

@@ -1,4 +1,4 @@
-"""The errors a user can cause, in one tree; and `Interrupted`, which carries what a fit had reached.
+"""The tree of errors that a user can cause; and `Interrupted`, which carries the result of an interrupted fit.
 
     FlowknifeError
     ├── InputError (also ValueError)   an argument, a shape, a table or an image that cannot be used
@@ -8,7 +8,7 @@
     UserWarning
     └── CalibrationWarning   a fit without p-values, or whose p-values can never be small enough to flag anything
 
-Every message is one line that says what was got, what was expected and what to try. The command line catches
+Every message is one line: what was got, what was expected, what to try. The command line catches
 `FlowknifeError`, prints that line and exits with status 1; anything else is a defect of ours and keeps its traceback.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class FlowknifeError(Exception):
-    """Root of every error that a user can cause and mend."""
+    """Root of every error that a user can cause and fix."""
 
 
 class InputError(FlowknifeError, ValueError):
@@ -28,7 +28,7 @@ class StorageError(FlowknifeError, OSError):
 
 
 class TrainingError(FlowknifeError, RuntimeError):
-    """Training met a non-finite number; the message says where."""
+    """Training met a non-finite number; the message names the place."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,4 +50,4 @@ class Interrupted(KeyboardInterrupt):
 
 
 class CalibrationWarning(UserWarning):
-    """A fit has no p-values, or too few calibration rows for any p-value to be below alpha; the message says why."""
+    """A fit has no p-values, or too few calibration rows for a p-value below alpha; the message has the reason."""

@@ -1,7 +1,7 @@
-"""Doors for scikit-learn: `AnomalyDetector`, `FlowDensity`, `FlowClassifier`, `FlowRegressor`.
+"""Estimators for scikit-learn: `AnomalyDetector`, `FlowDensity`, `FlowClassifier`, `FlowRegressor`.
 
 Each fits in a pipeline, is cloned, searched and cross-validated like any estimator. What it fitted is in `flow_`, with
-all that a result of `flowknife.apps` can do. They work on whatever is a table of numbers, features of other networks
+all that a result of `flowknife.apps` can do. They work on any table of numbers, features of other networks
 too. Needs scikit-learn: `pip install "flowknife[sklearn]"`.
 
 >>> import flowknife as fk
@@ -37,7 +37,7 @@ Settings = Mapping[str, Any] | None
 
 
 class AnomalyDetector(OutlierMixin, BaseEstimator):
-    """Tells rows that are unlike the training rows, at the false-alarm rate that is asked for.
+    """Detects rows that are unlike the training rows, at a chosen false-alarm rate.
 
     A density is fitted to one part of the rows and calibrated with the other (split-conformal; Bates et al. 2023, arXiv
     2104.08279): of new rows of the same kind a share `contamination` is flagged and no more, whatever the data.
@@ -127,7 +127,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         return Scores({**rows, "p_value": p_value, **decisions})
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
-        """Log density less `offset_`: negative where the p-value is at most `contamination`."""
+        """Log density minus `offset_`: negative where the p-value is at most `contamination`."""
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
@@ -179,7 +179,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
 
 class FlowClassifier(ClassifierMixin, BaseEstimator):
-    """A classifier that knows the density of each class, and so what is of none of them.
+    """A classifier with a density per class, which also detects rows of no class.
 
     Args:
         settings: fields of `ClassifyConfig`.
@@ -187,7 +187,7 @@ class FlowClassifier(ClassifierMixin, BaseEstimator):
         verbose: show a progress bar.
 
     Attributes:
-        flow_: the fitted `Classifier`; its `score(X)["p_value"]` tells rows of no class.
+        flow_: the fitted `Classifier`; its `score(X)["p_value"]` is small for rows of no class.
         classes_: the labels, sorted.
     """
 
@@ -220,13 +220,13 @@ class FlowClassifier(ClassifierMixin, BaseEstimator):
         return Scores({**found, "label": self.classes_[found["label"]]}, found.note)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The likeliest class of each row."""
+        """The most probable class of each row."""
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
 
 class FlowRegressor(RegressorMixin, BaseEstimator):
-    """Regression that knows the whole distribution p(y | X) of its targets.
+    """Regression with the whole distribution p(y | X) of the targets.
 
     Args:
         draws: from p(y | X) for each row, of which means and quantiles are taken.

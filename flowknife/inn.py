@@ -111,7 +111,7 @@ def _with_default(blocks, kind, default):
 
 
 class Partition(eqx.Module):
-    """What stands at the two ends of a network, and what conditions it.
+    """The blocks at the two ends of a network, and its conditions.
 
     Args:
         left: blocks of data (`Data`, `Pixels`) and blocks drawn by the model (`Noise`, `Pad`).
@@ -326,7 +326,7 @@ class INN(eqx.Module):
         return self.decode(right, **given)
 
     def initialise(self, x: Any, *, key: Key = None, **given: Any) -> "INN":
-        """Fit what has a closed form (actnorm, principal rotations) to one batch of data."""
+        """Fit closed-form parameters (actnorm, principal rotations) to one batch of data."""
         left = self.left_end(x, key=key, **given)
         fitted, _ = self.bijection.initialise(left.array, left.cond)
         return eqx.tree_at(lambda inn: inn.bijection, self, fitted)
@@ -356,7 +356,7 @@ class INN(eqx.Module):
     # -- the ends as the network takes them: continuous, with log-determinants ---------------------------------------
 
     def left_end(self, x: Any, *, key: Key = None, **given: Any) -> LeftEnd:
-        """Data, what the model draws beside them, and conditions, ready for the bijection; arguments of `log_prob`."""
+        """Data, drawn noise and conditions, ready for the bijection; arguments of `log_prob`."""
         known = self._check_given(given)
         values = _as_blocks(x, self.partition.data, "data", extra=[block.name for block in self.partition.left])
         batch = _batch_of(values, [block for block in self.partition.left if block.name in values])

@@ -1,6 +1,6 @@
-"""Laws of blocks: what is known about the numbers at an end of the network.
+"""Laws of blocks: densities on the right, sources on the left.
 
-A law on the right is a normalised density of its block. A law on the left says how the block's values come about: data
+A law on the right is a normalised density of its block. A law on the left is the source of the block's values: data
 as they are, images that are dequantised, noise or padding drawn fresh for every batch.
 
 Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log densities have shape `batch`, in nats.
@@ -79,7 +79,7 @@ def require_finite_draws(rows: np.ndarray, temperature: Any) -> np.ndarray:
 
 
 def beyond_range(log_prob: Float[Array, "..."], missing: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """Log densities with -inf in the place of NaN, which is what numbers too large for the precision end in.
+    """Log densities with -inf instead of NaN, which numbers beyond the range of the precision lead to.
 
     So far out any density of this library is below the smallest number. A row that has NaN itself, `missing`, keeps it.
     """
@@ -87,7 +87,7 @@ def beyond_range(log_prob: Float[Array, "..."], missing: Bool[Array, "..."]) -> 
 
 
 def _normal(key, shape):
-    """Standard normal draws, the same ones of a key whatever the precision in use."""
+    """Standard normal draws, equal for a key in single and double precision."""
     return jax.random.normal(key, shape, jnp.float32)
 
 
@@ -152,7 +152,7 @@ class Given(Law):
 
 
 class Padding(Law):
-    """N(0, scale^2 I), for dimensions that carry nothing.
+    """N(0, scale^2 I), for dimensions without information.
 
     Args:
         scale: standard deviation.
@@ -304,7 +304,7 @@ class Source(eqx.Module):
         return value
 
     def log_noise(self, value: Array, shape: Shape) -> Array | float:
-        """Log density, given the data, of the noise that `prepare` has added to them: `log_prob` is less by so much."""
+        """Log density, given the data, of the noise that `prepare` has added; subtracted in `log_prob`."""
         return 0.0
 
     def restore(self, value: Array) -> Array:
@@ -316,7 +316,7 @@ class Data(Source):
     """Data, as given."""
 
 
-# u in (0, 1) may come so close to its ends: 255 + u is still told from 255, and not rounded up to 256
+# u in (0, 1) may come so close to its ends: 255 + u still differs from 255, and not rounded up to 256
 _LEAST_NOISE = 2**-16
 
 

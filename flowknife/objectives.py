@@ -109,7 +109,7 @@ def information_bottleneck(
 
 
 def matching_latent(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
-    """MMD^2 between (z, y) of the encoded batch and (N(0, I), y): z is normal and knows nothing of y.
+    """MMD^2 between (z, y) of the encoded batch and (N(0, I), y): z is normal and independent of y.
 
     Ardizzone et al. 2019 (arXiv 1808.04730, eq. 3); y is detached, so that only z is trained. The kernel is
     sum_a a^2 / (a^2 + d^2), a in {0.05, 0.2, 0.9}, d the distance per root of the dimension, y in standard deviations.
@@ -133,11 +133,11 @@ def matching_data(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
     the kernel is that of `matching_latent`.
     """
     left, known = split_batch(model, batch)
-    made = model.sample_left(key, (), **known)
+    decoded = model.sample_left(key, (), **known)
     rows = len(next(iter(known.values())))
     names = [block.name for block in model.partition.data]
     x = jnp.concatenate([jnp.asarray(left[name]).reshape(rows, -1) for name in names], axis=-1)
-    drawn = jnp.concatenate([made[name].reshape(rows, -1) for name in names], axis=-1)
+    drawn = jnp.concatenate([decoded[name].reshape(rows, -1) for name in names], axis=-1)
     loc, scale = jnp.mean(x, axis=0), jnp.std(x, axis=0) + 1e-6
     y = jnp.concatenate([_standardised(jnp.asarray(value).reshape(rows, -1)) for value in known.values()], axis=-1)
     ends = [jnp.concatenate([(side - loc) / scale, y], axis=-1) for side in (x, drawn)]
@@ -145,7 +145,7 @@ def matching_data(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
 
 
 def independence(log_prior: Callable[[Array], Array]) -> Objective:
-    """The term that asks z to know nothing of y, for a model x <-> [y, z] of data with a known prior density.
+    """Penalty on the dependence of z and y, for a model x <-> [y, z] of data with a known prior density.
 
         E[(log q(y, z) - log q(y, z*) - (log N(z) - log N(z*)))^2],   z* ~ N(0, I)
         log q(y, z) = log p(x(y, z)) + log|dx / d(y, z)|
@@ -161,7 +161,7 @@ def independence(log_prior: Callable[[Array], Array]) -> Objective:
         right = model.encode(left, key=key, **known)
         latent = [block for block in model.partition.right if not block.law.known]
         keys = jax.random.split(key, len(latent))
-        anew = right | {b.name: jax.random.normal(k, right[b.name].shape) for b, k in zip(latent, keys, strict=True)}
+        fresh = right | {b.name: jax.random.normal(k, right[b.name].shape) for b, k in zip(latent, keys, strict=True)}
         data = model.partition.data[0].name
 
         def log_q(values):
@@ -173,7 +173,7 @@ def independence(log_prior: Callable[[Array], Array]) -> Objective:
         def log_normal(values):
             return sum(block.law.log_prob(values[block.name], block.shape) for block in latent)
 
-        change = log_q(right) - log_q(anew) - (log_normal(right) - log_normal(anew))
+        change = log_q(right) - log_q(fresh) - (log_normal(right) - log_normal(fresh))
         return jnp.mean(jnp.clip(change, -30.0, 30.0) ** 2)
 
     return objective

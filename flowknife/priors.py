@@ -4,7 +4,7 @@
     log_prob(theta) = log N(u; 0, I) + log_det          -inf outside of the support
     sample(key, n)  = decode(standard normal draws)
 
-A network that works on u and ends in `prior.bijection.decode` therefore cannot leave the support, whatever it says.
+A network that works on u and ends in `prior.bijection.decode` therefore cannot leave the support.
 
 Parameters far from zero, such as Uniform(1.7e9, 1.7e9 + 1), are more than single precision can tell apart. Their prior
 has a `frame`, which keeps origin and scale in double precision, and `inner` is the prior of (theta - origin) / scale.
@@ -372,7 +372,7 @@ def Histogram(edges: Numbers, weights: Numbers, *, names: Words = None, units: W
 
 
 def Fixed(value: Numbers, *, names: Words = None, units: Words = None) -> Prior:
-    """Parameters that are known: each always has its value, which every posterior gives back exactly.
+    """Known parameters: each has its value, also in every posterior, exactly.
 
     They are part of `Product({"a": Uniform(0, 1), "b": Fixed(3.0)})`; the density is that of the other parameters.
 
@@ -526,7 +526,7 @@ def _names_of_part(name: str, prior: Prior) -> Sequence[str]:
 
 
 def likeliest(theta: Float[np.ndarray, "n d"], names: Words = None) -> Prior:
-    """A prior of independent parameters from draws: uniform, normal or log-normal each, whichever is likeliest.
+    """A prior of independent parameters from draws: for each, the most likely of uniform, normal and log-normal.
 
     The bounds of a uniform component lie beyond its extreme draws by the mean distance between neighbours; a component
     that never varies is `Fixed`.

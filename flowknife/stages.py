@@ -21,7 +21,7 @@ from flowknife.multiscale import independent_levels
 from flowknife.objectives import Objective
 from flowknife.train import Training, fit
 
-_NUMBERS_FOR_START = 60_000_000  # closed-form parts are fitted to at most so many numbers
+_NUMBERS_FOR_START = 60_000_000  # closed-form parts are fitted to at most this many numbers
 
 History = dict[str, list[float]]
 
@@ -43,12 +43,12 @@ class Trained(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What is trained at one time.
+    """A part that is trained on its own.
 
     Attributes:
         level: 0 is the coarsest, -1 all together.
         share: of the time, relative to those of the other stages.
-        label: what the progress bar says.
+        label: the text of the progress bar.
         where: the part of the model.
         objective: of that part.
         held_out_objective: that of held-out rows, where the other one augments.
@@ -76,7 +76,7 @@ def fit_stages(
     alone: int = 0,
     parallel: int = 1,
 ) -> Trained:
-    """Train the parts of a model within one time budget; what one leaves of its time the others have.
+    """Train the parts of a model within one time budget; time that one part leaves goes to the others.
 
     Args:
         model: the model to start from, its closed-form parts fitted.
@@ -86,8 +86,8 @@ def fit_stages(
         stages: in their order; their parts do not overlap.
         key: JAX key.
         show_progress: show progress bars.
-        alone: the first so many stages come before all others, which see what these have learned.
-        parallel: the others run in so many threads; from 2 on they do not see what each other has learned.
+        alone: the first `alone` stages come before all others, which see their results.
+        parallel: the others run in this many threads; with 2 or more they do not see each other's results.
 
     Returns:
         the model and how training went. After an interruption the parts that were trained keep their best weights.

@@ -5,7 +5,7 @@ path in that tree. Nothing in the file can run code: only classes defined in flo
 by field, from numbers, strings and arrays.
 
 A run directory holds `run.json` (the `Record`), `model.safetensors`, `history.csv`, `figures/`, `report.html` and
-`skipped.csv`. Every file is written beside its place and moved there, so that a reader never meets half of one.
+`skipped.csv`. Every file is written next to its place and moved there, so that a reader never meets half of one.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def _classes() -> dict[str, type[eqx.Module]]:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
-    """A temporary path beside `path` that takes its place when the block succeeds."""
+    """A temporary path next to `path` that replaces it when the block succeeds."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -59,24 +59,30 @@ class Training(Settings):
 
     epochs: float | None = pydantic.Field(None, gt=0, description="passes over the training rows")
     steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps")
-    minutes: float | None = pydantic.Field(None, gt=0, description="time budget, compilation included")
+    minutes: float | None = pydantic.Field(None, gt=0, description="time budget in minutes, compilation included")
     batch_size: int | None = pydantic.Field(None, ge=1, description="rows per step")
     learning_rate: float | None = pydantic.Field(None, gt=0, description="peak learning rate")
-    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = "adam"
-    schedule: Literal["cosine", "exponential", "constant"] = "cosine"
+    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = pydantic.Field(
+        "adam", description="rule that turns gradients into steps"
+    )
+    schedule: Literal["cosine", "exponential", "constant"] = pydantic.Field(
+        "cosine", description="course of the learning rate after the warm-up"
+    )
     decay: float | None = pydantic.Field(
         None, gt=0, le=1, description="final / peak rate of the exponential schedule; default 0.01"
     )
     warmup: int = pydantic.Field(100, ge=0, description="steps of linear warm-up")
     clip: float = pydantic.Field(5.0, gt=0, description="largest global norm of the gradient")
     weight_decay: float | None = pydantic.Field(
-        None, ge=0, description="L2, decoupled from the gradient's scaling (AdamW)"
+        None, ge=0, description="pull of the weights to zero, per unit of learning rate (AdamW)"
     )
     average: float | None = pydantic.Field(None, ge=0, lt=1, description="decay of the moving average of the weights")
     validation: float | None = pydantic.Field(
         None, ge=0, lt=1, description="share of the rows held out for early stopping and calibration; default 0.15"
     )
-    evaluate_every: int | None = pydantic.Field(None, ge=1, description="steps between evaluations")
+    evaluate_every: int | None = pydantic.Field(
+        None, ge=1, description="steps between evaluations; default: one pass over the rows, at least 100"
+    )
     patience: int | None = pydantic.Field(
         None, ge=0, description="evaluations without improvement before stopping; 0: train to the end"
     )
@@ -94,7 +100,7 @@ class Training(Settings):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training returned.
+    """The result of training.
 
     Attributes:
         model: the best averaged weights.
@@ -227,7 +233,7 @@ def _finite_rows(array):
 
 
 def _initialise(model, batch, key):
-    # a row that is not finite will be told by the first step; here it would spoil what is fitted to the others
+    # a non-finite row is reported by the first step; here it would spoil the fit to the others
     finite = np.all([_finite_rows(array) for array in batch.values()], axis=0)
     if not finite.any():
         return model

@@ -207,7 +207,7 @@ def odd_folder(tmp_path):
         "long.png": "longer than 20 to 1",
         "notes.txt": "not an image",
         "pipe.png": "not a file",
-        "text.jpg": "not an image, whatever its name says",
+        "text.jpg": "not an image, despite its name",
         "tiny.png": "smaller than 4 pixels on a side",
     }
 

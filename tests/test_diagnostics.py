@@ -244,7 +244,7 @@ def predictions(n: int = 40_000, sharpen: float = 1.0):
 def test_calibrated_probabilities_have_no_error_but_noise():
     result = diagnostics.reliability(*predictions())
     assert result.error < 2 * result.noise and result.noise < 0.01
-    assert result.check.passed and "are frequencies" in result.verdict
+    assert result.check.passed and "are calibrated" in result.verdict
     seen = result.counts > 500
     np.testing.assert_allclose(result.accuracy[seen], result.confidence[seen], atol=0.05)
 

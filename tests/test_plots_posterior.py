@@ -156,7 +156,7 @@ def test_predictive_counts_what_lies_inside():
 def test_confusion_tells_the_worst_pair_in_its_direction():
     figure = plots.confusion([[5, 0, 0], [4, 5, 1], [0, 0, 5]], ["cat", "dog", "cow"])
     sentence = figure.get_suptitle().replace("\n", " ")
-    assert sentence == "15 of 20 right (75.0%); most often dog is taken for cat (4)."
+    assert sentence == "15 of 20 right (75.0%); most often dog is predicted as cat (4)."
     image = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(image, [[1, 0, 0], [0.4, 0.5, 0.1], [0, 0, 1]])
 

@@ -11,20 +11,13 @@ import yaml
 
 import flowknife as fk
 from flowknife import apps
-from flowknife._settings import _fields
-from flowknife.cli._fit import SETTINGS
 from flowknife.data import digits, load_images, write_folder
 from flowknife.errors import InputError
 from flowknife.recipes import RECIPES, recipe
 from tests.command import call, refused, rows_of
+from tests.settings import CONFIGS
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
-CONFIGS = {
-    "density": apps.DensityConfig,
-    "images": apps.ImagesConfig,
-    "classify": apps.ClassifyConfig,
-    "invert": apps.InvertConfig,
-}
 TINY = {"architecture": "glow", "levels": 1, "steps_per_level": 1, "width": 8}
 
 
@@ -132,13 +125,6 @@ def test_an_end_of_training_takes_the_place_of_the_recipes(tmp_path, asked, end)
     train = {"clip": 2, end.partition("=")[0].removeprefix("train."): 20}
     assert asked[0].train == fk.Training.model_validate(train)
     assert asked[0].train.model_fields_set == train.keys()
-
-
-@pytest.mark.parametrize("application", SETTINGS)
-def test_help_tells_every_setting(application):
-    told = re.search(r"Settings: ([^:]*)\.\n", call("fit", application, "--help").stdout)
-    assert told is not None
-    assert re.split(r",\s+", told[1]) == list(_fields(CONFIGS[application]))
 
 
 @pytest.fixture(scope="module")

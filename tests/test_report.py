@@ -89,11 +89,11 @@ def test_metrics_have_names_numbers_and_units(tmp_path):
         "parameters": 1234567,
         "mmd": float("nan"),
     }
-    text = write_report(tmp_path, "t", [], values).read_text(encoding="utf-8")
+    text = write_report(tmp_path, "t", [], values, item="row").read_text(encoding="utf-8")
     cells = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td>', text)
     assert cells == [
         ("Negative log-likelihood, held out", "−1.235", "nats per row"),
-        ("Bits per dimension, held out", "3", "bits"),
+        ("Bits per dimension, held out", "3", "bits/dim"),
         ("Posterior error", "0.0001235", "km"),
         ("Best layer", "third", ""),
         ("Trained parameters", "1,234,567", "numbers"),
@@ -172,3 +172,36 @@ def test_ends_are_drawn_inside_the_frame_without_overlap(counts):
 def test_an_end_without_a_block_is_an_error():
     with pytest.raises(InputError, match="at least one"):
         ends_svg([], ["z"])
+
+
+def test_a_page_of_a_run_shows_date_data_settings_versions_and_units(tmp_path):
+    from types import SimpleNamespace
+
+    import flowknife as fk
+    from flowknife.report import write_page
+    from flowknife.storage import write_json
+
+    identity = fk.bijections.Permute([1, 0])
+    model = fk.INN([fk.Block("x", 2)], [fk.Block("z", 2)], identity)
+    config = fk.DensityConfig.model_validate({"width": 32, "train": {"steps": 5}})
+    used = config.completed(smoothing=0.1)
+    result = SimpleNamespace(
+        application="density", config=config, used=used, facts={"rows": 7}, metrics={"nll": 1.5}, model=model
+    )
+    folder = tmp_path / "points"
+    record = {
+        "format": 2,
+        "application": "density",
+        "created": "2026-01-02 03:04 UTC",
+        "data": {"source": "points.csv"},
+        "versions": {"flowknife": "1.2.3"},
+    }
+    write_json(folder / "run.json", record)
+    page = read(write_page(result, folder, [Section("Checks", "", table=[("Check", "Value"), ("a < b", "1")])]))
+    text = "\n".join(page.words)
+    assert page.words[:2] == ["points: density"] * 2  # of the tab and of the page
+    for part in ("2026-01-02 03:04 UTC", "points.csv", "flowknife 1.2.3", "nats per row", "a < b"):
+        assert part in text
+    cells = [page.words[page.words.index(name) :][:3] for name in ("width", "train.steps")]
+    assert cells == [["width", "32", "32"], ["train.steps", "5", "5"]]
+    assert page.words[page.words.index("smoothing") + 1] == "0.1"  # chosen by the fit

@@ -18,7 +18,7 @@ SMALL = 3072  # numbers of an image of 32 x 32 in colour
 
 
 class Look(NamedTuple):
-    """What a model says of images: the `level_features`, the latents `(n, H W C)`, the finest `max_local_energy`."""
+    """Features of images under a model: `level_features`, latents `(n, H W C)`, the finest `max_local_energy`."""
 
     levels: np.ndarray
     latents: np.ndarray
@@ -52,7 +52,7 @@ def bits_of(model, features):
 
 
 def look(model, pixels, report: Report = unreported) -> Look:
-    """A `Look` at every image."""
+    """The features of every image, in batches."""
     # the same noise for every batch: images differ by what they show, not by a draw
     levels, latents, energy = map_batches(lambda part: _look(model, part, as_key(0)), pixels, report=report)
     return Look(levels.astype(np.float64), latents, energy)
@@ -66,7 +66,7 @@ def _bits_at(model, pixels, key, first, last):
 
 
 def bits_at(model, pixels, levels: range, report: Report = unreported):
-    """Bits/dim of the levels in this range alone, `(n, len(levels))`; what they do not need is never computed."""
+    """Bits/dim of the levels in this range, `(n, len(levels))`; other levels are not computed."""
     if pixels[0].size <= SMALL:  # computing all takes less than compiling another program
         return level_bits(model, look(model, pixels, report).levels)[:, levels]
 
@@ -83,7 +83,7 @@ def _local(model, pixels):
 
 
 def local_maps(model, pixels):
-    """Log-density at each place, in nats per latent, for every level that has places: arrays (n, h, w)."""
+    """Log-density at each place, in nats per latent, for every level with spatial positions: arrays (n, h, w)."""
     return map_batches(lambda part: _local(model, part), pixels)
 
 
@@ -92,7 +92,7 @@ Term = tuple[Array, Array]
 
 
 def level_features(terms: Sequence[Term]) -> Array:
-    """What an anomaly detector should look at: numbers that are the same for all images of a kind, up to chance.
+    """Features for an anomaly detector, which vary only by chance among images of one kind.
 
     Per level the log of the latents' root mean square, as a whole and channel by channel where it has places, and
     bits/dim. The channels tell an image of too little detail of one kind (blurred, say) from one that has merely
@@ -123,7 +123,7 @@ def log_spread(z: Array) -> Array:
 
 
 def max_local_energy(z: Array) -> Array:
-    """Log of the largest mean square of the latents at one place, of each latent of a batch; of all, without places."""
+    """Log of the largest mean square of the latents at one place, for each image; over all latents, without places."""
     channels = z.shape[-1] if z.ndim == 4 else z[0].size
     at_place = jnp.mean(z.reshape(len(z), -1, channels) ** 2, axis=-1)
     return jnp.log(jnp.max(at_place, axis=1) + 1e-6)

@@ -12,7 +12,7 @@ _POSITIONS = (0, 1, 2, 3)  # the same, for maps: a place of the finest level is 
 
 
 def moved(pixels, by):
-    """Down and to the right; what comes in repeats the border."""
+    """Images moved down and to the right; the border is repeated."""
     height, width = pixels.shape[1:3]
     return np.pad(pixels, ((0, 0), (by, 0), (by, 0), (0, 0)), mode="edge")[:, :height, :width]
 
@@ -22,9 +22,9 @@ def maps_by_position(model, pixels) -> list[Maps]:
     return [local_maps(model, moved(pixels, by)) for by in _POSITIONS]
 
 
-def anomaly_maps_of(maps: list[Maps], usual: list[Maps], shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
-    """`standardise_maps` of each position, moved back; their mean, which is finer than a place."""
-    found = [standardise_maps(here, held, shape) for here, held in zip(maps, usual, strict=True)]
+def anomaly_maps_of(maps: list[Maps], reference: list[Maps], shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
+    """Mean of the `standardise_maps` of all positions, each moved back: finer than the grid of a level."""
+    found = [standardise_maps(here, normal, shape) for here, normal in zip(maps, reference, strict=True)]
     back = [
         np.pad(each, ((0, 0), (0, by), (0, by)), mode="edge")[:, by:, by:]
         for by, each in zip(_POSITIONS, found, strict=True)
@@ -32,18 +32,18 @@ def anomaly_maps_of(maps: list[Maps], usual: list[Maps], shape: tuple[int, int])
     return np.mean(back, axis=0)
 
 
-def standardise_maps(maps: Maps, usual: Maps, shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
-    """How many standard deviations less likely than usual each place is, the levels added, shape (n, height, width).
+def standardise_maps(maps: Maps, reference: Maps, shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:
+    """Standard deviations by which each place is less likely than in held-out images, over all levels, (n, h, w).
 
     Args:
         maps: of images.
-        usual: of held-out images; each place is compared with itself in these, a corner with corners.
+        reference: of held-out images; each place is compared with itself in these, a corner with corners.
         shape: (height, width) of the images.
     """
     total = np.zeros((len(maps[0]), *shape))
-    for level, held in zip(maps, usual, strict=True):
-        spread = held.std(axis=0) + 0.1 * held.std()
-        total += _enlarged((held.mean(axis=0) - level) / spread, shape)
+    for level, normal in zip(maps, reference, strict=True):
+        spread = normal.std(axis=0) + 0.1 * normal.std()
+        total += _enlarged((normal.mean(axis=0) - level) / spread, shape)
     return total / np.sqrt(len(maps))
 
 

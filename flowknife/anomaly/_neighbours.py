@@ -38,7 +38,7 @@ class Nearest(NamedTuple):
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Training images, small, and how far each of them is from the others.
+    """Small training images, and the distance of each from its nearest others.
 
     The distance of two images is that of their gradients, where each place may be moved by a pixel, as a stroke or a
     whisker is without being another one:
@@ -60,7 +60,7 @@ class Neighbours:
 
     @classmethod
     def fit(cls, images: ImageArray, mirrored: bool, report: Report = unreported) -> "Neighbours":
-        """Of `thumbnails`."""
+        """Compute the distances among `thumbnails`."""
         alone = cls(images, mirrored, np.zeros(len(images)))
         if len(images) == 1:
             return alone
@@ -73,15 +73,15 @@ class Neighbours:
         return Nearest(self.images[order], distances)
 
     def local_outlier(self, pixels: ImageArray, own: int = 0, report: Report = unreported) -> Float[np.ndarray, " n"]:
-        """How much farther each image is from its neighbours than these are from theirs.
+        """Distance of each image from its neighbours, minus the distance of these neighbours from theirs.
 
         The mean distance from the 5 nearest, less the mean spacing of the 20 nearest, since some kinds of images lie
         closer than others: a local outlier factor (Breunig et al. 2000, doi 10.1145/335191.335388) as a difference.
 
         Args:
             pixels: images.
-            own: the first so many are the first of the training images, none of which is its own neighbour.
-            report: told how far it is.
+            own: number of leading images that are also the first training images; none is its own neighbour.
+            report: shows the progress.
         """
         order, distances = self._find(pixels, _AROUND, own, report)
         return distances[:, :_NEAREST].mean(axis=1) - self.spacing[order].mean(axis=1)
@@ -126,7 +126,7 @@ class Neighbours:
 
 
 def thumbnails(pixels: ImageArray) -> ImageArray:
-    """Images at a whole fraction of their size, 32 pixels at most, each pixel the mean of those it stands for."""
+    """Images shrunk by a whole factor to at most 32 pixels, by block means."""
     return np.round(_reduced(pixels, -(-max(pixels.shape[1:3]) // _THUMBNAIL))).astype(np.uint8)
 
 

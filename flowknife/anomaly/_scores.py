@@ -1,4 +1,4 @@
-"""Anomaly features of an image (against changed forms of it, its PNG file, training images) and their detector."""
+"""Anomaly features of an image (against transformed copies, its PNG file, training images) and their detector."""
 
 import io
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def _blurred(pixels):
 
 
 class View(NamedTuple):
-    """A changed form of an image, which is compared with the image.
+    """A transformed copy of an image, which is compared with the image.
 
     Attributes:
         name: of the form.
@@ -84,9 +84,9 @@ class Features(NamedTuple):
 
 
 def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarray, " n"]:
-    """Bits per dimension of each image of `bits` bits as a PNG file: what a simple code needs for it.
+    """Bits per dimension of each image of `bits` bits as a PNG file, a simple code.
 
-    A likelihood is high for whatever is simple; minus log-likelihood less these bits says how much of it was due to
+    The likelihood of simple images is high; minus log-likelihood minus these bits shows how much of it was due to
     that (Serrà et al. 2020, arXiv 1909.11480, eq. 2).
     """
     from PIL import Image
@@ -102,34 +102,34 @@ def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarra
 def complexity(
     pixels: UInt8[np.ndarray, "n h w c"], bits_per_dim: Float[np.ndarray, " n"], bits: int
 ) -> Float[np.ndarray, " n"]:
-    """Bits/dim of a model less those of a PNG file, of images of `bits` bits."""
+    """Bits/dim of a model minus those of a PNG file, for images of `bits` bits."""
     return bits_per_dim - png_bits(pixels, bits)
 
 
 def features_of(model, pixels, neighbours: Neighbours, own: int = 0, report: Report = unreported) -> Features:
     """The anomaly features of images.
 
-        upside_down, inverted: bits/dim of the image less those of the reversed one, mean over the coarse levels
-        blur_gap:              bits/dim of the blurred image less those of the image, at the finest level
+        upside_down, inverted: bits/dim of the image minus those of the reversed one, mean over the coarse levels
+        blur_gap:              bits/dim of the blurred image minus those of the image, at the finest level
         local_energy:          log of the largest mean square of the finest latents at one position, over all shifts
         local_outlier:         local outlier score among the training images, see `Neighbours`
-        complexity:            bits/dim less those of a PNG file
+        complexity:            bits/dim minus those of a PNG file
 
     Args:
         model: of the images.
         pixels: images, uint8 (n, H, W, C).
         neighbours: training images.
-        own: so many of the first images are the first of the training images.
+        own: number of leading images that are also the first training images.
         report: progress callback.
     """
 
     def part(i: int) -> Report:
         return lambda fraction, text="": report((i + fraction) / (1 + len(VIEWS)), text)
 
-    seen = look(model, pixels, part(0))
-    own_bits = level_bits(model, seen.levels)
+    plain = look(model, pixels, part(0))
+    own_bits = level_bits(model, plain.levels)
     ranges = {"coarse": _coarse_levels(model), "finest": range(own_bits.shape[1])[-1:], "all": range(own_bits.shape[1])}
-    excess, energies = {}, [seen.local_energy]
+    excess, energies = {}, [plain.local_energy]
     for i, view in enumerate(VIEWS, start=1):
         changed, levels = view.change(pixels), ranges[view.levels]
         if view.levels == "all":
@@ -145,10 +145,10 @@ def features_of(model, pixels, neighbours: Neighbours, own: int = 0, report: Rep
         "blur_gap": -excess["blurred"][:, 0],
         "local_energy": np.max(energies, axis=0),
         "local_outlier": neighbours.local_outlier(pixels, own),
-        "complexity": complexity(pixels, bits_of(model, seen.levels), model.partition.left[0].law.bits),
+        "complexity": complexity(pixels, bits_of(model, plain.levels), model.partition.left[0].law.bits),
     }
     shifts = np.concatenate([excess[view.name] for view in VIEWS if view.levels == "all"], axis=1)
-    return Features({name: one_sided[name] for name in ONE_SIDED}, seen.levels, shifts, seen.latents)
+    return Features({name: one_sided[name] for name in ONE_SIDED}, plain.levels, shifts, plain.latents)
 
 
 def _coarse_levels(model) -> range:

@@ -35,7 +35,7 @@ def jet(
     memory: Memory = "standard",
     key: Key = None,
 ) -> Bijection:
-    """Jet (Kolesnikov et al. 2024, arXiv 2412.15129): affine couplings of patches, steered by vision transformers.
+    """Jet (Kolesnikov et al. 2024, arXiv 2412.15129): affine couplings of patches, parametrised by vision transformers.
 
     One cut into patches, then `couplings` times: a fixed random permutation of the patches' channels, and a coupling
     in which the first half of every patch moves the other one. No levels and no factor-out; the one actnorm at the

@@ -1,4 +1,4 @@
-"""Stacks for vectors, and what all stacks choose by name."""
+"""Stacks for vectors, and the layers that all stacks choose by name."""
 
 from functools import partial
 

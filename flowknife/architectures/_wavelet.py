@@ -54,7 +54,7 @@ def wavelet(
     """Wavelet flow: global first, local after.
 
     An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours, turned so that
-    its coarsest numbers are the coefficients of the leading principal directions of the whole image, which know what
+    its coarsest numbers are the coefficients of the leading principal directions of the whole image, which contain what
     eyes and ears have to do with each other. These go through a small dense flow; the details of each level go through
     local couplings, given the image as the coarser levels show it. One bijection, one latent per level; levels can be
     trained one by one, since no level's parameters appear in another's term.
@@ -93,7 +93,7 @@ def lattice(
     leading: Callable[[int], Bijection] | None = None,
     key: Key = None,
 ) -> Bijection:
-    """Every second pixel, then those between, given the ones before: for images that are flat for the most part.
+    """Polyphase flow: every second pixel first, then those between given the first; for images that are mostly flat.
 
     As `wavelet`, but with pixels in the place of averages and differences (Reed et al. 2017, arXiv 1703.03664), each as
     the normal score of its value. Where most pixels are black or white, the noise that makes them continuous stays

@@ -1,4 +1,4 @@
-"""Masked autoregressive flows: every element steered by the ones before it."""
+"""Masked autoregressive flows: every element is transformed given the ones before it."""
 
 import equinox as eqx
 import jax

@@ -97,7 +97,7 @@ class Bijection(eqx.Module):
         """
 
     def initialise(self, x: Float[Array, "..."], cond: Cond = None) -> tuple["Bijection", Float[Array, "..."]]:
-        """Fit what has a closed form to one batch; return the fitted bijection and `encode(x)`."""
+        """Fit closed-form parameters to one batch; return the fitted bijection and `encode(x)`."""
         return self, self.encode(x, cond)[0]
 
     # -- blocks of the right end --------------------------------------------------------------------------------------
@@ -114,11 +114,11 @@ class Bijection(eqx.Module):
 
     @property
     def coarsest(self) -> "Bijection":
-        """The flow of what is left after everything has been factored out; its input is `encode_coarsest`."""
+        """The flow of the coarsest block, after all others are factored out; its input is `encode_coarsest`."""
         return self
 
     def encode_coarsest(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
-        """What enters `coarsest`."""
+        """The input of `coarsest`."""
         return x
 
     def encode_blocks(
@@ -231,7 +231,7 @@ def sum_event(x: Float[Array, "..."], shape: Shape) -> Float[Array, "..."]:
 
 
 def promoted(module: Any, x: Float[Array, "..."], cond: Array | None = None) -> tuple[Float[Array, "..."], Cond]:
-    """Both in the precision that `module` computes in: a loop over layers needs one that stays the same."""
+    """Both arrays in the precision of `module`: a scan over layers needs constant dtypes."""
     arrays = [leaf for leaf in jax.tree.leaves((module, cond)) if eqx.is_inexact_array(leaf)]
     dtype = jnp.result_type(x, *arrays)
     return jnp.asarray(x, dtype), None if cond is None else jnp.asarray(cond, dtype)

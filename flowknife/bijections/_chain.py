@@ -241,7 +241,7 @@ def _pull_back(layer, y, cond, y_bar, log_det_bar, method, perturbed):
         for part, moved in reversed(parts) if method == "encode" else parts:
             y, y_bar, part_bar, term = _pull_back(part, y, cond, y_bar, log_det_bar, method, moved)
             bars, cond_bar = [*bars, part_bar], cond_bar + term
-        # the cotangents of fixed parts are None, so that their places are filled instead of a Chain made anew
+        # the cotangents of fixed parts are None, so that their places are filled instead of building a new Chain
         bars = tuple(bars[::-1] if method == "encode" else bars)
         return y, y_bar, eqx.tree_at(lambda chain: chain.bijections, layer, bars), cond_bar
     x, _ = getattr(layer, back)(y, cond)

@@ -1,4 +1,4 @@
-"""Couplings: one part of the event steers an elementwise map of the other.
+"""Couplings: one part of the event parametrises an elementwise map of the other.
 
 `Coupling(split, scalar, net)` composes three independent choices: which elements pass unchanged (a split), which map
 of single numbers moves the others (a `Scalar`), and which network computes that map's parameters.

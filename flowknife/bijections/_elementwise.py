@@ -58,12 +58,12 @@ class ShiftScale(Scalar):
     """y = x exp(s) + t with s = bound tanh(raw / bound), the affine transformer of RealNVP with a soft clamp.
 
     Dinh et al. 2017, arXiv 1605.08803, eq. 7; clamp as in Ardizzone et al. 2019, arXiv 1907.02392, sec. 3.2. The
-    clamp keeps a deep stack finite whatever the network says.
+    clamp keeps a deep stack finite for any output of the network.
 
     Args:
         bound: largest |s|, the log of the scale.
         least: largest -s, if another; `decode` multiplies by at most exp(least). Where x has a spread of one already,
-            little more is of use, and a network that is asked about what it has never seen does less harm.
+            larger values have little use, and a bound limits the error of a network far from its training data.
     """
 
     num_params: ClassVar[int] = 2
@@ -85,7 +85,7 @@ class ShiftScale(Scalar):
 
 
 class SigmoidScale(Scalar):
-    """y = 2 sigmoid(s) (x + t), a scale that is at most 2 and may be as small as it likes.
+    """y = 2 sigmoid(s) (x + t), a scale between 0 and 2.
 
     The transformer of Jet (Kolesnikov et al. 2024, arXiv 2412.15129, sec. 3).
     """
@@ -190,7 +190,7 @@ class Exp(Scalar):
 
 
 class Log(Scalar):
-    """y = log(x), the positive numbers onto the real line; the inverse of `Exp`. Zero is taken for the next number."""
+    """y = log(x), the positive numbers onto the real line; the inverse of `Exp`. Zero becomes the least one."""
 
     num_params: ClassVar[int] = 0
 

@@ -1,4 +1,4 @@
-"""Maps of images, shape (height, width, channels): to coarser grids, between channels, and out of the way."""
+"""Maps of images, shape (height, width, channels): to coarser grids, between channels, and factoring out."""
 
 from collections.abc import Callable, Sequence
 
@@ -136,7 +136,7 @@ class InvertibleConv1x1(Bijection):
 
 
 class Split(Bijection):
-    """Factor out: the moved part leaves for the latent end now, the kept part goes on through `inner`.
+    """Factor out: the transformed part goes to the latent end, the identity part goes on through `inner`.
 
         kept, moved = split(x)
         y = [inner(kept; cond), factored(moved; cond = context(kept, cond))]      as one flat vector
@@ -178,8 +178,8 @@ class Split(Bijection):
         merge_cond_shapes([inner, context])
         if factored is not None and factored.cond_shape is not None:
             inputs = [split.kept_shape] if own is None else [split.kept_shape, own]
-            seen = split.kept_shape if context is None else net_out_shape(context, *inputs)
-            _require_condition(factored, seen)
+            context_shape = split.kept_shape if context is None else net_out_shape(context, *inputs)
+            _require_condition(factored, context_shape)
 
     @property
     def shape(self) -> Shape:
@@ -259,7 +259,7 @@ def _require_condition(part, shape):
 
 
 class CoarseToFine(Bijection):
-    """Blocks of numbers one after another, each given the image that the blocks before it show.
+    """Blocks one after another, each given the image that the blocks before it determine.
 
         [y_0, y_1, ..., y_L] = transform(x)
         z_l = part_l(y_l; cond = context_l(transform^-1([y_0, ..., y_(l-1), 0, ..., 0])))

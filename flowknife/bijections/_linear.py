@@ -269,7 +269,7 @@ class PrincipalRotation(Bijection):
 
 
 class Regression(Bijection):
-    """y = x - (b + A c): what the condition c says about x, as far as it is linear; log_det = 0.
+    """y = x - (b + A c): subtracts the linear regression of x on the condition c; log_det = 0.
 
     A is the ridge regression of the batch that `initialise` sees, with the ridge that has the smallest leave-one-out
     error (Allen 1974, doi 10.1080/00401706.1974.10489157). Nothing in it is trained. With a `PrincipalRotation` after

@@ -13,7 +13,7 @@ _ROWS_PER_DIRECTION = 16  # a direction that is found in fewer rows is one of th
 
 
 class LeadingRotation(Bijection):
-    """y = Q (x - m): the first coordinates come to hold the leading principal directions, all others change least.
+    """y = Q (x - m): the leading principal directions become the first coordinates, the others change least.
 
     Q is the direct rotation (Davis & Kahan 1970, doi 10.1137/0707001) of some directions among the first coordinates
     into the span V of the k leading principal directions of the data: of all rotations that do so, the one nearest to

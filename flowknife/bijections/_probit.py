@@ -1,4 +1,4 @@
-"""What priors are made of: known distributions mapped exactly to N(0, 1), and independent parts side by side."""
+"""Building blocks of priors: known distributions mapped exactly to N(0, 1), and independent parts."""
 
 import abc
 import math
@@ -91,7 +91,7 @@ class _ToNormal(ScalarBijection):
 class HistogramToNormal(_ToNormal):
     """u = Φ^-1(F(x)) with a histogram's piecewise linear F: what is uniform within each bin becomes N(0, 1).
 
-    One bin is the uniform distribution. What is decoded lies within the edges, whatever is decoded.
+    One bin is the uniform distribution. Decoded values always lie within the edges.
 
     Args:
         edges: of the bins, increasing, shape `(*shape, k + 1)`.
@@ -242,7 +242,7 @@ def _tables(counts):
 class TruncatedToNormal(_ToNormal):
     """u = Φ^-1(F(x)) with F of N(mean, scale^2) cut to [low, high]: the truncated normal becomes N(0, 1).
 
-    What is decoded lies within the bounds, whatever is decoded.
+    Decoded values always lie within the bounds.
 
     Args:
         mean: of the normal before it is cut; the shapes of all four broadcast to `shape`.
@@ -267,7 +267,7 @@ class TruncatedToNormal(_ToNormal):
             raise InputError(f"got mean={mean}, scale={scale}; expected finite numbers and positive scales")
         if not np.all(low < high):
             raise InputError(f"got low={low}, high={high}; expected low < high")
-        # mirrored, where the interval lies above the mean, so that small tails are told from zero
+        # mirrored, where the interval lies above the mean, so that small tails do not round to zero
         ends = np.where(low > mean, [mean - high, mean - low], [low - mean, high - mean]) / scale
         if not np.all(np.diff(special.ndtr(ends), axis=0) > 1e-25):
             raise InputError(

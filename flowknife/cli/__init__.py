@@ -1,8 +1,8 @@
-"""The command line: `flowknife VERB`, one verb for each thing that one does with data and runs.
+"""The command line: `flowknife VERB`, one verb per task.
 
 Results go to standard output, progress and errors to standard error. The exit status is 0, 2 for wrong usage, 1 with
 one line for what a user can cause, 130 after Ctrl-C. JAX and all that needs it is imported inside the verbs, so that
-help comes at once.
+help is fast.
 """
 
 from flowknife.cli import _demo, _fit, _images, _recipes, _runs  # noqa: F401, each registers its verbs

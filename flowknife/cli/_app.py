@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from flowknife import __version__
 from flowknife.errors import CalibrationWarning, FlowknifeError
@@ -19,12 +19,12 @@ from flowknife.errors import CalibrationWarning, FlowknifeError
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
 DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out rows with missing or infinite values.")]
 
-# What the machine refuses is not a defect of ours, wherever it shows.
+# Refused by the operating system: not bugs, wherever they occur.
 _REFUSALS = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
 class _Verbs(TyperGroup):
-    """Ends with one line and an exit status where a user can mend the cause; anything else keeps its traceback."""
+    """Turns errors that a user can fix into one line and an exit status; others keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         status = 128 + signal.SIGINT
@@ -36,7 +36,7 @@ class _Verbs(TyperGroup):
 
         try:
             with warnings.catch_warnings(), _handled(signal.SIGTERM, terminate):
-                # the verbs say it in a line of their own
+                # the verbs print it themselves
                 warnings.simplefilter("ignore", CalibrationWarning)
                 return super().invoke(ctx)
         except Written as stop:
@@ -44,19 +44,19 @@ class _Verbs(TyperGroup):
         except KeyboardInterrupt:
             end(status, "interrupted" if status == 128 + signal.SIGINT else "terminated")
         except Exception as error:
-            line = _mendable(error)
+            line = _user_error(error)
             if line is None:
                 raise
             end(1, f"error: {line}")
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The verbs in the order in which one needs them."""
+        """The verbs, in order of use."""
         first = ["demo", "fit"]
         return [*first, *(name for name in super().list_commands(ctx) if name not in first)]
 
 
 class Written(KeyboardInterrupt):
-    """An interruption after something was written; its text says what and where."""
+    """An interruption after something was written; its text has the place."""
 
 
 @contextmanager
@@ -72,8 +72,8 @@ def _handled(number: int, handler: Callable[..., Any]) -> Generator[None, None, 
         signal.signal(number, previous)
 
 
-def _mendable(error: Exception) -> str | None:
-    """What to say of an error that the user or the machine caused; None for a defect of ours."""
+def _user_error(error: Exception) -> str | None:
+    """The message of an error that the user or the machine caused; None for a bug."""
     if isinstance(error, FlowknifeError):
         return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # JAX's word for it
@@ -94,11 +94,13 @@ def with_examples(text: str, *examples: str) -> str:
     return "\n".join([inspect.cleandoc(text), "", "\b", "Examples:", *(f"  {example}" for example in examples)])
 
 
-def verb(group: typer.Typer, name: str, *examples: str) -> Callable[[Callable], Callable]:
+def verb(
+    group: typer.Typer, name: str, *examples: str, cls: type[TyperCommand] | None = None
+) -> Callable[[Callable], Callable]:
     """Register a function as a verb; its docstring and the examples are its help."""
 
     def register(function: Callable) -> Callable:
-        group.command(name, help=with_examples(function.__doc__ or "", *examples))(function)
+        group.command(name, cls=cls, help=with_examples(function.__doc__ or "", *examples))(function)
         return function
 
     return register
@@ -110,7 +112,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help comes twice as fast
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 
@@ -146,9 +148,10 @@ def show(title: str, rows: Mapping[str, object]) -> None:
             typer.echo(f"  {name:<{width}}  {value}")
 
 
-def with_units(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Metrics as words, with the units that reports give them."""
-    from flowknife.report import UNITS
+def with_units(fitted: Any) -> dict[str, str]:
+    """The metrics of a result as words, with the units that reports give them."""
+    from flowknife.report import UNITS, item_of
 
+    metrics, item = fitted.metrics, item_of(fitted)
     units = {name: UNITS.get(name.removeprefix("training_"), ("", ""))[1] for name in metrics}
-    return {name: f"{value:.4g} {units[name]}".rstrip() for name, value in metrics.items()}
+    return {name: f"{value:.4g} {units[name].replace('item', item)}".rstrip() for name, value in metrics.items()}

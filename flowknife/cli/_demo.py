@@ -1,4 +1,4 @@
-"""`flowknife demo`: each application on data that come along."""
+"""`flowknife demo`: each application on included data."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,18 +24,18 @@ def _demo(
         str | None, typer.Argument(metavar="NAME", help=f"{', '.join(demos.DEMOS)}; all of them if left out.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick/--full", help="A short training, or the usual one.")] = True,
+    quick: Annotated[bool, typer.Option("--quick/--full", help="A short training, or that of the defaults.")] = True,
 ) -> None:
-    """Train on data that come along, and show the results in a report.
+    """Train on included data and write a report.
 
     With a NAME the run and its report are written to DIR; without, each run to DIR/NAME, and DIR/report.html shows all.
     A run that is there is replaced only if a demo wrote it.
     """
     if name is not None and name not in demos.DEMOS:
         raise typer.BadParameter(f"got {name!r}; expected one of {', '.join(demos.DEMOS)}", param_hint="NAME")
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for folder in [out] if name else [out / each for each in demos.DEMOS]:
-            held.enter_context(run_to_write(folder, overwrite=demos.is_demo(folder)))
+            stack.enter_context(run_to_write(folder, overwrite=demos.is_demo(folder)))
         if name is None:
             require_own(out / "report.html")
         page = demos.run(name, out, quick) if name else demos.run_all(out, quick)

@@ -20,7 +20,7 @@ _MOST_ON_A_SHEET = 400
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse a folder where nothing can be written, before there is something to lose.
+    """Refuse a folder that cannot be written to, before work begins.
 
     A folder that is missing is made, and taken away again, since what fails later should leave nothing behind.
 
@@ -96,7 +96,7 @@ def _same(one: Path, other: Path) -> bool:
 
 @contextmanager
 def run_to_write(run: Path, overwrite: bool, *inputs: "str | Path | None") -> Generator[None, None, None]:
-    """Hold a run directory while it is written; what is there and no run is refused before there is something to lose.
+    """Hold a run directory while it is written; a folder that is not a run is refused before work begins.
 
     Args:
         run: the directory; it may be missing, empty, or with `overwrite` a run.
@@ -108,10 +108,10 @@ def run_to_write(run: Path, overwrite: bool, *inputs: "str | Path | None") -> Ge
         StorageError: it is no place for a run, or another process writes one there.
     """
     with claimed(run):
-        held = content_of(run)
-        if held and not is_run(run):
+        content = content_of(run)
+        if content and not is_run(run):
             raise StorageError(f"got {run}, which is not empty and no run; expected a new folder; try another --out")
-        if held and not overwrite:
+        if content and not overwrite:
             raise StorageError(f"got {run}, which holds a run; expected a new folder; try another --out or --overwrite")
         own = _files_of(run)
         for path in filter(None, inputs):
@@ -121,10 +121,10 @@ def run_to_write(run: Path, overwrite: bool, *inputs: "str | Path | None") -> Ge
 
 
 def row_writer(out: Path, names: tuple[str, ...]) -> "Callable[[np.ndarray], Any]":
-    """What writes rows to `out`.
+    """A function that writes rows to `out`.
 
     Raises:
-        InputError: `out` is no table file; so this is told before anything is drawn.
+        InputError: `out` is no table file; raised before anything is drawn.
     """
     from flowknife.data import save_table
     from flowknife.data.tables import TABLE_SUFFIXES
@@ -135,10 +135,10 @@ def row_writer(out: Path, names: tuple[str, ...]) -> "Callable[[np.ndarray], Any
 
 
 def image_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
-    """What writes n images to `out`: one sheet (.png), one array (.npy), or a file each in a new folder.
+    """A function that writes n images to `out`: one sheet (.png), one array (.npy), or a file each in a new folder.
 
     Raises:
-        InputError: `out` is something else, or too small a place for so many.
+        InputError: `out` is something else, or one sheet cannot hold `n` images.
         StorageError: `out` is a folder that is not empty.
     """
     from flowknife.data import write_folder

@@ -2,7 +2,7 @@
 
 import difflib
 import functools
-import inspect
+import json
 import shlex
 from collections.abc import Callable
 from itertools import count
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from flowknife._files import is_run
 from flowknife._interrupts import finish, until_interrupted
@@ -17,23 +18,11 @@ from flowknife.cli._app import DropInvalid, Written, app, show, verb, with_examp
 from flowknife.cli._files import run_to_write
 from flowknife.errors import InputError, Interrupted
 
-# Told here as well as in the configurations, since these need JAX, for which a help text should not wait.
-_TRAIN = (
-    "train.epochs, train.steps, train.minutes, train.batch_size, train.learning_rate, train.optimiser, train.schedule, "
-    "train.decay, train.warmup, train.clip, train.weight_decay, train.average, train.validation, train.evaluate_every, "
-    "train.patience"
-)
-_AUGMENT = "augment.flip, augment.zoom, augment.shear, augment.rotation, augment.shift, augment.brightness"
-SETTINGS = {
-    "density": f"seed, layers, width, depth, scalar, mixing, smoothing, alpha, {_TRAIN}",
-    "images": "seed, image_size, crop, bits, architecture, dequantisation, levels, steps_per_level, scalar, memory, "
-    f"width, parallel, alpha, {_AUGMENT}, {_TRAIN}",
-    "classify": "seed, law, beta, classes, layers, width, depth, scalar, smoothing, image_size, bits, alpha, "
-    f"{_AUGMENT}, {_TRAIN}",
-    "invert": "seed, form, num_simulations, noise, scale, layers, width, depth, features, matching, independence, "
-    f"alpha, {_TRAIN}",
-}
-"""The keys of every application, for --set and --config."""
+SETTINGS = Path(__file__).with_name("settings.json")
+"""Default and meaning of every setting of every application, written from the configurations by `make settings`.
+
+The configurations need JAX; a help text should not wait for its import.
+"""
 
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run directory to write.")]
 RecipeName = Annotated[
@@ -68,7 +57,13 @@ app.add_typer(
 
 
 def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
-    """Register the verb of an application; its docstring, its settings and the examples are its help."""
+    """Register the verb of an application; its docstring, the examples and its settings are its help."""
+
+    class WithSettings(TyperCommand):
+        def format_epilog(self, ctx: Any, formatter: Any) -> None:
+            settings = json.loads(SETTINGS.read_text(encoding="utf-8"))[application]
+            with formatter.section("Settings, for --set and --config (chosen: by the fit, from the data)"):
+                formatter.write_dl([(f"{key}={default}", meaning) for key, (default, meaning) in settings.items()])
 
     def register(function: Callable) -> Callable:
         @functools.wraps(function)
@@ -76,9 +71,7 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
             with run_to_write(given["out"], given["overwrite"], given["data"], given["config"]):
                 function(**given)
 
-        text = inspect.cleandoc(function.__doc__ or "")
-        with_claim.__doc__ = f"{text}\n\nSettings: {SETTINGS[application]}."
-        return verb(fit, application, *examples)(with_claim)
+        return verb(fit, application, *examples, cls=WithSettings)(with_claim)
 
     return register
 
@@ -271,7 +264,7 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
         how = f"a partial run: {training.sentence}" if training.partial else "the whole run"
         raise Written(f"{run} holds {how}") from None
     expected = {"recipe": recipe, "expected": RECIPES[recipe].expected or "not measured"} if recipe else {}
-    show(f"{fitted.application}: {run}", {**with_units(fitted.metrics), **about(fitted), **expected})
+    show(f"{fitted.application}: {run}", {**with_units(fitted), **about(fitted), **expected})
     if fitted.skipped:
         typer.echo(f"  what was skipped, and why: {run / 'skipped.csv'}")
     typer.secho("next", bold=True)

@@ -65,7 +65,7 @@ def _attribute(
     ] = "-2,-1,-0.5,0,0.5,1,2",
     overwrite: Replace = False,
 ) -> None:
-    """Give images more or less of what tells one folder from another.
+    """Add to images, or remove from them, what distinguishes one folder from another.
 
     The direction is the difference of the mean latents of the two folders.
     """
@@ -90,7 +90,7 @@ def number_in(text: str, option: str) -> float:
     """The number that is written here.
 
     Raises:
-        InputError: it is none, or not finite.
+        InputError: it is no number, or not finite.
     """
     try:
         number = float(text)

@@ -26,7 +26,7 @@ class Choice:
     Attributes:
         drop_invalid: of rows, those without missing or infinite values alone.
         partition: of images, those that `list_eval_partition.txt` has for this.
-        id: of tables, the column that tells the rows apart.
+        id: of tables, the column that identifies the rows.
     """
 
     drop_invalid: bool = False
@@ -60,7 +60,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Items:
-    """Data that were read for a model.
+    """Data read for a model.
 
     Attributes:
         values: what the model takes.
@@ -116,7 +116,7 @@ def _rows(fitted, data, choice):
 
 def _images(fitted, data, choice):
     if choice.id is not None:
-        raise InputError("got --id for images, which are told apart by their paths; expected a table; try without")
+        raise InputError("got --id for images, which are identified by their paths; expected a table; try without")
     if choice.drop_invalid:
         raise InputError("got --drop-invalid for images; files that cannot be used are always left out; try without")
     crop = getattr(fitted.config, "crop", 1.0)
@@ -175,7 +175,7 @@ def kind_of(fitted: Any) -> Kind:
 
 
 def only_for(applications: Sequence[str], fitted: Any, **options: Any) -> None:
-    """Refuse options that were given and mean nothing for this run.
+    """Refuse options that have no effect for this run.
 
     Raises:
         InputError: an option is given for a run of another application.

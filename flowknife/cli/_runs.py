@@ -16,11 +16,9 @@ from flowknife.errors import InputError
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
 OfPartition = Annotated[
     Literal["train", "validation", "test"] | None,
-    typer.Option(help="Only the images that list_eval_partition.txt, in the folder or beside it, has for this."),
+    typer.Option(help="Only the images of this partition, by list_eval_partition.txt in the folder or next to it."),
 ]
-Id = Annotated[
-    str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to write beside each row.")
-]
+Id = Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to copy to the output.")]
 Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write.")]
 
 
@@ -132,13 +130,13 @@ def _score(
     drop_invalid: DropInvalid = False,
     overwrite: Replace = False,
 ) -> None:
-    """Tell how usual each row, image or observation is.
+    """Score each row, image or observation: how anomalous is it?
 
     One line each, with a p-value and a flag. Of new data of the same kind as in training a share alpha is flagged
     (alpha is a setting, 0.05). Observations are compared with what the simulator makes. A run that held nothing out
     (train.validation=0) gives scores without p-values.
 
-    The most anomalous images come first. Those that cannot be used are listed with the reasons in skipped.csv beside
+    The most anomalous images come first. Those that cannot be used are listed with the reasons in skipped.csv next to
     FILE.csv.
     """
     from flowknife.apps import load
@@ -164,7 +162,7 @@ def _score(
 
 
 def _flagged(fitted, scores):
-    """How many of the scores are flagged, if any can be; where none can, a line says why and what to do."""
+    """The number of flagged scores; if none can be flagged, a line with the reason."""
     if fitted.flagging.note:
         typer.echo(f"note: {fitted.flagging.note}", err=True)
     return f"; {int(scores['flag'].sum()):,} flagged (p < {fitted.config.alpha:g})" if "flag" in scores else ""
@@ -202,7 +200,7 @@ def _numbered(columns, items: Items):
 
 
 def _tell_left_out(items: Items, out: Path) -> None:
-    """Say which rows were left out, and list images that could not be used beside `out`."""
+    """Say which rows were left out, and list unusable images next to `out`."""
     from flowknife.data import write_skipped
 
     if items.left_out:
@@ -231,10 +229,10 @@ def _classify(
     drop_invalid: DropInvalid = False,
     overwrite: Replace = False,
 ) -> None:
-    """Tell the class of each row or image.
+    """Classify each row or image.
 
-    One line each: the likeliest label, the probability of every class, the p-value of belonging to any of them, and a
-    flag where that is small.
+    One line each: the most probable label, the probability of every class, the p-value of belonging to any of them, and
+    a flag where that is small.
     """
     import numpy as np
 
@@ -315,7 +313,7 @@ def _report(
     run: Run,
     others: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Images or rows of other things, to show beside the held-out ones."),
+        typer.Option(metavar="DATA", help="Images or rows of other things, to compare with the held-out ones."),
     ] = None,
 ) -> None:
     """Draw the figures of a run and write its report.
@@ -327,7 +325,7 @@ def _report(
     fitted: Any = load(run)
     only_for(["images", "classify"], fitted, others=others)
     if others is not None and Path(others).expanduser().resolve().is_relative_to((run / "figures").resolve()):
-        raise InputError(f"got --others {others}, among the figures that are written anew; expected another place")
+        raise InputError(f"got --others {others}, among the figures that the report overwrites; expected another place")
     page = fitted.report(run, others=None if others is None else kind_of(fitted).read(fitted, others, Choice()).values)
     typer.echo(f"report: {page}")
 
@@ -342,7 +340,7 @@ def _info(run: Run) -> None:
     record, frame = fitted.record, ends(fitted.model)
     both = {"left end": "; ".join(frame.left), "right end": "; ".join(frame.right)}
     show(f"{record.application}: {run}", both)
-    show("metrics", with_units(fitted.metrics))
+    show("metrics", with_units(fitted))
     names = {name: list(getattr(record.data, name)) for name in ("names", "y_names", "classes")}
     show("record", about(fitted) | _flat({name: value for name, value in names.items() if value}))
     for title, settings in {"asked": record.config, "used": record.used}.items():

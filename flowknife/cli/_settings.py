@@ -1,4 +1,4 @@
-"""Settings from YAML files and `KEY=VALUE` texts, read as they are written; whatever is wrong is one line."""
+"""Settings from YAML files and `KEY=VALUE` texts, read as written; every error is one line."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,25 +13,25 @@ from flowknife.errors import InputError
 _ENDS = {"epochs", "steps", "minutes"}
 
 
-class _SaidTwiceError(Exception):
+class _DuplicateKeyError(Exception):
     """A key that is written twice in one mapping."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML with the plain values of its version 1.2; a key that is written twice is an error.
 
-    What version 1.1 takes for something else stays text, so that no setting has a value that is not seen: 1:30 (90),
+    What version 1.1 reads as something else stays text, so that a setting has the value that is written: 1:30 (90),
     010 (8), 0x10, 1_000, yes and on (true), dates. 1e3 is a number.
     """
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
+        keys = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise _SaidTwiceError(f"got {key.value!r} twice, again in line {key.start_mark.line + 1}")
-            seen.add(key.value)
+            if key.value in keys:
+                raise _DuplicateKeyError(f"got {key.value!r} twice, again in line {key.start_mark.line + 1}")
+            keys.add(key.value)
         return super().construct_mapping(node, deep=True)
 
     def construct_number(self, node):
@@ -105,7 +105,7 @@ def _setting(text: str) -> Iterable[tuple[str, Any]]:
         )
     try:
         return leaves({key.strip(): yaml.load(value, _Loader)})
-    except _SaidTwiceError as error:
+    except _DuplicateKeyError as error:
         raise InputError(f"{error} of the setting {text!r}; expected each key once") from None
     except (yaml.YAMLError, ValueError):
         raise InputError(f"got the setting {text!r}; expected a plain value; try quotes around a text") from None
@@ -115,7 +115,7 @@ def _read(file: Path) -> Mapping[Any, Any]:
     example = "expected lines such as seed: 1"
     try:
         content = yaml.load(file.read_text(encoding="utf-8-sig"), _Loader)
-    except _SaidTwiceError as error:
+    except _DuplicateKeyError as error:
         raise InputError(f"{error} of the settings {file}; expected each key once; try leaving one out") from None
     except OSError as error:
         raise InputError(f"got the settings {file}, which cannot be read ({error.strerror}); {example}") from None

@@ -1,4 +1,4 @@
-"""Data in and out: tables, folders of images, simulated pairs, toy distributions, data sets of installed packages."""
+"""Reading and writing data: tables, folders of images, simulated pairs, toys, data sets of installed packages."""
 
 from flowknife.data._decode import White
 from flowknife.data._find import Skipped, find_images

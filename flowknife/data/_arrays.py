@@ -32,9 +32,9 @@ def read_images(path: Path, name: str) -> np.ndarray:
             names = [name] if name else content.files
             if len(names) == 1:
                 return content[names[0]]
-            held = content.files
+            keys = content.files
             found = {}
-            for each in held:
+            for each in keys:
                 with contextlib.suppress(ValueError):  # Python objects, which no image is
                     found |= {each: content[each]}
     except KeyError:
@@ -49,7 +49,7 @@ def read_images(path: Path, name: str) -> np.ndarray:
     if len(images) != 1:
         advice = f"; try {path}:{images[0]}" if images else ""
         raise InputError(
-            f"got {path} with the arrays {', '.join(held) or 'none'}; expected one of images, uint8 (n, H, W) or "
+            f"got {path} with the arrays {', '.join(keys) or 'none'}; expected one of images, uint8 (n, H, W) or "
             f"(n, H, W, 1 or 3){advice}"
         )
     return found[images[0]]

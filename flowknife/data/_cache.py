@@ -1,4 +1,4 @@
-"""Decoded images kept on disk, so that what is far away or larger than memory is read and decoded only once."""
+"""Cache of decoded images on disk: remote images, and sets larger than memory, are decoded once."""
 
 import contextlib
 import csv
@@ -55,25 +55,25 @@ class ImageCache:
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]):
         self._folder, self._shape = folder, shape
-        self._held = [held for path in sorted(folder.glob("*.csv")) if (held := _read(path, shape))]
+        self._stored = [stored for path in sorted(folder.glob("*.csv")) if (stored := _read(path, shape))]
 
     def get(self, items: Sequence[Item]) -> tuple[np.ndarray, list[Outcome]] | None:
         """The memory-mapped images of exactly these files, in this order, and what each file was; None if new."""
-        for held in self._held:
-            if all(item in held.outcomes for item in items):
-                rows = [held.rows[item] for item in items if item in held.rows]
-                if rows == list(range(len(held.pixels))):
-                    return held.pixels, [held.outcomes[item] for item in items]
+        for stored in self._stored:
+            if all(item in stored.outcomes for item in items):
+                rows = [stored.rows[item] for item in items if item in stored.rows]
+                if rows == list(range(len(stored.pixels))):
+                    return stored.pixels, [stored.outcomes[item] for item in items]
         return None
 
     def recall(self, item: Item) -> np.ndarray | str | None:
         """An image that an earlier run decoded, or why there is none; None if no run did."""
-        for held in self._held:
-            outcome = held.outcomes.get(item)
+        for stored in self._stored:
+            outcome = stored.outcomes.get(item)
             if isinstance(outcome, str):
                 return outcome
             if outcome is not None:
-                image = held.pixels[held.rows[item]]
+                image = stored.pixels[stored.rows[item]]
                 return image[..., :1] if outcome else image
         return None
 
@@ -136,8 +136,8 @@ class ImageCache:
             ) from None
 
 
-def remembered(key: Sequence[object], compute: Callable[[], str]) -> str:
-    """The word that `compute()` returned when it was first asked for this key; "", no answer, is not remembered."""
+def cached_text(key: Sequence[object], compute: Callable[[], str]) -> str:
+    """The cached text for this key, else `compute()`; an empty text is not cached."""
     path = cache_folder(*key).with_suffix(".txt")
     with contextlib.suppress(OSError):
         return path.read_text()

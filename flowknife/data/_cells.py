@@ -91,7 +91,7 @@ def beyond_double(cell: Any) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is an object that says "unknown", None, NaN, NA or NaT; or an empty cell."""
+    """Whether a value is missing: None, NaN, NA, NaT or an empty cell."""
     if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
         return True
     if isinstance(value, str):

@@ -68,7 +68,7 @@ EIGHT_BITS = White()
 
 
 class Form(NamedTuple):
-    """What is wanted of every image.
+    """The size, channels and crop of every image.
 
     Attributes:
         width: in pixels.
@@ -94,7 +94,7 @@ def largest_values(content: Content) -> White:
 
 
 def _is_png_of_bytes(path):
-    """Whether a file says in its first bytes that it is PNG of at most 8 bits, which most are."""
+    """Whether the first bytes of a file are those of a PNG of at most 8 bits."""
     with contextlib.suppress(OSError):
         if path.is_file():
             with path.open("rb") as stream:
@@ -130,7 +130,7 @@ def _opened(content, use):
     """What `use` makes of the image; or the reason why it cannot be used."""
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-    # Pillow knows how to unpack double precision, but not how TIFF files announce it
+    # Pillow can unpack double precision, but does not recognise it in TIFF files
     for prefix, kind in ((b"II", "F;64F"), (b"MM", "F;64BF")):
         TiffImagePlugin.OPEN_INFO.setdefault((prefix, 1, (3,), 1, (64,), ()), ("F", kind))
     try:
@@ -147,7 +147,7 @@ def _opened(content, use):
     except InputError as error:
         return str(error)
     except UnidentifiedImageError:
-        return "not an image, whatever its name says"
+        return "not an image, despite its name"
     except Image.DecompressionBombError:
         return _TOO_LARGE
     except PermissionError:

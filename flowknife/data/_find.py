@@ -1,4 +1,4 @@
-"""What may be an image: the files of a folder, of a store, of a list, or the rows of an array."""
+"""Candidate images: the files of a folder, of a store, of a list, or the rows of an array."""
 
 import os
 import re
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 """The endings, in small letters, of the files that `load_images` looks for in a folder."""
 
 PARTITION_FILE = "list_eval_partition.txt"
-"""What says, in CelebA, which images are for what."""
+"""The list of partitions of CelebA."""
 
 Partition = Literal["train", "validation", "test"]
 
@@ -39,7 +39,7 @@ class Skipped(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """What may turn out to be an image.
+    """A file or row that may be an image.
 
     Attributes:
         name: its path within the folder.
@@ -53,7 +53,7 @@ class Candidate(NamedTuple):
 
     @property
     def stamp(self) -> str:
-        """What changes when the file does."""
+        """A text that changes when the file does."""
         if isinstance(self.content, Path):
             try:
                 status = self.content.stat()
@@ -73,9 +73,9 @@ class Found:
         candidates: in the order of their names.
         skipped: the files that are no images.
         store: where the files are, None for those at hand.
-        lists: where a file may lie that says which image is for what.
-        folders: the top-level folders, whatever they hold.
-        beside: those of `lists` that lie beside the folder.
+        lists: possible places of a list of partitions.
+        folders: all top-level folders.
+        beside: those of `lists` that are next to the folder.
     """
 
     source: str
@@ -89,12 +89,12 @@ class Found:
 
     @cached_property
     def partitions(self) -> dict[str, Partition] | None:
-        """What each file name is for, None if no file in the folder or beside it says so of these images."""
+        """The partition of each file name; None without a list for these images in the folder or next to it."""
         return self._told(self.lists)
 
     @cached_property
     def partitions_inside(self) -> dict[str, Partition] | None:
-        """The same, if a file in the folder itself says so; one beside it is for those who ask."""
+        """The same by a list inside the folder; one next to it is used on request only."""
         return self._told([place for place in self.lists if place not in self.beside])
 
     def _told(self, lists):
@@ -112,7 +112,7 @@ class Found:
         """Only the images of a partition, and at most `limit`, evenly spread.
 
         Raises:
-            InputError: nothing says what is in which partition, or nothing is in this one.
+            InputError: there is no list of partitions, or this partition is empty.
         """
         chosen, skipped = self.candidates, self.skipped
         if partition is not None:

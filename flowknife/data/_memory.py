@@ -1,4 +1,4 @@
-"""How much memory images may take."""
+"""The memory limit for images."""
 
 import contextlib
 import os

@@ -110,7 +110,7 @@ class Pool:
         simulator: the function.
         theta: all rows.
         keys: of the rows.
-        seed: numbers that seed the random streams of NumPy and Python, anew for each chunk.
+        seed: seed of the random streams of NumPy and Python; each chunk has its own.
 
     Raises:
         InputError: for a pool of forked processes, or a simulator that cannot be sent to another process.

@@ -191,7 +191,7 @@ def _read_file(path: Path, label: str, keep: Sequence[str]) -> Columns:
         raise InputError(f"no permission to read {label}; expected a readable table file; check its mode") from None
     except (ValueError, OSError, EOFError, MemoryError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{label} is damaged or not what its ending says ({first_line(error)}); save it anew"
+            f"{label} is damaged or not what its ending says ({first_line(error)}); save it again"
         ) from None
 
 
@@ -202,8 +202,10 @@ def _numpy_array(path: Path, label: str) -> np.ndarray:
             if isinstance(content, np.ndarray):
                 return content
             if len(content.files) != 1:
-                held = some(content.files) or "none"
-                raise InputError(f"got {label} with {len(content.files)} arrays ({held}); expected one; save it alone")
+                arrays = some(content.files) or "none"
+                raise InputError(
+                    f"got {label} with {len(content.files)} arrays ({arrays}); expected one; save it alone"
+                )
             return content[content.files[0]]
     except ValueError as error:
         if "pickle" not in str(error):
@@ -285,7 +287,7 @@ def _parse_rows(rows: Iterable[tuple[int, list[str]]], empty: Columns, keep: Seq
         if len(cells) != count:
             raise InputError(
                 f"got {empty.source} with {len(cells)} instead of {count} cells in line {line}; "
-                "expected every line as long as the first; mend or delete that line"
+                "expected every line as long as the first; fix or delete that line"
             )
         for place, column in kept.items():
             column.append(cells[place])
@@ -308,13 +310,13 @@ def _parse_rows(rows: Iterable[tuple[int, list[str]]], empty: Columns, keep: Seq
 
 def _names(labels: Iterable[Any], source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Column labels as text, and as distinct names; x1, x2, ... for empty labels, and for just 0, 1, 2, ..."""
-    told = tuple(str(label).strip() for label in labels)
-    names = [""] * len(told) if list(told) == [str(i) for i in range(len(told))] else told
+    written = tuple(str(label).strip() for label in labels)
+    names = [""] * len(written) if list(written) == [str(i) for i in range(len(written))] else written
     names = tuple(name or f"x{i + 1}" for i, name in enumerate(names))
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise InputError(f"got {source} with a name twice: several columns named {some(repeated)}; try to rename them")
-    return told, names
+    return written, names
 
 
 def _is_default(names: Sequence[str]) -> bool:
@@ -355,5 +357,5 @@ def some(items: Sequence[Any]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

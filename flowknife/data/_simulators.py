@@ -1,4 +1,4 @@
-"""Calling a simulator: row by row, or many rows at once where that gives every row the answer it has alone.
+"""Calling a simulator: row by row, or in batches where every row gets the same observation as alone.
 
 A function may be written for one row (d,) or for a batch (n, d), and most functions of one row also accept a batch:
 `t / t.sum()` then divides by the sum over all rows. So values decide, not shapes: a batch of different rows has to
@@ -18,7 +18,7 @@ from flowknife._types import Key, as_key, as_numbers, error_in_words
 from flowknife.errors import InputError
 
 Outcome = np.ndarray | str
-"""An observation as a vector, or the reason in words why there is none."""
+"""An observation as a vector, or the reason why there is none."""
 
 _FEW = 32  # rows that are not worth a batch
 _PROBES = 8
@@ -68,7 +68,7 @@ def row_keys(function: Callable[..., Any], count: int, key: Key) -> np.ndarray:
 
 
 class Simulator:
-    """A function with one answer to each row, in whatever company the row is simulated.
+    """A simulator that gives each row the same observation alone and in any batch.
 
     Every call gets a copy of its rows, and every observation is copied, so neither side can change the other's arrays.
     """
@@ -135,16 +135,16 @@ class Simulator:
 
     def _verify(self, way, theta, keys, found):
         """Compare some rows with themselves alone: the ends, the middle, and the first that are not finite."""
-        made = [i for i, outcome in enumerate(found) if not isinstance(outcome, str)]
-        if not made:
+        answered = [i for i, outcome in enumerate(found) if not isinstance(outcome, str)]
+        if not answered:
             return
-        if len({len(found[i]) for i in made}) > 1:
+        if len({len(found[i]) for i in answered}) > 1:
             raise Unlike
-        together = np.stack([found[i] for i in made])
+        together = np.stack([found[i] for i in answered])
         not_finite = np.flatnonzero(~np.isfinite(together).all(axis=1))[:2]
         typical = _typical(together)
-        for k in sorted({0, len(made) // 2, len(made) - 1, *not_finite}):
-            alone = self.alone(theta[made[k]], keys[made[k]], way.lifted)
+        for k in sorted({0, len(answered) // 2, len(answered) - 1, *not_finite}):
+            alone = self.alone(theta[answered[k]], keys[answered[k]], way.lifted)
             if not _alike(together[k], alone, typical, way.tolerance):
                 raise Unlike
 
@@ -254,7 +254,7 @@ def _numbers(call: Callable[[], Any]) -> np.ndarray | str:
     """
     try:
         found = call()
-    except Exception as error:  # whatever a function does with what it was not written for
+    except Exception as error:  # a function may raise anything for input it was not written for
         return error_in_words(error)
     if found is None:
         return "it returned None"

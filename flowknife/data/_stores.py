@@ -1,4 +1,4 @@
-"""Files in a store that fsspec reaches (s3://, gs://, https://, ...): listed, and read many at once, patiently."""
+"""Files in a store that fsspec reaches (s3://, gs://, https://, ...): listed, and read concurrently with retries."""
 
 import random
 import time
@@ -89,7 +89,7 @@ class Store:
         return Entry(name, f"{parent}/{name}", None, "") if slash else None
 
     def read(self, entries: Sequence[Entry]) -> list[bytes | str]:
-        """What each file holds, or why it cannot be read; whatever may pass is tried again, later and later."""
+        """The content of each file, or why it cannot be read; temporary errors are retried with growing delays."""
         results: dict[int, bytes | str] = {i: b"" for i, entry in enumerate(entries) if entry.size == 0}
         waiting = [i for i in range(len(entries)) if i not in results]
         for _ in _attempts():
@@ -101,7 +101,7 @@ class Store:
         return [results[i] for i in range(len(entries))]
 
     def _listing(self) -> dict[str, Any]:
-        said = ""
+        message = ""
         for _ in _attempts():
             try:
                 self._files.invalidate_cache()
@@ -111,10 +111,12 @@ class Store:
                     f"there is no folder {self.url!r}; expected a folder of images; check the name and the endpoint"
                 ) from None
             except Exception as error:  # every store has errors of its own
-                said = _line(error)
+                message = _line(error)
                 if isinstance(error, _LASTING):
                     break
-        raise InputError(f"got {self.url!r}, which cannot be listed ({said}); check the credentials and the endpoint")
+        raise InputError(
+            f"got {self.url!r}, which cannot be listed ({message}); check the credentials and the endpoint"
+        )
 
     def _read_once(self, entries):
         # with both ends given, no store has to be asked for the size first
@@ -151,6 +153,6 @@ def _as_result(content):
 
 
 def _line(error):
-    """What an error says, on one line that is not too long."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= 120 else said[:117] + "..."
+    """An error message on one line of limited length."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 120 else message[:117] + "..."

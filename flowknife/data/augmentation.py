@@ -1,4 +1,4 @@
-"""Augmentation: training images moved, turned, scaled, slanted, mirrored or lit differently, anew for every batch."""
+"""Random augmentation of training images: shift, rotation, scale, shear, mirroring, brightness."""
 
 from typing import Annotated
 
@@ -9,26 +9,26 @@ from jaxtyping import Array, Float, Num
 
 from flowknife._settings import Settings
 
-Zoom = Annotated[float, pydantic.Field(ge=0, lt=1, description="larger or smaller by up to this share")]
-Shear = Annotated[float, pydantic.Field(ge=0, le=1, description="slanted, in columns per row")]
-Rotation = Annotated[float, pydantic.Field(ge=0, le=180, description="turned, in degrees")]
+Zoom = Annotated[float, pydantic.Field(ge=0, lt=1, description="scale by up to this share, larger or smaller")]
+Shear = Annotated[float, pydantic.Field(ge=0, le=1, description="slant by up to this, in columns per row")]
+Rotation = Annotated[float, pydantic.Field(ge=0, le=180, description="rotate by up to this, in degrees")]
 Shift = Annotated[
     float,
     pydantic.Field(
-        ge=0, lt=0.5, description="moved, as a share of the side; by whole pixels where that is at least one"
+        ge=0, lt=0.5, description="shift by up to this share of the side; in whole pixels where that is at least one"
     ),
 ]
-Brightness = Annotated[float, pydantic.Field(ge=0, lt=1, description="darker or brighter by up to this share")]
+Brightness = Annotated[float, pydantic.Field(ge=0, lt=1, description="darken or brighten by up to this share")]
 
 
 class Augmentation(Settings):
-    """Changes of the training images, drawn anew for every batch; never applied to what is scored.
+    """Random changes of the training images in every batch; images that are scored stay as they are.
 
     Every number is the largest change; what is drawn is uniform between it and its opposite.
     """
 
     flip: bool | None = pydantic.Field(
-        None, description="mirror half of the images; default: if the mean image is symmetric"
+        None, description="mirror half of the images; default: true if the mean image is symmetric"
     )
     zoom: Zoom = 0.0
     shear: Shear = 0.0

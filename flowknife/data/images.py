@@ -1,4 +1,4 @@
-"""Images of any kind and size, read into one uint8 array; what cannot be used is listed, never fatal.
+"""Images of any kind and size, read into one uint8 array; unusable files are listed, never fatal.
 
 >>> from flowknife.data import load_images
 >>> cats = load_images("data/train", size=64)  # doctest: +SKIP
@@ -23,7 +23,7 @@ import numpy as np
 
 from flowknife._progress import progress
 from flowknife._threads import prefetch
-from flowknife.data._cache import ImageCache, Outcome, cache_folder, remembered
+from flowknife.data._cache import ImageCache, Outcome, cache_folder, cached_text
 from flowknife.data._decode import EIGHT_BITS, Channels, Form, White, decode, largest_values, shorter_side
 from flowknife.data._find import IMAGE_SUFFIXES, Candidate, Found, Partition, Skipped, find_images
 from flowknife.data._memory import memory_budget
@@ -34,7 +34,7 @@ _BATCH_FILES, _BATCH_BYTES = 256, 2**26  # read at a time; three such batches ar
 
 _EIGHT_BITS = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".pbm"}  # formats that hold no more
 
-_LOOKED_AT = 100  # images that tell the usual size
+_LOOKED_AT = 100  # images whose size is read to find the usual one
 
 Source = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike] | Found
 """Where images come from."""
@@ -82,7 +82,7 @@ def load_images(
     The shorter side is scaled to fit, the rest cut off evenly on both ends. EXIF orientation is applied, transparent
     parts become white, animations give their first frame. Pixels of more than 8 bits, and floating-point ones, are
     scaled to 8 bits by one number for all images: the largest value that the bits of the set can hold (1023 for values
-    up to 1000; bits are counted in twos), or 1 where no value is larger. Of an address they are taken for 16 bits, and
+    up to 1000; bits are counted in twos), or 1 where no value is larger. For an address they count as 16 bits, and
     skipped where they reach only a sixteenth of them. Files whose name starts with a
     dot are ignored. Files that are no images, damaged, larger than 100 megapixels, smaller than 4 pixels on a side or
     longer than 20 to 1 are skipped.
@@ -91,15 +91,15 @@ def load_images(
     they were decoded: another time only what is new or has changed is read.
 
     Args:
-        source: a folder; or its address (s3://bucket/folder, or what else fsspec knows); or the paths of image files;
+        source: a folder; or its address (s3://bucket/folder, or any other of fsspec); or the paths of image files;
             or an array of shape (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or FILE.npz:NAME that holds one;
             or what `find_images` found. Arrays are uint8, truth values, or other whole numbers from 0 upwards.
         size: side of the square images wanted, or (height, width).
         channels: 1 for grey, 3 for RGB; "auto" is 1 if every image is grey, and 3 otherwise.
         crop: the share of the shorter side that is kept, from the middle.
-        partition: only the images that `list_eval_partition.txt`, in the folder or beside it, has for this (CelebA).
+        partition: only the images of this partition, by `list_eval_partition.txt` in the folder or next to it (CelebA).
         on_progress: called with (images done, images in all) after each.
-        limit: use at most so many files, evenly spread over all (so that no class folder is left out).
+        limit: use at most this many files, evenly spread over all (so that no class folder is left out).
         max_memory: bytes that images, and the copy that training makes, may take; larger ones stay on disk. Default
             $FLOWKNIFE_MAX_MEMORY, or else half of the memory available.
         white: the pixel values that become 255, as those of the images of training; default: by what is in `source`.
@@ -206,7 +206,7 @@ def usual_side(source: Source) -> int | None:
         return str(int(np.median(sides))) if sides else ""
 
     key = ("usual side", found.source, *((item.name, item.stamp) for item in found.candidates if found.store))
-    side = remembered(key, median) if found.store else median()
+    side = cached_text(key, median) if found.store else median()
     return int(side) if side else None
 
 
@@ -266,11 +266,11 @@ def _through_cache(found, form, shape, on_progress, request) -> tuple[np.ndarray
     # images in their own channels and as RGB are kept alike
     cache = ImageCache(cache_folder(found.place, names, form._replace(channels=shape[-1]), *request), shape)
     items = [(item.name, item.stamp) for item in found.candidates]
-    held = cache.get(items)
-    if held is None:
+    cached = cache.get(items)
+    if cached is None:
         return cache.put(items, _decoded(found, form, on_progress, lambda item: cache.recall((item.name, item.stamp))))
     on_progress(len(items), len(items))
-    return held
+    return cached
 
 
 def _decoded(
@@ -301,13 +301,13 @@ def _decoded(
 
 
 def _one_ahead(items):
-    """The same items; each is only given when the next one has been begun."""
-    begun = deque()
+    """The same items; each is only given when the next one has begun."""
+    pending = deque()
     for item in items:
-        begun.append(item)
-        if len(begun) > 1:
-            yield begun.popleft()
-    yield from begun
+        pending.append(item)
+        if len(pending) > 1:
+            yield pending.popleft()
+    yield from pending
 
 
 def _batches(candidates):
@@ -332,7 +332,7 @@ def _nothing_usable(found, skipped):
 
 
 def default_size(source, crop: float = 1.0):
-    """The usual shorter side of the images, to the nearest size that halves well, at most 64."""
+    """The median shorter side of the images, rounded to a size that halves well, at most 64."""
     if isinstance(source, ImageSet):
         return source.pixels.shape[1]
     side = (usual_side(source) or 64) * crop

@@ -1,4 +1,4 @@
-"""Pairs (theta, y) of parameters and observations, given or simulated by a Python function, whatever its habits."""
+"""Pairs (theta, y) of parameters and observations, given or simulated by a Python function."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class Simulations:
 
 
 def given_pairs(theta: Any, y: Any) -> Simulations:
-    """Pairs that exist already; those with a number that is not finite are left out and counted.
+    """Existing pairs; those with a non-finite number are left out and counted.
 
     Args:
         theta: parameters, shape (n, d), or (n,) for a single one.

@@ -201,7 +201,7 @@ def _finite_rows(
         raise InputError(
             f"got {label} with missing or infinite values in {len(invalid_rows)} of {len(values)} rows "
             f"(rows {some(invalid_rows)}, counted from 0; columns {some(columns)}); expected finite numbers; "
-            "drop those rows with drop_invalid=True (command line: --drop-invalid), or drop or mend those columns"
+            "drop those rows with drop_invalid=True (command line: --drop-invalid), or drop or fix those columns"
         )
     kept = values[valid]
     if len(kept) < min_rows:
@@ -230,7 +230,7 @@ def _as_text(header: Sequence[str], matrix: np.ndarray, delimiter: str) -> bytes
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one, never half of it."""
+    """Write next to `path`, then rename: a reader sees the old file or the new one, never half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ Every toy is either an exact mixture, or Gaussian noise around smooth curves:
     x = c_k(v) + sd * n,   k ~ U{0, ..., K-1},   v ~ q on [0, 1],   n ~ N(0, I)
     p(x) = 1/K sum_k int_0^1 N(x; c_k(v), sd^2 I) q(v) dv
 
-The integral is taken by Gauss-Legendre quadrature with so many nodes that twice as many change log p by less than 1e-9,
+The integral is taken by Gauss-Legendre quadrature with enough nodes that doubling them changes log p by less than 1e-9,
 out to six standard deviations from the curves. `entropy` is -int p ln p, by the trapezoidal rule on a grid much finer
 than the noise (spectrally accurate for these densities): halving the spacing changes it by less than 1e-8.
 
@@ -61,7 +61,7 @@ class Toy:
         """Draw n independent points, float32 of shape (n, 2).
 
         Raises:
-            InputError: n is not a whole number >= 0, or `key` is none of an int, a JAX key and None.
+            InputError: n is not a whole number >= 0, or `key` is not an int, a JAX key or None.
         """
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
             raise InputError(f"got n={n!r}; expected a whole number of points, 0 or more; try n=1000")

@@ -1,4 +1,4 @@
-"""Numbers that say whether a model can be trusted: arrays in, numbers out.
+"""Diagnostics of models: arrays in, numbers out.
 
 Of flows: `round_trip_error`, `ks_normal`, `principal_plane`, `kept_rows`.
 Of simple models, for comparison: `reference_check`, `gaussian_losses`, `histogram_losses`, `class_losses`,

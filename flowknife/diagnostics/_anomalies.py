@@ -16,7 +16,7 @@ from flowknife.errors import InputError
 
 
 def adjusted_p_values(p_values: Values) -> Float[np.ndarray, " n"]:
-    """The smallest false-discovery rate at which each item is called a discovery.
+    """Benjamini-Hochberg q-values: the smallest false discovery rate at which each item is a discovery.
 
         q_(i) = min over j >= i of n p_(j) / j,   p_(1) <= ... <= p_(n)
 
@@ -41,7 +41,7 @@ def adjusted_p_values(p_values: Values) -> Float[np.ndarray, " n"]:
 
 
 def benjamini_hochberg(p_values: Values, level: float | int = 0.05) -> Bool[np.ndarray, " n"]:
-    """Which of many items to call anomalous, so that of those that are called so a share `level` at most is not.
+    """Benjamini-Hochberg: reject so that the false discovery rate is at most `level`.
 
     Split-conformal p-values share their held-out items and so depend on each other, in the way under which the
     promise still holds (Bates et al. 2023, arXiv 2104.08279, theorem 2).
@@ -59,7 +59,7 @@ def benjamini_hochberg(p_values: Values, level: float | int = 0.05) -> Bool[np.n
 
 
 def combined_p_values(p_values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-    """One p-value from several of each item, however they depend on each other.
+    """One p-value from several of each item, valid under any dependence.
 
         p = 1/2 - arctan(mean of tan(pi (1/2 - p_j))) / pi
 
@@ -120,13 +120,13 @@ class Typicality(eqx.Module):
         d_g^2 = (f - m)^T P_g (f - m),   s(t) = -log P(T >= t), the surprisal at t
 
     with the mean m of the features f of held-out items, and P_g the inverse of the (shrunk) covariance of the features
-    of a group among training items, zero elsewhere. What is usual has the shape of the training items' distribution,
-    since they are many, and the place and the width (median, and 90 % quantile) of the held-out ones', since a model
-    knows its training items better than others. Beyond its 98 % quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T >
-    q]; this tail is made no lighter than the largest of the held-out ones allows.
+    of a group among training items, zero elsewhere. The reference distribution of s has the shape of the training
+    items' distribution, since they are many, and the location and width (median, 90 % quantile) of the held-out items',
+    since a model knows its training items better than others. Beyond its 98 % quantile q, s(t) = -log 0.02 +
+    (t - q) / E[T - q | T > q]; this tail is made no lighter than the largest held-out value allows.
 
-    A feature that grows with anomaly score may be named as upward, with its weight w, and features that tell together
-    what no other tells may stand apart, as a group of their own: an average over all directions would drown both. As
+    One-sided features, of which larger values are more anomalous, are named as upward, each with its weight w. Features
+    with independent information may form a group of their own: pooled with all others it would be diluted. As
     surprisals, all are in one unit, and those with a heavy tail do not drown the others.
 
     The p-values are cross-conformal (Vovk 2015, arXiv 1208.0806): each held-out item is scored by what the other nine
@@ -142,7 +142,7 @@ class Typicality(eqx.Module):
         precisions: P_g of the features in these units, shape (g, k, k).
         upward: the u columns of features of which more is more anomalous.
         weights: w of these, shape (u,).
-        usual: what d_g and the upward features usually are, each sorted, shape (n, g + u).
+        usual: reference values of d_g and of the one-sided features, each sorted, shape (n, g + u).
         held_out: sorted scores of the held-out items, shape (m,).
     """
 
@@ -183,7 +183,7 @@ class Typicality(eqx.Module):
             features: of training items.
             held_out: features of held-out items; of none, the scores are relative to the training items, and there are
                 no p-values.
-            upward: columns of which more than usual is more anomalous than less, each with its weight.
+            upward: one-sided columns, of which larger values are more anomalous, each with its weight.
             apart: columns that are a group of their own; all others are the first one.
 
         Raises:
@@ -209,7 +209,7 @@ class Typicality(eqx.Module):
         return replace(fitted._placed(features, held_out), held_out=np.sort(scores))
 
     def _placed(self, features, held_out):
-        """What is usual, of the shape that training features have, at the place and of the width of held-out ones."""
+        """The reference distribution: the shape of the training features, location and width of the held-out ones."""
         centred = replace(self, mean=held_out.mean(axis=0))
         training, others = (centred._graded(items) for items in (features, held_out))
         (at, wide), (other_at, other_wide) = (
@@ -256,26 +256,26 @@ def _precision(features, group):
     return precision
 
 
-def _surprisal(t, usual):
-    """-log P(T >= t), counted among the sorted usual values; of the largest ones the tail is exponential."""
-    beyond, start, there = _tail(usual)
-    excess = max(np.mean(usual[-beyond:]) - start, 1e-9)
-    return np.where(t <= start, -np.log(conformal_p_values(t, usual)), there + (t - start) / excess)
+def _surprisal(t, reference):
+    """-log P(T >= t) under the sorted reference values, with an exponential tail beyond the largest."""
+    beyond, start, there = _tail(reference)
+    excess = max(np.mean(reference[-beyond:]) - start, 1e-9)
+    return np.where(t <= start, -np.log(conformal_p_values(t, reference)), there + (t - start) / excess)
 
 
-def _tail(usual):
-    """How many of the sorted usual values are its tail, where that starts, and the surprisal there."""
-    n = len(usual)
+def _tail(reference):
+    """Length of the tail of the sorted reference values, where it starts, and the surprisal there."""
+    n = len(reference)
     beyond = max(round(_BEYOND * n), min(_FEWEST_BEYOND, n // 2))
-    return beyond, usual[-beyond - 1], np.log((1 + n) / (1 + beyond))
+    return beyond, reference[-beyond - 1], np.log((1 + n) / (1 + beyond))
 
 
-def _no_lighter_tail(usual, seen):
-    """The sorted usual values, their tail stretched until the largest of the seen ones is no surprisal.
+def _no_lighter_tail(reference, held_out):
+    """The sorted reference values, their tail stretched until the largest held-out value is not surprising.
 
     Of m values the largest has a surprisal of more than log m + 3 with a probability of 5 %.
     """
-    beyond, start, there = _tail(usual)
-    allowed = max(np.log(len(seen)) + 3, there + 1)
-    stretch = np.maximum((_surprisal(np.max(seen, keepdims=True), usual) - there) / (allowed - there), 1.0)
-    return np.concatenate([usual[:-beyond], start + stretch * (usual[-beyond:] - start)])
+    beyond, start, there = _tail(reference)
+    allowed = max(np.log(len(held_out)) + 3, there + 1)
+    stretch = np.maximum((_surprisal(np.max(held_out, keepdims=True), reference) - there) / (allowed - there), 1.0)
+    return np.concatenate([reference[:-beyond], start + stretch * (reference[-beyond:] - start)])

@@ -1,4 +1,4 @@
-"""One number with the limit it has to keep."""
+"""A value and its upper limit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _EXTREME = 16  # rows that are kept for being the most extreme
 
 @dataclass(frozen=True)
 class Check:
-    """One number with the limit it has to keep.
+    """A value and its upper limit.
 
     Attributes:
         name: what was measured, in a few words.
@@ -40,7 +40,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the value keeps its limit; NaN does not."""
+        """Whether the value is at most its limit; False for NaN."""
         return bool(self.value <= self.limit)
 
     @classmethod
@@ -52,7 +52,7 @@ class Check:
 
     @classmethod
     def of_round_trip(cls, x: Values, back: Values, names: Sequence[str], like: Values | None = None) -> "Check":
-        """The check that the worst number of the worst row comes back to a hundredth of its column's spread.
+        """The check that every number survives the round trip to a hundredth of its column's spread.
 
         Args:
             x: rows as the user gave them, shape (n, d).
@@ -73,12 +73,12 @@ class Check:
 
     @classmethod
     def of_steps(cls, missing: int, least: int) -> "Check":
-        """The check that no stage of training was given fewer steps than it takes at least."""
+        """The check that every stage of training made the minimum number of steps."""
         return cls(f"training steps missing of the least {least}", float(missing), 0.0)
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as it stands in a sentence."""
+    """A p-value in words."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 

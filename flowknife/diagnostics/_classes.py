@@ -1,4 +1,4 @@
-"""Of classifiers: how often they are right, what they take for what, and whether probabilities are frequencies."""
+"""Diagnostics of classifiers: accuracy, confusion, calibration of probabilities."""
 
 from dataclasses import dataclass
 
@@ -95,11 +95,11 @@ class Reliability:
     def verdict(self) -> str:
         """A sentence."""
         gap = float(np.sum(self._weights * self._gap))
-        told = f"expected calibration error {self.error:.3f}, of which {self.noise:.3f} is noise of few items"
+        error = f"expected calibration error {self.error:.3f}, of which {self.noise:.3f} is noise of few items"
         if self.error < 2 * self.noise + 0.005:
-            return f"The probabilities are frequencies as far as {self.counts.sum():,} items tell: {told}."
+            return f"The probabilities are calibrated, as far as {self.counts.sum():,} items can show: {error}."
         kind = "over" if gap < 0 else "under"
-        return f"The classifier is {kind}confident by {abs(gap):.3f} on average: {told}."
+        return f"The classifier is {kind}confident by {abs(gap):.3f} on average: {error}."
 
     @property
     def _weights(self):

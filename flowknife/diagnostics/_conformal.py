@@ -1,4 +1,4 @@
-"""Split-conformal calibration: p-values, flags, and what a number of calibration rows can say."""
+"""Split-conformal calibration: p-values, flags, and the smallest p-value of a number of calibration rows."""
 
 import warnings
 from typing import NamedTuple
@@ -30,7 +30,7 @@ def conformal_p_values(scores: Float[np.ndarray, " n"], held_out: Float[np.ndarr
 
 
 class Flagging(NamedTuple):
-    """The rule by which a result flags: p < alpha, with p-values from so many calibration rows.
+    """The rule by which a result flags: p < alpha, with p-values from `rows` calibration rows.
 
     Of new rows of the same kind a share alpha is flagged, and no more.
 
@@ -51,7 +51,7 @@ class Flagging(NamedTuple):
 
     @property
     def note(self) -> str:
-        """Why nothing can be flagged, and what to do; empty where it can."""
+        """Why nothing can be flagged, and what to do; empty if items can be flagged."""
         unit, needed = self.unit, fewest_calibration_rows(self.alpha)
         if not self.rows:
             return (

@@ -1,4 +1,4 @@
-"""Of flows: the round trip and the law of the latents."""
+"""Diagnostics of flows: the round trip and the law of the latents."""
 
 import equinox as eqx
 import jax
@@ -29,14 +29,16 @@ def round_trip_error(bijection: Bijection, x: ArrayLike, cond: Array | None = No
 def principal_plane(x: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "_ d"]) -> list[Float[np.ndarray, "_ 2"]]:
     """The rows of `x`, and of each of `others`, on the plane of the two leading principal axes of `x`.
 
-    Works on the n x n Gram matrix, so d may be large.
+    Every column is standardised with its mean and standard deviation in `x` first, so units do not matter. Works on the
+    n x n Gram matrix, so d may be large.
     """
     x = np.asarray(x, np.float64)
-    mean = x.mean(axis=0)
-    centred = x - mean
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    spread = np.where(spread > 1e-12 * np.abs(x).max(axis=0), spread, 1.0)
+    centred = (x - mean) / spread
     values, vectors = np.linalg.eigh(centred @ centred.T)
     axes = (centred.T @ vectors[:, ::-1][:, :2]) / np.sqrt(np.maximum(values[::-1][:2], 1e-300))
-    return [(np.asarray(rows, np.float64) - mean) @ axes for rows in (x, *others)]
+    return [(np.asarray(rows, np.float64) - mean) / spread @ axes for rows in (x, *others)]
 
 
 def ks_normal(z: Float[np.ndarray, "..."]) -> float:

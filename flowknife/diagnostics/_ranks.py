@@ -1,4 +1,4 @@
-"""Are posteriors right? Ranks and coverage, from draws and truths alone.
+"""Calibration of posteriors: ranks and coverage, from draws and true parameters alone.
 
 Every test here asks one thing: over observations y ~ p(y | theta), theta ~ prior, the true theta must look like one
 more draw of its own posterior. What differs is the number by which theta and the draws are ordered.
@@ -159,12 +159,12 @@ def _judged(name, names, ranks, draws, fault):
     )
     corrected = np.minimum(1.0, len(names) * p_values)
     wrong = [i for i in np.argsort(p_values) if corrected[i] < SMALLEST_P]
-    told = []
+    sentences = []
     for i in wrong[:3]:
         found = f"{fault((ranks[:, i] + 0.5) / (draws + 1))} ({p_text(corrected[i])})"
-        told.append(f"{names[i]}: {found}" if len(names) > 1 else found[0].upper() + found[1:])
+        sentences.append(f"{names[i]}: {found}" if len(names) > 1 else found[0].upper() + found[1:])
     more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    verdict = f"{'; '.join(told)}{more}."
+    verdict = f"{'; '.join(sentences)}{more}."
     if not wrong:
         verdict = f"No departure found in {len(ranks):,} observations ({p_text(corrected.min())})."
     return Ranks(name, tuple(names), ranks, draws, p_values, verdict)
@@ -235,7 +235,7 @@ def hpd_coverage(log_prob_samples: Values, log_prob_truth: Values, key: Key = 0)
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often central intervals hold the truth.
+    """How often central intervals contain the truth.
 
     Attributes:
         names: of the components.
@@ -261,7 +261,7 @@ class Coverage:
 
     @property
     def check(self) -> Check:
-        """The check that the intervals hold the truth as often as they say."""
+        """The check that the intervals have their nominal coverage."""
         return Check.of_p_value("coverage of central intervals", self.p_value)
 
 

@@ -1,4 +1,4 @@
-"""What simple models reach on the same rows: a trained model that is worse has learned nothing.
+"""Losses of simple reference models on the same rows.
 
 Losses are per row, in nats (images: bits per dimension), and come from rows that the simple model has not seen.
 """

@@ -1,4 +1,4 @@
-"""Two sets of samples: are they of one distribution?"""
+"""Two-sample tests."""
 
 from collections.abc import Sequence
 
@@ -67,7 +67,7 @@ def _mmd2(x, y, widths):
 
 
 def c2st(x: Values, y: Values, key: Key = 0, folds: int = 5) -> float:
-    """Classifier two-sample test: how often a network tells samples of x from samples of y.
+    """Classifier two-sample test: accuracy of a network that separates samples of x from samples of y.
 
     0.5 if they are of one distribution, 1 if they never meet. As in the benchmark of Lueckmann et al. 2021 (arXiv
     2101.04653): both are z-scored by the mean and the standard deviation of x, and the accuracy of a network with two

@@ -1,4 +1,4 @@
-"""Data against simulations: do draws explain the data, and can the simulator have made the data at all?"""
+"""Data against simulations: re-simulation error and misspecification."""
 
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ def resimulation_error(y_resimulated: Values, y: Values) -> Resimulation:
 
 @dataclass(frozen=True)
 class Misspecification:
-    """Whether observations look as if the simulator had made them.
+    """Whether observations are plausible under the simulator.
 
     Attributes:
         p_values: cross-conformal, one for each observation, shape (n,).
@@ -85,7 +85,7 @@ class Misspecification:
 def misspecification(
     simulated: Values, observed: Values, key: Key = 0, *, calibration: Values | None = None
 ) -> Misspecification:
-    """P-value that an observation comes from the simulator: no posterior can be trusted where it does not.
+    """P-value for the hypothesis that the simulator made an observation; where it is small, distrust the posterior.
 
     Half the simulations give the shrunk covariance of a Mahalanobis distance; the other half, or those for
     `calibration`, give its mean and its cross-conformal p-values (see `Typicality`). It sees what the features show and

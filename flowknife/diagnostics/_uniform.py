@@ -1,4 +1,4 @@
-"""Are these ranks uniform? An exact test whose acceptance region is the band that an image shows.
+"""Are these ranks uniform? An exact test whose acceptance region is the band in the figure.
 
 Of n ranks, the number below a point z is binomial, Bin(n, z), if they are uniform. The test statistic is the smallest
 two-sided binomial p-value over all points; the simultaneous band holds the counts whose binomial p-value is above a

@@ -1,4 +1,4 @@
-"""Networks that stand inside couplings. They know nothing of flows.
+"""Networks inside couplings, independent of flows.
 
 Every network is called as `net(x, cond)` on batch-first arrays, and is built by
 `Net(in_shape, out_shape, cond_shape=None, *, key, ...)`; its attribute `cond_shape` is the shape of its condition, None

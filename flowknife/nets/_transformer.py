@@ -37,7 +37,7 @@ class AttentionBlock(eqx.Module):
 class ViT(eqx.Module):
     """Every pixel is a token: h + attention(norm(h)), h + mlp(norm(h)), ..., and a head that starts at zero.
 
-    Dosovitskiy et al. 2021, arXiv 2010.11929, eqs. 1 to 4. Every output sees the whole image; places are told apart by
+    Dosovitskiy et al. 2021, arXiv 2010.11929, eqs. 1 to 4. Every output sees the whole image; positions differ by
     a trained vector each. Blocks start as the identity. The norms have no parameters, since the layer after each could
     undo them. An image is given as patches, see `architectures.jet`.
 

@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib `Figure` out: every figure that flowknife draws, in one look.
+"""Arrays in, matplotlib `Figure` out: every figure that flowknife draws, in one style.
 
 Tables: `samples`, `density`, `mapping`, `mapping_animation`, `history`.
 Latents: `latents`, `latent_histogram`, `radius_histogram`, `anomaly_scores`.

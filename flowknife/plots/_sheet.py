@@ -109,13 +109,13 @@ def write(
     colour: str = style.INK,
     ha: str = "left",
 ) -> None:
-    """Put text on a canvas, its top at y."""
+    """Write text on a canvas, its top at y."""
     look: dict[str, Any] = {"family": style.family(), "fontsize": size, "color": colour, "linespacing": 1.25}
     axes.text(x, y, text, ha=ha, va="top", **look)
 
 
 def shorten(caption: str, width: int) -> str:
-    """Take out the middle of lines that are wider than an image; a file's name tells most at its two ends."""
+    """Take out the middle of lines that are wider than an image; the two ends of a file name matter most."""
     letters = max(int(width / (0.063 * INCH)), 7)
     lines = caption.split("\n")
     half = letters // 2
@@ -130,7 +130,7 @@ def sheet(blocks: Sequence[Block], columns: int, heading: str = "") -> "Figure":
     Args:
         blocks: at least one, each with at least one image.
         columns: images in a row.
-        heading: a sentence that says what is seen.
+        heading: a sentence above the images.
     """
     label_letters = max((len(line) for b in blocks for line in textwrap.wrap(b.label, 16)), default=0)
     gutter = round(label_letters * 0.082 * INCH) + (GAP * 2 if label_letters else 0)

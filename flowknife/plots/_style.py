@@ -1,4 +1,4 @@
-"""The one look of all figures: colours, type, axes, and the few rules for arrays that every figure needs.
+"""The style of all figures: colours, type, axes, and the few rules for arrays that every figure needs.
 
 Style is set on each figure, never in matplotlib's global settings, which threads share.
 """
@@ -52,10 +52,10 @@ def family() -> list[str]:
 
 @lru_cache(maxsize=1)
 def figure_type() -> "type[Figure]":
-    """The class of all figures: what they say is text, never mathematics.
+    """The class of all figures: their text is never read as mathematics.
 
     Names of columns, classes and files may hold dollar signs, backslashes and characters that no typeface has. The
-    figure sees to it when it is drawn, so that nobody who writes into it has to.
+    figure takes care of it when it is drawn.
     """
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -83,8 +83,8 @@ def blank(width: float, height: float) -> "Figure":
     return figure_type()(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)
 
 
-def told(name: Any, most: int = 40) -> str:
-    """A name on one line, at most so many letters long: a long one loses its middle, since its ends tell most."""
+def shortened(name: Any, most: int = 40) -> str:
+    """A name on one line, at most `most` letters long: a long one loses its middle, since its ends matter most."""
     words = " ".join(str(name).encode("utf-8", "backslashreplace").decode("utf-8").split())
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
     half = most // 2
@@ -92,7 +92,7 @@ def told(name: Any, most: int = 40) -> str:
 
 
 def headline(figure: "Figure", sentence: str) -> None:
-    """Set the sentence that says what is seen, at the left above the panels."""
+    """Set the headline, at the left above the panels."""
     width = int(figure.get_figwidth() * 12.2)
     figure.suptitle(
         textwrap.fill(sentence, width), x=0.012, ha="left", fontsize=12, color=INK, family=family(), linespacing=1.3
@@ -190,7 +190,7 @@ def thin(count: int, limit: int) -> np.ndarray:
 
 
 def span(*series: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
-    """Limits that hold every series but its wild values (beyond six interquartile ranges), widened by `margin`."""
+    """Limits around every series without its outliers (beyond six interquartile ranges), widened by `margin`."""
     ends = []
     for values in series:
         kept = np.asarray(values, dtype=np.float64)
@@ -208,5 +208,5 @@ def span(*series: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
 
 
 def marker_size(count: int) -> float:
-    """Area of a scatter marker in square points, so that few points are seen and many do not merge."""
+    """Area of a scatter marker in square points, so that few points are visible and many do not merge."""
     return float(np.clip(9000 / max(count, 1), 3.0, 22.0))

@@ -1,4 +1,4 @@
-"""Figures of classifiers: what is taken for what, how far probabilities hold, and the classes that a model draws."""
+"""Figures of classifiers: confusion, reliability, latents and samples by class."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ MOST_POINTS = 3000
 
 
 def confusion(matrix: Values, names: Sequence[str] | None = None) -> "Figure":
-    """Confusion matrix: the share of each true class (row) that was taken for each class (column).
+    """Confusion matrix: the share of each true class (row) that was predicted as each class (column).
 
     Args:
         matrix: counts, shape (K, K), e.g. of `diagnostics.confusion`.
@@ -39,7 +39,7 @@ def confusion(matrix: Values, names: Sequence[str] | None = None) -> "Figure":
 
     side = float(np.clip(0.55 * classes, 2.6, 8.5))
     figure = style.blank(side + 2.0, side + 1.4)
-    axes = style.panel(figure.add_subplot(), xlabel="taken for", ylabel="true class")
+    axes = style.panel(figure.add_subplot(), xlabel="predicted class", ylabel="true class")
     axes.imshow(share, cmap=style.intensity(), vmin=0, vmax=1.15)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -57,13 +57,15 @@ def confusion(matrix: Values, names: Sequence[str] | None = None) -> "Figure":
     right, total = np.trace(counts), counts.sum()
     wrong = counts - np.diag(np.diag(counts))
     row, column = np.unravel_index(np.argmax(wrong), wrong.shape)
-    worst = f"; most often {names[row]} is taken for {names[column]} ({wrong[row, column]:,.0f})" if wrong.any() else ""
+    worst = (
+        f"; most often {names[row]} is predicted as {names[column]} ({wrong[row, column]:,.0f})" if wrong.any() else ""
+    )
     style.headline(figure, f"{right:,.0f} of {total:,.0f} right ({right / max(total, 1):.1%}){worst}.")
     return figure
 
 
 def _names(names, count):
-    names = [str(i) for i in range(count)] if names is None else [style.told(name) for name in names]
+    names = [str(i) for i in range(count)] if names is None else [style.shortened(name) for name in names]
     if len(names) != count:
         raise InputError(f"got {len(names)} names; expected {count}, one per class")
     return names
@@ -97,13 +99,13 @@ def reliability(result: Reliability) -> "Figure":
 def latent_classes(
     z: Values, labels: Values, names: Sequence[str] | None = None, outliers: Values | None = None
 ) -> "Figure":
-    """Latents coloured by class, in the two directions that part the classes most (as they are, if there are two).
+    """Latents coloured by class, in the two directions that separate the classes most (unchanged for two dimensions).
 
     Args:
         z: latents, shape (n, d).
         labels: classes, whole numbers 0 ... K - 1, shape (n,); below 0 means unknown.
         names: of the K classes.
-        outliers: latents of items that belong to no class, shape (m, d).
+        outliers: latents of items of no class, shape (m, d).
 
     Raises:
         InputError: for shapes that do not fit.
@@ -155,7 +157,7 @@ def _labels(labels, count, names):
 def _directions(dimension):
     if dimension == 2:
         return {"xlabel": "z1", "ylabel": "z2"}
-    return {"xlabel": "first direction that parts the classes", "ylabel": "second direction"}
+    return {"xlabel": "first direction that separates the classes", "ylabel": "second direction"}
 
 
 def _separating_plane(z, classes):
@@ -194,15 +196,19 @@ def _colours(count):
 
 
 def class_samples(
-    x_by_class: Sequence[Values], names: Sequence[str] | None = None, heading: str | None = None
+    x_by_class: Sequence[Values],
+    names: Sequence[str] | None = None,
+    heading: str | None = None,
+    reference: Values | None = None,
 ) -> "Figure":
     """What a model draws for each class: rows of images, or points of the plane in the colours of their classes.
 
     Args:
         x_by_class: one array for each class: uint8 images (n, H, W, C), or vectors (n, d), of which d > 2 are shown
-            in two principal directions.
+            in two principal directions of the standardised columns.
         names: of the classes; 0, 1, ... if None.
         heading: what is shown, if it is not drawn from a model.
+        reference: vectors whose principal directions are used, so that figures compare; default those shown.
 
     Raises:
         InputError: for no class, names that do not fit, or arrays that are neither.
@@ -222,7 +228,8 @@ def class_samples(
     classes = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     plane = np.concatenate(tables)
     plain = first.shape[1] == 2
-    plane = plane if plain else principal_plane(plane)[0]
+    if not plain:
+        plane = principal_plane(plane if reference is None else style.points(reference, "reference"), plane)[1]
     figure = style.blank(7.2, 5.6)
     look = {"xlabel": "x1", "ylabel": "x2"} if plain else {"xlabel": "first principal direction", "ylabel": "second"}
     axes = style.panel(figure.add_subplot(), **look)

@@ -29,7 +29,7 @@ _MARKERS = "osD^vPX*<>"
 
 
 def latent_clusters(cloud: Values, clusters: Values, changes: Sequence[str], images: Values) -> "Figure":
-    """Where slightly changed images lie in two principal directions of the latent, beside the images.
+    """Latents of images and of slightly changed copies, in two principal directions.
 
     Args:
         cloud: latents of many images, shape (n, 2).

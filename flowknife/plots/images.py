@@ -193,7 +193,7 @@ def outliers(
         InputError: if images, p-values and names do not fit.
     """
     images, p_values = checked_images(images), np.asarray(p_values, dtype=np.float64)
-    names = [""] * len(images) if names is None else [style.told(name, 200) for name in names]
+    names = [""] * len(images) if names is None else [style.shortened(name, 200) for name in names]
     if p_values.shape != (len(images),) or len(names) != len(images):
         raise InputError(f"got {len(images)} images, {p_values.size} p-values, {len(names)} names; expected one each")
     order = np.argsort(p_values, kind="stable")[:most]
@@ -252,7 +252,7 @@ def latent_cloud(
     other_images: Values | None = None,
     most: int = 10,
 ) -> "Figure":
-    """Where images lie in two principal directions of the latent, with numbered images at the side.
+    """Latents of images in two principal directions, with numbered images at the side.
 
     Args:
         train: latents of training images, shape (n, 2).
@@ -278,8 +278,8 @@ def latent_cloud(
     top, title, cloud = round(0.55 * INCH), round(0.24 * INCH), round((5.9 if shown else 7.2) * INCH)
     height = max(round(5.6 * INCH), top + sum(heights) + len(shown) * (title + 4 * GAP))
     figure, paper = canvas(cloud + side + MARGIN, height)
-    seen = "training and simulated images" if len(groups) == 1 else "training, simulated and other images"
-    write(paper, MARGIN, MARGIN, f"Where {seen} lie in the latent, in two principal directions.", size=12)
+    kinds = "training and simulated images" if len(groups) == 1 else "training, simulated and other images"
+    write(paper, MARGIN, MARGIN, f"Where {kinds} lie in the latent, in two principal directions.", size=12)
     for group, tile, extent in zip(shown, tiles, heights, strict=True):
         write(paper, cloud, top, group.label, size=10, colour=group.colour)
         block = Block(group.images, captions=group.numbers, colour=group.colour)

@@ -1,4 +1,4 @@
-"""Does the latent look as its law says? Values against N(0, 1), radii against the chi law, p-values against uniform."""
+"""Latents against their law: values against N(0, 1), radii against the chi law, p-values against uniform."""
 
 from math import lgamma, log
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ def latents(z: Values) -> "Figure":
         markeredgewidth=0,
     )
     moments = f"mean {_plain(values.mean())} and standard deviation {values.std():.2f}"
-    style.headline(figure, f"Latent values have {moments}; the law says 0 and 1.")
+    style.headline(figure, f"Latent values have {moments}; N(0, 1) has 0 and 1.")
     return figure
 
 
@@ -75,7 +75,7 @@ def latent_histogram(z: Values, others: Values | None = None) -> "Figure":
     _normal_histogram(axes, values, anomalous)
     style.legend(axes, loc="upper right")
     rest = "" if anomalous is None else f", those of the others {anomalous.std():.2f}"
-    style.headline(figure, f"Latent values have standard deviation {values.std():.2f}{rest}; the law says 1.")
+    style.headline(figure, f"Latent values have standard deviation {values.std():.2f}{rest}; N(0, 1) has 1.")
     return figure
 
 

@@ -83,15 +83,17 @@ def corner(
                 axes.tick_params(labelleft=False)
     if exact is not None or true is not None:
         _corner_legend(figure, grid, exact is not None, true is not None)
-    told = f"{len(samples):,} draws of the posterior" + ("" if exact is None else f" and {len(exact):,} of a reference")
+    drawn = f"{len(samples):,} draws of the posterior" + (
+        "" if exact is None else f" and {len(exact):,} of a reference"
+    )
     more = f"; {count} of {columns} components" if count < columns else ""
     regions = "" if count == 1 or len(samples) < FEW else "; regions hold 50% and 90%"
-    style.headline(figure, f"{told}{regions}{more}.")
+    style.headline(figure, f"{drawn}{regions}{more}.")
     return figure
 
 
 def _labels(names, units, count):
-    names = [f"x{i + 1}" for i in range(count)] if names is None else [style.told(name) for name in names]
+    names = [f"x{i + 1}" for i in range(count)] if names is None else [style.shortened(name) for name in names]
     units = [""] * count if units is None else [str(unit) for unit in units]
     if len(names) != count or len(units) != count:
         raise InputError(f"got {len(names)} names and {len(units)} units; expected {count} each, one per component")
@@ -219,7 +221,7 @@ def calibration(ranks: Ranks, level: float = 0.95) -> "Figure":
     for component in range(len(ranks.names)):
         look: dict[str, Any] = {"color": style.MESH, "linewidth": 0.8, "zorder": 1.5}
         if component in named:
-            name = style.told(ranks.names[component])
+            name = style.shortened(ranks.names[component])
             look = {"color": colours[named.index(component)], "linewidth": 1.5, "label": name}
         axes.plot(ends, np.pad(curves[:, component] - x, 1), **look)
     axes.set_xlim(0, 1)
@@ -297,7 +299,7 @@ def _central(axes: "Axes", central: Coverage) -> None:
     )
     if len(x) == 1:
         axes.vlines(x, central.low, central.high, color=style.RULE, linewidth=6)
-    names = [style.told(name) for name in central.names]
+    names = [style.shortened(name) for name in central.names]
     count = len(names)
     colours = (style.REAL, style.MODEL, style.OTHER) if count <= 3 else style.CATEGORIES
     for component in range(count):
@@ -351,13 +353,13 @@ def predictive(
             f"got y of shape {observed.shape} and positions of shape {place.shape}; expected ({count},), one number "
             "per component"
         )
-    told = _labels(names, None, count)
+    labels = _labels(names, None, count)
     low, high = (np.nanquantile(drawn, q, axis=0) for q in (0.05, 0.95))
     inside = int(np.sum((observed >= low) & (observed <= high)))
     if count <= 4 and positions is None:
         figure = style.blank(max(3.0 * count, 5.4) + 0.4, 3.7)
         for axes, values, value, name in zip(
-            figure.subplots(1, count, squeeze=False)[0], drawn.T, observed, told, strict=True
+            figure.subplots(1, count, squeeze=False)[0], drawn.T, observed, labels, strict=True
         ):
             style.panel(axes, xlabel=name)
             axes.locator_params(nbins=4)
@@ -374,7 +376,7 @@ def predictive(
         axes.plot(place[order], np.nanmedian(drawn, axis=0)[order], color=style.MODEL, linewidth=1.4, label="median")
         axes.plot(place, observed, "o", color=style.REAL, markersize=4.5, markeredgecolor="white", label="observed")
         if names is not None and positions is None and count <= 24:
-            axes.set_xticks(place, told, rotation=45 if max(map(len, told)) > 4 else 0)
+            axes.set_xticks(place, labels, rotation=45 if max(map(len, labels)) > 4 else 0)
         style.legend(axes, loc="best")
     style.headline(
         figure, f"{inside} of {count} observed values lie within the central 90% of {len(drawn):,} predictions."

@@ -1,4 +1,4 @@
-"""Figures of posteriors in the terms of each problem: arms, throws, basins, velocities; else a plane or pairs."""
+"""Figures of posteriors for each problem: arms, throws, basins, velocities; else a plane or pairs."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -203,7 +203,7 @@ def scatter(samples: Values, labels: Values | None = None, names: Any = None, tr
         InputError: for arrays of other shapes.
     """
     table = style.points(samples, "samples", 2)
-    first, second = ("x1", "x2") if names is None else map(style.told, names)
+    first, second = ("x1", "x2") if names is None else map(style.shortened, names)
     shown = style.thin(len(table), MOST_POINTS)
     shades = np.full(len(table), style.MODEL) if labels is None else style.point_colours(labels, len(table))
     figure = style.blank(6.4, 6.2)

@@ -1,4 +1,4 @@
-"""Rows of images: moved through the latent, drawn anew, beside those that look alike, under their heat maps."""
+"""Rows of images: interpolation, attributes, resampled levels, nearest images, anomaly maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,14 +43,14 @@ def along(images: Values, strengths: Sequence[SupportsFloat], heading: str = "")
     return sheet(blocks, len(captions), heading or "Images moved along one direction of the latent; 0 is the image.")
 
 
-def nearest(images: Values, neighbours: Values, distances: Values, usual: SupportsFloat | None = None) -> "Figure":
-    """Images above the training images that look most like them.
+def nearest(images: Values, neighbours: Values, distances: Values, reference: SupportsFloat | None = None) -> "Figure":
+    """Images above their nearest training images.
 
     Args:
         images: samples, uint8, shape (n, H, W, C).
         neighbours: of each, uint8, shape (n, k, h, w, C), the nearest first; they may be smaller.
         distances: to the neighbours, in grey levels, shape (n, k).
-        usual: the median distance of held-out images to their nearest training image.
+        reference: the median distance of held-out images to their nearest training image.
 
     Raises:
         InputError: if shapes do not fit, or something is no uint8 image.
@@ -67,21 +67,21 @@ def nearest(images: Values, neighbours: Values, distances: Values, usual: Suppor
         label = "Nearest in training" if i == 0 else f"Nearest but {i}"
         captions = [f"{distance:.1f}" for distance in distances[:, i]]
         blocks.append(Block(enlarged(checked_images(near[:, i]), images.shape[1:3]), label, captions, style.REAL))
-    told = "" if usual is None else f"; of new real images: {float(usual):.1f}"
+    rest = "" if reference is None else f"; of new real images: {float(reference):.1f}"
     return sheet(
         blocks,
         len(images),
-        "Made or remembered? Below each image the training images most like it, at which RMS distance in grey levels. "
-        f"Median distance to the nearest: {np.median(distances[:, 0]):.1f}{told}.",
+        "Generated or memorised? Each image above its nearest training images, with the RMS distance in grey levels. "
+        f"Median distance to the nearest: {np.median(distances[:, 0]):.1f}{rest}.",
     )
 
 
 def resampled(image: Values, rows: Sequence[tuple[str, Values]]) -> "Figure":
-    """What each level of the latent says: an image, and the same with one level drawn anew.
+    """The effect of each level: an image, and copies with one level of the latent resampled.
 
     Args:
         image: the image itself, uint8, shape (H, W, C).
-        rows: pairs (name of the level, uint8 images with that level drawn anew, shape (n, H, W, C)).
+        rows: pairs (name of the level, uint8 images with that level resampled, shape (n, H, W, C)).
 
     Raises:
         InputError: if there is no row, or something is no uint8 image.
@@ -90,13 +90,13 @@ def resampled(image: Values, rows: Sequence[tuple[str, Values]]) -> "Figure":
         raise InputError("got no rows; expected at least one pair (level, images)")
     itself = checked_images(np.asarray(image)[None], "image")
     blocks = [
-        Block(np.concatenate([itself, checked_images(images, name)]), f"{name} drawn anew") for name, images in rows
+        Block(np.concatenate([itself, checked_images(images, name)]), f"{name} resampled") for name, images in rows
     ]
     columns = max(len(block.images) for block in blocks)
     return sheet(
         blocks,
         columns,
-        "What moved? First the image itself, then with one level of its latent drawn anew, others kept.",
+        "The image, then copies with one level of its latent resampled and the others kept.",
     )
 
 
@@ -105,7 +105,7 @@ def anomaly_maps(images: Values, maps: Values, captions: Sequence[str] = ()) -> 
 
     Args:
         images: uint8, shape (n, H, W, C).
-        maps: at each place, how many standard deviations less likely than usual, shape (n, H, W).
+        maps: at each place, standard deviations by which it is less likely than in held-out images, shape (n, H, W).
         captions: one below each image.
 
     Raises:
@@ -123,7 +123,7 @@ def anomaly_maps(images: Values, maps: Values, captions: Sequence[str] = ()) -> 
     return sheet(
         blocks,
         columns,
-        "Anomaly maps: orange where an image is less likely than usual at that position, blue where more; "
+        "Anomaly maps: orange where an image is less likely than held-out images at that position, blue where more; "
         f"full colour at {_STRONGEST:g} standard deviations.",
     )
 
@@ -146,14 +146,14 @@ def heat_maps(images: Values, maps: Values) -> UInt8[np.ndarray, "n h w 3"]:
     more, less = (np.array([int(code[i : i + 2], 16) for i in (1, 3, 5)]) for code in (style.MODEL, style.REAL))
     grey = 150 + images.mean(axis=-1, keepdims=True) * (105 / 255)
     strength = np.clip(np.nan_to_num(maps) / _STRONGEST, -1, 1)[..., None]
-    # the usual goes up and down by a standard deviation: that stays pale
+    # deviations of one standard deviation are normal and stay pale
     cover = np.abs(strength) ** 1.5 * 0.9
     colour = np.where(strength > 0, more, less)
     return np.round((1 - cover) * grey + cover * colour).astype(np.uint8)
 
 
 def interpolation_animation(path: str | Path, images: Values) -> Path:
-    """Write a GIF that goes from the first image to the last and back, for ever.
+    """Write a looping GIF from the first image to the last and back.
 
     Args:
         path: the file to write.

@@ -1,4 +1,4 @@
-"""Figures of tables: data beside samples, a density, a mapping between two planes, a training curve."""
+"""Figures of tables: data and samples, a density, a mapping between two planes, a training curve."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ def samples(data: Values, generated: Values, names: Sequence[str] | None = None)
     data = style.points(data, "data")
     generated = style.points(generated, "generated", data.shape[1])
     columns = data.shape[1]
-    names = [f"x{i + 1}" for i in range(columns)] if names is None else [style.told(name) for name in names]
+    names = [f"x{i + 1}" for i in range(columns)] if names is None else [style.shortened(name) for name in names]
     if len(names) != columns:
         raise InputError(f"got {len(names)} names; expected {columns}, one per column of the data")
     if columns == 1:
@@ -220,7 +220,7 @@ def mapping(
     Args:
         x: data, shape (n, 2).
         z: their latents, shape (n, 2).
-        grid_x: the latent grid seen in the data space, polylines of shape (k, 2).
+        grid_x: the latent grid mapped to the data space, polylines of shape (k, 2).
         grid_z: the same polylines in the latent space, where they are straight.
         colour: one number or label per point.
 

@@ -36,7 +36,7 @@ def flight_time(theta):
     """When it hits the ground, in s, shape `batch`.
 
     The height is concave in time, and at t = (y0 + T (g T + vy)) / (g T) already below the ground. From there Newton's
-    method comes down to the later root without ever passing it, whatever the throw.
+    method comes down to the later root without ever passing it, for any throw.
     """
     _, height, _, vy = _launch(theta)
 

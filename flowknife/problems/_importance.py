@@ -67,7 +67,7 @@ class Weighted:
         return float(peak + np.log(np.exp(self.log_weight - peak).sum() / self.count))
 
     def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
-        """Draw n by weight, evenly along the cumulated weights, which repeats a proposal as seldom as can be.
+        """Draw n by systematic resampling, which repeats proposals as little as possible.
 
         Raises:
             InputError: if no proposal has a weight.

@@ -1,4 +1,4 @@
-"""What an inverse problem is: a prior, a forward model, noise, and draws from its posterior to compare with."""
+"""Inverse problems: a prior, a forward model, noise, and reference draws from the posterior."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

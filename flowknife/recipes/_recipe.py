@@ -10,11 +10,11 @@ class Expected:
     """A number that was measured.
 
     Attributes:
-        value: the number.
-        unit: its unit, or what it is.
-        data: what it was measured on, none of it seen in training.
-        minutes: what the training that was measured took, on 2 CPU cores.
-        beside: what something else reaches.
+        value: the measured number.
+        unit: its unit, or the name of the measure.
+        data: the test data, none of it used in training.
+        minutes: training time of the measurement, on 2 CPU cores.
+        beside: the result of another method.
     """
 
     value: float | int
@@ -33,14 +33,14 @@ class Recipe:
     """A named configuration of an application.
 
     Attributes:
-        name: what `--recipe` takes.
+        name: the argument of `--recipe`.
         application: density, images, classify or invert.
-        about: what it is for, in a few words.
-        data: what DATA has to be.
+        about: its purpose, in a few words.
+        data: the kind of DATA.
         example: DATA in the examples.
         settings: of the application, nested as in a settings file; all others are at their defaults.
-        minutes: what training costs on 2 CPU cores.
-        expected: what it reaches; None if that has not been measured.
+        minutes: training time on 2 CPU cores.
+        expected: its measured result; None if not measured.
     """
 
     name: str
@@ -68,17 +68,17 @@ class Recipe:
 
     @property
     def command(self) -> str:
-        """What to type."""
+        """The command line."""
         return self._to(f"runs/{self.name}")
 
     @property
     def smoke(self) -> str:
-        """The same for a few steps, to see that it runs on the data at hand."""
+        """The command line for a few steps, to test that it runs on your data."""
         return f"{self._to('runs/try')} --set train.steps=20"
 
     @property
     def cost(self) -> str:
-        """What training costs on 2 CPU cores, in words."""
+        """Training time on 2 CPU cores, in words."""
         return _time(self.minutes)
 
     @property

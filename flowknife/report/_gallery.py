@@ -57,8 +57,8 @@ def write_gallery(
     count = len(scores["score"])
     shown = f"The {len(order)} most anomalous of {count:,} images" if len(order) < count else f"All {count:,} images"
     words = (
-        f"<p>{shown}, {_flagged(scores, alpha)}</p><p>The map beside an image is orange where there is more than "
-        "usual at that place, blue where there is less.</p>"
+        f"<p>{shown}, {_flagged(scores, alpha)}</p><p>The map beside an image shows local surprisal compared with "
+        "held-out images: orange where it is larger, blue where it is smaller.</p>"
     )
     body = f"<header><h1>Anomalous images</h1>{words}</header><ol>{''.join(items)}</ol>"
     page = PAGE.format(generator=GENERATOR, title="Anomalous images", style=STYLE + _GALLERY_STYLE, body=body)

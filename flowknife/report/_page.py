@@ -1,4 +1,4 @@
-"""One self-contained page that tells what was trained and how well: text, numbers and figures in a single HTML file.
+"""One self-contained page on what was trained and how well: text, numbers and figures in a single HTML file.
 
 Figures and style are inside the file, there is no script and nothing to fetch: it opens offline, prints, and can be
 sent by mail.
@@ -21,14 +21,14 @@ from flowknife.errors import InputError
 from flowknife.storage import replacing
 
 UNITS = {
-    "nll": ("Negative log-likelihood, held out", "nats per row"),
-    "nll_given_label": ("The same given the label", "nats per row"),
-    "prior_nll": ("The same before the data are known", "nats per row"),
-    "log_prob": ("Log-likelihood, held out", "nats per row"),
-    "bits_per_dim": ("Bits per dimension, held out", "bits"),
-    "accuracy": ("Accuracy, held out", "share of inputs"),
+    "nll": ("Negative log-likelihood, held out", "nats per item"),
+    "nll_given_label": ("Negative log-likelihood given the label, held out", "nats per item"),
+    "prior_nll": ("Negative log-likelihood under the prior, held out", "nats per item"),
+    "log_prob": ("Log-likelihood, held out", "nats per item"),
+    "bits_per_dim": ("Bits per dimension, held out", "bits/dim"),
+    "accuracy": ("Accuracy, held out", "share of items"),
     "cross_entropy": ("Cross entropy of the labels, held out", "nats per item"),
-    "expected_calibration_error": ("Expected calibration error", "0 is perfect"),
+    "expected_calibration_error": ("Expected calibration error, held out", "0 is perfect"),
     "auroc": ("Area under the ROC curve", "1 is perfect, 0.5 is chance"),
     "c2st": ("Classifier two-sample test", "0.5 is perfect, 1 is worst"),
     "mmd": ("Maximum mean discrepancy", "0 is perfect"),
@@ -37,7 +37,7 @@ UNITS = {
     "minutes": ("Training time", "min"),
     "parameters": ("Trained parameters", "numbers"),
 }
-"""What a metric is called in the report, and its unit. Any other name may end in its unit: `"error (km)"`."""
+"""Title and unit of each metric. Any other name may end in its unit: `"error (km)"`."""
 
 KINDS = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -50,7 +50,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class PageImage:
-    """An image of a report: a file or its content (PNG, GIF, JPEG or SVG), and what is seen on it."""
+    """An image of a report: a file or its content (PNG, GIF, JPEG or SVG), and a caption."""
 
     source: str | Path | bytes
     caption: str = ""
@@ -58,16 +58,20 @@ class PageImage:
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of a report. Blank lines in `text` part its paragraphs, `backticks` mark code."""
+    """A titled part of a report. Blank lines in `text` separate paragraphs, `backticks` mark code.
+
+    `table` has rows of equal length, its header first.
+    """
 
     title: str
     text: str = ""
     figures: Sequence[PageImage] = field(default_factory=tuple)
+    table: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands at the two ends of a model, block by block: a name, then a shape or law, e.g. "z ~ N(0, I)"."""
+    """The blocks at the two ends of a model, each a name and its shape or law, e.g. "z ~ N(0, I)"."""
 
     left: Sequence[str]
     right: Sequence[str]
@@ -80,7 +84,11 @@ def write_report(
     metrics: Mapping[str, SupportsFloat | str] | None = None,
     facts: Mapping[str, object] | None = None,
     frame: Frame | None = None,
+    *,
+    settings: Sequence[tuple[str, str, str]] = (),
+    item: str = "item",
     warning: str = "",
+    lead: str = "",
 ) -> Path:
     """Write `report.html` into a folder, whole or not at all.
 
@@ -88,10 +96,13 @@ def write_report(
         folder: created if missing.
         title: of the page.
         sections: in reading order.
-        metrics: what was measured; names and units as in `UNITS`.
-        facts: how it was made: versions, seed, data, device.
+        metrics: numbers by name; titles and units as in `UNITS`.
+        facts: how the model was made: date, data, versions.
         frame: the two ends of the model, drawn at the top.
-        warning: a sentence that comes first.
+        settings: rows of (name, value asked for, value used).
+        item: what one item is called in units: row, image, pair.
+        warning: a sentence below the title, in bold.
+        lead: a sentence below the title.
 
     Returns:
         The path of the page.
@@ -101,11 +112,12 @@ def write_report(
         StorageError: if the folder cannot be written, or has a `report.html` that flowknife did not write.
     """
     parts = [
-        f"<header><h1>{escape(title)}</h1>{_warning(warning)}</header>",
-        ends_svg(frame.left, frame.right) if frame else "",
-        _metrics_table(metrics or {}),
+        f"<header><h1>{escape(title)}</h1>{_warning(warning)}{_prose(lead) if lead else ''}</header>",
+        _wide(ends_svg(frame.left, frame.right), "The two ends of the model") if frame else "",
+        _metrics_table(metrics or {}, item),
         *(_section(section) for section in sections),
         _facts_list(facts or {}),
+        _settings_table(settings),
     ]
     page = PAGE.format(
         title=escape(title), generator=GENERATOR, style=STYLE, body="\n".join(part for part in parts if part)
@@ -121,10 +133,27 @@ def _warning(text: str) -> str:
     return f"<p><strong>{escape(text)}</strong></p>" if text else ""
 
 
+def _wide(content: str, name: str) -> str:
+    """A box that scrolls sideways where a screen is narrower than its content, by touch, wheel or arrow keys."""
+    return f'<div class="wide" tabindex="0" role="group" aria-label="{escape(name)}">{content}</div>'
+
+
 def _section(section: Section) -> str:
     paragraphs = [_prose(text) for text in re.split(r"\n\s*\n", section.text.strip()) if text.strip()]
     figures = [_figure(image) for image in section.figures]
-    return f"<section><h2>{escape(section.title)}</h2>\n" + "\n".join([*paragraphs, *figures]) + "</section>"
+    parts = [f"<h2>{escape(section.title)}</h2>", *paragraphs, *_table(section.table), *figures]
+    return "<section>" + "\n".join(parts) + "</section>"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in rows[0])
+    body = [
+        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
+        for first, *rest in rows[1:]
+    ]
+    return [f'<table class="words"><thead><tr>{head}</tr></thead>\n<tbody>' + "\n".join(body) + "</tbody></table>"]
 
 
 def _prose(text: str) -> str:
@@ -148,11 +177,12 @@ def _figure(image: PageImage) -> str:
     uri = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
     caption = escape(image.caption)
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure><img src="{uri}" alt="{caption}"{_width(content)}>{below}</figure>'
+    shown = _wide(f'<img src="{uri}" alt="{caption}"{_width(content)}>', image.caption or "figure")
+    return f"<figure>{shown}{below}</figure>"
 
 
 def _width(content: bytes) -> str:
-    """The width in CSS pixels (96 to the inch) of a PNG that says its resolution, so that it is sharp on any screen."""
+    """The width in CSS pixels (96 to the inch) of a PNG with a known resolution, so that it is sharp on any screen."""
     at = content.find(b"pHYs", 8, 4096)
     if not content.startswith(b"\x89PNG") or at < 0 or content[at + 12 : at + 13] != b"\x01":
         return ""
@@ -160,12 +190,13 @@ def _width(content: bytes) -> str:
     return f' width="{round(pixels * 96 * 39.37 / per_metre)}"' if pixels and per_metre else ""
 
 
-def _metrics_table(metrics: Mapping[str, SupportsFloat | str]) -> str:
+def _metrics_table(metrics: Mapping[str, SupportsFloat | str], item: str) -> str:
     if not metrics:
         return ""
     rows = []
     for name, value in metrics.items():
         label, unit = _label_and_unit(name)
+        unit = unit.replace("item", item)
         cells = f'<th scope="row">{escape(label)}</th><td>{escape(_number(value))}</td><td>{escape(unit)}</td>'
         rows.append(f"<tr>{cells}</tr>")
     head = '<tr><th scope="col">Measured</th><th scope="col">Value</th><th scope="col">Unit</th></tr>'
@@ -204,6 +235,13 @@ def _facts_list(facts: Mapping[str, object]) -> str:
         return ""
     rows = [f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()]
     return '<section class="facts"><h2>How this was made</h2>\n<dl>' + "\n".join(rows) + "</dl></section>"
+
+
+def _settings_table(settings: Sequence[tuple[str, str, str]]) -> str:
+    if not settings:
+        return ""
+    text = "A setting that was not asked for has its default, or was chosen from the data."
+    return _section(Section("Settings", text, table=[("Setting", "Asked for", "Used"), *settings]))
 
 
 BOX, SPACE, NETWORK, WIRE, PAD = 36.0, 12.0, 168.0, 64.0, 1.0  # SVG user units, drawn as pixels
@@ -323,6 +361,7 @@ section { margin: 2.75rem 0 0; }
 p { max-width: 44rem; margin: 0 0 0.9rem; }
 code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--tint);
   border-radius: 4px; padding: 0.1em 0.35em; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
 svg.ends { display: block; max-width: 100%; height: auto; margin: 0 0 0.5rem; }
 figure { margin: 1.25rem 0 1.75rem; }
 figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--rule);
@@ -334,11 +373,15 @@ thead th { color: var(--quiet); font-size: 0.85rem; }
 td:nth-child(2), th:nth-child(2) { text-align: right; font-variant-numeric: tabular-nums; font-weight: 600; }
 thead th:nth-child(2) { font-weight: 400; }
 td:nth-child(3) { color: var(--quiet); }
+table.words { font-size: 0.9rem; }
+table.words td:nth-child(n+2), table.words th:nth-child(n+2) { text-align: left; font-weight: 400;
+  color: var(--ink); overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.3rem 1.5rem; margin: 0; font-size: 0.9rem; }
 dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { main { padding: 1.5rem 1rem 3rem; } dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: 0.6rem; } figure img { padding: 4px; } }
+  dd { margin-bottom: 0.6rem; } figure img { padding: 4px; }
+  .wide svg.ends, .wide img { max-width: none; } th, td { padding-right: 0.6rem; } }
 @media print { :root { --page: #ffffff; --card: #ffffff; --ink: #000000; --quiet: #444444; --rule: #cccccc;
   --accent: #1d4f7a; --tint: #f2f5f8; } main { max-width: none; padding: 0; }
   figure, table, svg, dl { break-inside: avoid; }

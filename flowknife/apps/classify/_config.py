@@ -1,6 +1,7 @@
 """Settings of generative classification."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import pydantic
 
@@ -11,7 +12,7 @@ from flowknife.train import Training
 
 
 class Moves(Augmentation):
-    """Changes of training images that leave the class what it is; a mirrored b would be a d."""
+    """Changes of training images that preserve the class; no mirroring, since a mirrored b is a d."""
 
     flip: bool | None = pydantic.Field(False, description="mirror half of the images")
     zoom: Zoom = 0.1
@@ -32,9 +33,20 @@ ITEMS: Applies = {
 class ClassifyConfig(Settings):
     """Settings of `classify`; those that are None are chosen from the items, which are rows or images."""
 
-    seed: int = 0
+    chosen: ClassVar[Mapping[str, str]] = {
+        "train.minutes": "8 for images, unless another end of training is set",
+        "train.steps": "20 sqrt(rows), from 1,000 to 6,000; 5,000 for images; unless another end of training is set",
+        "train.batch_size": "512 rows; 16 to 128 images, by their size",
+        "train.learning_rate": "0.004 sqrt(2 / columns), at least 0.0005; 0.001 for images",
+        "train.patience": "15; 40 for images",
+        "train.evaluate_every": "100",
+        "train.weight_decay": "0; 0.3 for images",
+        "train.average": "0.998; 0.995 for images",
+    }
+
+    seed: int = pydantic.Field(0, description="seed of the random numbers")
     law: Literal["mixture", "label"] = pydantic.Field(
-        "mixture", description="what carries the class: a Gaussian per class, or a one-hot block"
+        "mixture", description="law of the class: mixture, one Gaussian per class, or label, a one-hot block"
     )
     beta: float | None = pydantic.Field(
         None,
@@ -42,7 +54,9 @@ class ClassifyConfig(Settings):
         description="weight of the labels; 1/dimensions is plain likelihood; default 4 for rows, 0.5 for images",
     )
     classes: int | None = pydantic.Field(
-        None, ge=2, description="number of classes 0, 1, ..., where some do not occur; default: those that occur"
+        None,
+        ge=2,
+        description="number of classes, where labels are 0, 1, ... and some do not occur; default: those that occur",
     )
     layers: int = pydantic.Field(6, ge=1, description="couplings")
     width: int | None = pydantic.Field(
@@ -50,13 +64,15 @@ class ClassifyConfig(Settings):
     )
     depth: int = pydantic.Field(2, ge=1, description="hidden layers of each coupling's network")
     scalar: Literal["spline", "affine", "additive"] | None = pydantic.Field(
-        None, description="map of single numbers; default spline for rows, affine for images"
+        None, description="map that the couplings apply to each number; default spline for rows, affine for images"
     )
     smoothing: float | None = pydantic.Field(
-        None, ge=0, description="noise on the training rows, in standard deviations; default by rows and columns"
+        None,
+        ge=0,
+        description="noise on the training rows, in standard deviations; default: by the numbers of rows and columns",
     )
     image_size: int | None = pydantic.Field(None, ge=4, description="side in pixels; default: the images', at most 64")
     bits: int | None = pydantic.Field(None, ge=1, le=8, description="bits per channel; default 5")
-    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="items with a p-value below are flagged")
-    augment: Moves | None = pydantic.Field(None, description="changes of the training images; default `Moves()`")
-    train: Training = Training()
+    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="items with a p-value below it are flagged")
+    augment: Moves | None = pydantic.Field(None, description="changes of the training images, see `Moves`")
+    train: Training = pydantic.Field(Training(), description="how to train, see `Training`")

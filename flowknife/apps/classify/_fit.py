@@ -51,7 +51,7 @@ def classify(
     show_progress: bool = True,
     **settings: Any,
 ) -> "Classifier":
-    """Learn one density per class, and with it to classify, to draw, and to tell what is of no class.
+    """Fit one density per class: a classifier that also draws samples and detects items of no class.
 
         p(class | x) = p(x | class) p(class) / sum_k p(x | k) p(k)
 

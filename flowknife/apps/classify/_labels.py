@@ -161,7 +161,7 @@ def codes_of(labels: Any, classes: Names) -> Codes:
 
 
 def as_codes(labels: Any, classes: Names) -> Int[np.ndarray, "..."]:
-    """Labels that the caller gives, one or many, as class numbers of shape () or (n,).
+    """Labels, one or many, as class numbers of shape () or (n,).
 
     Raises:
         InputError: for a label that was not among the classes.

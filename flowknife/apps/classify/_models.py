@@ -188,7 +188,7 @@ def look_at_rows(model: INN, rows: Array, key: Array) -> Float[Array, "n k"]:
 
 @eqx.filter_jit
 def look_at_images(model: INN, pixels: Array, log_prior: Array, key: Array) -> tuple[Array, Array]:
-    """Log p(x | class) of images, `(n, K)`, and what a detector should look at, `(n, 1 + k)`.
+    """Log p(x | class) of images, `(n, K)`, and the features for the detector, `(n, 1 + k)`.
 
     First how far the block that carries the label is from the likeliest class: the log of the root mean square of its
     residual, which all other numbers together would drown. Then the `level_features`, at the coarsest level of the
@@ -211,7 +211,7 @@ def look_at_images(model: INN, pixels: Array, log_prior: Array, key: Array) -> t
 
 
 def coarse_blocks(model: INN) -> list[Block]:
-    """The right-hand blocks of the coarsest level of an image: the one that carries the class, and what is left."""
+    """The right-hand blocks of the coarsest level of an image: the one that carries the class, and the others."""
     return [block for block in model.partition.right if block.name in ("y", "z_0")]
 
 

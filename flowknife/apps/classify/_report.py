@@ -10,8 +10,9 @@ from flowknife import plots
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc
 from flowknife.errors import CalibrationWarning
-from flowknife.report._figures import flagging_text, keep, training, trust, which, write_page
+from flowknife.report._figures import flagging_text, keep, training, trust, which
 from flowknife.report._page import Section
+from flowknife.report._run import write_page
 
 if TYPE_CHECKING:
     from flowknife.apps.classify._result import Classifier
@@ -32,7 +33,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
     Args:
         classifier: the trained model.
         folder: where to write.
-        others: items of no class, shown beside the held-out ones: rows, or images (a folder, an array).
+        others: items of no class, compared with the held-out ones: rows, or images (a folder, an array).
     """
     if others is not None and classifier.of_images and not hasattr(others, "pixels"):
         height, width, channels = classifier.shape
@@ -50,11 +51,11 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
         trust(classifier),
         *training(classifier.history, folder, classifier.record.training.sentence, _OBJECTIVE),
     ]
-    return write_page(classifier, folder, "Classification", sections)
+    return write_page(classifier, folder, sections)
 
 
 def _spoilt(held):
-    """What is of no class, made of what is: images as negatives, rows with columns that belong to different rows."""
+    """Items of no class, made from held-out ones: inverted images, or rows whose columns come from different rows."""
     if held.ndim == 4:
         return 255 - held
     generator = np.random.default_rng(0)
@@ -75,8 +76,8 @@ def _decisions(classifier, folder):
     return [
         Section(
             "Decisions",
-            "Held-out items by their true class and the class they were taken for; and whether items that are called "
-            f"likely with probability p are right in a share p of cases. {sure.verdict}",
+            "Held-out items by true and predicted class, and the reliability of the probabilities: of items predicted "
+            f"with probability p, a share p should be right. {sure.verdict}",
             [
                 keep(plots.confusion(classifier.confusion(), names), folder, "confusion"),
                 keep(plots.reliability(sure), folder, "reliability"),
@@ -90,23 +91,24 @@ def _samples(classifier, held, labels, folder):
     classes = classifier.classes[:_MOST_CLASSES]
     names = [str(name) for name in classes]
     drawn = [classifier.sample(count, label=label, key=0) for label in classes]
-    figures = [keep(_of_classes(drawn, names), folder, "samples")]
+    figures = [keep(_of_classes(drawn, names, held), folder, "samples")]
     own = [held[labels == code][:count] for code in range(len(classes))]
     if all(map(len, own)):
         heading = f"{which(classifier.flagging)} items of each class."
-        figures.append(keep(_of_classes(own, names, heading), folder, "held_out"))
+        figures.append(keep(_of_classes(own, names, held, heading), folder, "held_out"))
     return Section(
-        "What a class looks like",
-        "The same model read backwards: with the label set and the latent drawn, it makes new items of that class.",
+        "Samples of each class",
+        "The same model in the other direction: with the label set and the latent drawn, it makes new items.",
         figures,
     )
 
 
-def _of_classes(items, names, heading=None):
-    """Images or points of each class; single numbers are drawn over their class."""
+def _of_classes(items, names, reference, heading=None):
+    """Images or points of each class, points along the principal axes of `reference`, single numbers by class."""
     if items[0].shape[1:] == (1,):
         items = [np.insert(rows, 1, place, axis=1) for place, rows in enumerate(items)]
-    return plots.class_samples(items, names, heading)
+    wide = reference.ndim == 2 and reference.shape[1] > 2
+    return plots.class_samples(items, names, heading, reference if wide else None)
 
 
 def _latents(classifier, held, labels, anomalous, folder):
@@ -135,12 +137,13 @@ def _outliers(classifier, held, scores, anomalous, spoilt, folder):
             else plots.outliers(anomalous.pixels, others["p_value"], list(others["path"]), alpha=alpha)
         )
         figures.append(keep(figure, folder, "outliers", "The most anomalous first."))
-    kind = "negatives of images" if classifier.of_images else "rows whose columns come from different rows"
-    what = f"Here the others are {kind}, some of which may still look like a class." if spoilt else ""
+    kind = "inverted held-out images" if classifier.of_images else "held-out rows with each column shuffled"
+    what = f"the others are {kind}, some of which may still look like a class" if spoilt else "the others were given"
     return Section(
-        "What is of no class",
-        "The p-value asks whether an item is of any of the classes at all. "
-        f"{flagging_text(classifier.flagging)} {what} The score tells them from {which(classifier.flagging).lower()} "
-        f"items with an area under the ROC curve of {auroc(scores['score'], others['score']):.3f}.",
+        "Outliers",
+        "The p-value tests whether an item belongs to any of the classes. "
+        f"{flagging_text(classifier.flagging)} AUROC of the score, {len(others['score']):,} other items against "
+        f"{len(scores['score']):,} {which(classifier.flagging).lower()} items: "
+        f"{auroc(scores['score'], others['score']):.3f} ({what}).",
         figures,
     )

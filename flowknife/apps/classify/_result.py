@@ -1,4 +1,4 @@
-"""What `classify` returns: a trained generative classifier."""
+"""The result of `flowknife.classify`: a trained generative classifier."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,7 +129,7 @@ class Classifier(Result[ClassifyConfig]):
         return height, width, channels
 
     def predict(self, x: Any) -> Shaped[np.ndarray, " n"]:
-        """The likeliest class of each item, shape (n,), as labels were given."""
+        """The most probable class of each item, shape (n,), as labels were given."""
         return self._labels(np.argmax(self._probability(self._log_joint(x)), axis=1))
 
     def codes(self, labels: Any) -> Int[np.ndarray, " n"]:

@@ -1,6 +1,7 @@
 """Settings of `density`."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import pydantic
 
@@ -11,16 +12,29 @@ from flowknife.train import Training
 class DensityConfig(Settings):
     """Settings of `density`; those that are None are chosen from the data."""
 
-    seed: int = 0
+    chosen: ClassVar[Mapping[str, str]] = {
+        "train.steps": "20 sqrt(rows), from 1,000 to 6,000, unless another end of training is set",
+        "train.batch_size": "512",
+        "train.learning_rate": "0.004",
+        "train.patience": "15",
+        "train.weight_decay": "0",
+        "train.average": "0.998",
+    }
+
+    seed: int = pydantic.Field(0, description="seed of the random numbers")
     layers: int = pydantic.Field(8, ge=1, description="couplings")
     width: int = pydantic.Field(64, ge=1, description="hidden units of each coupling's network")
     depth: int = pydantic.Field(2, ge=1, description="hidden layers of each coupling's network")
-    scalar: Literal["spline", "affine", "additive"] = "spline"
-    mixing: Literal["lu", "orthogonal", "permute"] = "lu"
+    scalar: Literal["spline", "affine", "additive"] = pydantic.Field(
+        "spline", description="map that the couplings apply to each number"
+    )
+    mixing: Literal["lu", "orthogonal", "permute"] = pydantic.Field(
+        "lu", description="linear map between the couplings"
+    )
     smoothing: float | None = pydantic.Field(
         None,
         ge=0,
         description="noise on the training rows, in standard deviations; default 3.6/sqrt(rows), at most 0.1",
     )
-    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="rows with a p-value below are flagged")
-    train: Training = Training()
+    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="rows with a p-value below it are flagged")
+    train: Training = pydantic.Field(Training(), description="how to train, see `Training`")

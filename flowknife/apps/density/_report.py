@@ -9,8 +9,9 @@ import numpy as np
 
 from flowknife import plots
 from flowknife._files import require_own
-from flowknife.report._figures import flagging_text, keep, training, trust, which, write_page
+from flowknife.report._figures import flagging_text, keep, training, trust, which
 from flowknife.report._page import PageImage, Section
+from flowknife.report._run import write_page
 
 if TYPE_CHECKING:
     from flowknife.apps.density._result import Density
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _POINTS = 2000
 
-_COLUMNS = 6  # of a wide table, this many are drawn
+_COLUMNS = 6  # drawn at most
 
 
 def report_density(flow: "Density", folder: str | Path) -> Path:
@@ -31,7 +32,7 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
     sections = [
         Section(
             "Data and samples",
-            "The model never sees a rule, only rows; what it draws should be indistinguishable from them." + wide,
+            "Rows drawn from the model should be indistinguishable from the data." + wide,
             [keep(plots.samples(data[:, shown], generated[:, shown], names), folder, "samples")],
         )
     ]
@@ -41,14 +42,14 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
     sections += [
         Section(
             "Latents",
-            f"{which(flow.flagging)} rows, mapped to the latent end, should be standard normal in every direction.",
+            f"{which(flow.flagging)} rows, encoded, should follow N(0, I).",
             [keep(plots.latents(z), folder, "latents")],
         ),
         Section("Flags", flagging_text(flow.flagging)),
     ]
     sections.append(trust(flow))
     sections += training(flow.history, folder, flow.record.training.sentence)
-    return write_page(flow, folder, "Density", sections)
+    return write_page(flow, folder, sections)
 
 
 def _density_section(flow, data, folder):
@@ -70,9 +71,8 @@ def _mapping_section(flow, data, folder):
     plots.mapping_animation(path, np.stack(stages), angle[:800])
     return Section(
         "Mapping",
-        "One map, both ways: every point of the data space has its place in the latent space. Colours follow the "
-        "points.",
-        [still, PageImage(path, "From the data through the layers of the network to the latent space, and back.")],
+        "The map between data space and latent space. Each point has the same colour in both.",
+        [still, PageImage(path, "From the data through the layers of the network to the latent space and back.")],
     )
 
 

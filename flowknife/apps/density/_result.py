@@ -1,4 +1,4 @@
-"""A fitted density: what one does with it."""
+"""The result of `flowknife.density`: a fitted density."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -114,7 +114,7 @@ class Density(Result[DensityConfig]):
         return self.frame.from_model(_decode(self.model, jnp.asarray(z, jnp.float32)))
 
     def score(self, x: Any) -> Scores:
-        """How usual each row is: log_prob, its log density, and score = -log_prob with its p-value; see `Scores`.
+        """Log density of each row, and the anomaly score -log_prob with its p-value; see `Scores`.
 
         Without calibration rows there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
         """

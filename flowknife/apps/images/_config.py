@@ -1,5 +1,6 @@
 """Settings of image runs."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import pydantic
@@ -19,36 +20,51 @@ class ImagesConfig(Settings):
         "memory": ("architecture", ("glow", "jet")),
         "parallel": ("architecture", ("wavelet", "lattice")),
     }
+    chosen: ClassVar[Mapping[str, str]] = {
+        "train.minutes": "15, unless another end of training is set",
+        "train.batch_size": "by the size of a level",
+        "train.learning_rate": "0.005; 0.001 for architectures whose levels train together",
+        "train.patience": "8",
+        "train.evaluate_every": "by the number of held-out images, at least 60",
+        "train.weight_decay": "1 for up to 2,000 images, sqrt(2000 / images) for more; 0 with learned noise or where "
+        "levels train together",
+        "train.average": "0.995",
+    }
 
-    seed: int = 0
+    seed: int = pydantic.Field(0, description="seed of the random numbers")
     image_size: int | None = pydantic.Field(None, ge=4, description="side in pixels; default: the images', at most 64")
-    crop: float = pydantic.Field(1.0, gt=0, le=1, description="share of the shorter side that is kept, from the middle")
+    crop: float = pydantic.Field(1.0, gt=0, le=1, description="share of the shorter side to keep, from the middle")
     bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel; 8 compares with papers, 5 learns faster")
     architecture: Literal["wavelet", "lattice", "glow", "realnvp", "jet"] | None = pydantic.Field(
-        None, description="default: lattice for images of which most is of one value (black, say), else wavelet"
+        None,
+        description="stack of bijections; default: lattice for images mostly of one value (black, say), else wavelet",
     )
     dequantisation: Literal["uniform", "variational"] | None = pydantic.Field(
         None, description="noise within the bins: uniform, or learned (variational); default: learned for wavelet"
     )
-    levels: int | None = pydantic.Field(None, ge=1, description="scales; default: by image size")
+    levels: int | None = pydantic.Field(
+        None, ge=1, description="scales, each with a latent block; default: by image size"
+    )
     steps_per_level: int | None = pydantic.Field(
         None, ge=1, description="steps of glow per level, or couplings of jet; default 8"
     )
     scalar: Literal["affine", "additive", "spline"] | None = pydantic.Field(
-        None, description="glow: what its couplings do to single numbers; default affine"
+        None, description="map that the couplings of glow apply to each number; default affine"
     )
     memory: Literal["standard", "reversible"] | None = pydantic.Field(
         None,
-        description="glow and jet; reversible: activations are rebuilt, not kept, for a third more time; default "
-        "standard",
+        description="reversible: rebuild the activations of glow and jet in the backward pass, for a third more time; "
+        "default standard",
     )
-    width: int = pydantic.Field(128, ge=8, description="hidden channels")
+    width: int = pydantic.Field(128, ge=8, description="hidden channels of each network")
     parallel: int | None = pydantic.Field(
-        None, ge=1, description="levels of wavelet and lattice that are trained at the same time, in threads; default 1"
+        None, ge=1, description="levels of wavelet and lattice to train at the same time, in threads; default 1"
     )
-    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="images with a p-value below are flagged")
-    augment: Augmentation = Augmentation()
-    train: Training = Training()
+    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="images with a p-value below it are flagged")
+    augment: Augmentation = pydantic.Field(
+        Augmentation(), description="changes of the training images, see `Augmentation`"
+    )
+    train: Training = pydantic.Field(Training(), description="how to train, see `Training`")
 
     def used(self, architecture: str, image_size: int, flip: bool) -> "ImagesConfig":
         """These settings, with what the images decide and the defaults of the architecture where a field is open."""

@@ -58,7 +58,7 @@ def images(
     show_progress: bool = True,
     **settings: Any,
 ) -> "Images":
-    """Learn the images of a folder: to draw new ones, and to tell what is not one of them.
+    """Fit a model to the images of a folder: it draws new images and detects anomalous ones.
 
     Args:
         folder: a folder of PNG or JPEG files of any mode and size, all subfolders mixed, or its address
@@ -157,7 +157,7 @@ def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
     n = len(looked_at)
     with progress("calibrating the detector", show_progress) as report:
         seen = features_of(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
-    # what is usual: held-out images, or training images where none were held out
+    # the reference: held-out images, or training images where none were held out
     usual = slice(n, None) if len(held_out) else slice(None)
     return {
         "detector": fit_detector(seen, n),
@@ -184,7 +184,7 @@ def _most_held_out(pixels) -> Sizes:
 
 
 def _require_uncut(source, size, crop):
-    """Refuse to cut what could later not be told from images that are cut already."""
+    """Refuse to crop images that could not be distinguished from cropped ones later."""
     if crop != 1 and (isinstance(source, ImageSet) or getattr(source, "shape", ())[1:3] == (size, size)):
         raise InputError(
             f"got crop={crop:g} for images in memory of {size} x {size} pixels, the size of training; expected "

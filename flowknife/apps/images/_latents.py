@@ -1,4 +1,4 @@
-"""Latents of images: compiled encoding and decoding, interpolation, and one level drawn anew."""
+"""Latents of images: compiled encoding and decoding, interpolation, and resampling of one level."""
 
 from typing import Literal
 
@@ -33,7 +33,7 @@ def way(start: Float[np.ndarray, " d"], end: Float[np.ndarray, " d"], steps: int
 
 
 def redrawn(z: Latents, columns: slice, n: int, key: Key, temperature: float | int) -> Float[np.ndarray, "_ _ _"]:
-    """Each latent `n` times, with these columns drawn anew from N(0, temperature^2)."""
+    """Each latent `n` times, with these columns resampled from N(0, temperature^2)."""
     new = np.repeat(z[:, None], n, axis=1)
     noise = jax.random.normal(as_key(key), (n, columns.stop - columns.start))
     new[..., columns] = temperature * np.asarray(noise)  # the same draws for every image, so that rows compare

@@ -17,8 +17,9 @@ from flowknife.apps.images._report_latents import (
 from flowknife.data import load_images
 from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
 from flowknife.errors import CalibrationWarning
-from flowknife.report._figures import flagging_text, keep, training, trust, which, write_page
+from flowknife.report._figures import flagging_text, keep, training, trust, which
 from flowknife.report._page import Section
+from flowknife.report._run import write_page
 
 if TYPE_CHECKING:
     from flowknife.apps.images._result import Images
@@ -39,7 +40,7 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
     Args:
         model: the trained model.
         folder: where to write.
-        others: images of other things (a folder, an array, or an `ImageSet`), shown beside the held-out ones.
+        others: images of other things (a folder, an array, or an `ImageSet`), compared with the held-out ones.
     """
     real = model.examples
     simulated = model.sample(32, key=0)
@@ -48,7 +49,7 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # the report says it in its own words
         scores = model.score(real if other is None else other)
-        usual = model.detector.held_out if model.flagging.rows else model.score(real)["score"]
+        reference = model.detector.held_out if model.flagging.rows else model.score(real)["score"]
     kept = which(model.flagging).lower()
     sections = [
         _images(model, real, simulated, folder),
@@ -58,8 +59,11 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         trust(model),
         *training(model.history, folder, f"Each level keeps the weights of its best {kept} objective.", _OBJECTIVE),
     ]
-    more = {} if other is None else {"auroc": auroc(usual, scores["score"])}
-    return write_page(model, folder, "Images", sections, more)
+    more = {}
+    if other is not None:
+        name = f"AUROC of the anomaly score, {len(other):,} other images against {len(reference):,} {kept} images"
+        more[f"{name} (1 is perfect, 0.5 is chance)"] = auroc(reference, scores["score"])
+    return write_page(model, folder, sections, more)
 
 
 def _other(model, others):
@@ -76,8 +80,8 @@ def _images(model, real, simulated, folder):
     rows = [(t, model.sample(10, key=1, temperature=t)) for t in _TEMPERATURES]
     return Section(
         "Images",
-        "Real images; the same after the way to the latent end and back; new ones, drawn from the latent law at "
-        "temperature 0.7. A low temperature keeps to what is common, a high one shows all of the variation.",
+        "Real images, the same images encoded and decoded, and new images drawn at temperature 0.7. A low temperature "
+        "gives common images, a high one more variation.",
         [
             keep(first, folder, "images", f"{model.config.bits} bits per channel."),
             keep(plots.temperatures(rows), folder, "temperatures", "The same latents at several temperatures."),
@@ -100,15 +104,15 @@ def _anomalies(model, real, other, scores, folder):
             keep(plots.outliers(pixels, scores["p_value"], names, alpha=alpha), folder, "outliers", caption),
         ]
         found = (
-            f" Here {int(scores['discovery'].sum())} of {len(scores['discovery'])} remain when the number of images is "
-            f"allowed for (Benjamini-Hochberg at {alpha:g})."
+            f" {int(scores['discovery'].sum())} of {len(scores['discovery'])} images are discoveries "
+            f"(Benjamini-Hochberg, false discovery rate {alpha:g})."
         )
     figures += anomaly_maps(model, pixels, scores, folder)
     return Section(
         "Anomalies",
-        "The score compares the latent radius and the likelihood of every level with the usual ones, in both "
-        "directions, the image with changed forms of itself, and it with the training images that look most like "
-        f"it. {flagging_text(model.flagging)}{found}",
+        "The score combines the latent radius and the likelihood of every level, compared with held-out images; the "
+        "likelihoods of the image and of transformed copies of it; and its distance from the nearest training images. "
+        f"{flagging_text(model.flagging)}{found}",
         figures,
     )
 
@@ -131,10 +135,15 @@ def _latents(model, real, simulated, other, z_real, z_simulated, folder):
     other_radii = None if z_other is None else np.linalg.norm(z_other, axis=1)
     return Section(
         "Latent cloud",
-        "Where the images lie at the latent end. A perfect model puts them at random on a shell whose radius is that "
-        "of the chi distribution.",
+        "The latents of the images. Under a perfect model they follow N(0, I), so their norms follow a chi "
+        "distribution.",
         [
-            keep(cloud, folder, "cloud", f"{which(model.flagging)} images along two principal axes."),
+            keep(
+                cloud,
+                folder,
+                "cloud",
+                f"{which(model.flagging)} images along the two principal axes of their standardised latents.",
+            ),
             *clusters(model, z_real, folder),
             keep(ends_of_cloud, folder, "closest_farthest"),
             keep(plots.radius_histogram(radii, z_real.shape[1], other_radii), folder, "radii"),

@@ -26,16 +26,16 @@ _CHANGES = ("itself", "mirrored", "1 px right", "1 px down", "turned 5°", "brig
 
 
 def through_latent(model: "Images", folder: str | Path) -> Section:
-    """Interpolation from one image to another, and what each level of the latent says."""
+    """Interpolation from one image to another, and each level resampled."""
     real = model.examples
     strip = plots.interpolation(model.interpolate(real[0], real[1], steps=9))
     rows = [(name, model.resample(real[0], name, n=7, key=0)[0]) for name in model.levels]
     return Section(
-        "Through the latent",
-        "Every point of the latent is an image, so that one can go from one image to another, and keep of an image "
-        "what one wants.",
+        "Interpolation and resampling",
+        "Every point of the latent space is an image: on a path between two images, or with one level drawn again and "
+        "the others kept.",
         [
-            keep(strip, folder, "interpolation", "From one image to another, each level on its sphere."),
+            keep(strip, folder, "interpolation", "Interpolation between two images, level by level on spheres."),
             keep(plots.resampled(real[0], rows), folder, "resampled", "z_0 is the coarsest level."),
         ],
     )
@@ -54,29 +54,34 @@ def level_temperatures(model: "Images", folder: str | Path) -> list[PageImage]:
         rows, "The same latents with one temperature T for the coarsest level and one for all finer ones."
     )
     return [
-        keep(figure, folder, "level_temperatures", "The coarsest level makes the whole, the finer ones the detail.")
+        keep(
+            figure,
+            folder,
+            "level_temperatures",
+            "The coarsest level determines the layout, the finer levels the detail.",
+        )
     ]
 
 
 def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path) -> list[PageImage]:
-    """Samples above the training images that look most like them."""
+    """Samples above their nearest training images."""
     found = model.nearest(simulated[:10], k=min(_NEIGHBOURS, len(model.neighbours.images)))
     if not model.flagging.rows:  # a training image is its own neighbour
         return []
-    usual = np.median(model.nearest(model.held_out, k=1).distances)
-    figure = plots.nearest(simulated[:10], found.images, found.distances, usual)
-    caption = "Samples much nearer to training images than new real images are would be remembered, not made."
+    typical = np.median(model.nearest(model.held_out, k=1).distances)
+    figure = plots.nearest(simulated[:10], found.images, found.distances, typical)
+    caption = "Samples much nearer to training images than held-out images are would be memorised, not generated."
     return [keep(figure, folder, "nearest", caption)]
 
 
 def anomaly_maps(
     model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path
 ) -> list[PageImage]:
-    """Heat maps of images from among the flagged ones, or of the most anomalous where few are flagged."""
+    """Anomaly maps of some flagged images, or of the most anomalous where few are flagged."""
     some = max(int(np.sum(scores.get("flag", 0))), min(_MAPPED, len(pixels)))
     order = ranked(scores)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
     maps = model.anomaly_map(pixels[order])
-    if not maps.any():  # a latent without places
+    if not maps.any():  # a latent without spatial positions
         return []
     column, letter = ("p_value", "p") if "p_value" in scores else ("score", "score")
     captions = [f"{letter} = {value:.3f}" for value in scores[column][order]]
@@ -84,18 +89,18 @@ def anomaly_maps(
 
 
 def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[PageImage]:
-    """Images with small changes in the cloud of the latents."""
+    """The latents of images and of slightly changed copies, in the cloud of all latents."""
     versions = np.stack([_changed(image) for image in model.examples[:_CHANGED]])
     flat = versions.reshape(-1, *versions.shape[2:])
     cloud, points = principal_plane(z_real[:_CLOUD], model.latents(flat))
     figure = plots.latent_clusters(cloud, points.reshape(*versions.shape[:2], 2), _CHANGES, versions)
     grey = which(model.flagging).lower()
-    caption = f"Grey: {grey} images. In colour: a few of them, large, and what becomes of them after small changes."
+    caption = f"Grey: {grey} images. In colour: a few of them (large markers) and slightly changed copies of each."
     return [keep(figure, folder, "clusters", caption)]
 
 
 def _changed(image):
-    """An image in the versions that `_CHANGES` names."""
+    """An image and its changed copies, in the order of `_CHANGES`."""
     from scipy import ndimage
 
     def shifted(axis):

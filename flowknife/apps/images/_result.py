@@ -1,4 +1,4 @@
-"""A trained image model: what one does with it."""
+"""The result of `flowknife.images`: a trained image model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,7 +109,7 @@ class Images(Result[ImagesConfig]):
             temperature: scale of the latents, one number, or one per level by name ("z_0" is the coarsest; 1 for those
                 left out).
             prior: "normal" draws the latents from N(0, I), the law of the model; "empirical" from a Gaussian fitted to
-                those of the training images, which mends where a model that is not perfect puts them elsewhere.
+                the training latents, which corrects for their deviation from N(0, I).
             shrink: of the empirical prior, from 0, as fitted, to 1, N(0, I); one number, or one per level by name.
         """
         if n < 1:
@@ -184,7 +184,7 @@ class Images(Result[ImagesConfig]):
     def resample(
         self, images: Any, level: int | str, n: int = 8, *, key: Key = None, temperature: float | int = 1.0
     ) -> UInt8[np.ndarray, "m n h w c"]:
-        """What one level says: images with its latent drawn anew and all others kept, uint8 (m, n, H, W, C).
+        """Images with the latent of one level resampled and all others kept, uint8 (m, n, H, W, C).
 
         Args:
             images: one image or m.
@@ -200,9 +200,9 @@ class Images(Result[ImagesConfig]):
         return self._decoded(redrawn(self.encode(images), self.levels[name], n, key, as_temperature(temperature)))
 
     def nearest(self, images: Any, k: int = 3, folder: Any = None) -> Nearest:
-        """The training images that look most like each image, mirror images included.
+        """The nearest training images of each image, mirror images included.
 
-        Samples that lie much nearer to training images than held-out images do are remembered, not made.
+        Samples that lie much nearer to training images than held-out images do are memorised rather than generated.
 
         Args:
             images: one image or several, such as samples.
@@ -279,7 +279,7 @@ class Images(Result[ImagesConfig]):
 
         At each position of each level, minus the log density is standardised by that of held-out images at the same
         position, and the levels are added. A position of the model's grid is some pixels wide, so the image is moved
-        to four places on the grid and the mean is taken. The map is positive where an image is less likely than usual
+        to four places on the grid and the mean is taken. The map is positive where an image is less likely than typical
         (edges, noise) and negative where it is more likely (blank parts). Levels without positions are left out;
         where no level has any, the map is 0.
         """

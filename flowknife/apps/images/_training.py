@@ -100,12 +100,12 @@ def train_images(
 
 
 def _weight_decay(images):
-    """The more the fewer images there are, since few are soon known by heart."""
+    """Weight decay grows as the data set shrinks: small sets overfit sooner."""
     return round(min((_FEW / images) ** 0.5, 1.0), 2)
 
 
 def _batch(size, most):
-    """So many images have about as many numbers as a step should see: a power of 2."""
+    """Batch size, a power of 2, for about `_NUMBERS_PER_STEP` numbers per step."""
     return int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / size)), 1, most))
 
 

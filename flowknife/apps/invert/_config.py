@@ -1,5 +1,6 @@
 """Settings of `invert`."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import pydantic
@@ -19,11 +20,21 @@ class InvertConfig(Settings):
     """Settings of `invert`; those that are None are chosen from the data."""
 
     applies: ClassVar[Applies] = {"independence": ("form", ("partitioned",))}
+    chosen: ClassVar[Mapping[str, str]] = {
+        "train.steps": "40 sqrt(pairs), from 1,000 to 20,000, unless another end of training is set",
+        "train.batch_size": "256",
+        "train.learning_rate": "0.002 for few pairs, 0.001 for many",
+        "train.patience": "15",
+        "train.weight_decay": "0 for many pairs; of 0, 1 and 5 the best on held-out pairs for few",
+        "train.average": "0.998",
+    }
 
-    seed: int = 0
-    form: Literal["conditional", "partitioned"] = "conditional"
+    seed: int = pydantic.Field(0, description="seed of the random numbers")
+    form: Literal["conditional", "partitioned"] = pydantic.Field(
+        "conditional", description="where the data enter: as a condition of every coupling, or as a block on the right"
+    )
     num_simulations: int | None = pydantic.Field(
-        None, ge=8, description="simulations, if there are no pairs yet; default 10,000"
+        None, ge=8, description="number of simulations, where a simulator is given; default 10,000"
     )
     noise: float | tuple[float, ...] | None = pydantic.Field(
         None,
@@ -39,13 +50,15 @@ class InvertConfig(Settings):
     width: int = pydantic.Field(64, ge=1, description="hidden units of each network")
     depth: int = pydantic.Field(2, ge=1, description="residual blocks of each network")
     features: int | None = pydantic.Field(
-        None, ge=0, description="learned features of an observation, beside its numbers as they are; default 64"
+        None, ge=0, description="learned features of an observation, in addition to its numbers; default 64"
     )
     matching: float = pydantic.Field(
-        0.0, ge=0, description="weight of MMD terms on (y, z) and on x, beside the likelihood"
+        0.0, ge=0, description="weight of MMD terms on (y, z) and on x, added to the likelihood"
     )
     independence: float | None = pydantic.Field(
-        None, ge=0, description="weight of the independence of z and y, beside the likelihood (partitioned); default 0"
+        None,
+        ge=0,
+        description="weight of the independence of z and y, added to the likelihood (partitioned); default 0",
     )
-    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="observations with a p-value below are flagged")
-    train: Training = Training()
+    alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="observations with a p-value below it are flagged")
+    train: Training = pydantic.Field(Training(), description="how to train, see `Training`")

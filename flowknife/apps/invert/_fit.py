@@ -430,7 +430,7 @@ def _couplings(config, dim, cond_dim, key) -> Bijection:
 
 
 def _flow_given(config, dim, y, key) -> Bijection:
-    """Between x and z given y: what y says linearly, whitening, and couplings that look at features of y."""
+    """From x to z given y: linear regression on y, whitening, and couplings that take features of y."""
     embed_key, flow_key = jax.random.split(key)
     embedding = nets.Embedding(y, most=_LONG, learned=config.features, width=2 * config.width, key=embed_key)
     flow = _couplings(config, dim, embedding.features, flow_key)

@@ -1,4 +1,4 @@
-"""The report of an inverse problem: one observation, all that explains it, and whether the posterior can be trusted."""
+"""The report of an inverse problem: the posterior of one observation, predictions, calibration, misspecification."""
 
 from inspect import signature
 from pathlib import Path
@@ -10,8 +10,9 @@ import numpy as np
 from flowknife import plots
 from flowknife.errors import InputError
 from flowknife.problems import PROBLEMS, Problem
-from flowknife.report._figures import flagging_text, keep, training, trust, write_page
+from flowknife.report._figures import flagging_text, keep, training, trust
 from flowknife.report._page import Section
+from flowknife.report._run import write_page
 
 if TYPE_CHECKING:
     from flowknife.apps.invert._result import Posterior
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 
 _DRAWS = 4000
 
-_EXACT = ("kinematics", "ballistics", "two_moons", "gaussian_linear")  # reference posteriors that take no time
+_EXACT = ("kinematics", "ballistics", "two_moons", "gaussian_linear")  # cheap reference posteriors
 
 _ILLUSTRATED = ("kinematics", "ballistics", "gravity", "dispersion", "two_moons")
 
 _PLACES = {"gravity": ("stations", "distance (km)", "anomaly (mGal)"), "dispersion": ("periods", "period (s)", "km/s")}
 
-_NOISES = 4  # numbers of the noise that are drawn
+_NOISES = 4  # components of the noise in the figure
 
-_STRETCH = 2.0  # of the observations that a simulator cannot have made
+_STRETCH = 2.0  # factor for observations outside the range of the simulator
 
 
 def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
@@ -45,7 +46,7 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
         trust(posterior),
         *training(posterior.history, folder, posterior.record.training.sentence),
     ]
-    return write_page(posterior, folder, "Inverse problem", sections)
+    return write_page(posterior, folder, sections)
 
 
 def _problem(posterior) -> Problem | None:
@@ -68,15 +69,15 @@ def _one_observation(posterior, problem, drawn, y, truth, folder):
     figures.append(keep(corner, folder, "corner"))
     compared = " The blue lines are draws of the exact posterior." if known else ""
     return Section(
-        "All that explains one observation",
-        f"An observation {'that was kept from' if posterior.flagging.rows else 'of the'} training, the parameters that "
-        f"made it, and draws of the posterior, which should explain it as well.{compared}",
+        "Posterior of one observation",
+        f"Posterior draws for one {'held-out' if posterior.flagging.rows else 'training'} observation, and the "
+        f"parameters that it was simulated from.{compared}",
         figures,
     )
 
 
 def _explained(posterior, theta):
-    """Noise-free data of parameters: by the simulator, else by the network; None where neither can tell."""
+    """Noise-free data of parameters, by the simulator or else the network; None if neither has a forward direction."""
     for forward in (posterior.forward, posterior.predict):
         try:
             if forward is not None:
@@ -102,15 +103,15 @@ def _predictions(posterior, problem, drawn, y, folder):
     noise = ", with the noise of the data added" if np.any(spread) else ""
     return [
         Section(
-            "What the posterior predicts",
-            f"The draws, sent through the forward model{noise}, beside the observation.",
+            "Posterior predictive",
+            f"The draws, sent through the forward model{noise}, and the observation.",
             [keep(figure, folder, "predictive")],
         )
     ]
 
 
 def _noise(posterior, y, truth, folder):
-    """The noise that a model of (x, noise) <-> [y, z] finds in the data."""
+    """The posterior of the noise, for a model of (x, noise) <-> [y, z]."""
     if "noise" not in [block.name for block in posterior.model.partition.left]:
         return []
     _, drawn = posterior.sample_noise(_DRAWS, y=y, key=0)
@@ -121,8 +122,8 @@ def _noise(posterior, y, truth, folder):
     return [
         Section(
             "Noise",
-            "The noise stands on the left beside the parameters, so each draw tells how much of the observation it "
-            f"takes for noise. Before, its standard deviation was {_some(posterior.noise)}.",
+            "The noise is a block of the left end, so each posterior draw has parameters and the noise of the "
+            f"observation. The prior standard deviation of the noise is {_some(posterior.noise)}.",
             [keep(figure, folder, "noise")],
         )
     ]
@@ -136,8 +137,8 @@ def _some(values):
 def _calibration(posterior, folder):
     if not posterior.flagging.rows:
         return Section(
-            "Is the posterior right?",
-            "This was not measured, since no pairs were held out. Check it with pairs that it was not trained on: "
+            "Calibration of the posterior",
+            "Not measured, since no pairs were held out. Check the run with pairs that it was not trained on: "
             "`flowknife check RUN PAIRS`.",
         )
     found = posterior.calibration
@@ -154,10 +155,10 @@ def _calibration(posterior, folder):
     if "resimulation" in found:
         error, spread = found["resimulation"].mean_squared, np.sum(np.square(posterior.noise))
         noise = f", of which {spread:.3g} is the noise of the data" if spread else ""
-        sentences.append(f"Draws simulated anew miss their observation by {error:.3g} in the mean square{noise}.")
+        sentences.append(f"Mean squared distance between simulated draws and their observation: {error:.3g}{noise}.")
     return Section(
-        "Is the posterior right?",
-        "Over many held-out observations the truth must look like one more draw of its own posterior.\n\n"
+        "Calibration of the posterior",
+        "Over many held-out observations the true parameters must be distributed like a draw of their posterior.\n\n"
         + "\n\n".join(sentences),
         [
             keep(plots.calibration(found["ranks"]), folder, "calibration"),
@@ -167,17 +168,18 @@ def _calibration(posterior, folder):
 
 
 def _misspecification(posterior, folder):
-    title = "Would it notice data that the simulator cannot make?"
+    title = "Misspecification"
     if not posterior.flagging.rows:
         return Section(title, flagging_text(posterior.flagging))
     held = posterior.held_out_pairs["y"]
     centre = held.mean(axis=0)
     stretched = centre + _STRETCH * (held - centre)
-    usual, anomalous = (posterior.misspecification(rows).p_values for rows in (held, stretched))
+    normal, anomalous = (posterior.misspecification(rows).p_values for rows in (held, stretched))
     return Section(
         title,
-        f"P-values of held-out observations, and of others, which are the same {_STRETCH:g} times as far from their "
-        "mean. `score` gives this p-value for new observations; no posterior can be trusted where it is small. "
+        "P-values for the hypothesis that the simulator can produce an observation: for held-out observations, and for "
+        f"others, which are the same observations moved {_STRETCH:g} times as far from their mean. `score` gives this "
+        "p-value for new observations; where it is small, the posterior cannot be trusted. "
         + flagging_text(posterior.flagging),
-        [keep(plots.anomaly_scores(usual, anomalous, posterior.config.alpha), folder, "p_values")],
+        [keep(plots.anomaly_scores(normal, anomalous, posterior.config.alpha), folder, "p_values")],
     )

@@ -1,4 +1,4 @@
-"""The posterior of an inverse problem, for every observation: what `flowknife.invert` returns."""
+"""The result of `flowknife.invert`: the posterior of an inverse problem, for every observation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -272,7 +272,7 @@ class Posterior(Result[InvertConfig]):
         return np.asarray(self.forward(x.reshape(-1, x.shape[-1])), float).reshape(*x.shape[:-1], -1)
 
     def misspecification(self, y: Any) -> Misspecification:
-        """Whether the simulator can have made the observations: a p-value for each; see `flowknife.diagnostics`.
+        """P-value of each observation under the simulator; small where it cannot have made it.
 
         The distance is fitted to training pairs, and calibrated with pairs that had no part in training.
 
@@ -283,7 +283,7 @@ class Posterior(Result[InvertConfig]):
         return self._misspecification(self._observations(y)[0])
 
     def score(self, y: Any) -> Scores:
-        """How far observations are from what the simulator makes, with p-values; see `Scores`.
+        """Anomaly score of observations under the simulator, with p-values; see `Scores`.
 
         Without calibration pairs there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
         """

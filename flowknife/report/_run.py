@@ -1,0 +1,101 @@
+"""The page of one run: its name, when and from what it was made, its settings as asked and as used, its versions."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from flowknife._record import Record
+from flowknife._settings import given, leaves
+from flowknife.report._figures import ends
+from flowknife.report._page import Section, write_report
+
+_KINDS = {"density": "density", "images": "image model", "classify": "classifier", "invert": "inverse problem"}
+_ITEMS = {"density": "row", "images": "image", "classify": "item", "invert": "pair"}
+
+
+def write_page(
+    result: Any,
+    folder: str | Path,
+    sections: Sequence[Section],
+    metrics: Mapping[str, SupportsFloat | str] | None = None,
+) -> Path:
+    """Write `report.html` of a result into `folder`, with its metrics, run data, settings and ends.
+
+    Args:
+        result: of an application.
+        folder: the run directory, whose name is the title of the page.
+        sections: in reading order.
+        metrics: more than those of the result.
+
+    Returns:
+        The path of the page.
+    """
+    training = result.record.training
+    return write_report(
+        folder,
+        f"{Path(folder).resolve().name}: {_KINDS[result.application]}",
+        sections,
+        {**result.metrics, **(metrics or {})},
+        about(result) | _versions(result),
+        ends(result.model),
+        settings=settings_rows(result),
+        item=item_of(result),
+        warning=f"Partial: {training.sentence}." if training.partial else "",
+        lead=_lead(result.record),
+    )
+
+
+def _lead(record: Record) -> str:
+    """When and to what the model was fitted."""
+    source = f" to {record.data.source}" if record.data.source else ""
+    return f"Fitted {record.created:%Y-%m-%d %H:%M} UTC{source}."
+
+
+def _versions(result: Any) -> dict[str, str]:
+    versions = ", ".join(f"{package} {version}" for package, version in result.record.versions.items())
+    return {"versions": versions, "report drawn": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+
+
+def item_of(result: Any) -> str:
+    """What one item of a result is called, for units: row, image or pair."""
+    if result.application == "classify":
+        return "image" if result.of_images else "row"
+    return _ITEMS[result.application]
+
+
+_LEFT_OUT = {"rows": "rows left out", "images": "skipped files", "pairs": "failed simulations"}
+
+
+def about(result: Any) -> dict[str, str]:
+    """The record of a result in words: what it was fitted to and how, by short titles."""
+    record: Record = result.record
+    data, training = record.data, record.training
+    rows: dict[str, object] = {
+        "partial": training.sentence if training.partial else "",
+        "data": data.source,
+        data.kind: f"{data.rows:,}",
+        _LEFT_OUT[data.kind]: data.left_out,
+        "why they failed": data.reason,
+        "partition": data.partition,
+        "without label": data.unlabelled,
+        "label column": data.label_column,
+        "white": data.white.told(),
+        "prior": "estimated from the pairs" if data.prior_estimated else "",
+        "steps": f"{training.steps:,}",
+        "seconds": f"{training.seconds:g}",
+        "stopped because": "" if training.partial else training.sentence,
+        "fingerprint": data.fingerprint,
+        "recipe": record.recipe,
+        "created": f"{record.created:%Y-%m-%d %H:%M} UTC",
+        "note": "; ".join(record.notes),
+        "p-values": result.flagging.note,
+    }
+    return {name: str(value) for name, value in rows.items() if value}
+
+
+def settings_rows(result: Any) -> list[tuple[str, str, str]]:
+    """Every setting of a run: its dotted key, the value asked for (empty if none was), and the value used."""
+    asked = dict(leaves(given(result.config)))
+    used = dict(leaves(result.used.model_dump(exclude_none=True)))
+    return [(key, str(asked.get(key, "")), str(used.get(key, "chosen in training"))) for key in {**used, **asked}]
