@@ -341,7 +341,7 @@ class INN(eqx.Module):
         if taken is None:
             raise InputError(
                 f"got the conditions {names} of shape {given} and a bijection ({kind}) that takes none; expected one "
-                f"that takes them; try cond_dim={math.prod(given or ())} of coupling_flow, realnvp, glow or jet"
+                f"that takes them; try cond_dim={math.prod(given or ())} of the architecture"
             )
         if given is None:
             raise InputError(

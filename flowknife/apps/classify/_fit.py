@@ -14,13 +14,13 @@ from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
-from flowknife.apps.classify._labels import is_image_source, label_codes, read_images
 from flowknife.apps.classify._models import image_model, table_model
 from flowknife.apps.classify._result import Classifier
 from flowknife.apps.classify._training import log_prior_of, train_images, train_table
 from flowknife.bijections import Affine
 from flowknife.data import White, fingerprint, load_table
-from flowknife.data.images import default_size, grey_facts
+from flowknife.data.images import as_images, default_size, grey_facts
+from flowknife.data.labels import is_image_source, label_codes, labels_of
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 
@@ -84,7 +84,8 @@ def classify(
     require_applicable(config, ITEMS, {"items": "images" if of_images else "rows"})
     if of_images:
         used = config.completed(image_size=config.image_size or default_size(x), **_OF_IMAGES)
-        data, labels = read_images(x, labels, used.image_size, show_progress)
+        data = as_images(x, used.image_size, show_progress)
+        labels = labels_of(data, labels)
         items, names, frame, skipped = data.pixels, (), Frame((), ()), data.skipped
         facts = {"images": len(data), "skipped files": len(skipped), "fingerprint": fingerprint(data)}
         facts |= grey_facts(data, used.bits)

@@ -19,12 +19,12 @@ from flowknife._settings import recorded, recovered
 from flowknife._types import Key, as_key
 from flowknife.anomaly._scores import complexity
 from flowknife.apps.classify._config import ClassifyConfig
-from flowknife.apps.classify._labels import Names, as_codes, codes_of
 from flowknife.apps.classify._models import given_label, is_image, look_at_images, look_at_rows
 from flowknife.apps.classify._training import fit_temperature
 from flowknife.data import Skipped, White, load_table, write_skipped
 from flowknife.data._cells import array_of
 from flowknife.data.images import as_images
+from flowknife.data.labels import Names, as_codes, codes_of
 from flowknife.diagnostics import (
     Check,
     Flagging,
