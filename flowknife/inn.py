@@ -11,6 +11,7 @@ A job is a choice of these lists and nothing else:
 
     density                 x            <->  z
     images                  pixels       <->  z_0 ... z_L
+    ... of a class          pixels       <->  z_0 ... z_L      cond: y
     classification          x (+ pad)    <->  y (label), z
     inverse problem         x            <->  y (data), z
     ... with noisy data     x, noise     <->  y (data + the same noise), z

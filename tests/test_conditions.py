@@ -87,6 +87,7 @@ def test_a_condition_that_no_layer_takes_is_refused(name):
         lambda key: glow(IMAGE, cond_dim=5, levels=2, steps=1, width=4, key=key),
         lambda key: jet(IMAGE, cond_dim=5, couplings=1, width=4, depth=1, heads=1, key=key),
         lambda key: wavelet(IMAGE, cond_dim=5, **TINY, key=key),
+        lambda key: wavelet((64, 64, 1), cond_dim=5, **TINY, key=key),
         lambda key: lattice(IMAGE, 4, cond_dim=5, **TINY, key=key),
     ],
 )

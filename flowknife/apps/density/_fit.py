@@ -123,7 +123,7 @@ def density(
         flow = coupling_flow(dim, key=model_key, **couplings)
         model = INN([Block("x", dim)], [Block("z", dim)], Chain([*_start(train_x, standardise), flow]))
     steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
-    # given a condition, weights are pulled towards the linear-Gaussian start, from which few rows lead astray
+    # few rows say little beyond the linear-Gaussian start, so weights are pulled towards it
     own_decay = {"weight_decay": 1.0} if given_names and len(rows) <= _FEW else {}
     training = training.completed(
         steps=steps, batch_size=512, learning_rate=4e-3, patience=15, **own_decay
