@@ -22,27 +22,33 @@ def bucket(count: int, most: int | None = None) -> int:
     return size if most is None else min(size, most)
 
 
-def in_batches(items: np.ndarray, most: int = IMAGES_AT_ONCE) -> Iterator[tuple[int, np.ndarray]]:
+def in_batches(items: Any, most: int = IMAGES_AT_ONCE) -> Iterator[tuple[int, Any]]:
     """Batches of equal size, the last padded with its first item; without items, one batch of zeros.
 
     Args:
-        items: shape (n, ...).
+        items: an array of shape (n, ...), or several of the same n, in a tuple or dict.
         most: size of a batch, at most.
 
     Yields:
         the number of items, and the batch.
     """
-    fitting = 2 ** int(np.floor(np.log2(max(_NUMBERS_AT_ONCE / max(items[:1].size, 1), 1))))
-    size = min(bucket(len(items), most), fitting)
-    for start in range(0, max(len(items), 1), size):
-        part = items[start : start + size]
-        filling = part[:1] if len(part) else np.zeros((1, *items.shape[1:]), items.dtype)
-        yield len(part), np.concatenate([part, np.repeat(filling, size - len(part), axis=0)])
+    arrays = jax.tree.leaves(items)
+    numbers, count = sum(array[:1].size for array in arrays), len(arrays[0])
+    fitting = 2 ** int(np.floor(np.log2(max(_NUMBERS_AT_ONCE / max(numbers, 1), 1))))
+    size = min(bucket(count, most), fitting)
+
+    def batch(array, start):
+        part = array[start : start + size]
+        filling = part[:1] if len(part) else np.zeros((1, *array.shape[1:]), array.dtype)
+        return np.concatenate([part, np.repeat(filling, size - len(part), axis=0)])
+
+    for start in range(0, max(count, 1), size):
+        yield min(size, count - start), jax.tree.map(lambda array, start=start: batch(array, start), items)
 
 
 def map_batches(
-    program: Callable[[np.ndarray], Sequence[Any]],
-    items: np.ndarray,
+    program: Callable[[Any], Sequence[Any]],
+    items: Any,
     most: int = IMAGES_AT_ONCE,
     report: Report = unreported,
 ) -> list[np.ndarray]:
@@ -50,27 +56,32 @@ def map_batches(
 
     Args:
         program: from a batch to arrays with one row for each of its items.
-        items: shape (n, ...).
+        items: an array of shape (n, ...), or several of the same n, in a tuple or dict.
         most: size of a batch, at most.
         report: progress callback.
     """
-    parts, done = [], 0
+    parts, done, total = [], 0, len(jax.tree.leaves(items)[0])
     for count, part in in_batches(items, most):
         parts.append([np.asarray(array)[:count] for array in program(part)])
         done += count
-        report(done / max(len(items), 1), f"{done} of {len(items)}")
+        report(done / max(total, 1), f"{done} of {total}")
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def draw_batches(program: Callable[[Array, int], Any], n: int, key: Array, most: int = IMAGES_AT_ONCE) -> np.ndarray:
+def draw_batches(
+    program: Callable[[Array, int, Any], Any], n: int, key: Array, most: int = IMAGES_AT_ONCE, given: Any = None
+) -> np.ndarray:
     """`n` draws of a program, in batches of one size.
 
     Args:
-        program: `program(key, size)`, an array of `size` draws.
+        program: `program(key, size, part of given)`, an array of `size` draws.
         n: number of draws, at least 1.
         key: JAX key.
         most: size of a batch, at most.
+        given: arrays of n rows in a tuple or dict, what each draw is given; None or empty for nothing.
     """
     size = bucket(n, most)
     keys = jax.random.split(key, -(-n // size))
-    return np.concatenate([np.asarray(program(each, size)) for each in keys])[:n]
+    rows = jax.tree.map(lambda array: np.resize(array, (len(keys), size, *array.shape[1:])), given)
+    drawn = [program(each, size, jax.tree.map(lambda array, i=i: array[i], rows)) for i, each in enumerate(keys)]
+    return np.concatenate([np.asarray(part) for part in drawn])[:n]

@@ -93,10 +93,11 @@ class DataRecord(_Part):
         source: the path of the data, or a few words.
         names: of the columns, or of the parameters; none for images.
         y_names: of the data of an inverse problem.
+        given_names: of the conditions of a density.
         fingerprint: sixteen digits that change with any value.
         left_out: items that could not be used: rows with missing values, files, failed simulations.
         reason: why the first simulation failed.
-        classes: the labels, in the order of probabilities.
+        classes: the labels, in the order of probabilities; of an image model, what the images are given.
         unlabelled: items whose label is unknown.
         label_column: the column of the table that held the labels.
         partition: of images, the partition that was used.
@@ -110,6 +111,7 @@ class DataRecord(_Part):
     source: str = ""
     names: tuple[str, ...] = ()
     y_names: tuple[str, ...] = ()
+    given_names: tuple[str, ...] = ()
     fingerprint: str = ""
     left_out: int = pydantic.Field(0, ge=0)
     reason: str = ""

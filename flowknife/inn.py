@@ -11,6 +11,7 @@ A job is a choice of these lists and nothing else:
 
     density                 x            <->  z
     images                  pixels       <->  z_0 ... z_L
+    ... of a class          pixels       <->  z_0 ... z_L      cond: y
     classification          x (+ pad)    <->  y (label), z
     inverse problem         x            <->  y (data), z
     ... with noisy data     x, noise     <->  y (data + the same noise), z
@@ -341,7 +342,7 @@ class INN(eqx.Module):
         if taken is None:
             raise InputError(
                 f"got the conditions {names} of shape {given} and a bijection ({kind}) that takes none; expected one "
-                f"that takes them; try cond_dim={math.prod(given or ())} of coupling_flow, realnvp, glow or jet"
+                f"that takes them; try cond_dim={math.prod(given or ())} of the architecture"
             )
         if given is None:
             raise InputError(

@@ -8,7 +8,7 @@ where in the image a level's log density lies.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +22,10 @@ from flowknife.laws import Pixels, normal_log_prob
 from flowknife.objectives import Batch, nll
 
 
-def image_model(shape: tuple[int, int, int], pixels: Pixels, bijection: Bijection) -> INN:
+def image_model(shape: tuple[int, int, int], pixels: Pixels, bijection: Bijection, cond: Sequence[Block] = ()) -> INN:
     """An image flow with one latent block per level, `z_0` the coarsest, each on its own grid."""
     right = [Block(f"z_{i}", grid) for i, grid in enumerate(bijection.block_shapes)]
-    return INN([Block("image", shape, pixels)], right, bijection)
+    return INN([Block("image", shape, pixels)], right, bijection, cond)
 
 
 def independent_levels(bijection: Bijection) -> bool:
@@ -53,7 +53,7 @@ def joint_nll(model: INN, batch: Batch, key: Array) -> Array:
     return nll(model, batch, key) / model.partition.left[0].size
 
 
-def local_log_probs(model: INN, pixels: Array, key: Key = None) -> list[Float[Array, "n _ _"]]:
+def local_log_probs(model: INN, pixels: Array, key: Key = None, **given: Any) -> list[Float[Array, "n _ _"]]:
     """Log density by position, in nats per latent, of every level whose latent has positions, coarsest first.
 
         log N(z_l at a position; 0, I) + log_det_l of that position
@@ -66,8 +66,9 @@ def local_log_probs(model: INN, pixels: Array, key: Key = None) -> list[Float[Ar
         model: of images.
         pixels: images, shape (n, H, W, C).
         key: source of the dequantisation noise.
+        **given: conditions by name.
     """
-    left = model.left_end(pixels, key=key)
+    left = model.left_end(pixels, key=key, **given)
     found = []
     for z, terms in model.bijection.encode_blocks(left.array, left.cond, local=True):
         local = [term for term in terms if term.ndim == 3]

@@ -149,11 +149,11 @@ def fit_stages(
     return Trained(model, history, training, TrainingRecord(steps=made, seconds=seconds, stopped=stopped, part=part))
 
 
-def closed_form_start(model, train, augmentation, flip, key):
+def closed_form_start(model, train, augmentation, flip, key, cond=None):
     """Fit what has a closed form (colours, whitenings, actnorm) to as many training images as fit in memory.
 
     Of large images those are few, too few for the principal directions of the whole: the flow of the coarsest grid is
-    fitted once more, to as many coarse images as fit.
+    fitted once more, to as many coarse images as fit. `cond` has a row for each image, where there are conditions.
     """
     independent = independent_levels(model.bijection)
     image = model.partition.left[0]
@@ -164,19 +164,21 @@ def closed_form_start(model, train, augmentation, flip, key):
         pixels = augment(augment_key, jnp.asarray(train[start : start + count]), augmentation, flip=False)
         pixels = jnp.concatenate([pixels, pixels[:, :, ::-1]]) if flip else pixels
         # the noise within the bins starts as uniform: there is no need to ask its network about all rows at once
-        return Pixels(image.law.bits).prepare(noise_key, pixels, pixels.shape[:1], image.shape)
+        x = Pixels(image.law.bits).prepare(noise_key, pixels, pixels.shape[:1], image.shape)
+        return x, None if cond is None else jnp.tile(jnp.asarray(cond[start : start + count]), (copies, 1))
 
-    initialise = eqx.filter_jit(lambda flow, x: flow.initialise(x)[0])
+    initialise = eqx.filter_jit(lambda flow, x, cond: flow.initialise(x, cond)[0])
     # actnorm needs the output of every layer before it, a wavelet flow's whitenings need none
     most = _NUMBERS_FOR_START if independent else _NUMBERS_FOR_START // 20
     count = max(most // image.size // copies, 16)
     first = rows(0, count)
-    flow = initialise(model.bijection, first)
+    flow = initialise(model.bijection, *first)
     coarse = model.bijection.coarsest  # not yet fitted: what is fitted stays as it is
     if independent and coarse.shape != flow.shape and count < len(train):
         enough = min(most // math.prod(coarse.shape) // copies, len(train))
-        to_coarse = eqx.filter_jit(lambda flow, x: flow.encode_coarsest(x))
+        to_coarse = eqx.filter_jit(lambda flow, x, cond: (flow.encode_coarsest(x, cond), cond))
         others = (rows(start, count) for start in range(count, enough, count))
-        x = jnp.concatenate([to_coarse(flow, part) for part in itertools.chain([first], others)])
-        flow = eqx.tree_at(lambda flow: flow.coarsest, flow, initialise(coarse, x))
+        parts = [to_coarse(flow, *part) for part in itertools.chain([first], others)]
+        joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+        flow = eqx.tree_at(lambda flow: flow.coarsest, flow, initialise(coarse, *joined))
     return eqx.tree_at(lambda m: m.bijection, model, flow)

@@ -348,7 +348,13 @@ _ARCHITECTURES = [
         right="symmetric",
     ),
     Row("wavelet, 8x8x1", lambda key: wavelet((8, 8, 1), **_TINY, key=key), slow=True),
-    Row("lattice, 4x8x1", lambda key: lattice((4, 8, 1), 8, **_TINY, key=key), left="unit", slow=True),
+    Row(
+        "lattice, 4x8x1",
+        lambda key: lattice((4, 8, 1), 8, cond_dim=2, **_TINY, key=key),
+        (2,),
+        left="unit",
+        slow=True,
+    ),
 ]
 
 ROWS = (

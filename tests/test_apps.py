@@ -404,14 +404,16 @@ def test_defaults_come_close_to_the_entropy(name, rows, goal):
 
 
 @pytest.mark.slow
-def test_the_coarse_grid_of_large_images_starts_with_all_of_them(monkeypatch, key):
+@pytest.mark.parametrize("classes", [0, 2])
+def test_the_coarse_grid_of_large_images_starts_with_all_of_them(classes, monkeypatch, key):
     pixels = _blobs(256, 0, size=36)
-    bijection = wavelet((36, 36, 1), levels=2, width=4, features=4, key=key)
-    model = image_model(bijection.shape, Pixels(5), bijection)
+    given = {"y": np.eye(classes, dtype=np.float32)[np.arange(256) % classes]} if classes else {}
+    bijection = wavelet((36, 36, 1), levels=2, width=4, features=4, cond_dim=classes, key=key)
+    model = image_model(bijection.shape, Pixels(5), bijection, [fk.Block("y", classes)] if classes else [])
     # at full size there is room for 64 images, at the size of the coarse grid for all
     monkeypatch.setattr(stages_module, "_NUMBERS_FOR_START", 256 * 18 * 18)
-    started = stages_module.closed_form_start(model, pixels, Augmentation(), False, key)
-    z = started.encode(jnp.asarray(pixels), key=key)["z_0"]
+    started = stages_module.closed_form_start(model, pixels, Augmentation(), False, key, given.get("y"))
+    z = started.encode(jnp.asarray(pixels), key=key, **given)["z_0"]
     # 1/8 if fitted to a quarter of them, and the noise within the bins is another one here
     assert np.sqrt(np.mean(jnp.mean(z, axis=0) ** 2)) < 0.09
 

@@ -29,8 +29,21 @@ def test_wide_items_come_in_small_batches():
 
 
 def test_draws_of_different_batches_differ():
-    drawn = draw_batches(lambda key, size: jax.random.normal(key, (size, 2)), 200, jax.random.key(0), most=64)
+    drawn = draw_batches(lambda key, size, _: jax.random.normal(key, (size, 2)), 200, jax.random.key(0), most=64)
     assert drawn.shape == (200, 2) and len(np.unique(drawn)) == 400
+
+
+@pytest.mark.parametrize("rows", [1, 200])
+def test_every_draw_has_its_own_row_of_what_is_given(rows):
+    given = {"y": np.arange(rows)[:, None]}
+    drawn = draw_batches(lambda key, size, part: part["y"], 200, jax.random.key(0), most=64, given=given)
+    np.testing.assert_array_equal(drawn, np.broadcast_to(given["y"], (200, 1)))
+
+
+def test_several_arrays_are_cut_alike():
+    items = (np.arange(70), {"y": np.arange(140.0).reshape(70, 2)})
+    (found,) = map_batches(lambda part: [part[0][:, None] + part[1]["y"]], items)
+    np.testing.assert_array_equal(found, np.arange(70)[:, None] + items[1]["y"])
 
 
 def test_a_density_of_any_number_of_rows_compiles_once():

@@ -10,11 +10,11 @@ import pytest
 
 import flowknife as fk
 from flowknife._split import Sizes, split
-from flowknife.apps.classify._labels import as_codes, label_codes
 from flowknife.apps.classify._models import image_model, look_at_images, look_at_rows, table_model
 from flowknife.apps.classify._training import fit_temperature
 from flowknife.bijections import Affine
 from flowknife.data import White
+from flowknife.data.labels import as_codes, label_codes
 from flowknife.diagnostics import auroc
 from flowknife.errors import InputError
 from flowknife.laws import ClassMixture

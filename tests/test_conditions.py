@@ -86,6 +86,9 @@ def test_a_condition_that_no_layer_takes_is_refused(name):
         lambda key: realnvp(IMAGE, cond_dim=5, width=4, key=key),
         lambda key: glow(IMAGE, cond_dim=5, levels=2, steps=1, width=4, key=key),
         lambda key: jet(IMAGE, cond_dim=5, couplings=1, width=4, depth=1, heads=1, key=key),
+        lambda key: wavelet(IMAGE, cond_dim=5, **TINY, key=key),
+        lambda key: wavelet((64, 64, 1), cond_dim=5, **TINY, key=key),
+        lambda key: lattice(IMAGE, 4, cond_dim=5, **TINY, key=key),
     ],
 )
 def test_a_condition_of_another_size_is_refused_with_both_sizes(make):
@@ -139,8 +142,9 @@ def test_images_and_conditions_on_different_grids_are_refused():
     message = said(lambda: Coupling(Channels(IMAGE, 0), Shift(), CONV, cond_shape=(4, 4, 2), key=0))
     assert "(4, 4, 2)" in message and "(8, 8, 0)" in message
     conditional = Coupling(Channels((4,), 0), Shift(), MLP, cond_shape=(2,), key=0)
-    transform = Reshape((2, 2, 1), (4,))
-    assert "(2,)" in said(CoarseToFine, transform, [conditional], [])
+    transform = Chain([Reshape((2, 2, 1), (4,)), conditional])
+    assert "(2,)" in said(CoarseToFine, transform, [Affine(np.zeros(4), np.ones(4))], [])
+    assert CoarseToFine(Reshape((2, 2, 1), (4,)), [conditional], []).cond_shape == (2,)
 
 
 def test_a_condition_has_no_law():
@@ -170,6 +174,37 @@ def test_the_learned_prior_of_glow_sees_the_condition():
     moved = jnp.ones((3, *split.split.moved_shape))
     drawn = [split.factored.encode(moved, split.condition(kept, jnp.full((3, 2), c)))[0] for c in (0.0, 1.0)]
     assert np.all(np.max(np.abs(drawn[0] - drawn[1]), axis=(1, 2, 3)) > 1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda key: wavelet((8, 8, 1), cond_dim=2, levels=2, **TINY, key=key),
+        lambda key: lattice((8, 8, 1), 4, cond_dim=2, levels=2, **TINY, key=key),
+        lambda key: glow((8, 8, 1), levels=2, steps=1, width=4, cond_dim=2, key=key),
+    ],
+)
+def test_every_level_sees_the_condition(make):
+    flow = perturbed(make(jax.random.key(0, impl="unsafe_rbg")), np.random.default_rng(0))
+    x = jnp.asarray(np.random.default_rng(1).uniform(0.1, 0.9, (3, 8, 8, 1)), jnp.float32)
+    encode = eqx.filter_jit(lambda flow, x, cond: [z for z, _ in flow.encode_blocks(x, cond)])
+    ends = [encode(flow, x, jnp.broadcast_to(jnp.asarray(cond), (3, 2))) for cond in ([1.0, 0.0], [0.0, 1.0])]
+    assert len(ends[0]) > 1
+    for one, other in zip(*ends, strict=True):
+        assert np.all(np.max(np.abs(one - other).reshape(3, -1), axis=1) > 1e-3)
+
+
+def test_the_closed_form_start_has_the_mean_of_each_class():
+    flow = wavelet((4, 4, 1), levels=1, cond_dim=2, **TINY, key=0)
+    classes = np.arange(200) % 2
+    x = np.random.default_rng(0).normal(size=(200, 4, 4, 1)) + 5 * classes[:, None, None, None]
+    cond = jnp.eye(2)[classes]
+    coarse = flow.initialise(jnp.asarray(x, jnp.float32), cond)[0].encode_blocks(jnp.asarray(x, jnp.float32), cond)[0][
+        0
+    ]
+    means = np.stack([coarse[classes == k].mean(axis=0) for k in (0, 1)])
+    np.testing.assert_allclose(means, 0.0, atol=0.05)
+    np.testing.assert_allclose(coarse.std(axis=0), 1.0, atol=0.2)
 
 
 def test_an_unconditional_glow_keeps_its_structure():

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 import flowknife as fk
-from flowknife.apps.classify._labels import label_codes
 from flowknife.data import save_table, write_folder
 from flowknife.data._pairs import read_labelled
+from flowknife.data.labels import label_codes
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
 

@@ -1,7 +1,7 @@
 """Features of images that an anomaly detector compares: latents and bits per dimension, level by level."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -17,6 +17,12 @@ from flowknife.multiscale import local_log_probs
 SMALL = 3072  # numbers of an image of 32 x 32 in colour
 
 
+Given = Mapping[str, np.ndarray]
+"""Conditions of images by name, such as their classes one-hot, one row for each; empty for none."""
+
+NOTHING: Given = {}
+
+
 class Look(NamedTuple):
     """Features of images under a model: `level_features`, latents `(n, H W C)`, the finest `max_local_energy`."""
 
@@ -26,8 +32,8 @@ class Look(NamedTuple):
 
 
 @eqx.filter_jit
-def _look(model, pixels, key):
-    right = model.right_end(model.left_end(pixels, key=key))
+def _look(model, pixels, key, given):
+    right = model.right_end(model.left_end(pixels, key=key, **given))
     terms = model.block_terms(right)
     latents = jnp.concatenate([z.reshape(len(pixels), -1) for z in right.blocks.values()], axis=1)
     levels = [(right.blocks[name], term) for name, term in terms.items()]
@@ -51,40 +57,42 @@ def bits_of(model, features):
     return level_bits(model, features) @ sizes / sizes.sum()
 
 
-def look(model, pixels, report: Report = unreported) -> Look:
+def look(model, pixels, report: Report = unreported, given: Given = NOTHING) -> Look:
     """The features of every image, in batches."""
     # the same noise for every batch: images differ by what they show, not by a draw
-    levels, latents, energy = map_batches(lambda part: _look(model, part, as_key(0)), pixels, report=report)
+    levels, latents, energy = map_batches(
+        lambda part: _look(model, part[0], as_key(0), part[1]), (pixels, given), report=report
+    )
     return Look(levels.astype(np.float64), latents, energy)
 
 
 @eqx.filter_jit
-def _bits_at(model, pixels, key, first, last):
-    terms = model.block_log_probs(pixels, key=key)
+def _bits_at(model, pixels, key, first, last, given):
+    terms = model.block_log_probs(pixels, key=key, **given)
     blocks = model.partition.right[first:last]
     return jnp.stack([-terms[block.name] / (block.size * math.log(2)) for block in blocks], axis=1)
 
 
-def bits_at(model, pixels, levels: range, report: Report = unreported):
+def bits_at(model, pixels, levels: range, report: Report = unreported, given: Given = NOTHING):
     """Bits/dim of the levels in this range, `(n, len(levels))`; other levels are not computed."""
     if pixels[0].size <= SMALL:  # computing all takes less than compiling another program
-        return level_bits(model, look(model, pixels, report).levels)[:, levels]
+        return level_bits(model, look(model, pixels, report, given).levels)[:, levels]
 
     def program(part):
-        return [_bits_at(model, part, as_key(0), levels.start, levels.stop)]
+        return [_bits_at(model, part[0], as_key(0), levels.start, levels.stop, part[1])]
 
-    (bits,) = map_batches(program, pixels, report=report)
+    (bits,) = map_batches(program, (pixels, given), report=report)
     return bits.astype(np.float64)
 
 
 @eqx.filter_jit
-def _local(model, pixels):
-    return local_log_probs(model, pixels, as_key(0))
+def _local(model, pixels, given):
+    return local_log_probs(model, pixels, as_key(0), **given)
 
 
-def local_maps(model, pixels):
-    """Log-density at each place, in nats per latent, for every level with spatial positions: arrays (n, h, w)."""
-    return map_batches(lambda part: _local(model, part), pixels)
+def local_maps(model, pixels, given: Given = NOTHING):
+    """Log density at each place, in nats per latent, for every level with spatial positions: arrays (n, h, w)."""
+    return map_batches(lambda part: _local(model, *part), (pixels, given))
 
 
 Term = tuple[Array, Array]

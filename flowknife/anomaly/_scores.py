@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from flowknife._progress import Report, unreported
-from flowknife.anomaly._features import SMALL, bits_at, bits_of, level_bits, look
+from flowknife.anomaly._features import NOTHING, SMALL, Given, bits_at, bits_of, level_bits, look
 from flowknife.anomaly._maps import moved
 from flowknife.anomaly._neighbours import Neighbours
 from flowknife.diagnostics import Typicality
@@ -106,7 +106,9 @@ def complexity(
     return bits_per_dim - png_bits(pixels, bits)
 
 
-def features_of(model, pixels, neighbours: Neighbours, own: int = 0, report: Report = unreported) -> Features:
+def features_of(
+    model, pixels, neighbours: Neighbours, own: int = 0, report: Report = unreported, given: Given = NOTHING
+) -> Features:
     """The anomaly features of images.
 
         upside_down, inverted: bits/dim of the image minus those of the reversed one, mean over the coarse levels
@@ -121,23 +123,24 @@ def features_of(model, pixels, neighbours: Neighbours, own: int = 0, report: Rep
         neighbours: training images.
         own: number of leading images that are also the first training images.
         report: progress callback.
+        given: conditions of the images, the same for their changed forms.
     """
 
     def part(i: int) -> Report:
         return lambda fraction, text="": report((i + fraction) / (1 + len(VIEWS)), text)
 
-    plain = look(model, pixels, part(0))
+    plain = look(model, pixels, part(0), given)
     own_bits = level_bits(model, plain.levels)
     ranges = {"coarse": _coarse_levels(model), "finest": range(own_bits.shape[1])[-1:], "all": range(own_bits.shape[1])}
     excess, energies = {}, [plain.local_energy]
     for i, view in enumerate(VIEWS, start=1):
         changed, levels = view.change(pixels), ranges[view.levels]
         if view.levels == "all":
-            found = look(model, changed, part(i))
+            found = look(model, changed, part(i), given)
             energies.append(found.local_energy)
             bits = level_bits(model, found.levels)
         else:
-            bits = bits_at(model, changed, levels, part(i))
+            bits = bits_at(model, changed, levels, part(i), given)
         excess[view.name] = own_bits[:, levels] - bits
     one_sided = {
         "upside_down": excess["upside_down"].mean(axis=1),

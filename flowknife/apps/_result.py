@@ -140,7 +140,7 @@ class Result(ABC, Generic[Config]):
 
     # -- whether it can be trusted, and the report ----------------------------------------------------------------
 
-    def check(self, data: Any = None) -> list[Check]:
+    def check(self, data: Any = None, *, given: Any = None) -> list[Check]:
         """Whether the model can be trusted: each number with its limit, over held-out data or over `data`.
 
         Always among them: a round trip through the network, the likelihood (or what it is for) against that of simple
@@ -150,16 +150,17 @@ class Result(ABC, Generic[Config]):
         Args:
             data: as in training, none of it trained on: rows or images; of a classifier also (x, labels), or a table or
                 folder with labels; of a posterior pairs (x, y). Default: what was held out.
+            given: conditions of `data`, of a density or of images that have some.
 
         Raises:
-            InputError: without `data` and without held-out data.
+            InputError: without `data` and without held-out data; or for conditions where there are none.
         """
         if data is None:
             self.flagging.require_held_out()
-        return [*self._checks(data), Check.of_steps(missing_steps(self.history), MINIMUM_STEPS)]
+        return [*self._checks(data, given), Check.of_steps(missing_steps(self.history), MINIMUM_STEPS)]
 
     @abstractmethod
-    def _checks(self, data, /) -> list[Check]: ...
+    def _checks(self, data, given, /) -> list[Check]: ...
 
     def report(self, folder: str | Path | None = None, *, others: Any = None) -> Path:
         """Write the figures and `report.html`; return the page's path.
@@ -179,9 +180,11 @@ class Result(ABC, Generic[Config]):
     @abstractmethod
     def _report(self, folder, others) -> Path: ...
 
-    def _without_others(self, others):
-        if others is not None:
-            raise InputError(f"got others=... for a result of {self.application}; expected one of images or classify")
+    def _without(self, **arguments):
+        """Refuse arguments that mean nothing for this application."""
+        for name, value in arguments.items():
+            if value is not None:
+                raise InputError(f"got {name}=... for a result of {self.application}, which takes none; try without")
 
 
 def _restored(value, part):

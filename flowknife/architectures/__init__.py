@@ -8,7 +8,7 @@ from flowknife.architectures._glow import glow
 from flowknife.architectures._jet import jet
 from flowknife.architectures._levels import levels_for
 from flowknife.architectures._realnvp import realnvp
-from flowknife.architectures._vectors import MIXINGS, SCALARS, coupling_flow
+from flowknife.architectures._vectors import MIXINGS, SCALARS, coupling_flow, flow_given
 from flowknife.architectures._wavelet import lattice, wavelet
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SCALARS",
     "coupling_flow",
     "dequantiser",
+    "flow_given",
     "glow",
     "jet",
     "lattice",

@@ -1,20 +1,26 @@
 """Stacks for vectors, and the layers that all stacks choose by name."""
 
 from functools import partial
+from typing import Any
 
+import equinox as eqx
 import jax
+import numpy as np
 
 from flowknife import nets
-from flowknife._types import Key, Shape
+from flowknife._types import Key, Shape, as_key
 from flowknife.bijections import (
     LU,
     Bijection,
     Chain,
     Channels,
     Composed,
+    Conditioned,
     Coupling,
     Orthogonal,
     Permute,
+    PrincipalRotation,
+    Regression,
     Repeat,
     Scalar,
     Shift,
@@ -35,6 +41,8 @@ def condition_shape(cond_dim: int) -> Shape | None:
 
 SCALARS = {"additive": Shift(), "affine": ShiftScale(), "spline": Composed([ShiftScale(), Spline()])}
 MIXINGS = ("lu", "orthogonal", "permute")
+
+_LONG = 32  # longer conditions are summarised
 
 
 def scalar_named(scalar: str | Scalar) -> Scalar:
@@ -100,3 +108,29 @@ def coupling_flow(
         )
 
     return Repeat(layer, layers, memory=memory, key=key)
+
+
+def flow_given(
+    dim: int, y: np.ndarray, *, features: int = 64, hidden: int = 128, key: Key = None, **couplings: Any
+) -> Bijection:
+    """A flow of a vector given y: what y says linearly, whitening, and couplings that look at features of y.
+
+    The first two have a closed form (`initialise`): training starts at the linear-Gaussian density of x given y.
+
+    Args:
+        dim: length of x.
+        y: training rows of the condition, shape (n, k).
+        features: learned features of y, beside its normal scores, see `nets.Embedding`.
+        hidden: hidden units of the network that learns them.
+        key: source of initial weights.
+        **couplings: arguments of `coupling_flow`.
+
+    Returns:
+        a bijection of shape `(dim,)` with a condition of shape `(k,)`.
+    """
+    embed_key, flow_key = jax.random.split(as_key(key))
+    embedding = nets.Embedding(y, most=_LONG, learned=features, width=hidden, key=embed_key)
+    # compiled as a whole: the many small draws of initial weights would take longer one by one
+    make = eqx.filter_jit(lambda k: coupling_flow(dim, cond_dim=embedding.features, key=k, **couplings))
+    start = [Regression(dim, embedding.features), PrincipalRotation(dim, back=True)]
+    return Conditioned(Chain([*start, make(flow_key)]), embedding)

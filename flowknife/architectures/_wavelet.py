@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from flowknife import nets
 from flowknife._types import Key, Shape, as_key, as_shape
 from flowknife.architectures._levels import check_image
-from flowknife.architectures._vectors import coupling_flow
+from flowknife.architectures._vectors import condition_shape, coupling_flow
 from flowknife.bijections import (
     Bijection,
     Chain,
@@ -23,6 +23,7 @@ from flowknife.bijections import (
     Permute,
     PixelsToNormal,
     PrincipalRotation,
+    Regression,
     Repeat,
     Reshape,
     Scalar,
@@ -48,6 +49,7 @@ def wavelet(
     depth: int = 2,
     bins: int = 8,
     groups: int = 6,
+    cond_dim: int = 0,
     leading: Callable[[int], Bijection] | None = None,
     key: Key = None,
 ) -> Bijection:
@@ -67,16 +69,18 @@ def wavelet(
         depth: residual blocks of the context network.
         bins: bins of the splines.
         groups: groups of coefficients per level, each one coupling.
-        leading: builds the bijection of the coarsest numbers, from how many they are; default a small dense flow.
+        cond_dim: length of a condition (a class, say) that every level sees, 0 for none.
+        leading: builds the bijection of the coarsest numbers, from how many they are, with a condition if there is
+            one; default a small dense flow.
         key: source of initial weights.
 
     Returns:
-        a bijection from `shape` to one flat vector; the coarsest latent comes first. It takes no condition.
+        a bijection from `shape` to one flat vector; the coarsest latent comes first.
     """
-    shape, levels, leading, key = _begun(shape, levels, leading, bins, key)
+    shape, levels, leading, key = _begun(shape, levels, leading, bins, cond_dim, key)
     # couplings of whitened details need not enlarge much; what they enlarge at low temperatures runs away
     scalar = Composed([ShiftScale(bound=3.0, least=1.5), Spline(bins=bins, tail=_TAIL)])
-    sizes = _Sizes(width, features, depth, groups, scalar)
+    sizes = _Sizes(width, features, depth, groups, scalar, condition_shape(cond_dim))
     return Chain([PrincipalRotation(shape, whiten=False), _above(shape, levels, 1.0, sizes, leading, key)])
 
 
@@ -90,6 +94,7 @@ def lattice(
     depth: int = 2,
     bins: int = 12,
     groups: int = 6,
+    cond_dim: int = 0,
     leading: Callable[[int], Bijection] | None = None,
     key: Key = None,
 ) -> Bijection:
@@ -108,15 +113,17 @@ def lattice(
         depth: residual blocks of the context network.
         bins: bins of the splines.
         groups: groups of pixels per level, each one coupling.
-        leading: builds the bijection of the coarsest pixels, from how many they are; default a small dense flow.
+        cond_dim: length of a condition (a class, say) that every level sees, 0 for none.
+        leading: builds the bijection of the coarsest pixels, from how many they are, with a condition if there is one;
+            default a small dense flow.
         key: source of initial weights.
 
     Returns:
-        a bijection from `shape` to one flat vector; the coarsest latent comes first. It takes no condition.
+        a bijection from `shape` to one flat vector; the coarsest latent comes first.
     """
-    shape, levels, leading, key = _begun(shape, levels, leading, bins, key)
+    shape, levels, leading, key = _begun(shape, levels, leading, bins, cond_dim, key)
     # normal scores need no scaling, which would carry what is far out further
-    sizes = _Sizes(width, features, depth, groups, Spline(bins=bins, tail=_TAIL))
+    sizes = _Sizes(width, features, depth, groups, Spline(bins=bins, tail=_TAIL), condition_shape(cond_dim))
     transform, grids = _pyramid(shape, levels, Squeeze)
     return Chain([PixelsToNormal(shape, values), _coarse_to_fine(transform, grids, 1.0, sizes, leading, _local, key)])
 
@@ -127,15 +134,16 @@ class _Sizes(NamedTuple):
     depth: int
     groups: int
     scalar: Scalar
+    cond_shape: Shape | None
 
 
-def _begun(shape, levels, leading, bins, key):
+def _begun(shape, levels, leading, bins, cond_dim, key):
     """The arguments of both flows, with their defaults."""
     shape = as_shape(shape)
     levels = _levels(shape) if levels is None else levels
     check_image(shape, levels)
     leading_key, key = jax.random.split(as_key(key))
-    return shape, levels, leading or partial(_leading, bins=bins, key=leading_key), key
+    return shape, levels, leading or partial(_leading, bins=bins, cond_dim=cond_dim, key=leading_key), key
 
 
 def _levels(shape):
@@ -191,18 +199,28 @@ def _halves(shape):
 
 
 def _context(shape, squeeze, scale, sizes, key):
-    return nets.ConvResNet(shape, sizes.features, depth=sizes.depth, squeeze=squeeze, scale=scale, key=key)
+    seen = sizes.cond_shape
+    form: dict[str, Any] = {"depth": sizes.depth, "squeeze": squeeze, "scale": scale, "cond_shape": seen}
+    return nets.ConvResNet(shape, sizes.features, **form, key=key)
 
 
-def _leading(dim, bins, key):
-    """Whitened principal coefficients are nearly normal already: a small dense flow does the rest."""
+def _leading(dim, bins, cond_dim, key):
+    """Whitened principal coefficients are nearly normal already: a small dense flow does the rest.
+
+    What the condition says about them linearly (the mean of each class) has a closed form too.
+    """
     scalar = Composed([ShiftScale(bound=1.0), Spline(bins=bins, tail=_TAIL)])
-    return Chain(
-        [
-            PrincipalRotation((dim,)),
-            coupling_flow(dim, layers=_LEADING_LAYERS, width=64, depth=1, scalar=scalar, mixing="permute", key=key),
-        ]
+    dense = coupling_flow(
+        dim,
+        cond_dim=cond_dim,
+        layers=_LEADING_LAYERS,
+        width=64,
+        depth=1,
+        scalar=scalar,
+        mixing="permute",
+        key=key,
     )
+    return Chain([*([Regression(dim, cond_dim)] if cond_dim else []), PrincipalRotation((dim,)), dense])
 
 
 def _details(shape, sizes, key):

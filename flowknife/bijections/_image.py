@@ -174,12 +174,11 @@ class Split(Bijection):
                 f"got inner of shape {inner.shape} and factored of shape {factored and factored.shape}; expected the "
                 f"shapes of the kept and moved parts, {split.kept_shape} and {split.moved_shape}"
             )
-        own = net_cond_shape(context)
         merge_cond_shapes([inner, context])
         if factored is not None and factored.cond_shape is not None:
-            inputs = [split.kept_shape] if own is None else [split.kept_shape, own]
-            context_shape = split.kept_shape if context is None else net_out_shape(context, *inputs)
-            _require_condition(factored, context_shape)
+            _require_condition(
+                factored, split.kept_shape if context is None else _seen_shape(context, split.kept_shape)
+            )
 
     @property
     def shape(self) -> Shape:
@@ -195,9 +194,7 @@ class Split(Bijection):
 
     def condition(self, kept, cond=None):
         """The condition of the moved part, from the kept part `(*batch, *kept_shape)` and that of the whole."""
-        if self.context is None:
-            return kept
-        return self.context(kept) if net_cond_shape(self.context) is None else self.context(kept, cond)
+        return kept if self.context is None else _seen(self.context, kept, cond)
 
     @property
     def block_shapes(self):
@@ -248,6 +245,16 @@ class Split(Bijection):
         return fitted, fitted.encode(x, cond)[0]
 
 
+def _seen(context, x, cond):
+    """What a context network makes of `x`, and of the condition if it takes one."""
+    return context(x) if net_cond_shape(context) is None else context(x, cond)
+
+
+def _seen_shape(context, shape):
+    own = net_cond_shape(context)
+    return net_out_shape(context, *([shape] if own is None else [shape, own]))
+
+
 def _require_condition(part, shape):
     """Refuse a part that takes another condition than the one that it is given, of this shape."""
     if part.cond_shape not in (None, shape):
@@ -262,7 +269,8 @@ class CoarseToFine(Bijection):
     """Blocks one after another, each given the image that the blocks before it determine.
 
         [y_0, y_1, ..., y_L] = transform(x)
-        z_l = part_l(y_l; cond = context_l(transform^-1([y_0, ..., y_(l-1), 0, ..., 0])))
+        z_0 = part_0(y_0; cond)
+        z_l = part_l(y_l; cond = context_l(transform^-1([y_0, ..., y_(l-1), 0, ..., 0]), cond))
 
     An autoregression over the blocks, so the log-determinant is the sum of the parts' (and of the transform's). With a
     Haar pyramid as the transform it is a wavelet flow; any other transform that orders an image from coarse to fine
@@ -271,17 +279,18 @@ class CoarseToFine(Bijection):
     Args:
         transform: bijection from the image to one flat vector, coarsest numbers first.
         parts: bijection of each block, from `(size,)`; their sizes add up.
-        contexts: network of each block but the first, from an image to the condition of the block's part.
+        contexts: network of each block but the first, from an image (and `cond`, if it has a `cond_shape`) to the
+            condition of the block's part.
 
     Raises:
-        InputError: for parts that do not add up, or that take another condition. It takes no condition as a whole.
+        InputError: for parts that do not add up, or conditions that do not fit.
     """
 
     transform: Bijection
     parts: tuple[Bijection, ...]
-    contexts: tuple[Callable[[Array], Array], ...]
+    contexts: tuple[Callable[..., Array], ...]
 
-    def __init__(self, transform: Bijection, parts: Sequence[Bijection], contexts: Sequence[Callable[[Array], Array]]):
+    def __init__(self, transform: Bijection, parts: Sequence[Bijection], contexts: Sequence[Callable[..., Array]]):
         self.transform, self.parts, self.contexts = transform, tuple(parts), tuple(contexts)
         sizes = [part.shape for part in self.parts]
         if (sum(size[0] for size in sizes),) != transform.out_shape or len(self.contexts) != len(self.parts) - 1:
@@ -289,10 +298,10 @@ class CoarseToFine(Bijection):
                 f"got parts of shapes {sizes} and {len(self.contexts)} contexts for a transform to "
                 f"{transform.out_shape}; expected vectors that add up, and a context for each part but the first"
             )
-        for part in (transform, self.parts[0]):
-            _require_condition(part, None)
+        _require_condition(transform, None)
+        merge_cond_shapes([self.parts[0], *self.contexts])
         for part, context in zip(self.parts[1:], self.contexts, strict=True):
-            _require_condition(part, net_out_shape(context, transform.shape))
+            _require_condition(part, _seen_shape(context, transform.shape))
 
     @property
     def shape(self) -> Shape:
@@ -303,6 +312,10 @@ class CoarseToFine(Bijection):
         return self.transform.out_shape
 
     @property
+    def cond_shape(self) -> Shape | None:
+        return merge_cond_shapes([self.parts[0], *self.contexts])
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Length of each block, coarsest first."""
         return tuple(part.shape[0] for part in self.parts)
@@ -311,13 +324,13 @@ class CoarseToFine(Bijection):
         """The blocks of a flat vector."""
         return jnp.split(y, np.cumsum(self.sizes)[:-1], axis=-1)
 
-    def condition(self, blocks, level):
-        """The condition of a block, given those before it, as they are on the left of their parts."""
+    def condition(self, blocks, level, cond=None):
+        """The condition of a block's part: that of the whole, and the blocks before it as they are on the left."""
         if level == 0:
-            return None
+            return cond
         known = jnp.concatenate(blocks[:level], axis=-1)
         unknown = [(0, 0)] * (known.ndim - 1) + [(0, self.out_shape[0] - known.shape[-1])]
-        return self.contexts[level - 1](self.transform.decode(jnp.pad(known, unknown))[0])
+        return _seen(self.contexts[level - 1], self.transform.decode(jnp.pad(known, unknown))[0], cond)
 
     @property
     def block_shapes(self):
@@ -336,7 +349,7 @@ class CoarseToFine(Bijection):
         y, terms = encode_terms(self.transform, x, None, local)
         parts, found, before = self.split(y), [], [*before, *terms]
         for level, part in enumerate(self.parts):
-            z, terms = encode_terms(part, parts[level], self.condition(parts, level), local)
+            z, terms = encode_terms(part, parts[level], self.condition(parts, level, cond), local)
             found.append((z, [*before, *terms]))
             before = []
         return found
@@ -345,7 +358,7 @@ class CoarseToFine(Bijection):
         blocks, log_det = [], jnp.zeros(batch_of(y, self.out_shape), y.dtype)
         for level, (part, z) in enumerate(zip(self.parts, self.split(y), strict=True)):
             z = z.reshape(*z.shape[:-1], *part.out_shape)
-            block, term = part.decode(z, self.condition(blocks, level))
+            block, term = part.decode(z, self.condition(blocks, level, cond))
             blocks.append(block)
             log_det = log_det + term
         x, term = self.transform.decode(jnp.concatenate(blocks, axis=-1))
@@ -356,7 +369,8 @@ class CoarseToFine(Bijection):
         fitted = eqx.tree_at(lambda flow: flow.transform, self, transform)
         blocks = self.split(y)
         parts = [
-            part.initialise(blocks[level], fitted.condition(blocks, level))[0] for level, part in enumerate(self.parts)
+            part.initialise(blocks[level], fitted.condition(blocks, level, cond))[0]
+            for level, part in enumerate(self.parts)
         ]
         fitted = CoarseToFine(transform, parts, self.contexts)
-        return fitted, fitted.encode(x)[0]
+        return fitted, fitted.encode(x, cond)[0]

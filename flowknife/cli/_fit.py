@@ -81,10 +81,15 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
     "flowknife fit density points.csv --out runs/points",
     "flowknife fit density points.csv --out runs/p --set train.minutes=2 -s seed=1",
     "flowknife fit density points.npy --out runs/p --config f.yaml --drop-invalid",
+    "flowknife fit density harvest.csv --given rain,soil --out runs/yield",
 )
 def _density(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A table: .csv, .tsv, .npy, .npz or .parquet.")],
     out: Out,
+    given: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN,COLUMN", help="Learn the density of the other columns given these."),
+    ] = None,
     recipe: RecipeName = None,
     config: Config = None,
     settings: Set = None,
@@ -98,7 +103,8 @@ def _density(
     from flowknife.apps import DensityConfig, density
 
     chosen = _configured(DensityConfig, "density", recipe, config, settings)
-    found = until_interrupted(lambda: density(data, chosen, drop_invalid=drop_invalid))
+    columns = None if given is None else [name.strip() for name in given.split(",")]
+    found = until_interrupted(lambda: density(data, chosen, given=columns, drop_invalid=drop_invalid))
     _keep(found, out, _sample_and_score("samples.csv", data), recipe)
 
 
@@ -108,6 +114,7 @@ def _density(
     "flowknife fit images data/train --out runs/cats --set image_size=64 -s augment.rotation=10",
     "flowknife fit images data/train --out runs/cats --recipe cats-64 --set train.minutes=15",
     "flowknife fit images s3://bucket/train --out runs/cats",
+    "flowknife fit images data/breeds --given class --out runs/breeds",
     "flowknife fit images mnist.npz:x_train --out runs/mnist --recipe mnist-28",
 )
 def _images(
@@ -115,6 +122,9 @@ def _images(
         str, typer.Argument(metavar="DATA", help="A folder of images, its address, or an .npy or .npz file of them.")
     ],
     out: Out,
+    given: Annotated[
+        str | None, typer.Option(metavar="class", help="class: learn the images of each class, one folder for each.")
+    ] = None,
     recipe: RecipeName = None,
     config: Config = None,
     settings: Set = None,
@@ -129,7 +139,7 @@ def _images(
     from flowknife.apps import ImagesConfig, images
 
     chosen = _configured(ImagesConfig, "images", recipe, config, settings)
-    found = until_interrupted(lambda: images(data, chosen))
+    found = until_interrupted(lambda: images(data, chosen, given=given))
     _keep(found, out, _sample_and_score("samples.png", data), recipe)
 
 

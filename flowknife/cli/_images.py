@@ -12,6 +12,8 @@ from flowknife.errors import InputError
 if TYPE_CHECKING:
     from flowknife.apps import Images
 
+Given = Annotated[str | None, typer.Option(metavar="CLASS", help="Their class, of a run with classes.")]
+
 _SHOWN = 4  # held-out images, where none are given
 
 
@@ -29,6 +31,7 @@ def _interpolate(
         Path, typer.Option("--out", "-o", metavar="FILE", help="FILE.png, a strip, or FILE.gif, in motion.")
     ],
     steps: Annotated[int, typer.Option(min=2, help="How many images, both ends included.")] = 8,
+    given: Given = None,
     linear: Annotated[bool, typer.Option("--linear", help="Go straight instead of on the sphere.")] = False,
     overwrite: Replace = False,
 ) -> None:
@@ -38,7 +41,7 @@ def _interpolate(
     _require_ending(out, ".png", ".gif")
     require_output(out, first, last, run=run, overwrite=overwrite)
     model = _images(run)
-    images = model.interpolate(first, last, steps, how="linear" if linear else "spherical")
+    images = model.interpolate(first, last, steps, how="linear" if linear else "spherical", given=given)
     if out.suffix.lower() == ".gif":
         plots.interpolation_animation(out, images)
     else:
@@ -63,6 +66,7 @@ def _attribute(
     strengths: Annotated[
         str, typer.Option(metavar="S,S,...", help="How far; 1 is from the mean without it to the mean with it.")
     ] = "-2,-1,-0.5,0,0.5,1,2",
+    given: Given = None,
     overwrite: Replace = False,
 ) -> None:
     """Add to images, or remove from them, what distinguishes one folder from another.
@@ -77,11 +81,12 @@ def _attribute(
     require_output(out, positive, negative, *(images or ()), run=run, overwrite=overwrite)
     steps = [number_in(part, "--strengths") for part in strengths.split(",")]
     model = _images(run)
-    direction = model.attribute(positive, negative)
+    direction = model.attribute(positive, negative, given)
     if images:
-        rows = np.concatenate([model.along(image, direction, steps) for image in images])
+        rows = np.concatenate([model.along(image, direction, steps, given) for image in images])
     else:
-        rows = model.along(model.held_out[:_SHOWN], direction, steps)
+        classes = model.example_classes
+        rows = model.along(model.examples[:_SHOWN], direction, steps, None if classes is None else classes[:_SHOWN])
     _save(plots.along(rows, steps, f"From {Path(negative).name} to {Path(positive).name}; 0 is the image."), out)
     typer.echo(f"wrote {len(rows)} rows of images to {out}")
 

@@ -4,12 +4,13 @@ A new application is one more entry of `KINDS`, or of those that are there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowknife.cli._data import read_images, read_observations, read_rows
 from flowknife.cli._files import image_writer, row_writer
+from flowknife.cli._images import number_in
 from flowknife.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ class Choice:
         drop_invalid: of rows, those without missing or infinite values alone.
         partition: of images, those that `list_eval_partition.txt` has for this.
         id: of tables, the column that identifies the rows.
+        given: what is given of all of them, see `given_in`.
     """
 
     drop_invalid: bool = False
     partition: "Partition | None" = None
     id: str | None = None
+    given: str | None = None
 
     def for_rows(self) -> bool:
         """Whether to drop invalid rows.
@@ -69,6 +72,7 @@ class Items:
         carried: columns of the file that go with the rows into what is written, by name.
         left_out: how many rows were left out.
         skipped: files that could not be used, and why.
+        given: what the model is given of them; None for nothing.
     """
 
     values: Any
@@ -77,14 +81,18 @@ class Items:
     carried: "Mapping[str, np.ndarray]" = field(default_factory=dict)
     left_out: int = 0
     skipped: tuple[Any, ...] = ()
+    given: Any = None
 
     @classmethod
-    def of_table(cls, table: "Table", carried: "Mapping[str, np.ndarray]", labels: Any = None) -> "Items":
+    def of_table(
+        cls, table: "Table", carried: "Mapping[str, np.ndarray]", labels: Any = None, conditions: int = 0
+    ) -> "Items":
         """Rows of a table of which some may have been left out."""
         import numpy as np
 
         numbers = np.delete(np.arange(len(table.values) + table.dropped), table.dropped_rows)
-        return cls(table.values, labels, numbers, carried, table.dropped)
+        values, given = np.split(table.values, [table.values.shape[1] - conditions], axis=1)
+        return cls(values, labels, numbers, carried, table.dropped, given=given if conditions else None)
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,13 @@ class Kind:
     Attributes:
         word: what it is, in the plural.
         read: (fitted, DATA, which of them) -> what to score.
-        judged: (fitted, DATA, which of them) -> the argument of `check`.
+        judged: (fitted, DATA, which of them) -> the data and the conditions that `check` takes.
         writer: (fitted, FILE, how many) -> what writes draws; it refuses a FILE before there is anything to lose.
     """
 
     word: str
     read: Callable[[Any, str, Choice], Items]
-    judged: Callable[[Any, str, Choice], Any]
+    judged: Callable[[Any, str, Choice], tuple[Any, Any]]
     writer: Callable[[Any, Path, int], Callable[[Any], Any]]
 
 
@@ -109,9 +117,12 @@ def _rows(fitted, data, choice):
 
     # the table of a classifier may still have the labels with it
     label = (fitted.record.data.label_column or LABEL) if fitted.application == "classify" else None
-    keep = [name for name in (label, choice.id) if name is not None and name not in fitted.names]
-    table = read_rows(data, fitted.names, keep, drop_invalid=choice.for_rows())
-    return Items.of_table(table, choice.carried(table, data), table.kept.get(label))
+    conditions = getattr(fitted, "given_names", ()) if choice.given is None else ()
+    names = (*fitted.names, *conditions)
+    keep = [name for name in (label, choice.id) if name is not None and name not in names]
+    table = read_rows(data, names, keep, drop_invalid=choice.for_rows())
+    items = Items.of_table(table, choice.carried(table, data), table.kept.get(label), len(conditions))
+    return items if choice.given is None else replace(items, given=given_in(fitted, choice.given))
 
 
 def _images(fitted, data, choice):
@@ -121,7 +132,7 @@ def _images(fitted, data, choice):
         raise InputError("got --drop-invalid for images; files that cannot be used are always left out; try without")
     crop = getattr(fitted.config, "crop", 1.0)
     images = read_images(data, fitted.held_out.shape[1:], crop, choice.partition, fitted.white)
-    return Items(images, skipped=images.skipped)
+    return Items(images, skipped=images.skipped, given=choice.given)
 
 
 def _observations(posterior, data, choice):
@@ -132,20 +143,20 @@ def _observations(posterior, data, choice):
 
 def _pairs(posterior, data, choice):
     choice.for_rows()
-    return data
+    return data, None
 
 
 def _judged_rows(fitted, data, choice):
     items = _rows(fitted, data, choice)
-    return items.values if items.labels is None else (items.values, items.labels)
+    return (items.values if items.labels is None else (items.values, items.labels)), items.given
 
 
 def _judged_images(fitted, data, choice):
-    return _images(fitted, data, choice).values
+    return _images(fitted, data, choice).values, None
 
 
 def _row_writer(fitted, out, n):
-    return row_writer(out, fitted.names)
+    return row_writer(out, (*fitted.names, *getattr(fitted, "given_names", ())))
 
 
 def _image_writer(fitted, out, n):
@@ -172,6 +183,20 @@ KINDS: Mapping[str, Callable[[Any], Kind]] = {
 def kind_of(fitted: Any) -> Kind:
     """What a run is made of."""
     return KINDS[fitted.application](fitted)
+
+
+def given_in(fitted: Any, text: str) -> Any:
+    """What `--given` says: a class of images, or conditions of rows, NAME=NUMBER,... or a table of them.
+
+    Raises:
+        InputError: for a table without the conditions of training.
+    """
+    if fitted.application == "images":
+        return text
+    if "=" in text and not Path(text).exists():
+        pairs = [part.rpartition("=") for part in text.split(",")]
+        return {name.strip(): number_in(number, "--given") for name, _, number in pairs}
+    return read_rows(text, fitted.given_names).values
 
 
 def only_for(applications: Sequence[str], fitted: Any, **options: Any) -> None:

@@ -10,7 +10,7 @@ from flowknife._files import is_own, is_run
 from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
 from flowknife.cli._files import Replace, require_output, write_columns
 from flowknife.cli._images import number_in
-from flowknife.cli._kinds import Choice, Items, kind_of, only_for
+from flowknife.cli._kinds import ROWS, Choice, Items, given_in, kind_of, only_for
 from flowknife.errors import InputError
 
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
@@ -29,6 +29,8 @@ Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="T
     "flowknife sample runs/cats -n 64 --temperature 0.7 --out cats.png",
     "flowknife sample runs/cats -n 64 --temperature z_0=1,z_1=0.7 --prior empirical --out cats.png",
     "flowknife sample runs/digits -n 20 --label 7 --out sevens.png",
+    "flowknife sample runs/cats -n 16 --given tabby --out tabbies.png",
+    "flowknife sample runs/yield -n 100 --given rain=20,soil=3 --out yields.csv",
     "flowknife sample runs/arm -n 1000 --given observations.csv --out poses.csv",
 )
 def _sample(
@@ -51,15 +53,22 @@ def _sample(
     ] = None,
     label: Annotated[str | None, typer.Option(help="The class to draw from; a classifier only.")] = None,
     given: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Observations to explain, as in `invert`; a posterior only.")
+        str | None,
+        typer.Option(
+            metavar="FILE|VALUES",
+            help="What is given: a class of images; conditions of rows, a=1,b=2 or a table; observations to explain.",
+        ),
     ] = None,
     seed: Seed = None,
     overwrite: Replace = False,
 ) -> None:
     """Draw new rows or images from a fitted model.
 
-    Images come on one contact sheet (FILE.png), as an array (FILE.npy), or as one file each in a new folder.
+    Images come on one contact sheet (FILE.png), as an array (FILE.npy), or as one file each in a new folder. Of
+    conditions or observations in a table, each row is given to -n draws; conditions are written beside the draws.
     """
+    import numpy as np
+
     from flowknife.apps import load
 
     require_output(out, given, run=run, overwrite=overwrite)
@@ -67,7 +76,7 @@ def _sample(
         raise InputError(f"got --prior {prior!r}; expected normal or empirical")
     fitted: Any = load(run)
     only_for(["classify"], fitted, label=label)
-    only_for(["invert"], fitted, given=given)
+    only_for(["density", "images", "invert"], fitted, given=given)
     only_for(["images"], fitted, prior=prior, shrink=shrink)
     options: dict[str, Any] = {"prior": prior, "shrink": shrink}
     options = {name: value for name, value in options.items() if value is not None}
@@ -81,9 +90,20 @@ def _sample(
     if label is not None:
         options["label"] = _class_of(fitted, label)
     kind = kind_of(fitted)
+    if given is not None:
+        options["given"] = given_in(fitted, given)
+    if given is not None and fitted.application == "density":
+        options["given"], n = _each(fitted, options["given"], n)
     write = kind.writer(fitted, out, n)
-    write(fitted.sample(n, key=seed, **options))
+    drawn = fitted.sample(n, key=seed, **options)
+    write(np.column_stack([drawn, options["given"]]) if kind is ROWS and given is not None else drawn)
     typer.echo(f"wrote {n:,} {kind.word} to {out}")
+
+
+def _each(fitted, given, n):
+    """Conditions for n draws given each row of them, and how many draws that are."""
+    rows = fitted.conditions(given, 1 if isinstance(given, Mapping) else len(given)).repeat(n, axis=0)
+    return rows, len(rows)
 
 
 def _temperature(text, fitted):
@@ -125,6 +145,13 @@ def _score(
             metavar="FILE.html", help="A page with the 500 most anomalous images with their anomaly maps; images only."
         ),
     ] = None,
+    given: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUES",
+            help="The class of all images, or conditions of all rows as in a=1,b=2; if left out, those in DATA.",
+        ),
+    ] = None,
     identity: Id = None,
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
@@ -149,13 +176,15 @@ def _score(
         raise InputError(f"got --gallery {gallery}; expected a file that ends in .html")
     fitted: Any = load(run)
     only_for(["images"], fitted, gallery=gallery)
-    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition, identity))
+    only_for(["density", "images"], fitted, given=given)
+    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition, identity, given))
     options = {"show_progress": True} if fitted.application in ("images", "classify") else {}
+    options |= {} if items.given is None else {"given": items.given}
     columns = _numbered(fitted.score(items.values, **options), items)
     order = ranked(columns) if fitted.application == "images" else slice(None)
     write_columns(out, {name: column[order] for name, column in columns.items()})
     if gallery is not None:
-        _write_gallery(gallery, fitted, items.values.pixels, columns)
+        _write_gallery(gallery, fitted, items, columns)
     _tell_left_out(items, out)
     count = len(next(iter(columns.values())))
     typer.echo(f"wrote {count:,} scores to {out}{_flagged(fitted, columns)}")
@@ -168,12 +197,15 @@ def _flagged(fitted, scores):
     return f"; {int(scores['flag'].sum()):,} flagged (p < {fitted.config.alpha:g})" if "flag" in scores else ""
 
 
-def _write_gallery(path, model, pixels, scores):
+def _write_gallery(path, model, items, scores):
     from flowknife.diagnostics import ranked
     from flowknife.report import MOST_SHOWN, write_gallery
 
-    shown = pixels[ranked(scores)[:MOST_SHOWN]]
-    write_gallery(path, shown, model.anomaly_map(shown), scores, model.config.alpha)
+    first = ranked(scores)[:MOST_SHOWN]
+    shown, given = items.values.pixels[first], items.given
+    if model.classes and given is None:
+        given = [items.values.folders[i] for i in first]
+    write_gallery(path, shown, model.anomaly_map(shown, given), scores, model.config.alpha)
     typer.echo(f"gallery: {path}")
 
 
@@ -387,8 +419,8 @@ def _check(
     if data is None and partition is not None:
         raise InputError("got --partition without DATA; expected the folder that has it; try the one of training")
     fitted: Any = load(run)
-    given = None if data is None else kind_of(fitted).judged(fitted, data, Choice(partition=partition))
-    checks = fitted.check(given)
+    judged = (None, None) if data is None else kind_of(fitted).judged(fitted, data, Choice(partition=partition))
+    checks = fitted.check(judged[0], given=judged[1])
     if fitted.record.training.partial:
         typer.echo(f"partial: {fitted.record.training.sentence}")
     width = max(len(check.name) for check in checks)

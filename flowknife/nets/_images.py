@@ -202,6 +202,7 @@ class ConvResNet(eqx.Module):
         depth: residual blocks.
         squeeze: first turn squeeze x squeeze blocks of pixels into channels.
         scale: multiplies the image, so that its numbers are of order one.
+        cond_shape: (k,) of a condition, the same at every position, which is added to the first features; or None.
         activation: a name in `ACTIVATIONS`.
         key: source of the initial weights.
     """
@@ -212,6 +213,7 @@ class ConvResNet(eqx.Module):
     squeeze: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
     activation: str = eqx.field(static=True)
+    cond_proj: Dense | None = None
 
     def __init__(
         self,
@@ -221,6 +223,7 @@ class ConvResNet(eqx.Module):
         depth: int = 2,
         squeeze: int = 1,
         scale: float = 1.0,
+        cond_shape: Shape | None = None,
         activation: str = "gelu",
         key: Key = None,
     ):
@@ -233,6 +236,13 @@ class ConvResNet(eqx.Module):
             (Conv(features, features, key=inner[2 * i]), Dense(features, features, zero=True, key=inner[2 * i + 1]))
             for i in range(depth)
         )
+        if cond_shape is not None:
+            self.cond_proj = Dense(cond_shape[0], features, key=jax.random.fold_in(first, 1))
+
+    @property
+    def cond_shape(self) -> Shape | None:
+        """Event shape of the condition; None without one."""
+        return None if self.cond_proj is None else self.cond_proj.weight.shape[-2:-1]
 
     @property
     def in_shape(self) -> Shape:
@@ -241,11 +251,13 @@ class ConvResNet(eqx.Module):
         channels = self.conv_in.dense.weight.shape[-2] // self.conv_in.size**2 // self.squeeze**2
         return (height * self.squeeze, width * self.squeeze, channels)
 
-    def __call__(self, x: Float[Array, "... h w c"]) -> Float[Array, "... k l f"]:
+    def __call__(self, x: Float[Array, "... h w c"], cond: Cond = None) -> Float[Array, "... k l f"]:
         act = _activation(self.activation)
         n = self.squeeze
         x = jnp.concatenate([x[..., i::n, j::n, :] for i in range(n) for j in range(n)], axis=-1)
         x = self.conv_in(self.scale * x) + self.position
+        if self.cond_proj is not None:
+            x = x + self.cond_proj(cond)[..., None, None, :]
         for conv, dense in self.blocks:
             x = x + dense(act(conv(act(x))))
         return act(x)

@@ -16,14 +16,14 @@ from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
-from flowknife.apps.classify._labels import is_image_source, label_codes, read_images
 from flowknife.apps.classify._models import image_model, table_model
 from flowknife.apps.classify._result import Classifier
 from flowknife.apps.classify._training import log_prior_of, train_images, train_table
 from flowknife.bijections import Affine
 from flowknife.data import fingerprint, load_table
 from flowknife.data._pairs import is_table, read_labelled
-from flowknife.data.images import default_size, grey_levels_note
+from flowknife.data.images import as_images, default_size, grey_levels_note
+from flowknife.data.labels import is_image_source, label_codes, labels_of
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 
@@ -94,7 +94,8 @@ def classify(
         raise InputError("got names for images; expected a table; try without names")
     if of_images:
         used = config.completed(image_size=config.image_size or default_size(x), **_OF_IMAGES)
-        data, labels = read_images(x, labels, used.image_size, show_progress)
+        data = as_images(x, used.image_size, show_progress)
+        labels = labels_of(data, labels)
         items, frame, skipped = data.pixels, Frame((), ()), data.skipped
         known = DataRecord(
             kind="images",

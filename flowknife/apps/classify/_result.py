@@ -19,13 +19,13 @@ from flowknife._types import Key, as_key
 from flowknife.anomaly._scores import complexity
 from flowknife.apps._result import Result
 from flowknife.apps.classify._config import ClassifyConfig
-from flowknife.apps.classify._labels import Names, as_codes, codes_of
 from flowknife.apps.classify._models import given_label, is_image, look_at_images, look_at_rows
 from flowknife.apps.classify._training import fit_temperature
 from flowknife.data import White, load_table
 from flowknife.data._cells import array_of
 from flowknife.data._pairs import LABEL, is_table
 from flowknife.data.images import as_images
+from flowknife.data.labels import Names, as_codes, codes_of
 from flowknife.diagnostics import (
     Check,
     Flagging,
@@ -272,8 +272,9 @@ class Classifier(Result[ClassifyConfig]):
         """Confidence against accuracy, of held-out items or of `x` with its `labels`."""
         return reliability(*self._judged(x, labels))
 
-    def _checks(self, data, /):
+    def _checks(self, data, given, /):
         """The round trip, false alarms, and with labels calibration, errors and cross entropy against simple ones."""
+        self._without(given=given)
         x, labels = self._labelled(data)
         items = self.held_out if x is None else self._items(x)[0]
         anomaly = self._anomaly(items, self._held_out_look if x is None else self._look(items))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -15,8 +16,9 @@ from flowknife._settings import asked
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps.density._config import DensityConfig
-from flowknife.apps.density._result import Density
-from flowknife.architectures import coupling_flow
+from flowknife.apps.density._given import read_joined
+from flowknife.apps.density._result import Density, ends
+from flowknife.architectures import coupling_flow, flow_given
 from flowknife.bijections import Affine, Chain, PrincipalRotation
 from flowknife.data import fingerprint, load_table
 from flowknife.diagnostics import Flagging, kept_rows
@@ -26,6 +28,8 @@ from flowknife.objectives import nll
 from flowknife.train import fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
+_START_ROWS = 20_000  # what has a closed form is fitted to at most so many rows
+_FEW = 50_000  # rows; with more, nothing is gained by weight decay
 _ROWS_PER_COLUMN = 10  # with fewer, the correlations of the columns are fitted in closed form
 
 
@@ -34,6 +38,7 @@ def density(
     config: DensityConfig | None = None,
     *,
     names: Sequence[str] | None = None,
+    given: Any = None,
     calibration: Any = None,
     key: Key = None,
     drop_invalid: bool = False,
@@ -50,8 +55,10 @@ def density(
         x: array (n, d), DataFrame, or path of a .csv, .parquet or .npy file.
         config: settings; default `DensityConfig()`.
         names: of the columns: of an array what they are called, of a table which of them are used; default all.
-        calibration: a table with the same columns that calibrates the p-values and has no other part in the fit;
-            default rows of `x`, see `train.validation`.
+        given: learn p(x | given): names of columns of `x`, or an array (n, k) or (n,) beside it. Training starts at
+            the linear-Gaussian answer.
+        calibration: a table with the same columns (conditions last, where columns have no names) that calibrates the
+            p-values and has no other part in the fit; default rows of `x`, see `train.validation`.
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with NaN or infinity instead of refusing them.
         show_progress: show a progress bar.
@@ -73,48 +80,63 @@ def density(
         >>> flow = fk.density(x, layers=2, train={"steps": 20}, show_progress=False)
         >>> flow.sample(3, key=1).shape, flow.log_prob(x).shape
         ((3, 2), (500,))
+        >>> given = fk.density(x[:, 1], given=x[:, 0], layers=2, train={"steps": 20}, show_progress=False)
+        >>> given.sample(3, key=1, given=0.5).shape, given.log_prob(x[:, 1], given=x[:, 0]).shape
+        ((3, 1), (500,))
     """
     config = asked(DensityConfig, config, settings, as_seed(key))
-    table = load_table(x, columns=names, drop_invalid=drop_invalid)
+    table, given_names = read_joined(x, given, names, drop_invalid)
+    names = table.names[: len(table.names) - len(given_names)]
     model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
-    frame = Frame.of(table.values, drop_constant=True)
+    frame = Frame.of(table.values[:, : len(names)], drop_constant=True)
+    conditions = table.values[:, len(names) :]
+    given_frame = Frame.of(conditions, drop_constant=True) if given_names else Frame((), ())
+    if given_frame.constant:
+        name = given_names[given_frame.constant[0]]
+        raise InputError(f"got the condition {name}, which never varies; expected one that does; try without it")
     if not frame.dim:
         raise InputError(
             f"got a table in which no column varies ({len(table.values)} equal rows); expected at least one that does"
         )
     tails = heavy_tails(table.values, table.names)
     note(tails, show_progress)
-    rows = frame.to_model(table.values)
+    joint = frame.join(given_frame)
+    rows = joint.to_model(table.values)
     own = calibration is not None
     training = config.train
     parts = split(len(rows), split_sizes(len(rows), training.validation, None if own else config.alpha), split_key)
     train_rows, stopping, held_out = (rows[part] for part in parts)
     if own:
         held_out = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1)
-        held_out = frame.to_model(held_out.values)
+        held_out = joint.to_model(held_out.values)
 
-    standardise = Affine.standardise(train_rows)
-    flow = coupling_flow(
-        rows.shape[1],
-        layers=config.layers,
-        width=config.width,
-        depth=config.depth,
-        scalar=config.scalar,
-        mixing=config.mixing,
-        key=model_key,
-    )
-    bijection = Chain([*_start(train_rows, standardise), flow])
-    model = INN([Block("x", rows.shape[1])], [Block("z", rows.shape[1])], bijection)
+    dim = frame.dim
+    train_x, train_y = np.split(train_rows, [dim], axis=1)
+    standardise = Affine.standardise(train_x)
+    spread = np.abs(np.asarray(standardise.scale.value))
+    couplings = {name: getattr(config, name) for name in ("layers", "width", "depth", "scalar", "mixing")}
+    if given_names:
+        flow, cond = flow_given(dim, train_y, key=model_key, **couplings), [Block("y", len(given_names))]
+        model = INN([Block("x", dim)], [Block("z", dim)], Chain([standardise, flow]), cond)
+        start = eqx.filter_jit(lambda m, x, y: m.initialise(x, y=y))
+        model, spread = start(model, train_x[:_START_ROWS], train_y[:_START_ROWS]), _unexplained(train_x, train_y)
+    else:
+        flow = coupling_flow(dim, key=model_key, **couplings)
+        model = INN([Block("x", dim)], [Block("z", dim)], Chain([*_start(train_x, standardise), flow]))
     steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
-    training = training.completed(steps=steps, batch_size=512, learning_rate=4e-3, patience=15).with_defaults()
+    # few rows say little beyond the linear-Gaussian start, so weights are pulled towards it
+    own_decay = {"weight_decay": 1.0} if given_names and len(rows) <= _FEW else {}
+    training = training.completed(
+        steps=steps, batch_size=512, learning_rate=4e-3, patience=15, **own_decay
+    ).with_defaults()
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5) if config.smoothing is None else config.smoothing
     train = partial(
         fit,
         model,
-        train_rows,
+        ends(train_rows, dim),
         training.model_copy(update={"validation": 0.0}),  # rows are held out above
-        objective=_smoothed(smoothing, LocalSpread.of(train_rows, np.abs(standardise.scale.value))),
-        held_out=stopping if len(stopping) else None,
+        objective=_smoothed(smoothing, LocalSpread.of(train_x, spread)),
+        held_out=ends(stopping, dim) if len(stopping) else None,
         key=fit_key,
         label="density",
         show_progress=show_progress,
@@ -127,6 +149,7 @@ def density(
     fitted = Density(
         model=result.model,
         frame=frame,
+        given_frame=given_frame,
         reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
         held_out=held_out,
         history=result.history,
@@ -138,7 +161,8 @@ def density(
                 kind="rows",
                 rows=len(rows),
                 source=described(x),
-                names=table.names,
+                names=names,
+                given_names=given_names,
                 fingerprint=fingerprint(table.values),
                 left_out=table.dropped,
             ),
@@ -161,12 +185,19 @@ def _start(rows, standardise):
     return [standardise, PrincipalRotation(columns, back=True).fit(standardise.encode(rows)[0])]
 
 
+def _unexplained(x, y):
+    """The standard deviation of each column around what the conditions say of it linearly."""
+    centred, y = x - x.mean(axis=0), np.asarray(Affine.standardise(y).encode(y)[0])
+    residual = centred - y @ np.linalg.lstsq(y, centred, rcond=None)[0]
+    return np.maximum(residual.std(axis=0), 1e-4 * x.std(axis=0))
+
+
 def _smoothed(share, spread):
     """The negative log-likelihood of rows with Gaussian noise, whose standard deviation is a share of their spread."""
 
     def objective(model, batch, key):
         noise_key, key = jax.random.split(key)
         noise = share * spread(batch["x"]) * jax.random.normal(noise_key, batch["x"].shape)
-        return nll(model, {"x": batch["x"] + noise}, key)
+        return nll(model, {**batch, "x": batch["x"] + noise}, key)
 
     return objective

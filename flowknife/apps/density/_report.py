@@ -24,11 +24,15 @@ _COLUMNS = 6  # drawn at most
 
 def report_density(flow: "Density", folder: str | Path) -> Path:
     """Write figures and `report.html` of a fitted density into `folder`; return the page's path."""
-    data = flow.frame.from_model(flow.reference[:_POINTS])
-    generated = flow.sample(min(len(data), _POINTS), key=0)
+    data = flow.joint_frame.from_model(flow.reference[:_POINTS])
+    given = data[:, len(flow.names) :]
+    generated = flow.sample(len(data), key=0, given=given if flow.given_names else None)
+    generated = np.concatenate([generated, given], axis=1)
     wide = f" The first {_COLUMNS} of {data.shape[1]} columns are drawn." if data.shape[1] > _COLUMNS else ""
     shown = slice(0, _COLUMNS)
-    names = list(flow.names)[shown]
+    names = [*flow.names, *flow.given_names][shown]
+    if flow.given_names:
+        wide += f" Samples are drawn given the {', '.join(flow.given_names)} of the data."
     sections = [
         Section(
             "Data and samples",
@@ -38,7 +42,9 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
     ]
     if data.shape[1] == flow.frame.dim == 2:
         sections += [_density_section(flow, data, folder), _mapping_section(flow, data, folder)]
-    z = flow.encode(flow.frame.from_model((flow.held_out if flow.flagging.rows else flow.reference)[:5000]))
+    rows = flow.joint_frame.from_model((flow.held_out if flow.flagging.rows else flow.reference)[:5000])
+    x, given = np.split(rows, [len(flow.names)], axis=1)
+    z = flow.encode(x, given if flow.given_names else None)
     sections += [
         Section(
             "Latents",

@@ -25,9 +25,10 @@ from flowknife.bijections import Bijection
 from flowknife.data import ImageSet, find_images, fingerprint
 from flowknife.data._find import PARTITION_FILE
 from flowknife.data.images import as_images, default_size, grey_levels_note
+from flowknife.data.labels import label_codes, labels_of, one_hot
 from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
-from flowknife.inn import INN
+from flowknife.inn import INN, Block
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model
 
@@ -54,6 +55,7 @@ def images(
     folder: Any,
     config: ImagesConfig | None = None,
     *,
+    given: Any = None,
     key: Key = None,
     show_progress: bool = True,
     **settings: Any,
@@ -67,6 +69,7 @@ def images(
             CelebA, only the training images are used.
         config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the lattice flow for images that are
             flat for the most part), 15 minutes at most.
+        given: learn p(image | class): "class", of a folder with one subfolder per class; or one label for each image.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
         **settings: fields of `ImagesConfig`, merged over those in `config`; `train` and `augment` may be dicts.
@@ -75,11 +78,20 @@ def images(
         the trained model with its held-out calibration.
 
     Raises:
-        InputError: for a folder without usable images. Single files that cannot be used are listed in `.skipped`.
+        InputError: for a folder without usable images, or an image without a class where classes are given. Single
+            files that cannot be used are listed in `.skipped`.
         Interrupted: by Ctrl-C during training; its `result` is the model with the best weights so far.
 
     Warns:
         CalibrationWarning: without calibration images, or with too few to flag anything.
+
+    Example:
+        >>> import flowknife as fk
+        >>> pixels, labels = fk.data.digits()
+        >>> quick = {"architecture": "glow", "levels": 1, "steps_per_level": 1, "width": 8, "train": {"steps": 100}}
+        >>> model = fk.images(pixels[:300], given=labels[:300], show_progress=False, **quick)
+        >>> model.sample(2, key=0, given=7).shape, model.log_prob(pixels[:3], given=labels[:3]).shape
+        ((2, 8, 8, 1), (3,))
     """
     config = asked(ImagesConfig, config, settings, as_seed(key))
     found = folder if isinstance(folder, ImageSet) else find_images(folder)
@@ -89,13 +101,22 @@ def images(
     data = as_images(found, size, show_progress, partition=partition, crop=config.crop)
     if len(data) < 8:
         raise InputError(f"got {len(data)} usable images; expected at least 8, better some hundreds")
+    classes, codes = ((), None) if given is None else _classes(data, given)
+    known = one_hot(codes, len(classes))
     model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
 
     training = config.train
-    sizes = split_sizes(len(data), training.validation, config.alpha, most=_most_held_out(data.pixels))
-    parts = split(len(data), sizes, split_key)
+    sizes = split_sizes(
+        len(data),
+        training.validation,
+        config.alpha,
+        most=_most_held_out(data.pixels),
+        spare=len(data) - max(len(classes), 1),
+    )
+    parts = split(len(data), sizes, split_key, groups=codes)
     stopping, held_out = data.pixels[parts.stopping], data.pixels[parts.calibration]
     train = take(data.pixels, parts.train)
+    train_known, stopping_known, held_known = ({name: rows[part] for name, rows in known.items()} for part in parts)
     shape = data.pixels.shape[1:]
     used = config.used(
         architecture=config.architecture or ("lattice" if _flat(train, config.bits) else "wavelet"),
@@ -105,11 +126,11 @@ def images(
     require_applicable(config, config.applies, {"architecture": str(used.architecture)})
     flip = bool(used.augment.flip)
     # compiled as a whole: the many small draws of initial weights would take longer one by one
-    model = eqx.filter_jit(lambda k: _model(shape, used, k))(model_key)
+    model = eqx.filter_jit(lambda k: _model(shape, used, len(classes), k))(model_key)
     trained = train_images(
         model,
-        train,
-        stopping if len(stopping) else None,
+        {"image": train, **train_known},
+        {"image": stopping, **stopping_known} if len(stopping) else None,
         training,
         augmentation=used.augment,
         flip=flip,
@@ -133,6 +154,7 @@ def images(
             left_out=len(data.skipped),
             partition=partition,
             white=data.white,
+            classes=classes,
         ),
         training=trained.record,
         notes=tuple(filter(None, notes)),
@@ -140,7 +162,7 @@ def images(
     return finish(
         lambda: Images(
             model=trained.model,
-            **_calibration(trained.model, train, held_out, flip, show_progress),
+            **_calibration(trained.model, (train, train_known), (held_out, held_known), flip, show_progress),
             history=trained.history,
             skipped=data.skipped,
             record=record,
@@ -149,22 +171,39 @@ def images(
     )
 
 
+def _classes(data, given):
+    """The classes, and the class of each image by number."""
+    if isinstance(given, str) and given != "class":
+        raise InputError(f'got given={given!r}; expected "class", for a folder of class folders, or a label per image')
+    labels = labels_of(data, None if isinstance(given, str) else given)
+    classes, codes = label_codes(labels, len(data))
+    if np.any(codes < 0):
+        first = data.names[int(np.argmax(codes < 0))]
+        raise InputError(f"got {np.sum(codes < 0)} images without a class, such as {first}; expected one for each")
+    return classes, codes
+
+
 def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
-    """What an `Images` keeps of its training images and of those held out."""
+    """What an `Images` keeps of its training images and of those held out, each with what is given of them."""
+    (train, train_known), (held_out, held_known) = train, held_out
     with progress("remembering training images", show_progress) as report:
         neighbours = Neighbours.fit(_small(train), flip, report)
     looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // train[0].size, 100))])
     n = len(looked_at)
+    given = {name: np.concatenate([rows[:n], held_known[name]]) for name, rows in train_known.items()}
     with progress("calibrating the detector", show_progress) as report:
-        seen = features_of(model, np.concatenate([looked_at, held_out]), neighbours, own=n, report=report)
+        pixels = np.concatenate([looked_at, held_out])
+        seen = features_of(model, pixels, neighbours, own=n, report=report, given=given)
     # the reference: held-out images, or training images where none were held out
     usual = slice(n, None) if len(held_out) else slice(None)
+    shown = (held_known if len(held_out) else train_known).get("y", np.zeros((0, 1)))[:_KEPT_IMAGES]
     return {
         "detector": fit_detector(seen, n),
         "held_out_bits": bits_of(model, seen.levels[usual]),
         "held_out_squares": level_squares(model, seen.latents[usual]),
         "held_out": held_out[:_KEPT_IMAGES],
         "reference": looked_at[: 0 if len(held_out) else _KEPT_IMAGES],
+        "example_codes": shown.argmax(axis=1),
         "empirical": Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
         "neighbours": neighbours,
     }
@@ -205,28 +244,29 @@ def _flat(pixels, bits):
     return bool(np.max(counts) > np.sum(counts) / 3)
 
 
-def _model(shape, config, key) -> INN:
+def _model(shape, config, classes, key) -> INN:
     noise_key, key = jax.random.split(key)
     learned = config.dequantisation == "variational"
     noise = dequantiser(shape, layers=0, width=64, depth=1, key=noise_key) if learned else None
-    return image_model(shape, Pixels(config.bits, noise), _bijection(shape, config, key))
+    cond = [Block("y", classes)] if classes else []
+    bijection = _bijection(shape, config, {"width": config.width, "cond_dim": classes, "key": key})
+    return image_model(shape, Pixels(config.bits, noise), bijection, cond)
 
 
-def _bijection(shape, config, key) -> Bijection:
+def _bijection(shape, config, every) -> Bijection:
     if config.architecture == "wavelet":
-        return wavelet(shape, levels=config.levels, width=config.width, features=config.width, key=key)
+        return wavelet(shape, levels=config.levels, features=config.width, **every)
     if config.architecture == "lattice":
-        return lattice(shape, 2**config.bits, levels=config.levels, width=config.width, features=config.width, key=key)
+        return lattice(shape, 2**config.bits, levels=config.levels, features=config.width, **every)
     if config.architecture == "glow":
         return glow(
             shape,
             levels=config.levels,
             steps=config.steps_per_level,
-            width=config.width,
             scalar=config.scalar,
             memory=config.memory,
-            key=key,
+            **every,
         )
     if config.architecture == "jet":
-        return jet(shape, couplings=config.steps_per_level, width=config.width, memory=config.memory, key=key)
-    return realnvp(shape, width=config.width, key=key)
+        return jet(shape, couplings=config.steps_per_level, memory=config.memory, **every)
+    return realnvp(shape, **every)

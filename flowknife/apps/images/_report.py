@@ -10,11 +10,14 @@ from flowknife import plots
 from flowknife.apps.images._report_latents import (
     anomaly_maps,
     clusters,
+    given_of,
     level_temperatures,
     nearest_training,
+    of_each_class,
     through_latent,
 )
 from flowknife.data import load_images
+from flowknife.data._cells import array_of
 from flowknife.diagnostics import auroc, conformal_p_values, principal_plane
 from flowknife.errors import CalibrationWarning
 from flowknife.report._figures import flagging_text, keep, training, trust, which
@@ -42,14 +45,15 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
         folder: where to write.
         others: images of other things (a folder, an array, or an `ImageSet`), compared with the held-out ones.
     """
-    real = model.examples
-    simulated = model.sample(32, key=0)
-    z_real, z_simulated = model.latents(real), model.latents(simulated)
+    real, classes = model.examples, model.example_classes
+    some = None if classes is None else np.resize(classes, 32)  # of the classes as often as there are images of them
+    simulated = model.sample(32, key=0, given=some)
+    z_real, z_simulated = model.latents(real, classes), model.latents(simulated, some)
     other = None if others is None else _other(model, others)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # the report says it in its own words
-        scores = model.score(real if other is None else other)
-        reference = model.detector.held_out if model.flagging.rows else model.score(real)["score"]
+        scores = model.score(real, given=classes) if other is None else model.score(other)
+        reference = model.detector.held_out if model.flagging.rows else model.score(real, given=classes)["score"]
     kept = which(model.flagging).lower()
     sections = [
         _images(model, real, simulated, folder),
@@ -74,10 +78,10 @@ def _other(model, others):
 
 
 def _images(model, real, simulated, folder):
-    regenerated = model.decode(model.encode(real[:16]))
-    shown = real[:16]
+    shown, classes = real[:16], None if model.example_classes is None else model.example_classes[:16]
+    regenerated = model.decode(model.encode(shown, classes), classes)
     first = plots.real_regenerated_simulated(shown, regenerated, simulated[:16])
-    rows = [(t, model.sample(10, key=1, temperature=t)) for t in _TEMPERATURES]
+    rows = [(t, model.sample(10, key=1, temperature=t, given=given_of(model))) for t in _TEMPERATURES]
     return Section(
         "Images",
         "Real images, the same images encoded and decoded, and new images drawn at temperature 0.7. A low temperature "
@@ -85,6 +89,7 @@ def _images(model, real, simulated, folder):
         [
             keep(first, folder, "images", f"{model.config.bits} bits per channel."),
             keep(plots.temperatures(rows), folder, "temperatures", "The same latents at several temperatures."),
+            *of_each_class(model, folder),
             *level_temperatures(model, folder),
             *nearest_training(model, simulated, folder),
         ],
@@ -107,7 +112,8 @@ def _anomalies(model, real, other, scores, folder):
             f" {int(scores['discovery'].sum())} of {len(scores['discovery'])} images are discoveries "
             f"(Benjamini-Hochberg, false discovery rate {alpha:g})."
         )
-    figures += anomaly_maps(model, pixels, scores, folder)
+    given = model.example_classes if other is None or not model.classes else array_of(other.folders)
+    figures += anomaly_maps(model, pixels, scores, folder, given)
     return Section(
         "Anomalies",
         "The score combines the latent radius and the likelihood of every level, compared with held-out images; the "

@@ -1,7 +1,7 @@
 """Figures of the latent space of an image model: interpolation, levels, temperatures, nearest images, anomaly maps."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _CHANGED = 6  # images in the figure of small changes
 
+_CLASSES = 20  # in the figure of samples of each class
+
 _CLOUD = 400
 
 _MAPPED = 10
@@ -27,9 +29,11 @@ _CHANGES = ("itself", "mirrored", "1 px right", "1 px down", "turned 5°", "brig
 
 def through_latent(model: "Images", folder: str | Path) -> Section:
     """Interpolation from one image to another, and each level resampled."""
-    real = model.examples
-    strip = plots.interpolation(model.interpolate(real[0], real[1], steps=9))
-    rows = [(name, model.resample(real[0], name, n=7, key=0)[0]) for name in model.levels]
+    real, given = model.examples, given_of(model)
+    if model.classes:
+        real = real[model.example_codes == model.example_codes[0]]
+    strip = plots.interpolation(model.interpolate(real[0], real[-1 if model.classes else 1], steps=9, given=given))
+    rows = [(name, model.resample(real[0], name, n=7, key=0, given=given)[0]) for name in model.levels]
     return Section(
         "Interpolation and resampling",
         "Every point of the latent space is an image: on a path between two images, or with one level drawn again and "
@@ -41,6 +45,20 @@ def through_latent(model: "Images", folder: str | Path) -> Section:
     )
 
 
+def given_of(model: "Images") -> Any:
+    """The class of the first image that is shown, for figures that keep to one class; None without classes."""
+    return None if model.example_classes is None else model.example_classes.tolist()[0]
+
+
+def of_each_class(model: "Images", folder: str | Path) -> list[PageImage]:
+    """Samples of each class; nothing without classes."""
+    if not model.classes:
+        return []
+    rows = [(str(name), model.sample(10, key=1, given=name)) for name in model.classes[:_CLASSES]]
+    figure = plots.compare(rows, "The same latents given each class.")
+    return [keep(figure, folder, "classes", "New images of each class, at temperature 0.7.")]
+
+
 def level_temperatures(model: "Images", folder: str | Path) -> list[PageImage]:
     """Samples with a temperature for the coarsest level and one for all others; nothing for a single level."""
     coarsest, *finer = model.levels
@@ -48,7 +66,8 @@ def level_temperatures(model: "Images", folder: str | Path) -> list[PageImage]:
         return []
     rows = []
     for first, rest in ((1.0, 1.0), (1.0, 0.7), (1.0, 0.4), (0.7, 1.0), (0.7, 0.7), (0.4, 1.0)):
-        drawn = model.sample(10, key=1, temperature={coarsest: first, **dict.fromkeys(finer, rest)})
+        temperature = {coarsest: first, **dict.fromkeys(finer, rest)}
+        drawn = model.sample(10, key=1, temperature=temperature, given=given_of(model))
         rows.append((f"T = {first:g}, {rest:g}", drawn))
     figure = plots.compare(
         rows, "The same latents with one temperature T for the coarsest level and one for all finer ones."
@@ -75,12 +94,12 @@ def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path)
 
 
 def anomaly_maps(
-    model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path
+    model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path, given: Any = None
 ) -> list[PageImage]:
     """Anomaly maps of some flagged images, or of the most anomalous where few are flagged."""
     some = max(int(np.sum(scores.get("flag", 0))), min(_MAPPED, len(pixels)))
     order = ranked(scores)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
-    maps = model.anomaly_map(pixels[order])
+    maps = model.anomaly_map(pixels[order], None if given is None else given[order])
     if not maps.any():  # a latent without spatial positions
         return []
     column, letter = ("p_value", "p") if "p_value" in scores else ("score", "score")
@@ -92,7 +111,9 @@ def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[Pa
     """The latents of images and of slightly changed copies, in the cloud of all latents."""
     versions = np.stack([_changed(image) for image in model.examples[:_CHANGED]])
     flat = versions.reshape(-1, *versions.shape[2:])
-    cloud, points = principal_plane(z_real[:_CLOUD], model.latents(flat))
+    given = model.example_classes
+    given = None if given is None else np.repeat(given[:_CHANGED], len(_CHANGES))
+    cloud, points = principal_plane(z_real[:_CLOUD], model.latents(flat, given))
     figure = plots.latent_clusters(cloud, points.reshape(*versions.shape[:2], 2), _CHANGES, versions)
     grey = which(model.flagging).lower()
     caption = f"Grey: {grey} images. In colour: a few of them (large markers) and slightly changed copies of each."

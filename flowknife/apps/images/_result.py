@@ -23,7 +23,9 @@ from flowknife.apps.images._empirical import ByLevel, Empirical, by_level
 from flowknife.apps.images._latents import DRAWN_AT_ONCE, How, decode_batch, draw_batch, encode_batch, redrawn, way
 from flowknife.data import ImageSet, White
 from flowknife.data._arrays import array_file
+from flowknife.data._cells import array_of
 from flowknife.data.images import as_images
+from flowknife.data.labels import Names, as_codes, codes_of, one_hot
 from flowknife.diagnostics import (
     Check,
     Flagging,
@@ -48,6 +50,9 @@ _AS_GOOD = 0.02  # bits per dimension that a model may be worse than simple refe
 class Images(Result[ImagesConfig]):
     """A trained image model.
 
+    Where there are classes, every method takes `given`, one class for all images or one for each. For images of a
+    folder whose subfolders are classes it may be left out.
+
     Attributes:
         model: the network, image <-> z_0 ... z_L (z_0 the coarsest).
         detector: the typicality test over levels, calibrated on held-out images, if there are any.
@@ -58,12 +63,20 @@ class Images(Result[ImagesConfig]):
         reference: training images, where none were held out.
         empirical: where the latents of the training images lie.
         neighbours: training images, small.
+        example_codes: of a model with classes, those of `examples` by number.
     """
 
     application: ClassVar[str] = "images"
     settings: ClassVar[type] = ImagesConfig
     parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality, "empirical": Empirical, "neighbours": Neighbours}
-    kept: ClassVar[tuple[str, ...]] = (*parts, "held_out_bits", "held_out_squares", "held_out", "reference")
+    kept: ClassVar[tuple[str, ...]] = (
+        *parts,
+        "held_out_bits",
+        "held_out_squares",
+        "held_out",
+        "reference",
+        "example_codes",
+    )
 
     detector: Typicality = field(repr=False)
     held_out_bits: np.ndarray = field(repr=False)
@@ -72,6 +85,7 @@ class Images(Result[ImagesConfig]):
     reference: np.ndarray = field(repr=False)
     empirical: Empirical = field(repr=False)
     neighbours: Neighbours = field(repr=False)
+    example_codes: np.ndarray = field(default_factory=lambda: np.zeros(0, int), repr=False)
 
     @property
     def white(self) -> White:
@@ -100,6 +114,7 @@ class Images(Result[ImagesConfig]):
         temperature: Any = 0.7,
         prior: Literal["normal", "empirical"] = "normal",
         shrink: ByLevel = 0.0,
+        given: Any = None,
     ) -> UInt8[np.ndarray, "n h w c"]:
         """Draw `n` new images, uint8 (n, H, W, C).
 
@@ -111,33 +126,43 @@ class Images(Result[ImagesConfig]):
             prior: "normal" draws the latents from N(0, I), the law of the model; "empirical" from a Gaussian fitted to
                 the training latents, which corrects for their deviation from N(0, I).
             shrink: of the empirical prior, from 0, as fitted, to 1, N(0, I); one number, or one per level by name.
+            given: the class of all, or one for each, where there are classes.
         """
         if n < 1:
             raise InputError(f"got n={n}; expected at least 1 image")
         temperatures = by_level(temperature, self.levels, "temperature", 1.0, LARGEST_TEMPERATURE)
         if prior == "empirical":
-            return self.decode(self.empirical.sample(n, key=key, temperature=temperatures, shrink=shrink))
+            return self.decode(self.empirical.sample(n, key=key, temperature=temperatures, shrink=shrink), given)
         if prior != "normal":
             raise InputError(f"got prior={prior!r}; expected 'normal' or 'empirical'")
         # arguments of the compiled function, not part of it
         arguments = {name: jnp.asarray(number) for name, number in temperatures.items()}
         return draw_batches(
-            lambda k, size: draw_batch(self.model, k, size, arguments), n, as_key(key), most=DRAWN_AT_ONCE
+            lambda k, size, part: draw_batch(self.model, k, size, arguments, part),
+            n,
+            as_key(key),
+            most=DRAWN_AT_ONCE,
+            given=self._known(given, n),
         )
 
-    def encode(self, images: Any) -> Float[np.ndarray, "n d"]:
+    def encode(self, images: Any, given: Any = None) -> Float[np.ndarray, "n d"]:
         """Latents (n, H W C) of images, coarsest level first; `decode` gives back every bin of every pixel."""
-        return map_batches(lambda part: [encode_batch(self.model, part)], self._pixels(images).pixels)[0]
+        data, known = self._read(images, given)
+        return map_batches(lambda part: [encode_batch(self.model, *part)], (data.pixels, known))[0]
 
-    def latents(self, images: Any) -> Float[np.ndarray, "n d"]:
+    def latents(self, images: Any, given: Any = None) -> Float[np.ndarray, "n d"]:
         """Latents (n, H W C) that follow N(0, I): the noise within the bins, left out by `encode`, is drawn."""
-        return look(self.model, self._pixels(images).pixels).latents
+        data, known = self._read(images, given)
+        return look(self.model, data.pixels, given=known).latents
 
-    def decode(self, z: Any) -> UInt8[np.ndarray, "n h w c"]:
+    def decode(self, z: Any, given: Any = None) -> UInt8[np.ndarray, "n h w c"]:
         """Images, uint8 (n, H, W, C), of latents (n, H W C)."""
-        return map_batches(lambda part: [decode_batch(self.model, part)], np.asarray(z))[0]
+        z = np.asarray(z)
+        return map_batches(lambda part: [decode_batch(self.model, *part)], (z, self._known(given, len(z))))[0]
 
-    def interpolate(self, a: Any, b: Any, steps: int = 8, how: How = "spherical") -> UInt8[np.ndarray, "steps h w c"]:
+    def interpolate(
+        self, a: Any, b: Any, steps: int = 8, how: How = "spherical", given: Any = None
+    ) -> UInt8[np.ndarray, "steps h w c"]:
         """Images on the way from one to another through the latent, uint8 (steps, H, W, C).
 
         Args:
@@ -145,16 +170,17 @@ class Images(Result[ImagesConfig]):
             b: the last.
             steps: how many, both ends included.
             how: "spherical" keeps each level of the latent at the radius of the two; "linear" goes straight.
+            given: the class of both, where there are classes.
         """
         if steps < 2:
             raise InputError(f"got steps={steps}; expected at least 2, the two images")
         if how not in ("spherical", "linear"):
             raise InputError(f"got how={how!r}; expected 'spherical' or 'linear'")
-        start, end = (self.encode(_one(image))[0] for image in (a, b))
+        start, end = (self.encode(_one(image), given)[0] for image in (a, b))
         parts = [way(start[columns], end[columns], steps, how) for columns in self.levels.values()]
-        return self.decode(np.concatenate(parts, axis=1))
+        return self.decode(np.concatenate(parts, axis=1), given)
 
-    def attribute(self, positive: Any, negative: Any) -> Float[np.ndarray, " d"]:
+    def attribute(self, positive: Any, negative: Any, given: Any = None) -> Float[np.ndarray, " d"]:
         """The direction in the latent, (H W C,), from images without something to images with it.
 
         The difference of the mean latents (Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 6.2); `along` follows it.
@@ -162,11 +188,16 @@ class Images(Result[ImagesConfig]):
         Args:
             positive: images with it, a folder or an array.
             negative: images without.
+            given: the class of all, where there are classes.
         """
-        return self.encode(positive).mean(axis=0) - self.encode(negative).mean(axis=0)
+        return self.encode(positive, given).mean(axis=0) - self.encode(negative, given).mean(axis=0)
 
     def along(
-        self, images: Any, direction: Any, strengths: Sequence[float | int] = (-2, -1, 0, 1, 2)
+        self,
+        images: Any,
+        direction: Any,
+        strengths: Sequence[float | int] = (-2, -1, 0, 1, 2),
+        given: Any = None,
     ) -> UInt8[np.ndarray, "n s h w c"]:
         """Images moved along a direction of the latent, uint8 (n, len(strengths), H, W, C).
 
@@ -174,15 +205,23 @@ class Images(Result[ImagesConfig]):
             images: one image or several.
             direction: as `attribute` returns it.
             strengths: how far; 0 is the image itself, 1 the whole way from the negative to the positive mean.
+            given: the class of all, or one for each image, where there are classes.
         """
-        direction, z = np.asarray(direction, np.float32), self.encode(images)
+        direction, z = np.asarray(direction, np.float32), self.encode(images, given)
         if direction.shape != z.shape[1:]:
             raise InputError(f"got a direction of shape {direction.shape}; expected {z.shape[1:]}, as of attribute")
         moved = z[:, None] + np.asarray(strengths, np.float32)[:, None] * direction
-        return self._decoded(moved)
+        return self._decoded(moved, given)
 
     def resample(
-        self, images: Any, level: int | str, n: int = 8, *, key: Key = None, temperature: float | int = 1.0
+        self,
+        images: Any,
+        level: int | str,
+        n: int = 8,
+        *,
+        key: Key = None,
+        temperature: float | int = 1.0,
+        given: Any = None,
     ) -> UInt8[np.ndarray, "m n h w c"]:
         """Images with the latent of one level resampled and all others kept, uint8 (m, n, H, W, C).
 
@@ -192,12 +231,14 @@ class Images(Result[ImagesConfig]):
             n: draws for each image, the same ones for all.
             key: int, JAX key or None.
             temperature: scale of the draws.
+            given: the class of all, or one for each image, where there are classes.
         """
         names = list(self.levels)
         name = names[level] if isinstance(level, int) and level in range(len(names)) else level
         if name not in names:
             raise InputError(f"got level {level!r}; expected one of {', '.join(names)}, or 0 to {len(names) - 1}")
-        return self._decoded(redrawn(self.encode(images), self.levels[name], n, key, as_temperature(temperature)))
+        new = redrawn(self.encode(images, given), self.levels[name], n, key, as_temperature(temperature))
+        return self._decoded(new, given)
 
     def nearest(self, images: Any, k: int = 3, folder: Any = None) -> Nearest:
         """The nearest training images of each image, mirror images included.
@@ -221,13 +262,14 @@ class Images(Result[ImagesConfig]):
         features = look(self.model, self._pixels(images).pixels).levels
         return -bits_of(self.model, features) * np.prod(self.shape) * np.log(2)
 
-    def score(self, images: Any, show_progress: bool = False) -> Scores:
+    def score(self, images: Any, show_progress: bool = False, given: Any = None) -> Scores:
         """How anomalous each image is.
 
         Args:
             images: as for `images`; files that cannot be used are left out (read them with
                 `flowknife.data.load_images` to learn why).
             show_progress: show a progress bar.
+            given: the class of all, or one for each, where there are classes; default: the folder in which each lies.
 
         Returns:
             beside the columns of every job (see `Scores`):
@@ -245,9 +287,9 @@ class Images(Result[ImagesConfig]):
             The score combines all of these features and the levels; its p-value is cross-conformal. Without calibration
             images there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
         """
-        data = self._pixels(images)
+        data, known = self._read(images, given)
         with progress("scoring images", show_progress) as report:
-            features = self._features(data.pixels, report)
+            features = self._features(data.pixels, known, report)
         bits, held = bits_of(self.model, features.levels), self.held_out_bits
         radii = {}
         if self.flagging.rows:
@@ -274,7 +316,17 @@ class Images(Result[ImagesConfig]):
         """Images to show, uint8 (n, H, W, C): held-out ones, or training images where none were held out."""
         return self.held_out if self.flagging.rows else self.reference
 
-    def anomaly_map(self, images: Any) -> Float[np.ndarray, "n h w"]:
+    @property
+    def classes(self) -> Names:
+        """What the images are given, the classes of training; () for a model without conditions."""
+        return self.record.data.classes
+
+    @property
+    def example_classes(self) -> Any:
+        """The classes of `examples`; None without classes."""
+        return array_of(self.classes)[self.example_codes] if self.classes else None
+
+    def anomaly_map(self, images: Any, given: Any = None) -> Float[np.ndarray, "n h w"]:
         """The anomaly map of each image: standard deviations from held-out images by position, float (n, H, W).
 
         At each position of each level, minus the log density is standardised by that of held-out images at the same
@@ -283,8 +335,8 @@ class Images(Result[ImagesConfig]):
         (edges, noise) and negative where it is more likely (blank parts). Levels without positions are left out;
         where no level has any, the map is 0.
         """
-        pixels = self._pixels(images).pixels
-        maps = maps_by_position(self.model, pixels)
+        data, known = self._read(images, given)
+        maps, pixels = maps_by_position(self.model, data.pixels, known), data.pixels
         if not maps[0]:
             return np.zeros(pixels.shape[:3])
         return anomaly_maps_of(maps, self._held_out_maps, self.shape[:2])
@@ -299,13 +351,20 @@ class Images(Result[ImagesConfig]):
         nll = bits * float(np.prod(self.shape)) * float(np.log(2))
         return self.flagging.named({"nll": nll, "bits_per_dim": bits})
 
-    def _checks(self, images, /):
+    def _checks(self, images, given, /):
         """The round trip, the law of the latents, false alarms, and bits per dimension against simple models."""
-        pixels = self.held_out if images is None else self._pixels(images).pixels
-        features = self._features(pixels)
+        if images is None:
+            pixels, known = self.held_out, self._known(self.example_classes, len(self.held_out))
+        else:
+            data, known = self._read(images, given)
+            pixels = data.pixels
+        cond = jnp.asarray(known["y"][:16]) if known else None
+        features = self._features(pixels, known)
         levels = self.model.partition.left[0].law.prepare(as_key(0), pixels[:64], pixels[:64].shape[:1], self.shape)
         return [
-            Check("round trip, in standard deviations", round_trip_error(self.model.bijection, levels[:16]), 1e-2),
+            Check(
+                "round trip, in standard deviations", round_trip_error(self.model.bijection, levels[:16], cond), 1e-2
+            ),
             Check("distance of the latents from N(0, 1)", ks_normal(features.latents), 0.1),
             *self.flagging.checks_of(self.detector.p_values(features.matrix)),
             *self._references(pixels, bits_of(self.model, features.levels), own=images is None),
@@ -332,6 +391,28 @@ class Images(Result[ImagesConfig]):
 
         return report_images(self, folder, others)
 
+    def _read(self, images, given) -> tuple[ImageSet, dict[str, np.ndarray]]:
+        """Images, and what the model is given of them."""
+        data = self._pixels(images)
+        return data, self._known(given, len(data), data.folders)
+
+    def _known(self, given, n, folders=()) -> dict[str, np.ndarray]:
+        """What the model is given of n images: their classes, or the folders in which they lie if these are classes."""
+        if not self.classes:
+            if given is not None:
+                raise InputError(f"got given={given!r} for a model without classes; expected none; try it without")
+            return {}
+        names = ", ".join(map(str, self.classes))
+        if given is None and (not folders or np.any(codes_of(folders, self.classes) < 0)):
+            raise InputError(
+                f"got {n} images without a class; expected one of {names}; try given={self.classes[0]!r}, or a folder "
+                "with a subfolder for each class"
+            )
+        codes = as_codes(folders if given is None else given, self.classes)
+        if codes.shape not in ((), (n,)):
+            raise InputError(f"got {len(codes)} classes for {n} images; expected one, or one for each")
+        return one_hot(np.broadcast_to(codes, n), len(self.classes))
+
     def _pixels(self, images) -> ImageSet:
         height, width, channels = self.shape
         images = _several(images)
@@ -343,16 +424,18 @@ class Images(Result[ImagesConfig]):
             raise InputError(f"got images of shape {data.pixels.shape[1:]}; expected {self.shape}, as in training")
         return data
 
-    def _decoded(self, z):
-        """Images of latents of more than one axis before the last."""
-        return self.decode(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.shape)
+    def _decoded(self, z, given):
+        """Images of latents (m, n, d), those of one row of one class."""
+        given = np.repeat(given, z.shape[1]) if np.ndim(given) else given
+        return self.decode(z.reshape(-1, z.shape[-1]), given).reshape(*z.shape[:-1], *self.shape)
 
-    def _features(self, pixels, report: Report = unreported) -> Features:
-        return features_of(self.model, pixels, self.neighbours, report=report)
+    def _features(self, pixels, known, report: Report = unreported) -> Features:
+        return features_of(self.model, pixels, self.neighbours, report=report, given=known)
 
     @cached_property
     def _held_out_maps(self):
-        return maps_by_position(self.model, self.examples)
+        known = self._known(self.example_classes, len(self.examples))
+        return maps_by_position(self.model, self.examples, known)
 
 
 def _one(image):

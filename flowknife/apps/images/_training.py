@@ -1,5 +1,7 @@
 """Training of an image model: level after level, or all levels together."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -18,8 +20,8 @@ _FEW = 2000  # images
 
 def train_images(
     model: INN,
-    pixels: Rows,
-    held_out: np.ndarray | None,
+    data: Mapping[str, Rows],
+    held_out: Mapping[str, np.ndarray] | None,
     training: Training,
     *,
     augmentation: Augmentation,
@@ -32,8 +34,8 @@ def train_images(
 
     Args:
         model: the model to start from.
-        pixels: training images, uint8 (n, H, W, C).
-        held_out: images for early stopping, if there are any.
+        data: training images "image", uint8 (n, H, W, C), and what is given of them by name.
+        held_out: the same for early stopping, if there are any.
         training: settings; a time budget is for all levels together, epochs and steps are for each.
         augmentation: changes of the training images; those for early stopping stay as they are.
         flip: mirror half of the images of every batch.
@@ -54,7 +56,8 @@ def train_images(
     )
 
     start_key, key = jax.random.split(key)
-    model = closed_form_start(model, pixels, augmentation, flip, start_key)
+    pixels = data["image"]
+    model = closed_form_start(model, pixels, augmentation, flip, start_key, data.get("y"))
     # the time of a level grows slower than its size, since the large ones are the regular ones
     blocks = model.partition.right
     sizes = [pixels[0].size] if together else [block.size for block in blocks]
@@ -75,7 +78,7 @@ def train_images(
         own = training.completed(
             batch_size=batch,
             # evaluating the held-out images takes about a tenth of the time
-            evaluate_every=max(60, 3 * len(() if held_out is None else held_out) // batch),
+            evaluate_every=max(60, 3 * len(() if held_out is None else held_out["image"]) // batch),
             # learned noise must not be pulled to what it started as
             weight_decay=0.0 if learned_noise and level == len(sizes) - 1 else decay,
         )
@@ -96,7 +99,7 @@ def train_images(
             )
         )
     alone = 1 if learned_noise else 0
-    return fit_stages(model, pixels, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel)
+    return fit_stages(model, data, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel)
 
 
 def _weight_decay(images):
@@ -114,6 +117,7 @@ def _augmented(objective, augmentation, flip):
 
     def augmented(model, batch, key):
         augment_key, key = jax.random.split(key)
-        return objective(model, {"image": augment(augment_key, batch["image"], augmentation, flip)}, key)
+        moved = augment(augment_key, batch["image"], augmentation, flip)
+        return objective(model, {**batch, "image": moved}, key)
 
     return augmented

@@ -26,16 +26,13 @@ from flowknife._threads import in_threads
 from flowknife._types import Key, as_key, as_seed
 from flowknife.apps.invert._config import TASK, InvertConfig
 from flowknife.apps.invert._result import Posterior
-from flowknife.architectures import coupling_flow
+from flowknife.architectures import coupling_flow, flow_given
 from flowknife.bijections import (
     Affine,
     Bijection,
     Chain,
     Channels,
-    Conditioned,
     Coupling,
-    PrincipalRotation,
-    Regression,
     Shift,
     Split,
 )
@@ -61,8 +58,6 @@ _ROBUST = 3.0  # robust spreads that the law of data without noise is relative t
 _RESOLVED = 0.02  # standard deviations of a prior that single precision may blur
 
 _FEW = 50_000  # pairs; with more, nothing is gained by weight decay
-
-_LONG = 32  # longer observations are summarised
 
 _NOISE_SHARE = 0.1  # width of the law of noisy data, in units of the noise
 
@@ -422,20 +417,17 @@ def _objective(config, prior, noise_at: NoiseAt) -> Objective:
     return objective
 
 
-def _couplings(config, dim, cond_dim, key) -> Bijection:
+def _couplings(config, dim, key) -> Bijection:
     net = partial(nets.ResidualMLP, width=config.width, depth=config.depth)
     # compiled as a whole: the many small draws of initial weights would take longer one by one
-    make = eqx.filter_jit(lambda k: coupling_flow(dim, cond_dim=cond_dim, layers=config.layers, net=net, key=k))
+    make = eqx.filter_jit(lambda k: coupling_flow(dim, layers=config.layers, net=net, key=k))
     return make(key)
 
 
 def _flow_given(config, dim, y, key) -> Bijection:
     """From x to z given y: linear regression on y, whitening, and couplings that take features of y."""
-    embed_key, flow_key = jax.random.split(key)
-    embedding = nets.Embedding(y, most=_LONG, learned=config.features, width=2 * config.width, key=embed_key)
-    flow = _couplings(config, dim, embedding.features, flow_key)
-    start = [Regression(dim, embedding.features), PrincipalRotation(dim, back=True)]
-    return Conditioned(Chain([*start, flow]), embedding)
+    net = partial(nets.ResidualMLP, width=config.width, depth=config.depth)
+    return flow_given(dim, y, features=config.features, hidden=2 * config.width, layers=config.layers, net=net, key=key)
 
 
 def _conditional(config, prior, y, noise, key) -> INN:
@@ -457,7 +449,7 @@ def _partitioned(config, prior, y, noise, key) -> INN:
         # a robust spread: values over many decades keep more of their small end
         width = np.minimum(np.asarray(spread.scale.value), _ROBUST * robust_spread(y))
         law = Given(tuple(float(config.scale * value) for value in width))
-        flow = _couplings(config, dim, 0, key)
+        flow = _couplings(config, dim, key)
         loc, scale = (np.zeros(dim), np.ones(dim))
         scale[:data] = 1 / np.asarray(spread.scale.value)
         loc[:data] = -np.asarray(spread.loc.value) * scale[:data]

@@ -341,8 +341,9 @@ class Posterior(Result[InvertConfig]):
             found["resimulation"] = resimulation_error(self.predict(drawn[:, :20]), y[:, None])
         return found
 
-    def _checks(self, pairs, /):
+    def _checks(self, pairs, given, /):
         """The worst round trip of a parameter, the calibration, and the likelihood against that of the prior."""
+        self._without(given=given)
         if pairs is not None:
             if is_table(pairs):
                 pairs = read_pairs(pairs, self.names, self.y_names)
@@ -400,7 +401,7 @@ class Posterior(Result[InvertConfig]):
     def _report(self, folder, others):
         from flowknife.apps.invert._report import report_invert
 
-        self._without_others(others)
+        self._without(others=others)
         return report_invert(self, folder)
 
     def _observations(self, y) -> tuple[np.ndarray, bool]:

@@ -1,15 +1,14 @@
-"""Labels of any kind as class numbers."""
+"""Labels of any kind as class numbers, of rows and of images."""
 
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from flowknife.data import ImageSet
 from flowknife.data._cells import as_written, is_missing
-from flowknife.data.images import as_images
+from flowknife.data.images import ImageSet
 from flowknife.data.tables import TABLE_SUFFIXES
 from flowknife.errors import InputError
 
@@ -33,16 +32,20 @@ def is_image_source(x: Any) -> bool:
     return isinstance(x, Sequence) and len(x) > 0 and isinstance(x[0], (str, os.PathLike))
 
 
-def read_images(x: Any, labels: Any, size: int, show_progress: bool) -> tuple[ImageSet, Any]:
-    """Images and their labels: those given, or the folder in which each lies."""
-    data = as_images(x, size, show_progress)
+def labels_of(data: ImageSet, labels: Any = None) -> Any:
+    """The labels of images: those given, one for each by place, or the folder in which each lies.
+
+    Raises:
+        InputError: for files that cannot be used beside labels by place, class folders without a usable image, or no
+            labels at all.
+    """
     if labels is not None:
         if data.skipped:
             raise InputError(
                 f"got {len(data.skipped)} files that cannot be used ({data.skipped[0].path}: {data.skipped[0].reason}) "
                 "and labels by place; expected images only; try one folder per class, without labels"
             )
-        return data, labels
+        return labels
     if data.unused_folders:
         raise InputError(
             f"got the class folders {', '.join(data.unused_folders[:5])} without a usable image; expected some in "
@@ -50,7 +53,7 @@ def read_images(x: Any, labels: Any, size: int, show_progress: bool) -> tuple[Im
         )
     if not any(data.folders):
         raise InputError("got images without labels; expected labels=..., or a folder with one subfolder per class")
-    return data, data.folders
+    return data.folders
 
 
 def label_codes(labels: Any, rows: int, classes: int | None = None) -> tuple[Names, Codes]:
@@ -173,3 +176,8 @@ def as_codes(labels: Any, classes: Names) -> Int[np.ndarray, "..."]:
         wrong = _listed(values)[int(np.argmax(codes < 0))]
         raise InputError(f"got the label {wrong!r}; expected one of {_some(classes)}")
     return codes.reshape(()) if single else codes
+
+
+def one_hot(codes: Codes | None, classes: int) -> dict[str, Float[np.ndarray, "n k"]]:
+    """What a model with the condition `y` is given of items of these classes; nothing where there are none."""
+    return {} if codes is None else {"y": np.eye(classes, dtype=np.float32)[codes]}

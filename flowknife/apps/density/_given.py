@@ -1,0 +1,81 @@
+"""Conditions of rows: columns of the same table, or numbers beside it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from flowknife.data import Table, load_table
+from flowknife.data.tables import read_columns, table_of
+from flowknife.errors import InputError
+
+
+def read_joined(x: Any, given: Any, names: Sequence[str] | None, drop_invalid: bool) -> tuple[Table, tuple[str, ...]]:
+    """A table whose last columns are the conditions, and their names.
+
+    Args:
+        x: the table, as for `load_table`.
+        given: names of its columns, or a table (n, k) or (n,) of its own; None for no conditions.
+        names: of the columns of `x` that are modelled; default all but the conditions.
+        drop_invalid: leave out rows with a missing or infinite value, of either.
+
+    Raises:
+        InputError: for columns that are missing, or conditions of other rows.
+    """
+    if given is None:
+        return load_table(x, columns=names, drop_invalid=drop_invalid), ()
+    found = read_columns(x)
+    named = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
+    if named and all(isinstance(name, str) for name in named):
+        rest = tuple(names or (name for name in found.names if name not in named))
+        missing = [name for name in named if name not in found.names]
+        if missing or not rest:
+            got = f"the condition {missing[0]!r}" if missing else "nothing but conditions"
+            raise InputError(f"got {got} of {found.source}; expected some of its columns: {', '.join(found.names)}")
+        return table_of(found, (*rest, *named), drop_invalid=drop_invalid, min_rows=2), named
+    beside = read_columns(given)
+    if names is not None:
+        places = found.places(names)
+        foreign = {i: found.foreign[place] for i, place in enumerate(places) if place in found.foreign}
+        found = replace(found, labels=tuple(names), names=tuple(names), values=found.values[:, places], foreign=foreign)
+    count = len(beside.names)
+    own = beside.names if any(beside.labels) else tuple(f"c{i + 1}" for i in range(count))
+    if len(beside.values) != len(found.values) or set(own) & set(found.names):
+        raise InputError(
+            f"got {len(beside.values)} rows of conditions {', '.join(own)} for {len(found.values)} rows of "
+            f"{', '.join(found.names)}; expected one for each, under other names"
+        )
+    foreign = {**found.foreign, **{len(found.names) + place: what for place, what in beside.foreign.items()}}
+    joined = replace(
+        found,
+        labels=(*found.names, *own),
+        names=(*found.names, *own),
+        values=np.column_stack([found.values, beside.values]),
+        foreign=foreign,
+    )
+    return table_of(joined, drop_invalid=drop_invalid, min_rows=2), own
+
+
+def read_given(given: Any, names: Sequence[str], rows: int) -> np.ndarray:
+    """Conditions as an array (rows, k), from one row for all or one for each.
+
+    Args:
+        given: a mapping of numbers by name, one row (k,), rows (n, k), or a table with these columns.
+        names: of the k conditions.
+        rows: how many rows there are.
+
+    Raises:
+        InputError: for other conditions, or of other rows.
+    """
+    if isinstance(given, Mapping):
+        if set(given) != set(names):
+            raise InputError(f"got given={dict(given)!r}; expected a number for each of {', '.join(names)}")
+        given = [[given[name] for name in names]]
+    elif not hasattr(given, "columns") and not isinstance(given, str) and np.ndim(given) < 2:
+        # one row of several conditions, or one condition of several rows
+        given = np.reshape(given, (1, -1) if len(names) > 1 else (-1, 1))
+    values = load_table(given, columns=names, min_rows=1).values
+    if len(values) not in (1, rows):
+        raise InputError(f"got {len(values)} rows of {', '.join(names)} for {rows} rows; expected one, or one for each")
+    return np.broadcast_to(values, (rows, len(names)))
