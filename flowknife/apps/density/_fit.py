@@ -23,7 +23,7 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
-from flowknife.objectives import nll
+from flowknife.objectives import Noisy, nll
 from flowknife.train import fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -112,7 +112,7 @@ def density(
         model,
         train_rows,
         training.model_copy(update={"validation": 0.0}),  # rows are held out above
-        objective=_smoothed(smoothing, LocalSpread.of(train_rows, np.abs(standardise.scale.value))),
+        objective=Noisy(nll, "x", LocalSpread.of(train_rows, np.abs(standardise.scale.value)).scaled(smoothing)),
         held_out=stopping if len(stopping) else None,
         key=fit_key,
         label="density",
@@ -155,14 +155,3 @@ def _start(rows, standardise):
     if columns == 1 or len(rows) >= _ROWS_PER_COLUMN * columns:
         return [standardise]
     return [standardise, PrincipalRotation(columns, back=True).fit(standardise.encode(rows)[0])]
-
-
-def _smoothed(share, spread):
-    """The negative log-likelihood of rows with Gaussian noise, whose standard deviation is a share of their spread."""
-
-    def objective(model, batch, key):
-        noise_key, key = jax.random.split(key)
-        noise = share * spread(batch["x"]) * jax.random.normal(noise_key, batch["x"].shape)
-        return nll(model, {"x": batch["x"] + noise}, key)
-
-    return objective
