@@ -247,6 +247,18 @@ class LocalSpread(NamedTuple):
             spreads.append(np.minimum(_LOCAL_TIMES * slope, limit) if len(some) else np.full(_KNOTS, limit))
         return cls(*(jnp.asarray(np.reshape(part, (-1, _KNOTS)), jnp.float32) for part in (knots, spreads)))
 
+    @classmethod
+    def constant(cls, widths: Any) -> "LocalSpread":
+        """The same spread everywhere, one number per column."""
+        spreads = jnp.asarray(widths, jnp.float32)[:, None]
+        return cls(jnp.zeros_like(spreads), spreads)
+
+    def scaled(self, share: float) -> "LocalSpread":
+        """This spread times `share`."""
+        return self._replace(spreads=share * self.spreads)
+
     def __call__(self, x: Float[Array | np.ndarray, "... d"]) -> Float[Array, "... d"]:
         """The spread at each number of rows `x`."""
+        if self.spreads.shape[1] == 1:
+            return jnp.broadcast_to(self.spreads[:, 0], jnp.shape(x))
         return jax.vmap(jnp.interp, in_axes=(-1, 0, 0), out_axes=-1)(jnp.asarray(x), self.knots, self.spreads)

@@ -15,6 +15,7 @@ from flowknife import _xla
 from flowknife.errors import InputError
 
 _xla.choose()  # here, since every module that computes imports this one
+_xla.keep_programs()
 
 Key = int | np.integer | Array | None
 """A source of randomness: an int (a seed), a JAX key, or None (fresh entropy)."""

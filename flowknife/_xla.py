@@ -1,10 +1,22 @@
-"""A compiler flag of XLA that saves compile time on CPUs; a flag that the user has set stays."""
+"""Choices about the compiler that save compile time; what the user has set stays."""
 
 import os
+import platform
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
 
+import jax
 import jaxlib
 
+from flowknife._caches import cache_root, private_folder
+
 _FLAG = "xla_cpu_use_fusion_emitters"
+_SWITCH = "FLOWKNIFE_COMPILATION_CACHE"
+_KEPT = {
+    "jax_compilation_cache_max_size": 2**30,  # bytes; JAX removes the least recently used
+    "jax_persistent_cache_min_compile_time_secs": 0.1,  # what compiles faster than it is read is not kept
+}
 
 
 def choose() -> None:
@@ -16,3 +28,29 @@ def choose() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib.__version__.startswith("0.10.") and _FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_FLAG}=false".strip()
+
+
+def keep_programs() -> None:
+    """Keep compiled programs between processes, so that the second fit of the same shapes compiles nothing.
+
+    They lie in a private folder below `$FLOWKNIFE_CACHE` or `~/.cache/flowknife`, at most 1 GiB. A cache that the user
+    has set for JAX stays; `FLOWKNIFE_COMPILATION_CACHE=off` switches this one off, and so does a folder that cannot be
+    made private.
+    """
+    off = os.environ.get(_SWITCH, "").lower() in ("off", "0", "false", "no")
+    if off or jax.config.values["jax_compilation_cache_dir"]:
+        return
+    with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        folder = private_folder(cache_root() / "programs" / _machine())
+        for name, value in _KEPT.items():
+            if name.upper() not in os.environ:
+                jax.config.update(name, value)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _machine() -> str:
+    """Programs of one kind of processor may stop another; home folders are shared by machines."""
+    with suppress(OSError):
+        flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Feat"))]
+        return sha256("".join([platform.machine(), *flags[:1]]).encode()).hexdigest()[:12]
+    return sha256(f"{platform.machine()}{platform.processor()}".encode()).hexdigest()[:12]

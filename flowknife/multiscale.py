@@ -7,6 +7,7 @@ The levels are the blocks of the flow's right end (`Bijection.encode_blocks`), c
 where in the image a level's log density lies.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ def independent_levels(bijection: Bijection) -> bool:
     return not jax.tree.leaves(split_trainable(bijection.block_parts.shared)[0])
 
 
+@functools.cache  # equal functions share one compiled program
 def level_part(level: int) -> Callable[[INN], Any]:
     """The part of a model that belongs to one level (0 is the coarsest), for `fit(where=...)`.
 

@@ -1,13 +1,20 @@
-"""What training minimises. An objective maps (model, batch, key) to one number; `nll` is the default for every job."""
+"""What training minimises. An objective maps (model, batch, key) to one number; `nll` is the default for every job.
+
+Objectives with parameters are modules: their arrays are arguments of the compiled training program, so that fits with
+equal shapes share one.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
+from flowknife._frame import LocalSpread
 from flowknife._types import Key
+from flowknife.data import Augmentation, augment
 from flowknife.inn import INN, RightEnd
 from flowknife.laws import ClassMixture, Given, Pad, beyond_range, normal_log_prob
 
@@ -30,18 +37,71 @@ def nll(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
     return -jnp.mean(model.log_prob(left, key=key, **known))
 
 
-def block_nll(name: str) -> Objective:
+class BlockNLL(eqx.Module):
     """Mean negative term of one right-hand block, in nats per element: -E log p(z_b | blocks before it) / size of z_b.
 
     Terms of other blocks are never computed.
+
+    Args:
+        name: the block.
     """
 
-    def objective(model, batch, key):
-        left, known = split_batch(model, batch)
-        size = next(block.size for block in model.partition.right if block.name == name)
-        return -jnp.mean(model.block_log_probs(left, key=key, **known)[name]) / size
+    name: str = eqx.field(static=True)
 
-    return objective
+    def __call__(self, model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
+        left, known = split_batch(model, batch)
+        size = next(block.size for block in model.partition.right if block.name == self.name)
+        return -jnp.mean(model.block_log_probs(left, key=key, **known)[self.name]) / size
+
+
+class Noisy(eqx.Module):
+    """An objective of batches in which one block has Gaussian noise, drawn anew for every batch.
+
+    Args:
+        objective: of the noisy batch.
+        block: name of the block, rows of numbers.
+        noise: standard deviation at each number.
+    """
+
+    objective: Objective
+    block: str = eqx.field(static=True)
+    noise: LocalSpread
+
+    def __call__(self, model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
+        noise_key, key = jax.random.split(key)
+        rows = batch[self.block]
+        noisy = rows + self.noise(rows) * jax.random.normal(noise_key, rows.shape)
+        return self.objective(model, {**batch, self.block: noisy}, key)
+
+
+class Augmented(eqx.Module):
+    """An objective of images that are changed anew for every batch.
+
+    Args:
+        objective: of the changed batch.
+        augmentation: the largest changes.
+        flip: mirror half of the images; default as `augmentation` says.
+    """
+
+    objective: Objective
+    augmentation: Augmentation = eqx.field(static=True)
+    flip: bool | None = eqx.field(static=True, default=None)
+
+    def __call__(self, model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
+        augment_key, key = jax.random.split(key)
+        images = augment(augment_key, batch["image"], self.augmentation, self.flip)
+        return self.objective(model, {**batch, "image": images}, key)
+
+
+class Weighted(eqx.Module):
+    """A weighted sum of objectives, each with random numbers of its own."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    def __call__(self, model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
+        keys = jax.random.split(key, len(self.terms))
+        values = [weight * term(model, batch, k) for (weight, term), k in zip(self.terms, keys, strict=True)]
+        return sum(values[1:], values[0])
 
 
 def class_block_log_probs(model: INN, right: RightEnd) -> dict[str, Float[Array, "*batch _"]]:
@@ -87,7 +147,7 @@ def class_log_probs(
 
 
 def information_bottleneck(
-    log_joint: Float[Array, "*batch k"], labels: Int[Array, "*batch"], beta: float, size: int
+    log_joint: Float[Array, "*batch k"], labels: Int[Array, "*batch"], beta: Float[ArrayLike, ""], size: int
 ) -> Float[Array, ""]:
     """The generative and the discriminative half of the likelihood of data and label, weighed by beta.
 
@@ -144,7 +204,7 @@ def matching_data(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
     return _mmd2(*ends)
 
 
-def independence(log_prior: Callable[[Array], Array]) -> Objective:
+class Independence(eqx.Module):
     """Penalty on the dependence of z and y, for a model x <-> [y, z] of data with a known prior density.
 
         E[(log q(y, z) - log q(y, z*) - (log N(z) - log N(z*)))^2],   z* ~ N(0, I)
@@ -156,7 +216,9 @@ def independence(log_prior: Callable[[Array], Array]) -> Objective:
         log_prior: log p of rows x of the only data block, in nats.
     """
 
-    def objective(model, batch, key):
+    log_prior: Callable[[Array], Array]
+
+    def __call__(self, model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
         left, known = split_batch(model, batch)
         right = model.encode(left, key=key, **known)
         latent = [block for block in model.partition.right if not block.law.known]
@@ -168,15 +230,13 @@ def independence(log_prior: Callable[[Array], Array]) -> Objective:
             blocks, log_det = model.decode_end(values, **known)
             drawn = [block for block in model.partition.left if block.law.drawn]
             of_drawn = sum(normal_log_prob(blocks[block.name], block.shape, block.law.scale) for block in drawn)
-            return log_prior(blocks[data]) + of_drawn - log_det
+            return self.log_prior(blocks[data]) + of_drawn - log_det
 
         def log_normal(values):
             return sum(block.law.log_prob(values[block.name], block.shape) for block in latent)
 
         change = log_q(right) - log_q(fresh) - (log_normal(right) - log_normal(fresh))
         return jnp.mean(jnp.clip(change, -30.0, 30.0) ** 2)
-
-    return objective
 
 
 def _standardised(rows):

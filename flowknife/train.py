@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -149,6 +149,11 @@ def missing_steps(history: Mapping[str, Sequence[float]]) -> int:
     return max(0, *(MINIMUM_STEPS - int(step) for step in last.values())) if last else 0
 
 
+def whole(model: INN) -> INN:
+    """All of a model, for `fit(where=...)`."""
+    return model
+
+
 def fit(
     model: INN,
     data: Any,
@@ -156,7 +161,7 @@ def fit(
     *,
     objective: Objective = nll,
     held_out_objective: Objective | None = None,
-    where: Callable[[INN], Any] = lambda model: model,
+    where: Callable[[INN], Any] = whole,
     held_out: Any = None,
     initialise: bool = True,
     key: Key = None,
@@ -262,21 +267,102 @@ def _mean(losses):
     return sum(mean * count for mean, count in losses) / steps if steps else math.nan
 
 
+class _Rules(NamedTuple):
+    """What training computes: static, so that fits with equal rules and shapes share one compiled program.
+
+    An objective that is a module (`equinox.Module`) may hold arrays, which are arguments of the program; any other is
+    compiled into it.
+    """
+
+    objective: Objective
+    where: Callable[[INN], Any]
+    optimiser: str
+    schedule: str
+
+
+class _Numbers(NamedTuple):
+    """Settings that a compiled program takes as arguments."""
+
+    learning_rate: Array
+    decay: Array
+    warmup: Array
+    clip: Array
+    weight_decay: Array
+    average: Array
+
+    @classmethod
+    def of(cls, training):
+        # arrays, since a plain number would be compiled into the loop
+        return cls(*(jnp.asarray(getattr(training, name) or 0.0, jnp.float32) for name in cls._fields))
+
+
+def _optimiser(rules, numbers):
+    return optax.chain(
+        optax.clip_by_global_norm(numbers.clip),
+        OPTIMISERS[rules.optimiser](),
+        optax.add_decayed_weights(numbers.weight_decay),
+    )
+
+
+def _join(where, params, rest):
+    """The whole model with the trained part in its place."""
+    model, rest = rest
+    return eqx.tree_at(where, model, eqx.combine(params, rest))
+
+
+@eqx.filter_jit
+def _advance(rules, numbers, shares, state, rest, arrays, order, first, count, step, fraction, rate, key):
+    """`count` steps on the rows `order[first:]`; stops before the first update with a non-finite number."""
+    optimiser = _optimiser(rules, numbers)
+
+    def scheduled(i):
+        done = jnp.clip(fraction + rate * i, 0.0, 1.0)
+        if rules.schedule == "exponential":
+            shape = numbers.decay**done
+        else:
+            shape = 0.5 * (1 + jnp.cos(jnp.pi * done)) if rules.schedule == "cosine" else jnp.ones_like(done)
+        return numbers.learning_rate * shape * jnp.minimum(1.0, (step + i + 1) / jnp.maximum(numbers.warmup, 1))
+
+    def objective(params, batch, key):
+        return rules.objective(_join(rules.where, params, rest), batch, key)
+
+    def body(carry):
+        i, _, total, (params, averaged, opt_state) = carry
+        batch = {name: array[order[first + i]] for name, array in arrays.items()}
+        loss, grads = jax.value_and_grad(objective)(params, batch, jax.random.fold_in(key, step + i))
+        ok = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        updates, new_opt_state = optimiser.update(grads, opt_state, params)
+        lr = scheduled(i)
+        new_params = jax.tree.map(lambda p, u, share: p - (lr * share * u).astype(p.dtype), params, updates, shares)
+        # the average forgets its start: its decay grows to `average` over the first steps
+        decay = jnp.minimum(numbers.average, (step + i) / (step + i + 10.0))
+        new_averaged = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), averaged, new_params)
+        new = (new_params, new_averaged, new_opt_state)
+        state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, (params, averaged, opt_state))
+        return i + ok, ok, total + jnp.where(ok, loss, 0.0), state
+
+    start = (jnp.asarray(0), jnp.asarray(True), jnp.asarray(0.0), state)
+    made, _, total, state = jax.lax.while_loop(lambda c: (c[0] < count) & c[1], body, start)
+    return state, total / jnp.maximum(made, 1), made
+
+
+@eqx.filter_jit
+def _evaluate(objective, where, params, rest, batch, key):
+    return objective(_join(where, params, rest), batch, key)
+
+
 class _Trainer:
     """The loop and what it carries."""
 
     def __init__(self, model, where, training, objectives, held_out, valid_key):
         self.training, self.held_out, self.valid_key = training, held_out, valid_key
-        self.objective, self.held_out_objective = objectives
-        self.model, self.where = model, where
-        self.params, self.rest = split_trainable(where(model))
+        objective, self.held_out_objective = objectives
+        self.rules = _Rules(objective, where, training.optimiser, training.schedule)
+        self.numbers = _Numbers.of(training)
+        self.params, rest = split_trainable(where(model))
+        self.rest = model, rest
         self.shares = _step_shares(self.params)
         self.reached: _Reached | None = None
-        self.optimiser = optax.chain(
-            optax.clip_by_global_norm(training.clip),
-            OPTIMISERS[training.optimiser](),
-            optax.add_decayed_weights(training.weight_decay),
-        )
 
     def run(self, feed, key, report):
         """Train until an end is reached, or until an interruption."""
@@ -289,7 +375,7 @@ class _Trainer:
 
     def _run(self, feed, key, report):
         t, start = self.training, time.monotonic()
-        state = (self.params, self.params, self.optimiser.init(self.params))
+        state = (self.params, self.params, _optimiser(self.rules, self.numbers).init(self.params))
         best, best_loss, best_step, stale = self.params, self._loss_of_start(), 0, 0
         history = {"step": [], "seconds": [], "train": [], "validation": []}
         step, per_call, stopped, fault = 0, 1, Stopped.BUDGET, ""
@@ -310,8 +396,9 @@ class _Trainer:
                 before, fraction = time.monotonic(), done_fraction()
                 rate = 0.0 if not np.isfinite(total) else 1.0 / total
                 # arrays, since a plain number would be compiled into the loop
-                numbers = tuple(map(jnp.asarray, (row, count, step, fraction, rate)))
-                state, loss, made = self.advance(state, (self.model, self.rest), arrays, order, *numbers, step_key)
+                place = map(jnp.asarray, (row, count, step, fraction, rate))
+                fixed = self.rules, self.numbers, self.shares
+                state, loss, made = _advance(*fixed, state, self.rest, arrays, order, *place, step_key)
                 loss, made = float(loss), int(made)
                 seconds = time.monotonic() - before
                 if made < count:
@@ -345,7 +432,7 @@ class _Trainer:
                 break
         else:
             stopped = Stopped.STREAM
-        model = self._join(best, (self.model, self.rest))
+        model = self._join(best)
         return FitResult(model, float(best_loss), best_step, step, time.monotonic() - start, stopped, history, fault)
 
     def _interrupted(self, reached):
@@ -360,7 +447,7 @@ class _Trainer:
             if loss < reached.best_loss:
                 reached.best, reached.best_loss, reached.best_step = reached.averaged, loss, reached.step
         return FitResult(
-            model=self._join(reached.best, (self.model, self.rest)),
+            model=self._join(reached.best),
             loss=float(reached.best_loss),
             step=reached.best_step,
             steps=reached.step,
@@ -374,46 +461,6 @@ class _Trainer:
         loss = self.evaluate(self.params) if self.held_out else np.inf
         return loss if np.isfinite(loss) else np.inf
 
-    @eqx.filter_jit
-    def advance(self, state, rest, arrays, order, first, count, step, fraction, rate, key):
-        """`count` steps on the rows `order[first:]`; stops before the first update with a non-finite number."""
-        t = self.training
-
-        def scheduled(i):
-            done = jnp.clip(fraction + rate * i, 0.0, 1.0)
-            if t.schedule == "exponential":
-                shape = t.decay**done
-            else:
-                shape = 0.5 * (1 + jnp.cos(jnp.pi * done)) if t.schedule == "cosine" else jnp.ones_like(done)
-            return t.learning_rate * shape * jnp.minimum(1.0, (step + i + 1) / max(t.warmup, 1))
-
-        def body(carry):
-            i, _, total, (params, averaged, opt_state) = carry
-            batch = {name: array[order[first + i]] for name, array in arrays.items()}
-            loss, grads = jax.value_and_grad(self._loss)(params, rest, batch, jax.random.fold_in(key, step + i))
-            ok = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
-            updates, new_opt_state = self.optimiser.update(grads, opt_state, params)
-            lr = scheduled(i)
-            new_params = jax.tree.map(lambda p, u, share: p - lr * share * u, params, updates, self.shares)
-            # the average forgets its start: its decay grows to `average` over the first steps
-            decay = jnp.minimum(t.average, (step + i) / (step + i + 10.0))
-            new_averaged = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, averaged, new_params)
-            new = (new_params, new_averaged, new_opt_state)
-            state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, (params, averaged, opt_state))
-            return i + ok, ok, total + jnp.where(ok, loss, 0.0), state
-
-        start = (jnp.asarray(0), jnp.asarray(True), jnp.asarray(0.0), state)
-        made, _, total, state = jax.lax.while_loop(lambda c: (c[0] < count) & c[1], body, start)
-        return state, total / jnp.maximum(made, 1), made
-
-    def _loss(self, params, rest, batch, key):
-        return self.objective(self._join(params, rest), batch, key)
-
-    def _join(self, params, rest):
-        """The whole model with the trained part in its place."""
-        model, rest = rest
-        return eqx.tree_at(self.where, model, eqx.combine(params, rest))
-
     def evaluate(self, params):
         """The objective on the held-out rows, always with the same noise."""
         rows = len(next(iter(self.held_out.values())))
@@ -423,15 +470,15 @@ class _Trainer:
             stop = min(start + size, rows)
             # what is left at the end is filled up with rows before it: batches of one size are one compiled program
             batch = {name: array[stop - size : stop] for name, array in self.held_out.items()}
-            sums += float(self._evaluate(params, (self.model, self.rest), batch, self.valid_key)) * (stop - start)
+            loss = _evaluate(self.held_out_objective, self.rules.where, params, self.rest, batch, self.valid_key)
+            sums += float(loss) * (stop - start)
         return sums / rows
 
-    @eqx.filter_jit
-    def _evaluate(self, params, rest, batch, key):
-        return self.held_out_objective(self._join(params, rest), batch, key)
+    def _join(self, params):
+        return _join(self.rules.where, params, self.rest)
 
     def _describe(self, params, arrays, rows, step):
-        model = self._join(params, (self.model, self.rest))
+        model = self._join(params)
         batch = {name: array[rows] for name, array in arrays.items()}
         return f"training stopped at step {step}: {_where(model, batch)}; try {_of_limits(batch) or self._slower()}"
 

@@ -20,7 +20,7 @@ from flowknife.diagnostics._anomalies import _surprisal
 from flowknife.errors import InputError, StorageError
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model, independent_levels, level_part, local_log_probs
-from flowknife.objectives import block_nll
+from flowknife.objectives import BlockNLL
 from tests.catalogue import perturbed
 
 
@@ -232,7 +232,7 @@ def test_a_level_part_is_all_that_a_level_depends_on(size, key):
     model = eqx.filter_jit(lambda: image_model(shape, Pixels(5), wavelet(shape, levels=2, **sizes)))()
     batch = {"image": jnp.asarray(_blobs(4, 0, size=size))}
     for level in range(len(model.partition.right)):
-        gradient = _gradient(block_nll(f"z_{level}"), model, batch, key)
+        gradient = _gradient(BlockNLL(f"z_{level}"), model, batch, key)
         whole, own = (_size(tree) for tree in (gradient, level_part(level)(gradient)))
         assert 0 < whole == pytest.approx(own, rel=1e-4)
 
@@ -249,7 +249,7 @@ def test_learned_noise_is_trained_with_the_finest_level_and_counted_there(key):
     bound = np.sum(-0.5 * z**2 - 0.5 * np.log(2 * np.pi), axis=-1) + log_det
     bound -= model.partition.left[0].law.log_noise(continuous.array, shape)
     np.testing.assert_allclose(sum(model.block_log_probs(x, key=key).values()), bound, rtol=1e-4)
-    coarse, fine = (_gradient(block_nll(f"z_{level}"), model, {"image": x}, key) for level in (0, 1))
+    coarse, fine = (_gradient(BlockNLL(f"z_{level}"), model, {"image": x}, key) for level in (0, 1))
     assert _size(level_part(1)(coarse)[-1]) > 0 < _size(level_part(1)(fine)[-1])
     assert _size(level_part(1)(fine)) == pytest.approx(_size(fine), rel=1e-4)
 

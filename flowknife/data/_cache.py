@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from flowknife._caches import cache_root, private_folder
 from flowknife.data._stores import Unread
 from flowknife.errors import StorageError
 
@@ -27,10 +28,8 @@ _FLUSH_EVERY = 256  # images; what is lost if a run is killed
 
 def cache_folder(*request: object) -> Path:
     """Where the images of a request are kept: below $FLOWKNIFE_CACHE, or ~/.cache/flowknife."""
-    given = os.environ.get("FLOWKNIFE_CACHE")
-    root = Path(given).expanduser() if given else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flowknife"
     digest = hashlib.sha256(repr(request).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return root.expanduser() / "images" / digest
+    return cache_root() / "images" / digest
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class ImageCache:
         row = 0
         with contextlib.ExitStack() as stack:
             with self._writing():
-                self._folder.mkdir(parents=True, exist_ok=True)
+                private_folder(self._folder)
                 pixels = stack.enter_context(path.with_suffix(".npy").open("w+b"))
                 journal = stack.enter_context(path.with_suffix(".csv").open("w", **_TEXT))
                 start = _write_header(pixels, (len(items), *self._shape))
@@ -144,7 +143,7 @@ def cached_text(key: Sequence[object], compute: Callable[[], str]) -> str:
     word = compute()
     if word:
         with contextlib.suppress(OSError):  # it can be computed again
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(path.parent)
             path.write_text(word)
     return word
 

@@ -17,7 +17,7 @@ from flowknife.data import Augmentation, augment
 from flowknife.inn import INN
 from flowknife.laws import ClassMixture
 from flowknife.multiscale import level_part
-from flowknife.objectives import block_nll, class_log_probs, information_bottleneck
+from flowknife.objectives import Augmented, BlockNLL, Noisy, class_log_probs, information_bottleneck
 from flowknife.stages import Stage, Trained, closed_form_start, fit_stages
 from flowknife.train import Training, fit
 
@@ -35,6 +35,29 @@ def log_prior_of(model: INN, log_prior: Array) -> Array:
     return jax.nn.log_softmax(law.log_weights) if isinstance(law, ClassMixture) else log_prior
 
 
+class _Bottleneck(eqx.Module):
+    """The information-bottleneck loss of a batch with labels; see `information_bottleneck`.
+
+    Attributes:
+        data: name of the data block.
+        beta: weight of the labels.
+        log_prior: log p(class), where the model does not learn it.
+        size: dimension of the blocks.
+        blocks: right-hand blocks whose terms count; None for all.
+    """
+
+    data: str = eqx.field(static=True)
+    beta: Array
+    log_prior: Array
+    size: int = eqx.field(static=True)
+    blocks: tuple[str, ...] | None = eqx.field(static=True, default=None)
+
+    def __call__(self, model, batch, key):
+        log_joint = class_log_probs(model, batch[self.data], key=key, blocks=self.blocks)
+        log_joint = log_joint + log_prior_of(model, self.log_prior)
+        return information_bottleneck(log_joint, labels_of(model, batch), self.beta, self.size)
+
+
 def train_table(
     model: INN,
     train: Items,
@@ -50,17 +73,10 @@ def train_table(
     """Train on rows with noise of `smoothing` standard deviations."""
     rows, labels = train
     noise_key, key = jax.random.split(key)
-    spread = LocalSpread.of(rows, _spread(rows, labels))
-    prior = jnp.asarray(log_prior)
+    noise = LocalSpread.of(rows, _spread(rows, labels)).scaled(smoothing)
     size = rows.shape[1]
-
-    def objective(model, batch, key):
-        noise_key, key = jax.random.split(key)
-        x = batch["x"] + smoothing * spread(batch["x"]) * jax.random.normal(noise_key, batch["x"].shape)
-        log_joint = class_log_probs(model, x, key=key) + log_prior_of(model, prior)
-        return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
-
-    noisy = jnp.asarray(rows) + smoothing * spread(jnp.asarray(rows)) * jax.random.normal(noise_key, rows.shape)
+    objective = Noisy(_Bottleneck("x", jnp.asarray(beta), jnp.asarray(log_prior), size), "x", noise)
+    noisy = jnp.asarray(rows) + noise(rows) * jax.random.normal(noise_key, rows.shape)
     model = eqx.filter_jit(lambda m, x: m.initialise(x, key=noise_key))(model, noisy)
     model = fit_start(model, noisy, labels)
     # wide tables have more to overfit to: smaller steps
@@ -103,17 +119,11 @@ def train_images(
 ) -> Trained:
     """Train the coarsest level with its classes, on images that are moved; then the details, level after level."""
     pixels, labels = train
-    prior = jnp.asarray(log_prior)
     coarse = coarse_blocks(model)
-    size, names = sum(block.size for block in coarse), [block.name for block in coarse]
+    size, names = sum(block.size for block in coarse), tuple(block.name for block in coarse)
+    loss = _Bottleneck("image", jnp.asarray(beta), jnp.asarray(log_prior), size, names)
     details = [block.name for block in model.partition.right if block.name not in names]
     start_key, move_key, key = jax.random.split(key, 3)
-
-    def coarse_objective(model, batch, key):
-        move_key, key = jax.random.split(key)
-        x = augment(move_key, batch["image"], augmentation)
-        log_joint = class_log_probs(model, x, key=key, blocks=names) + log_prior_of(model, prior)
-        return information_bottleneck(log_joint, labels_of(model, batch), beta, size)
 
     training = training.completed(
         minutes=8,
@@ -132,9 +142,9 @@ def train_images(
     # the classes have half of the time, the details the rest
     stages = [
         # held-out images are moved too: of the few that there are, a loss that swings less
-        Stage(0, max(len(details), 1), label="classes", where=coarse_part, objective=coarse_objective),
+        Stage(0, max(len(details), 1), label="classes", where=coarse_part, objective=Augmented(loss, augmentation)),
         *(
-            Stage(i, 1, label=f"details {i} of {len(details)}", where=level_part(i), objective=block_nll(name))
+            Stage(i, 1, label=f"details {i} of {len(details)}", where=level_part(i), objective=BlockNLL(name))
             for i, name in enumerate(details, start=1)
         ),
     ]

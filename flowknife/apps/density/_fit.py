@@ -24,7 +24,7 @@ from flowknife.data import fingerprint, load_table
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
-from flowknife.objectives import nll
+from flowknife.objectives import Noisy, nll
 from flowknife.train import fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -135,7 +135,7 @@ def density(
         model,
         ends(train_rows, dim),
         training.model_copy(update={"validation": 0.0}),  # rows are held out above
-        objective=_smoothed(smoothing, LocalSpread.of(train_x, spread)),
+        objective=Noisy(nll, "x", LocalSpread.of(train_x, spread).scaled(smoothing)),
         held_out=ends(stopping, dim) if len(stopping) else None,
         key=fit_key,
         label="density",
@@ -190,14 +190,3 @@ def _unexplained(x, y):
     centred, y = x - x.mean(axis=0), np.asarray(Affine.standardise(y).encode(y)[0])
     residual = centred - y @ np.linalg.lstsq(y, centred, rcond=None)[0]
     return np.maximum(residual.std(axis=0), 1e-4 * x.std(axis=0))
-
-
-def _smoothed(share, spread):
-    """The negative log-likelihood of rows with Gaussian noise, whose standard deviation is a share of their spread."""
-
-    def objective(model, batch, key):
-        noise_key, key = jax.random.split(key)
-        noise = share * spread(batch["x"]) * jax.random.normal(noise_key, batch["x"].shape)
-        return nll(model, {**batch, "x": batch["x"] + noise}, key)
-
-    return objective

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from flowknife._feeds import Rows
-from flowknife.data import Augmentation, augment
+from flowknife.data import Augmentation
 from flowknife.inn import INN
 from flowknife.multiscale import independent_levels, joint_nll, level_part
-from flowknife.objectives import block_nll
+from flowknife.objectives import Augmented, BlockNLL
 from flowknife.stages import Stage, Trained, closed_form_start, fit_stages
-from flowknife.train import Training
+from flowknife.train import Training, whole
 
 _NUMBERS_PER_STEP = 100_000
 
@@ -86,14 +86,14 @@ def train_images(
 
     stages = []
     for i, level in enumerate(order):
-        objective = joint_nll if together else block_nll(blocks[level].name)
+        objective = joint_nll if together else BlockNLL(blocks[level].name)
         stages.append(
             Stage(
                 level=-1 if together else level,
                 share=shares[level],
                 label="images" if together else f"level {level}, {i + 1} of {len(shares)}",
-                where=(lambda whole: whole) if together else level_part(level),
-                objective=_augmented(objective, augmentation, flip),
+                where=whole if together else level_part(level),
+                objective=Augmented(objective, augmentation, flip),
                 held_out_objective=objective,
                 settings=settings(level),
             )
@@ -110,14 +110,3 @@ def _weight_decay(images):
 def _batch(size, most):
     """Batch size, a power of 2, for about `_NUMBERS_PER_STEP` numbers per step."""
     return int(np.clip(2 ** round(np.log2(_NUMBERS_PER_STEP / size)), 1, most))
-
-
-def _augmented(objective, augmentation, flip):
-    """The objective on images that are changed anew for every batch."""
-
-    def augmented(model, batch, key):
-        augment_key, key = jax.random.split(key)
-        moved = augment(augment_key, batch["image"], augmentation, flip)
-        return objective(model, {**batch, "image": moved}, key)
-
-    return augmented

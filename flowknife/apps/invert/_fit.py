@@ -43,7 +43,7 @@ from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
-from flowknife.objectives import Objective, independence, matching_data, matching_latent, nll
+from flowknife.objectives import Independence, Noisy, Objective, Weighted, matching_data, matching_latent, nll
 from flowknife.problems import PROBLEMS, Problem
 from flowknife.train import Training, fit
 
@@ -137,9 +137,9 @@ def invert(
     x, y = (prior.frame or plain_frame(prior.dim)).to_model(data.theta), frame.to_model(data.y)
     user_noise, noise = noise, frame.widths_to_model(noise)
     sharp = data.exact and config.form == "conditional" and config.noise is None and not np.any(noise)
-    noise_at = _constantly(noise)
+    noise_at = LocalSpread.constant(noise)
     if sharp:  # p(x | y) of an exact y lies on a surface, where a density has no bound
-        noise_at = _locally(_SHARP, LocalSpread.of(y, y.std(axis=0)))
+        noise_at = LocalSpread.of(y, y.std(axis=0)).scaled(_SHARP)
         user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0))
     training = used.train
     parts = split(len(x), split_sizes(len(x), training.validation, config.alpha), keys[1])
@@ -387,34 +387,16 @@ def _noise_of(noise, y) -> np.ndarray:
     return np.broadcast_to(scale.reshape(-1), y.shape[1:])
 
 
-NoiseAt = Callable[[Any], Any]
-"""The standard deviation of the noise that is added to each number of data (..., m)."""
-
-
-def _constantly(noise) -> NoiseAt:
-    return lambda y: jnp.broadcast_to(noise, np.shape(y))
-
-
-def _locally(share, spread) -> NoiseAt:
-    return lambda y: share * spread(jnp.asarray(y))
-
-
-def _objective(config, prior, noise_at: NoiseAt) -> Objective:
+def _objective(config, prior, noise: LocalSpread) -> Objective:
     """The negative log-likelihood with the optional terms; data of a conditional model get their noise here."""
     terms: list[tuple[float, Objective]] = [(1.0, nll)]
     if config.matching:
         terms += [(config.matching, matching_latent), (config.matching, matching_data)]
     if config.independence:
-        terms += [(config.independence, independence(prior.log_prob))]
-
-    def objective(model, batch, key):
-        noise_key, *keys = jax.random.split(key, 1 + len(terms))
-        if config.form == "conditional":  # a partitioned model draws the noise itself
-            noise = noise_at(batch["y"]) * jax.random.normal(noise_key, batch["y"].shape)
-            batch = {**batch, "y": batch["y"] + noise}
-        return sum(weight * term(model, batch, k) for (weight, term), k in zip(terms, keys, strict=True))
-
-    return objective
+        terms += [(config.independence, Independence(prior.log_prob))]
+    total = Weighted(tuple(terms)) if len(terms) > 1 else nll
+    # a partitioned model draws the noise itself
+    return Noisy(total, "y", noise) if config.form == "conditional" else total
 
 
 def _couplings(config, dim, key) -> Bijection:

@@ -1,0 +1,58 @@
+"""Compiled programs are kept between processes, in a private folder that can be switched off."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowknife._caches import cache_root, private_folder
+
+PROGRAM = """
+import jax
+from flowknife import _types
+seen = []
+jax.monitoring.register_event_listener(lambda event, **_: seen.append(event.rsplit("/", 1)[-1]))
+jax.jit(lambda x: jax.numpy.sort(jax.numpy.linalg.eigh(x @ x.T)[0]))(jax.numpy.ones((50, 50)))
+print("hits", seen.count("cache_hits"), "dir", jax.config.jax_compilation_cache_dir)
+"""
+
+
+def run(**environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env={**kept, **environment}
+    )
+    return done.stdout.split()
+
+
+def test_a_second_process_compiles_nothing_anew(tmp_path):
+    cache = {"FLOWKNIFE_CACHE": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    first, second = run(**cache), run(**cache)
+    assert int(first[1]) == 0 and int(second[1]) > 0
+    folder = second[3]
+    assert folder.startswith(str(tmp_path / "cache" / "programs"))
+    assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("choice", [{"FLOWKNIFE_COMPILATION_CACHE": "off"}, {"JAX_COMPILATION_CACHE_DIR": "mine"}])
+def test_what_the_user_has_chosen_stays(choice, tmp_path):
+    chosen = {name: str(tmp_path / value) if "DIR" in name else value for name, value in choice.items()}
+    found = run(FLOWKNIFE_CACHE=str(tmp_path / "cache"), **chosen)
+    assert found[3] == chosen.get("JAX_COMPILATION_CACHE_DIR", "None")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert run(FLOWKNIFE_CACHE=str(tmp_path / "file"))[3] == "None"
+
+
+def test_a_folder_that_others_could_enter_is_closed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWKNIFE_CACHE", str(tmp_path))
+    open_to_all = cache_root() / "images"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    assert stat.S_IMODE(private_folder(open_to_all).stat().st_mode) == 0o700
