@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowknife._split import split, split_sizes
+from flowknife._batches import bucket
+from flowknife._split import rounded, split, split_sizes
 from flowknife._threads import prefetch
 from flowknife.errors import InputError
 from flowknife.inn import INN
@@ -105,6 +106,12 @@ def _as_batch(model, data, convert=jnp.asarray) -> dict[str, Any]:
     return arrays
 
 
+def _padded(array):
+    """Rows with zeros below them, which no batch contains, up to a round number."""
+    missing = bucket(len(array)) - len(array)
+    return jnp.asarray(np.pad(np.asarray(array), [(0, missing), *[(0, 0)] * (array.ndim - 1)])) if missing else array
+
+
 def _hold_out(arrays, share, key):
     rows = len(next(iter(arrays.values())))
     parts = split(rows, split_sizes(rows, share, alpha=None), key)
@@ -128,9 +135,11 @@ class _Arrays:
     """
 
     def __init__(self, arrays, training, on_disk):
-        self.arrays, self.on_disk, self.ahead = arrays, on_disk, None
+        self.on_disk, self.ahead = on_disk, None
         self.rows = len(next(iter(arrays.values())))
-        self.batch = min(training.batch_size, self.rows)
+        # few shapes: tables of nearly equal size share one compiled program
+        self.batch = min(training.batch_size, rounded(self.rows))
+        self.arrays = arrays if on_disk else {name: _padded(array) for name, array in arrays.items()}
         self.steps_per_epoch = max(self.rows // self.batch, 1)
         self.round = training.evaluate_every or max(0 if on_disk else self.steps_per_epoch, 100)
         if on_disk:

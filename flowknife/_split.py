@@ -50,6 +50,11 @@ def fewest_calibration_rows(alpha: float | int, ranks: int = 1) -> int:
     return rows
 
 
+def rounded(count: int) -> int:
+    """The largest number up to `count` with four leading binary digits: few sizes, at most an eighth smaller."""
+    return count - count % (1 << max(count.bit_length() - 4, 0))
+
+
 def split_sizes(
     rows: int,
     share: float | int | None,
@@ -87,7 +92,7 @@ def split_sizes(
     if share is None:
         few = min(round(_SHARE_OF_FEW * rows), fewest_calibration_rows(alpha, _RANKS))
         calibration = min(max(calibration, few), most.calibration)
-        stopping = min(max(stopping, min(round(rows / 10), _FEW_STOPPING)), most.stopping, spare - calibration)
+        stopping = rounded(min(max(stopping, min(round(rows / 10), _FEW_STOPPING)), most.stopping, spare - calibration))
     if calibration < 2:  # of one score no p-value is small, and a detector needs the place and the width of several
         return Sizes(stopping + calibration, 0)
     needed = fewest_calibration_rows(alpha)

@@ -2,7 +2,7 @@
 
 import operator
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -119,6 +119,16 @@ class Constant(eqx.Module):
     """
 
     value: Array
+
+
+@eqx.filter_jit
+def built(make: Callable[..., Any], *args: Any, key: Array, **kwargs: Any) -> Any:
+    """`make(*args, key=key, **kwargs)`, compiled as a whole.
+
+    The many small draws of initial weights would take longer one by one. Equal functions with equal arguments share one
+    compiled program.
+    """
+    return make(*args, key=key, **kwargs)
 
 
 def split_trainable(tree: Any) -> tuple[Any, Any]:

@@ -186,6 +186,11 @@ def _unpack(blocks: Sequence[Block], array: Array, batch: Shape) -> Blocks:
     return {block.name: part.reshape(*batch, *block.shape) for block, part in zip(blocks, parts, strict=True)}
 
 
+@eqx.filter_jit
+def _initialise(model, x, key, given):
+    return model.initialise(x, key=key, **given)
+
+
 class INN(eqx.Module):
     """An invertible network between two partitioned ends.
 
@@ -331,6 +336,10 @@ class INN(eqx.Module):
         left = self.left_end(x, key=key, **given)
         fitted, _ = self.bijection.initialise(left.array, left.cond)
         return eqx.tree_at(lambda inn: inn.bijection, self, fitted)
+
+    def initialised(self, x: Any, *, key: Key = None, **given: Any) -> "INN":
+        """`initialise`, compiled; models and data of equal shapes share one program."""
+        return _initialise(self, x, as_key(key), given)
 
     def _check_condition(self):
         """A condition that the bijection does not take would be ignored."""

@@ -149,6 +149,16 @@ def fit_stages(
     return Trained(model, history, training, TrainingRecord(steps=made, seconds=seconds, stopped=stopped, part=part))
 
 
+@eqx.filter_jit
+def _initialised(flow, x, cond):
+    return flow.initialise(x, cond)[0]
+
+
+@eqx.filter_jit
+def _to_coarse(flow, x, cond):
+    return flow.encode_coarsest(x, cond), cond
+
+
 def closed_form_start(model, train, augmentation, flip, key, cond=None):
     """Fit what has a closed form (colours, whitenings, actnorm) to as many training images as fit in memory.
 
@@ -167,18 +177,16 @@ def closed_form_start(model, train, augmentation, flip, key, cond=None):
         x = Pixels(image.law.bits).prepare(noise_key, pixels, pixels.shape[:1], image.shape)
         return x, None if cond is None else jnp.tile(jnp.asarray(cond[start : start + count]), (copies, 1))
 
-    initialise = eqx.filter_jit(lambda flow, x, cond: flow.initialise(x, cond)[0])
     # actnorm needs the output of every layer before it, a wavelet flow's whitenings need none
     most = _NUMBERS_FOR_START if independent else _NUMBERS_FOR_START // 20
     count = max(most // image.size // copies, 16)
     first = rows(0, count)
-    flow = initialise(model.bijection, *first)
+    flow = _initialised(model.bijection, *first)
     coarse = model.bijection.coarsest  # not yet fitted: what is fitted stays as it is
     if independent and coarse.shape != flow.shape and count < len(train):
         enough = min(most // math.prod(coarse.shape) // copies, len(train))
-        to_coarse = eqx.filter_jit(lambda flow, x, cond: (flow.encode_coarsest(x, cond), cond))
         others = (rows(start, count) for start in range(count, enough, count))
-        parts = [to_coarse(flow, *part) for part in itertools.chain([first], others)]
+        parts = [_to_coarse(flow, *part) for part in itertools.chain([first], others)]
         joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
-        flow = eqx.tree_at(lambda flow: flow.coarsest, flow, initialise(coarse, *joined))
+        flow = eqx.tree_at(lambda flow: flow.coarsest, flow, _initialised(coarse, *joined))
     return eqx.tree_at(lambda m: m.bijection, model, flow)

@@ -244,7 +244,7 @@ def _initialise(model, batch, key):
         return model
     batch = batch if finite.all() else {name: array[finite] for name, array in batch.items()}
     left, known = split_batch(model, batch)
-    return eqx.filter_jit(lambda m, x, g: m.initialise(x, key=key, **g))(model, left, known)
+    return model.initialised(left, key=key, **known)
 
 
 @dataclass

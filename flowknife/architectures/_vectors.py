@@ -3,12 +3,11 @@
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from flowknife import nets
-from flowknife._types import Key, Shape, as_key
+from flowknife._types import Key, Shape, as_key, built
 from flowknife.bijections import (
     LU,
     Bijection,
@@ -130,7 +129,6 @@ def flow_given(
     """
     embed_key, flow_key = jax.random.split(as_key(key))
     embedding = nets.Embedding(y, most=_LONG, learned=features, width=hidden, key=embed_key)
-    # compiled as a whole: the many small draws of initial weights would take longer one by one
-    make = eqx.filter_jit(lambda k: coupling_flow(dim, cond_dim=embedding.features, key=k, **couplings))
+    flow = built(coupling_flow, dim, cond_dim=embedding.features, key=flow_key, **couplings)
     start = [Regression(dim, embedding.features), PrincipalRotation(dim, back=True)]
-    return Conditioned(Chain([*start, make(flow_key)]), embedding)
+    return Conditioned(Chain([*start, flow]), embedding)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flowknife._split import rounded
 from flowknife._types import Constant, Key
 from flowknife.nets._vectors import MLP
 
@@ -80,7 +81,7 @@ def _normal_scores(y: np.ndarray, most: int = 64) -> tuple[np.ndarray, np.ndarra
     """Knots (m, k), ascending, and the normal scores there; those of equal knots are their mean."""
     from scipy.stats import norm
 
-    count = max(min(most, len(y) // 4), 2)
+    count = max(min(most, rounded(len(y) // 4)), 2)
     levels = norm.cdf(np.linspace(-1, 1, count) * norm.ppf(1 - 1 / max(len(y) / 4, 4)))
     knots = np.quantile(np.asarray(y, np.float64), levels, axis=0).T.astype(np.float32)
     scores = np.broadcast_to(norm.ppf(levels), knots.shape)

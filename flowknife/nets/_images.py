@@ -213,7 +213,7 @@ class ConvResNet(eqx.Module):
     squeeze: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
     activation: str = eqx.field(static=True)
-    cond_proj: Dense | None = None
+    cond_proj: Dense | None
 
     def __init__(
         self,
@@ -236,8 +236,8 @@ class ConvResNet(eqx.Module):
             (Conv(features, features, key=inner[2 * i]), Dense(features, features, zero=True, key=inner[2 * i + 1]))
             for i in range(depth)
         )
-        if cond_shape is not None:
-            self.cond_proj = Dense(cond_shape[0], features, key=jax.random.fold_in(first, 1))
+        cond_key = jax.random.fold_in(first, 1)
+        self.cond_proj = None if cond_shape is None else Dense(cond_shape[0], features, key=cond_key)
 
     @property
     def cond_shape(self) -> Shape | None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ from flowknife._progress import note
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
-from flowknife._types import Key, as_key, as_seed
+from flowknife._types import Key, as_key, as_seed, built
 from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
 from flowknife.apps.classify._models import image_model, table_model
 from flowknife.apps.classify._result import Classifier
@@ -198,19 +197,15 @@ def _log_prior(codes, classes):
 
 
 def _table_model(rows, config, classes, key):
-    sizes = _sizes(config)
-    make = eqx.filter_jit(lambda unit, k: table_model(unit, config.law, classes, key=k, **sizes))
     unit = Affine.standardise(rows)
     # a column that is nearly always the same would be blown up by its standard deviation
     scale = jnp.maximum(unit.scale.value, np.ptp(rows, axis=0) / 4)
-    return make(Affine(unit.loc.value, scale), key)
+    return built(table_model, Affine(unit.loc.value, scale), config.law, classes, key=key, **_sizes(config))
 
 
 def _image_model(pixels, config, classes, key):
     fixed = pixels.shape[1:], config.bits, config.law, classes
-    # compiled as a whole: the many small draws of initial weights would take longer one by one
-    make = eqx.filter_jit(lambda k: image_model(*fixed, mixing="permute", key=k, **_sizes(config)))
-    return make(key)
+    return built(image_model, *fixed, mixing="permute", key=key, **_sizes(config))
 
 
 def _sizes(config) -> dict[str, Any]:

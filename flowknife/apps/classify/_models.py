@@ -148,6 +148,11 @@ def image_model(
 # -- the start in closed form -----------------------------------------------------------------------------------------
 
 
+@eqx.filter_jit
+def _encode(model, x):
+    return model.encode(x, key=0)
+
+
 def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
     """Fit the class law to the principal components of rows; the model then is a quadratic discriminant analysis.
 
@@ -160,7 +165,7 @@ def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
     block = model.partition.right[0]
     if not isinstance(block.law, ClassMixture):
         return model
-    z = eqx.filter_jit(lambda m, x: m.encode(x, key=0)[block.name])(model, x)
+    z = _encode(model, x)[block.name]
     # shrunk in the units of the rows, or of pixels, where a column that hardly varies cannot decide
     layers = jax.tree.leaves(level_part(0)(model), is_leaf=lambda layer: isinstance(layer, PrincipalRotation))
     axes = next(layer for layer in layers if isinstance(layer, PrincipalRotation))

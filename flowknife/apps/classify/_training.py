@@ -77,7 +77,7 @@ def train_table(
     size = rows.shape[1]
     objective = Noisy(_Bottleneck("x", jnp.asarray(beta), jnp.asarray(log_prior), size), "x", noise)
     noisy = jnp.asarray(rows) + noise(rows) * jax.random.normal(noise_key, rows.shape)
-    model = eqx.filter_jit(lambda m, x: m.initialise(x, key=noise_key))(model, noisy)
+    model = model.initialised(noisy, key=noise_key)
     model = fit_start(model, noisy, labels)
     # wide tables have more to overfit to: smaller steps
     training = training.completed(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -14,7 +13,7 @@ from flowknife._progress import note
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked
 from flowknife._split import split, split_sizes
-from flowknife._types import Key, as_key, as_seed
+from flowknife._types import Key, as_key, as_seed, built
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._given import read_joined
 from flowknife.apps.density._result import Density, ends
@@ -118,10 +117,10 @@ def density(
     if given_names:
         flow, cond = flow_given(dim, train_y, key=model_key, **couplings), [Block("y", len(given_names))]
         model = INN([Block("x", dim)], [Block("z", dim)], Chain([standardise, flow]), cond)
-        start = eqx.filter_jit(lambda m, x, y: m.initialise(x, y=y))
-        model, spread = start(model, train_x[:_START_ROWS], train_y[:_START_ROWS]), _unexplained(train_x, train_y)
+        model = model.initialised(train_x[:_START_ROWS], y=train_y[:_START_ROWS])
+        spread = _unexplained(train_x, train_y)
     else:
-        flow = coupling_flow(dim, key=model_key, **couplings)
+        flow = built(coupling_flow, dim, key=model_key, **couplings)
         model = INN([Block("x", dim)], [Block("z", dim)], Chain([*_start(train_x, standardise), flow]))
     steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
     # few rows say little beyond the linear-Gaussian start, so weights are pulled towards it

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -12,7 +11,7 @@ from flowknife._progress import progress
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import Sizes, split, split_sizes
-from flowknife._types import Key, as_key, as_seed
+from flowknife._types import Key, as_key, as_seed, built
 from flowknife.anomaly._features import bits_of, level_squares
 from flowknife.anomaly._neighbours import Neighbours, thumbnails
 from flowknife.anomaly._scores import features_of, fit_detector
@@ -125,8 +124,7 @@ def images(
     )
     require_applicable(config, config.applies, {"architecture": str(used.architecture)})
     flip = bool(used.augment.flip)
-    # compiled as a whole: the many small draws of initial weights would take longer one by one
-    model = eqx.filter_jit(lambda k: _model(shape, used, len(classes), k))(model_key)
+    model = built(_model, shape, used, len(classes), key=model_key)
     trained = train_images(
         model,
         {"image": train, **train_known},

@@ -1,5 +1,6 @@
 """Figures of the latent space of an image model: interpolation, levels, temperatures, nearest images, anomaly maps."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path)
 
 
 def anomaly_maps(
-    model: "Images", pixels: np.ndarray, scores: dict[str, np.ndarray], folder: str | Path, given: Any = None
+    model: "Images", pixels: np.ndarray, scores: Mapping[str, np.ndarray], folder: str | Path, given: Any = None
 ) -> list[PageImage]:
     """Anomaly maps of some flagged images, or of the most anomalous where few are flagged."""
     some = max(int(np.sum(scores.get("flag", 0))), min(_MAPPED, len(pixels)))

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from flowknife import nets, priors
 from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robust_spread
@@ -23,7 +23,7 @@ from flowknife._record import DataRecord, Record, Stopped, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._threads import in_threads
-from flowknife._types import Key, as_key, as_seed
+from flowknife._types import Key, as_key, as_seed, built
 from flowknife.apps.invert._config import TASK, InvertConfig
 from flowknife.apps.invert._result import Posterior
 from flowknife.architectures import coupling_flow, flow_given
@@ -151,9 +151,8 @@ def invert(
     )
     make = _partitioned if config.form == "partitioned" else _conditional
     model = make(used, prior.inner, noisy, noise, keys[3])
-    model = eqx.filter_jit(lambda m, x, y: m.initialise(x, key=keys[4], y=y))(
-        model, train["x"][:_START_ROWS], (train["y"] if config.form == "partitioned" else noisy)[:_START_ROWS]
-    )
+    start_y = train["y"] if config.form == "partitioned" else noisy
+    model = model.initialised(train["x"][:_START_ROWS], key=keys[4], y=start_y[:_START_ROWS])
     candidates = _candidates(training, len(train["x"]))
     calls = [
         partial(
@@ -400,15 +399,13 @@ def _objective(config, prior, noise: LocalSpread) -> Objective:
 
 
 def _couplings(config, dim, key) -> Bijection:
-    net = partial(nets.ResidualMLP, width=config.width, depth=config.depth)
-    # compiled as a whole: the many small draws of initial weights would take longer one by one
-    make = eqx.filter_jit(lambda k: coupling_flow(dim, layers=config.layers, net=net, key=k))
-    return make(key)
+    net = Partial(nets.ResidualMLP, width=config.width, depth=config.depth)
+    return built(coupling_flow, dim, layers=config.layers, net=net, key=key)
 
 
 def _flow_given(config, dim, y, key) -> Bijection:
     """From x to z given y: linear regression on y, whitening, and couplings that take features of y."""
-    net = partial(nets.ResidualMLP, width=config.width, depth=config.depth)
+    net = Partial(nets.ResidualMLP, width=config.width, depth=config.depth)
     return flow_given(dim, y, features=config.features, hidden=2 * config.width, layers=config.layers, net=net, key=key)
 
 
@@ -458,8 +455,8 @@ def _noisy_bijection(config, prior, y, spread, key) -> Bijection:
         prior.bijection,
         Affine(np.zeros(data), np.asarray(spread.scale.value)),
     )
-    net = partial(nets.ResidualMLP, width=2 * config.width, depth=config.depth)
-    forward = eqx.filter_jit(lambda k: Coupling(Channels(dim + data, dim), Shift(), net, key=k))(forward_key)
+    net = Partial(nets.ResidualMLP, width=2 * config.width, depth=config.depth)
+    forward = built(Coupling, Channels(dim + data, dim), Shift(), net, key=forward_key)
     flow = _flow_given(config, dim, standard, flow_key)
     units = Affine(-np.asarray(spread.loc.value / spread.scale.value), 1 / np.asarray(spread.scale.value))
     return Chain([ends, forward, Split(Channels(dim + data, data, swap=True), units, flow)])
