@@ -8,6 +8,7 @@ import pytest
 
 import flowknife as fk
 from flowknife import stages as stages_module
+from flowknife._record import TrainingRecord
 from flowknife._types import split_trainable
 from flowknife.apps.images import _training
 from flowknife.apps.images._fit import _model
@@ -183,7 +184,7 @@ def test_the_couplings_of_glow_are_chosen(scalar):
         {"architecture": "glow", "levels": 1, "steps_per_level": 1, "width": 8, "scalar": scalar}
     )
     used = config.used("glow", 8, flip=False)
-    made = eqx.filter_eval_shape(lambda: _model((8, 8, 1), used, jax.random.key(0)))
+    made = eqx.filter_eval_shape(lambda: _model((8, 8, 1), used, 0, jax.random.key(0)))
     layers = jax.tree.leaves(made, is_leaf=lambda layer: isinstance(layer, Coupling))
     (coupling,) = (layer for layer in layers if isinstance(layer, Coupling))
     assert eqx.tree_equal(coupling.scalar, SCALARS[scalar])
@@ -432,7 +433,7 @@ def test_weights_decay_where_levels_are_trained_one_by_one(settings, decays, mon
 
     def fit_stages(model, pixels, held_out, training, stages, *args, **options):
         seen.update({stage.level: stage.settings["weight_decay"] for stage in stages})
-        return stages_module.Trained(model, {}, training, 0.0)
+        return stages_module.Trained(model, {}, training, TrainingRecord(steps=0, seconds=0.0))
 
     monkeypatch.setattr(_training, "fit_stages", fit_stages)
     fk.images(_blobs(64, 0), width=8, key=0, show_progress=False, **settings)

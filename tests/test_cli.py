@@ -55,9 +55,10 @@ def trained(density, monkeypatch):
     """In place of training, the run that is there; returns the arguments of every call."""
     calls = []
 
-    def density_at_once(data, config, **options):
+    def density_at_once(data, config=None, **options):
         calls.append({"data": data, "config": config, **options})
-        return dataclasses.replace(fk.load(density), config=config)
+        fitted = fk.load(density)
+        return dataclasses.replace(fitted, record=fitted.record.model_copy(update={"config": config}))
 
     monkeypatch.setattr(apps, "density", density_at_once)
     return calls
@@ -141,15 +142,15 @@ def test_info_shows_both_ends_and_how_the_run_was_made(density):
 
 
 def test_check_prints_numbers_and_fails_when_one_is_beyond_its_limit(density, table, monkeypatch):
-    monkeypatch.setattr(apps.Density, "check", lambda self, x=None: [Check("round trip", 1e-6, 1e-3)])
+    monkeypatch.setattr(apps.Density, "check", lambda self, data=None, given=None: [Check("round trip", 1e-6, 1e-3)])
     assert call("check", density).stdout == "passed  round trip  1e-06, at most 0.001\n"
-    given = []
+    judged = []
     checks = [Check("round trip", 1e-6, 1e-3), Check("latents", float("nan"), 0.1)]
-    monkeypatch.setattr(apps.Density, "check", lambda self, x=None: given.append(x) or checks)
+    monkeypatch.setattr(apps.Density, "check", lambda self, data=None, given=None: judged.append(data) or checks)
     result = call("check", density, table, status=1)
     assert "passed  round trip  1e-06" in result.stdout and "FAILED  latents     nan" in result.stdout
     assert result.stderr == "error: 1 of 2 checks failed\n"
-    np.testing.assert_array_equal(given[0], load_table(table).values)
+    np.testing.assert_array_equal(judged[0], load_table(table).values)
 
 
 def test_check_of_a_real_run_measures_the_round_trip(density):

@@ -26,7 +26,7 @@ def asked(monkeypatch):
     """The configuration that `fit images` asks for, without training."""
     seen = []
 
-    def stop(data, config):
+    def stop(data, config, given=None):
         seen.append(config)
         raise InputError("enough")
 
