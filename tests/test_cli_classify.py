@@ -69,7 +69,7 @@ def test_fit_classify_writes_a_run_and_says_what_comes_next(fitted):
     record = json.loads((run / "run.json").read_text())
     assert record["application"] == "classify" and record["data"]["label_column"] == "species"
     assert record["data"]["names"] == ["height", "length"] and record["data"]["unlabelled"] == 3
-    assert re.search(r"accuracy +[\d.]+ share of inputs", result.stdout)
+    assert re.search(r"accuracy +[\d.]+ share of rows", result.stdout)
     following = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  flowknife ")]
     assert following == ["sample", "classify", "report"]
 
@@ -111,12 +111,14 @@ def test_sample_draws_a_class(tmp_path, animals):
 def test_score_and_check_take_the_table_of_training(tmp_path, animals, table, monkeypatch):
     call("score", animals, table, "--out", tmp_path / "scores.csv")
     assert {"row", "p_value", "flag"} <= set(rows_of(tmp_path / "scores.csv")[0])
-    given = []
-    monkeypatch.setattr(apps.Classifier, "check", lambda self, data: given.append(data) or [Check("alarms", 0.0, 1.0)])
+    judged = []
+    monkeypatch.setattr(
+        apps.Classifier, "check", lambda self, data, given: judged.append(data) or [Check("alarms", 0.0, 1.0)]
+    )
     call("check", animals, table)
     call("check", animals, _without_species(table, tmp_path))
-    assert isinstance(given[0], tuple) and given[1].shape == (200, 2)
-    assert given[0][0].shape == (200, 2) and set(given[0][1]) == {"cat", "dog", ""}
+    assert isinstance(judged[0], tuple) and judged[1].shape == (200, 2)
+    assert judged[0][0].shape == (200, 2) and set(judged[0][1]) == {"cat", "dog", ""}
 
 
 def test_images_are_classified(tmp_path, images, folder):

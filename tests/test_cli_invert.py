@@ -128,18 +128,18 @@ def test_score_tells_which_observations_the_simulator_cannot_make(tmp_path, arm,
 
 
 def test_check_takes_pairs(tmp_path, arm, monkeypatch):
-    given = []
+    judged = []
     monkeypatch.setattr(
-        apps.Posterior, "check", lambda self, data=None: given.append(data) or [Check("ranks", 0.0, 1.0)]
+        apps.Posterior, "check", lambda self, data=None, given=None: judged.append(data) or [Check("ranks", 0.0, 1.0)]
     )
     x, y = np.zeros((3, 4)), np.ones((3, 2))
     np.savez(tmp_path / "pairs.npz", x=x, y=y)
     save_table(tmp_path / "pairs.csv", np.c_[y, x], ["hand1", "hand2", *NAMES])
     for arguments in ([], [tmp_path / "pairs.npz"], [tmp_path / "pairs.csv"]):
         call("check", arm, *arguments)
-    assert given[0] is None
+    assert judged[0] is None
     posterior = fk.load(arm)
-    for source in given[1:]:
+    for source in judged[1:]:
         pair = read_pairs(source, posterior.names, posterior.y_names)
         np.testing.assert_array_equal(pair.x, x)
         np.testing.assert_array_equal(pair.y, y)

@@ -86,7 +86,7 @@ def test_a_saved_run_knows_its_conditions(flow, tmp_path):
     x, c = linear(50, key=3)
     np.testing.assert_array_equal(again.log_prob(x, given=c), flow.log_prob(x, given=c))
     np.testing.assert_array_equal(again.sample(5, key=0, given=1.0), flow.sample(5, key=0, given=1.0))
-    assert all(check.passed for check in again.check()) and all(check.passed for check in again.check(x, c))
+    assert all(check.passed for check in again.check()) and all(check.passed for check in again.check(x, given=c))
     assert "Samples are drawn given the c" in again.report(tmp_path / "run").read_text()
 
 

@@ -100,7 +100,7 @@ def test_check_report_and_a_saved_run_know_the_classes(model, tmp_path):
     np.testing.assert_array_equal(again.sample(3, key=1, given="dark"), model.sample(3, key=1, given="dark"))
     assert again.classes == model.classes and all(np.isin(again.example_classes, model.classes))
     assert [check.value for check in again.check()] == pytest.approx([check.value for check in model.check()])
-    assert all(np.isfinite(check.value) for check in again.check(pixels, labels))
+    assert all(np.isfinite(check.value) for check in again.check(pixels, given=labels))
     page = again.report(tmp_path / "run").read_text()
     assert "New images of each class" in page and (tmp_path / "run" / "figures" / "classes.png").exists()
 

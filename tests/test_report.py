@@ -175,28 +175,36 @@ def test_an_end_without_a_block_is_an_error():
 
 
 def test_a_page_of_a_run_shows_date_data_settings_versions_and_units(tmp_path):
+    from datetime import UTC, datetime
     from types import SimpleNamespace
 
     import flowknife as fk
+    from flowknife._record import DataRecord, Record, Stopped, TrainingRecord
     from flowknife.report import write_page
-    from flowknife.storage import write_json
 
     identity = fk.bijections.Permute([1, 0])
     model = fk.INN([fk.Block("x", 2)], [fk.Block("z", 2)], identity)
     config = fk.DensityConfig.model_validate({"width": 32, "train": {"steps": 5}})
     used = config.completed(smoothing=0.1)
+    record = Record[fk.DensityConfig](
+        application="density",
+        config=config,
+        used=used,
+        data=DataRecord(kind="rows", rows=7, source="points.csv"),
+        training=TrainingRecord(steps=5, seconds=1.0, stopped=Stopped.BUDGET),
+        created=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+        versions={"flowknife": "1.2.3"},
+    )
     result = SimpleNamespace(
-        application="density", config=config, used=used, facts={"rows": 7}, metrics={"nll": 1.5}, model=model
+        application="density",
+        record=record,
+        config=config,
+        used=used,
+        metrics={"nll": 1.5},
+        model=model,
+        flagging=SimpleNamespace(note=""),
     )
     folder = tmp_path / "points"
-    record = {
-        "format": 2,
-        "application": "density",
-        "created": "2026-01-02 03:04 UTC",
-        "data": {"source": "points.csv"},
-        "versions": {"flowknife": "1.2.3"},
-    }
-    write_json(folder / "run.json", record)
     page = read(write_page(result, folder, [Section("Checks", "", table=[("Check", "Value"), ("a < b", "1")])]))
     text = "\n".join(page.words)
     assert page.words[:2] == ["points: density"] * 2  # of the tab and of the page

@@ -13,8 +13,9 @@
 >>> import flowknife as fk
 >>> problem = fk.problems.kinematics()
 >>> theta = problem.reference_posterior([1.7, 0.1], 100, key=0)
->>> bool(abs(problem.forward(theta) - [1.7, 0.1]).max() < 1e-5)
-True
+>>> problem.forward(theta)[:2].round(3)
+Array([[1.7, 0.1],
+       [1.7, 0.1]], dtype=float32)
 """
 
 from flowknife.problems._ballistics import ballistics

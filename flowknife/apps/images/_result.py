@@ -257,9 +257,10 @@ class Images(Result[ImagesConfig]):
             raise InputError(f"got k={k}; expected 1 to {len(known.images)}, the images that there are")
         return known.nearest(self._pixels(images).pixels, k)
 
-    def log_prob(self, images: Any) -> Float[np.ndarray, " n"]:
+    def log_prob(self, images: Any, given: Any = None) -> Float[np.ndarray, " n"]:
         """Log-probability of the discrete images of `config.bits` bits, in nats, shape (n,)."""
-        features = look(self.model, self._pixels(images).pixels).levels
+        data, known = self._read(images, given)
+        features = look(self.model, data.pixels, given=known).levels
         return -bits_of(self.model, features) * np.prod(self.shape) * np.log(2)
 
     def score(self, images: Any, show_progress: bool = False, given: Any = None) -> Scores:
