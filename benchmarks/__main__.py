@@ -2,9 +2,10 @@
 
 import sys
 
-from benchmarks import anomaly, bits_per_dim, density, glow_step, images, inversion, loading, posteriors
+from benchmarks import ablation, anomaly, bits_per_dim, density, glow_step, images, inversion, loading, posteriors
 
 BENCHMARKS = {
+    "ablation": ablation.run,
     "anomaly": anomaly.run,
     "bits_per_dim": bits_per_dim.run,
     "density": density.run,

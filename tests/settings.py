@@ -7,12 +7,8 @@ from flowknife import apps
 from flowknife._settings import described
 from flowknife.cli._fit import SETTINGS
 
-CONFIGS = {
-    "density": apps.DensityConfig,
-    "images": apps.ImagesConfig,
-    "classify": apps.ClassifyConfig,
-    "invert": apps.InvertConfig,
-}
+ORDER = ("density", "images", "classify", "invert")
+CONFIGS = {name: apps.APPLICATIONS[name].settings for name in (*ORDER, *sorted(set(apps.APPLICATIONS) - set(ORDER)))}
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
 HEAD = """# Settings

@@ -197,6 +197,7 @@ def test_a_page_of_a_run_shows_date_data_settings_versions_and_units(tmp_path):
     )
     result = SimpleNamespace(
         application="density",
+        title="density",
         record=record,
         config=config,
         used=used,

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from flowknife._record import Config, Record
+from flowknife._settings import Settings
 from flowknife.data import Skipped, write_skipped
 from flowknife.diagnostics import Check, Flagging
 from flowknife.errors import InputError, StorageError
@@ -33,7 +34,8 @@ class Result(ABC, Generic[Config]):
     """
 
     application: ClassVar[str]
-    settings: ClassVar[type]
+    title: ClassVar[str]  # what the model is called on its report
+    settings: ClassVar[type[Settings]]
     kept: ClassVar[tuple[str, ...]]
     parts: ClassVar[Mapping[str, Any]] = {}  # of these attributes, the classes of those with `to_tree` and `from_tree`
 

@@ -55,16 +55,10 @@ class Recipe:
     @property
     def config(self) -> Any:
         """The configuration, as in `fk.images(folder, recipe.config)`."""
-        from flowknife import apps
         from flowknife._settings import validated
+        from flowknife.apps import APPLICATIONS
 
-        kinds = {
-            "density": apps.DensityConfig,
-            "images": apps.ImagesConfig,
-            "classify": apps.ClassifyConfig,
-            "invert": apps.InvertConfig,
-        }
-        return validated(kinds[self.application], self.settings)
+        return validated(APPLICATIONS[self.application].settings, self.settings)
 
     @property
     def command(self) -> str:

@@ -10,9 +10,6 @@ from flowknife._settings import given, leaves
 from flowknife.report._figures import ends
 from flowknife.report._page import Section, write_report
 
-_KINDS = {"density": "density", "images": "image model", "classify": "classifier", "invert": "inverse problem"}
-_ITEMS = {"density": "row", "images": "image", "classify": "item", "invert": "pair"}
-
 
 def write_page(
     result: Any,
@@ -34,7 +31,7 @@ def write_page(
     training = result.record.training
     return write_report(
         folder,
-        f"{Path(folder).resolve().name}: {_KINDS[result.application]}",
+        f"{Path(folder).resolve().name}: {result.title}",
         sections,
         {**result.metrics, **(metrics or {})},
         about(result) | _versions(result),
@@ -59,9 +56,7 @@ def _versions(result: Any) -> dict[str, str]:
 
 def item_of(result: Any) -> str:
     """What one item of a result is called, for units: row, image or pair."""
-    if result.application == "classify":
-        return "image" if result.of_images else "row"
-    return _ITEMS[result.application]
+    return result.record.data.kind.removesuffix("s")
 
 
 _LEFT_OUT = {"rows": "rows left out", "images": "skipped files", "pairs": "failed simulations"}

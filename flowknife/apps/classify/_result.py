@@ -85,7 +85,8 @@ class Classifier(Result[ClassifyConfig]):
     """
 
     application: ClassVar[str] = "classify"
-    settings: ClassVar[type] = ClassifyConfig
+    title: ClassVar[str] = "classifier"
+    settings: ClassVar[type[ClassifyConfig]] = ClassifyConfig
     parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality}
     kept: ClassVar[tuple[str, ...]] = (
         *parts,

@@ -79,7 +79,8 @@ class Density(Result[DensityConfig]):
     """
 
     application: ClassVar[str] = "density"
-    settings: ClassVar[type] = DensityConfig
+    title: ClassVar[str] = "density"
+    settings: ClassVar[type[DensityConfig]] = DensityConfig
     kept: ClassVar[tuple[str, ...]] = ("frame", "given_frame", "reference", "held_out")
 
     frame: Frame = field(repr=False)

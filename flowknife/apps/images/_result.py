@@ -67,7 +67,8 @@ class Images(Result[ImagesConfig]):
     """
 
     application: ClassVar[str] = "images"
-    settings: ClassVar[type] = ImagesConfig
+    title: ClassVar[str] = "image model"
+    settings: ClassVar[type[ImagesConfig]] = ImagesConfig
     parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality, "empirical": Empirical, "neighbours": Neighbours}
     kept: ClassVar[tuple[str, ...]] = (
         *parts,

@@ -130,7 +130,8 @@ class Posterior(Result[InvertConfig]):
     """
 
     application: ClassVar[str] = "invert"
-    settings: ClassVar[type] = InvertConfig
+    title: ClassVar[str] = "inverse problem"
+    settings: ClassVar[type[InvertConfig]] = InvertConfig
     kept: ClassVar[tuple[str, ...]] = ("prior", "held_out", "frame", "reference", "noise")
 
     prior: Prior = field(repr=False)
