@@ -46,13 +46,8 @@ def test_help_shows_every_setting_within_the_width_of_the_terminal(width, monkey
 
 
 ROOT = Path(__file__).parents[1]
-TRAINING = {
-    "apps.classify._fit",
-    "apps.density._fit",
-    "apps.images._fit",
-    "apps.invert._fit",
-    "estimators",
-}  # examples that train
+FITS = {f"apps.{name}._fit" for name in fk.apps.APPLICATIONS}
+TRAINING = {*FITS, "estimators"}  # examples that train
 MODULES = [each.name for each in pkgutil.walk_packages(fk.__path__, "flowknife.") if "__main__" not in each.name]
 
 

@@ -15,6 +15,7 @@ from scipy.special import logsumexp, softmax
 from flowknife._batches import IMAGES_AT_ONCE, ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
+from flowknife._settings import Settings
 from flowknife._types import Key, as_key
 from flowknife.anomaly._scores import complexity
 from flowknife.apps._result import Result
@@ -86,7 +87,7 @@ class Classifier(Result[ClassifyConfig]):
 
     application: ClassVar[str] = "classify"
     title: ClassVar[str] = "classifier"
-    settings: ClassVar[type[ClassifyConfig]] = ClassifyConfig
+    settings: ClassVar[type[Settings]] = ClassifyConfig
     parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality}
     kept: ClassVar[tuple[str, ...]] = (
         *parts,

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
+from flowknife._settings import Settings
 from flowknife._types import Key, as_key
 from flowknife.apps._result import Result
 from flowknife.apps.density._config import DensityConfig
@@ -80,7 +81,7 @@ class Density(Result[DensityConfig]):
 
     application: ClassVar[str] = "density"
     title: ClassVar[str] = "density"
-    settings: ClassVar[type[DensityConfig]] = DensityConfig
+    settings: ClassVar[type[Settings]] = DensityConfig
     kept: ClassVar[tuple[str, ...]] = ("frame", "given_frame", "reference", "held_out")
 
     frame: Frame = field(repr=False)

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from flowknife._batches import draw_batches, map_batches
 from flowknife._progress import Report, progress, unreported
+from flowknife._settings import Settings
 from flowknife._types import Key, as_key
 from flowknife.anomaly._features import bits_of, level_squares, look
 from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
@@ -68,7 +69,7 @@ class Images(Result[ImagesConfig]):
 
     application: ClassVar[str] = "images"
     title: ClassVar[str] = "image model"
-    settings: ClassVar[type[ImagesConfig]] = ImagesConfig
+    settings: ClassVar[type[Settings]] = ImagesConfig
     parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality, "empirical": Empirical, "neighbours": Neighbours}
     kept: ClassVar[tuple[str, ...]] = (
         *parts,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
+from flowknife._settings import Settings
 from flowknife._types import Key, as_key
 from flowknife.apps._result import Result
 from flowknife.apps.invert._config import InvertConfig
@@ -131,7 +132,7 @@ class Posterior(Result[InvertConfig]):
 
     application: ClassVar[str] = "invert"
     title: ClassVar[str] = "inverse problem"
-    settings: ClassVar[type[InvertConfig]] = InvertConfig
+    settings: ClassVar[type[Settings]] = InvertConfig
     kept: ClassVar[tuple[str, ...]] = ("prior", "held_out", "frame", "reference", "noise")
 
     prior: Prior = field(repr=False)
