@@ -75,12 +75,12 @@ class TrainingRecord(_Part):
         if self.partial:
             where = f"in part {self.part[0]} of {self.part[1]}" if self.part else f"at step {self.steps}"
             return f"{Stopped.INTERRUPTED.sentence} {where}"
-        told = self.stopped.sentence if self.stopped else "every part was trained to its end"
+        reason = self.stopped.sentence if self.stopped else "every part was trained to its end"
         if self.steps >= MINIMUM_STEPS or self.stopped is Stopped.NON_FINITE:
-            return told
+            return reason
         return (
-            f"{told} after {self.steps} steps, but training takes at least {MINIMUM_STEPS}: this model is not trained; "
-            "try more train.steps or train.minutes"
+            f"{reason} after {self.steps} steps, but training takes at least {MINIMUM_STEPS}: this model is not "
+            "trained; try more train.steps or train.minutes"
         )
 
 
@@ -130,8 +130,8 @@ class DataRecord(_Part):
     @pydantic.model_serializer(mode="wrap")
     def _what_applies(self, handler: Any) -> dict[str, Any]:
         """Without the fields that say nothing, such as the classes of a density."""
-        told = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        return {name: value for name, value in handler(self).items() if name in told}
+        filled = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        return {name: value for name, value in handler(self).items() if name in filled}
 
 
 def _versions() -> dict[str, str]:

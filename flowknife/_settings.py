@@ -90,7 +90,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _place(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a dotted key; a mapping is merged with what is there."""
+    """Put a value at a dotted key; a mapping is merged with the one that is there."""
     first, dot, rest = key.partition(".")
     inside = {rest: value} if dot else given(value) if isinstance(value, pydantic.BaseModel) else value
     if not isinstance(inside, Mapping):

@@ -55,7 +55,7 @@ class BlockNLL(eqx.Module):
 
 
 class Noisy(eqx.Module):
-    """An objective of batches in which one block has Gaussian noise, drawn anew for every batch.
+    """An objective of batches in which one block has Gaussian noise, drawn again for every batch.
 
     Args:
         objective: of the noisy batch.
@@ -75,7 +75,7 @@ class Noisy(eqx.Module):
 
 
 class Augmented(eqx.Module):
-    """An objective of images that are changed anew for every batch.
+    """An objective of images that are changed at random in every batch.
 
     Args:
         objective: of the changed batch.

@@ -6,7 +6,7 @@
 
 A network that works on u and ends in `prior.bijection.decode` therefore cannot leave the support.
 
-Parameters far from zero, such as Uniform(1.7e9, 1.7e9 + 1), are more than single precision can tell apart. Their prior
+Parameters far from zero, such as Uniform(1.7e9, 1.7e9 + 1), cannot be resolved in single precision. Their prior
 has a `frame`, which keeps origin and scale in double precision, and `inner` is the prior of (theta - origin) / scale.
 
     >>> import flowknife as fk

@@ -260,7 +260,7 @@ def read_run(folder: str | os.PathLike, settings: Any = dict[str, Any]) -> Recor
         place = ".".join(map(str, first["loc"]))
         raise StorageError(
             f"got {folder / 'run.json'}, which is damaged or of another version ({place}: {first['msg']}{more}); "
-            "expected a run written by `flowknife fit`; try to fit anew"
+            "expected a run written by `flowknife fit`; try fitting again"
         ) from None
 
 
@@ -285,7 +285,7 @@ def _require_format(path, found):
     if not isinstance(found, int) or isinstance(found, bool):
         raise StorageError(f"got {path} of format {found!r}; expected one that flowknife wrote, of format {FORMAT}")
     if found != FORMAT:
-        advice = "an older flowknife wrote it; try to fit anew" if found < FORMAT else "try a newer flowknife"
+        advice = "an older flowknife wrote it; try fitting again" if found < FORMAT else "try a newer flowknife"
         raise StorageError(f"got {path} of format {found}; expected format {FORMAT}; {advice}")
 
 

@@ -118,7 +118,7 @@ def _has_blocks(bijection):
 
 
 def _blocks(bijection, x, cond, local):
-    """The right end and the log-determinant, joined from blocks and their terms, and whether their shapes are told."""
+    """The right end and the log-determinant, joined from blocks and terms, and whether shapes are as stated."""
     found = bijection.encode_blocks(x, cond, local=local)
     batch = x.shape[: x.ndim - len(bijection.shape)]
     flat = [block.reshape(*batch, -1) for block, _ in found]
@@ -154,7 +154,7 @@ def facts(request):
     def tell(bijection, x, y, cond):
         encoded, gradient, jacobian = encode(bijection, x, cond, jnp.asarray(1 + math.prod(bijection.out_shape)))
         decoded, gradient_back = decode(bijection, y, cond)
-        told = {
+        facts = {
             "x": x,
             "y": y,
             "encoded": encoded,
@@ -166,10 +166,10 @@ def facts(request):
         }
         if type(bijection).initialise is not Bijection.initialise:
             fitted, start = quick_jit(type(bijection).initialise)(bijection, x, cond)
-            told["initialised"] = start, encode(fitted, x, cond, jnp.asarray(0))[0][0]
+            facts["initialised"] = start, encode(fitted, x, cond, jnp.asarray(0))[0][0]
         if _has_blocks(bijection):
-            told["blocks"] = [quick_jit(_blocks)(bijection, x, cond, local) for local in (False, True)]
-        return jax.tree.map(np.asarray, told)
+            facts["blocks"] = [quick_jit(_blocks)(bijection, x, cond, local) for local in (False, True)]
+        return jax.tree.map(np.asarray, facts)
 
     with jax.enable_x64(True):
         drawn = [row.draw(seed) for seed in (0, 1)]

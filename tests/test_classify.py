@@ -37,7 +37,7 @@ def rings():
 
 @pytest.fixture(scope="module")
 def words():
-    """A quick classifier with classes named by words, few of them told, and a column far from zero."""
+    """A quick classifier with classes named by words, few of them labelled, and a column far from zero."""
     x, codes = ring(1200, 1, "some")
     names = np.array(["north", "east", "south", "west"], object)[codes]
     names[np.random.default_rng(0).random(len(names)) < 0.8] = None

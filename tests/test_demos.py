@@ -38,10 +38,10 @@ def test_demo_runs_all_and_shows_them_on_one_page(tmp_path, monkeypatch):
     assert result.stdout == f"report: {tmp_path / 'demo' / 'report.html'}\n"
     assert "three: left out" in result.stderr
     page = (tmp_path / "demo" / "report.html").read_text()
-    told = re.findall("<h2>(.*?)</h2>|<figcaption>(.*?)</figcaption>|(not installed)", page)
+    shown = re.findall("<h2>(.*?)</h2>|<figcaption>(.*?)</figcaption>|(not installed)", page)
     titles = ["Title of one", "Title of two"]
     overview = ["2 jobs, one network", *(f"{title}." for title in titles)]
-    assert ["".join(words) for words in told] == [*overview, *titles, "three", "not installed"]
+    assert ["".join(words) for words in shown] == [*overview, *titles, "three", "not installed"]
     assert json.loads((tmp_path / "demo" / "two" / "run.json").read_text())["used"]["quick"] is True
 
     result = call("demo", "two", "--full", "--out", tmp_path / "alone")

@@ -328,8 +328,8 @@ def test_what_no_training_image_looks_like_is_anomalous(model):
 
 
 def test_long_scoring_says_how_far_it_is(model, capsys):
-    quiet, told = (model.score(faces(3, key=5), show_progress=show) for show in (False, True))
-    np.testing.assert_array_equal(quiet["score"], told["score"])
+    quiet, shown = (model.score(faces(3, key=5), show_progress=show) for show in (False, True))
+    np.testing.assert_array_equal(quiet["score"], shown["score"])
     err = capsys.readouterr().err
     assert err.count("scoring images: 100 %") == 1 and "3 of 3" in err
 

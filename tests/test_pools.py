@@ -94,9 +94,9 @@ def test_random_streams_are_seeded_by_the_key_for_each_chunk(spawned):
 
 
 def test_progress_is_told_in_chunks(spawned):
-    told = []
-    simulate(row, THETA, executor=spawned, on_progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told) and told[-1] == (600, 600) and 50 < len(told) <= 128
+    calls = []
+    simulate(row, THETA, executor=spawned, on_progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls) and calls[-1] == (600, 600) and 50 < len(calls) <= 128
 
 
 class Messages:

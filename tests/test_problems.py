@@ -470,21 +470,21 @@ def test_dispersion_reference_explains_the_data():
 
 
 @pytest.mark.parametrize("name", [*PROBLEMS, "ring"])
-@pytest.mark.parametrize("told", [True, False])
-def test_every_problem_has_a_image(name, told):
+@pytest.mark.parametrize("labelled", [True, False])
+def test_every_problem_has_an_image(name, labelled):
     if name == "ring":
         x, labels = ring("some").sample(300, key=0)
-        figure = plots.problem(ring("some"), x, labels if told else None)
+        figure = plots.problem(ring("some"), x, labels if labelled else None)
     else:
         problem = PROBLEMS[name]()
         theta = np.asarray(problem.prior.sample(60, key=0))
         y = pairs()[1][0] if name == "dispersion" else problem.simulate(theta[0], key=1)
-        figure = plots.problem(problem, theta, y if told else None, theta[0] if told else None)
+        figure = plots.problem(problem, theta, y if labelled else None, theta[0] if labelled else None)
     figure.draw_without_rendering()
     assert figure.get_suptitle().endswith(".")
     if name not in ("ring", "gaussian_linear"):
         labels = {text for axes in figure.axes for text in axes.get_legend_handles_labels()[1]}
-        assert ("truth" in labels) == told
+        assert ("truth" in labels) == labelled
 
 
 def test_the_image_of_the_arm_ends_at_the_hand():

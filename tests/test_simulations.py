@@ -106,9 +106,9 @@ def test_a_failure_of_single_rows_is_told_too():
 
 
 def test_progress_reaches_the_end():
-    told = []
-    simulate(numpy_row, THETA, on_progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (60, 60)
+    calls = []
+    simulate(numpy_row, THETA, on_progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (60, 60)
 
 
 def changes_shape(theta):

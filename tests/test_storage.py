@@ -483,8 +483,8 @@ def test_a_wrong_field_of_a_record_is_named(place, value, tmp_path):
 
 def test_every_reason_to_stop_is_a_sentence():
     for reason in Stopped:
-        told = TrainingRecord(steps=500, seconds=1.0, stopped=reason).sentence
-        assert told.startswith(reason.sentence) and len(told.split()) > 3
+        found = TrainingRecord(steps=500, seconds=1.0, stopped=reason).sentence
+        assert found.startswith(reason.sentence) and len(found.split()) > 3
     assert (
         TrainingRecord(steps=3, seconds=1.0, stopped=Stopped.INTERRUPTED).sentence
         == "training was interrupted at step 3"

@@ -37,9 +37,9 @@ def test_bars_of_two_threads_share_a_display(monkeypatch, capsys):
             both.wait()
 
     in_threads([lambda name=name: work(name) for name in ("coarse", "fine")], 2)
-    told = capsys.readouterr().err
-    assert "coarse done" in told
-    assert "fine done" in told
+    shown = capsys.readouterr().err
+    assert "coarse done" in shown
+    assert "fine done" in shown
     # and after they have left it another one begins
     with progress("alone") as report:
         report(1.0, "alone done")

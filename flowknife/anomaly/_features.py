@@ -103,7 +103,7 @@ def level_features(terms: Sequence[Term]) -> Array:
     """Features for an anomaly detector, which vary only by chance among images of one kind.
 
     Per level the log of the latents' root mean square, as a whole and channel by channel where it has places, and
-    bits/dim. The channels tell an image of too little detail of one kind (blurred, say) from one that has merely
+    bits/dim. The channels distinguish an image of too little detail of one kind (blurred, say) from one that merely has
     little of all kinds; the four grids that a `Squeeze` interleaves are one. More numbers than that hide what is
     anomalous among them.
 

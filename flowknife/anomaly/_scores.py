@@ -36,7 +36,7 @@ class View(NamedTuple):
 
 
 VIEWS = (
-    # An image and its reversal are equally simple. So the difference of their likelihoods tells what the likelihood of
+    # An image and its reversal are equally simple. So the difference of their likelihoods shows what the likelihood of
     # one alone does not: which way up, and which way round in brightness, the images of this model are. The coarse
     # levels, which describe the whole image, decide.
     View("upside_down", lambda pixels: pixels[:, ::-1], "coarse"),

@@ -108,12 +108,12 @@ class Result(ABC, Generic[Config]):
             reason = " ".join(str(error).split())[:200]
             raise StorageError(
                 f"got {folder}, a run that is damaged or of another version ({reason}); expected one that this version "
-                "of flowknife wrote; try to fit anew"
+                "of flowknife wrote; try fitting again"
             ) from None
         if not fits:
             raise StorageError(
                 f"got {folder}, whose run.json and model file do not belong together; expected one run of "
-                f"{cls.application}; try to fit anew"
+                f"{cls.application}; try fitting again"
             )
         result._stay_in(Path(folder))
         return result

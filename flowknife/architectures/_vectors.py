@@ -112,14 +112,14 @@ def coupling_flow(
 def flow_given(
     dim: int, y: np.ndarray, *, features: int = 64, hidden: int = 128, key: Key = None, **couplings: Any
 ) -> Bijection:
-    """A flow of a vector given y: what y says linearly, whitening, and couplings that look at features of y.
+    """A flow of a vector given y: linear regression on y, whitening, and couplings that take features of y.
 
     The first two have a closed form (`initialise`): training starts at the linear-Gaussian density of x given y.
 
     Args:
         dim: length of x.
         y: training rows of the condition, shape (n, k).
-        features: learned features of y, beside its normal scores, see `nets.Embedding`.
+        features: learned features of y in addition to its normal scores, see `nets.Embedding`.
         hidden: hidden units of the network that learns them.
         key: source of initial weights.
         **couplings: arguments of `coupling_flow`.

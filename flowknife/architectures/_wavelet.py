@@ -207,7 +207,7 @@ def _context(shape, squeeze, scale, sizes, key):
 def _leading(dim, bins, cond_dim, key):
     """Whitened principal coefficients are nearly normal already: a small dense flow does the rest.
 
-    What the condition says about them linearly (the mean of each class) has a closed form too.
+    Their linear regression on the condition (the mean of each class) has a closed form too.
     """
     scalar = Composed([ShiftScale(bound=1.0), Spline(bins=bins, tail=_TAIL)])
     dense = coupling_flow(

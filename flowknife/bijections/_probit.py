@@ -172,7 +172,7 @@ class PixelsToNormal(_ToNormal):
     """u = Φ^-1(F(v)) of dequantised pixels v in [0, bins), F from the share of each whole number in the data.
 
     The same F at every place. Flat parts of an image, where one value (black, say) fills most pixels, become as wide
-    as everything else: without this a flow would have to tell steps of 1 from steps of 200. Nothing in it is trained;
+    as everything else: without this a flow must distinguish steps of 1 from steps of 200. Nothing in it is trained;
     `initialise` counts the values once.
 
     Args:

@@ -250,11 +250,11 @@ def _sample_and_score(samples: str, data: str) -> tuple[str, ...]:
 
 
 def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe: str | None) -> None:
-    """Save what was fitted; say where it is, how good it is, what was to be expected and what may come next.
+    """Save a result; print where it is, its metrics, the expected metrics and the commands to try next.
 
     Args:
         found: the result, and whether fitting it was interrupted.
-        run: where to write it; a partial run leaves a run that is there alone, and is written beside it.
+        run: where to write it; a partial run leaves a run that is there alone, and is written next to it.
         following: verbs to try next.
         recipe: the name of the recipe.
 

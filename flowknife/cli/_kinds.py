@@ -28,7 +28,7 @@ class Choice:
         drop_invalid: of rows, those without missing or infinite values alone.
         partition: of images, those that `list_eval_partition.txt` has for this.
         id: of tables, the column that identifies the rows.
-        given: what is given of all of them, see `given_in`.
+        given: their condition, see `given_in`.
     """
 
     drop_invalid: bool = False
@@ -186,7 +186,7 @@ def kind_of(fitted: Any) -> Kind:
 
 
 def given_in(fitted: Any, text: str) -> Any:
-    """What `--given` says: a class of images, or conditions of rows, NAME=NUMBER,... or a table of them.
+    """The value of `--given`: a class of images, or conditions of rows, NAME=NUMBER,... or a table of them.
 
     Raises:
         InputError: for a table without the conditions of training.

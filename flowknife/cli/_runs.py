@@ -65,7 +65,7 @@ def _sample(
     """Draw new rows or images from a fitted model.
 
     Images come on one contact sheet (FILE.png), as an array (FILE.npy), or as one file each in a new folder. Of
-    conditions or observations in a table, each row is given to -n draws; conditions are written beside the draws.
+    conditions or observations in a table, each row is given to -n draws; conditions are written next to the draws.
     """
     import numpy as np
 
@@ -320,7 +320,7 @@ def _invert(
 
 
 def _explain(posterior, observations, out, n, seed, drop_invalid=False, **options):
-    """Write `n` draws of the posterior of each observation, and say which are unlike the simulations."""
+    """Write `n` draws of the posterior of each observation, and report which are unlike the simulations."""
     import numpy as np
 
     kind = kind_of(posterior)

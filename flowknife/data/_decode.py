@@ -50,7 +50,7 @@ class White(NamedTuple):
         """
         return White(_white(self.whole), _white(self.real), self.byte)
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words; "" where images have 8 bits."""
         kinds = (("whole numbers", self.whole), ("floating-point numbers", self.real), ("bytes", self.byte % 255))
         return ", ".join(f"{value:g} in {kind}" for kind, value in kinds if value)

@@ -90,22 +90,24 @@ class Found:
     @cached_property
     def partitions(self) -> dict[str, Partition] | None:
         """The partition of each file name; None without a list for these images in the folder or next to it."""
-        return self._told(self.lists)
+        return self._partition_of(self.lists)
 
     @cached_property
     def partitions_inside(self) -> dict[str, Partition] | None:
         """The same by a list inside the folder; one next to it is used on request only."""
-        return self._told([place for place in self.lists if place not in self.beside])
+        return self._partition_of([place for place in self.lists if place not in self.beside])
 
-    def _told(self, lists):
+    def _partition_of(self, lists):
         names = {item.name.rpartition("/")[2] for item in self.candidates}
         for place in lists:
             text = self.store.read([place])[0] if self.store and isinstance(place, Entry) else _text(place)
             if isinstance(text, bytes):
-                lines = (line.split() for line in text.decode("utf-8", "replace").splitlines())
-                told = {line[0]: _PARTITIONS[line[1]] for line in lines if len(line) == 2 and line[1] in _PARTITIONS}
-                if not names.isdisjoint(told):
-                    return told
+                pairs = (line.split() for line in text.decode("utf-8", "replace").splitlines())
+                partition = {
+                    pair[0]: _PARTITIONS[pair[1]] for pair in pairs if len(pair) == 2 and pair[1] in _PARTITIONS
+                }
+                if not names.isdisjoint(partition):
+                    return partition
         return None
 
     def choose(self, partition: Partition | None = None, limit: int | None = None) -> "Found":
@@ -121,7 +123,7 @@ class Found:
             if self.partitions is None:
                 raise InputError(
                     f"got partition={partition!r} for the {self.source} without {PARTITION_FILE}; expected that file "
-                    "in it or beside it; try partition=None"
+                    "in it or next to it; try partition=None"
                 )
             chosen = tuple(item for item in chosen if self.partitions.get(item.name.rpartition("/")[2]) == partition)
             skipped = tuple(item for item in skipped if item.path != PARTITION_FILE)

@@ -7,7 +7,7 @@ from pathlib import Path
 from flowknife.errors import InputError
 
 _VARIABLE = "FLOWKNIFE_MAX_MEMORY"
-_UNKNOWN = 8 * 2**30  # where the system does not tell
+_UNKNOWN = 8 * 2**30  # where the system does not report it
 
 
 def memory_budget(given: int | float | None = None) -> int:

@@ -109,7 +109,7 @@ def read_pairs(source: Any, names: Sequence[str] | None = None, y_names: Sequenc
         )
     rest = tuple(y_names or (name for name in found.names if name not in names))
     if not rest:
-        raise InputError(f"got only parameters in {found.source}; expected columns of data beside them")
+        raise InputError(f"got only parameters in {found.source}; expected columns of data too")
     values = table_of(found, (*names, *rest), drop_invalid=False, min_rows=1).values
     return Pairs(*np.split(values, [len(names)], axis=1), tuple(names), rest)
 

@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     Attributes:
         name: its path within the folder that was listed.
         path: its path in the store.
-        size: bytes, None if the store does not tell.
+        size: bytes, None if the store does not report it.
         stamp: changes when the file does: its ETag, or else the time of its last change, and its size.
     """
 

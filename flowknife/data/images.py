@@ -376,9 +376,9 @@ def grey_levels_note(data: ImageSet, bits: int) -> str:
     left = len(np.unique(seen >> (8 - bits)))
     if left >= min(8, 2**bits, len(seen)):
         return ""
-    told = (
+    message = (
         f"got images with {left} grey levels at {bits} bits (values from {seen[0]} to {seen[-1]} of 255); expected "
         "8 or more; try brighter images, or bits=8"
     )
-    warnings.warn(told, stacklevel=3)
-    return told
+    warnings.warn(message, stacklevel=3)
+    return message

@@ -36,7 +36,7 @@ def labels_of(data: ImageSet, labels: Any = None) -> Any:
     """The labels of images: those given, one for each by place, or the folder in which each lies.
 
     Raises:
-        InputError: for files that cannot be used beside labels by place, class folders without a usable image, or no
+        InputError: for unreadable files together with labels by position, class folders without a usable image, or no
             labels at all.
     """
     if labels is not None:
@@ -146,7 +146,7 @@ def _some(names):
 def codes_of(labels: Any, classes: Names) -> Codes:
     """The classes of labels by number: -1 where unknown, -2 for labels of no class.
 
-    Labels may be written in another way than those of training: 1 is the class 1.0 and the word "1".
+    Labels may be written differently from those of training: 1 is the class 1.0 and the word "1".
     """
     place: dict[Any, int] = {name: code for code, name in enumerate(classes)}
     as_word = {str(name): code for name, code in place.items()}

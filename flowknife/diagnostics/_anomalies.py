@@ -166,7 +166,7 @@ class Typicality(eqx.Module):
             InputError: for the detector of an earlier version.
         """
         if "weights" not in tree:
-            raise InputError("got a detector of an earlier version; expected one of this; try to fit anew")
+            raise InputError("got a detector of an earlier version; expected one of this; try fitting again")
         return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
 
     @classmethod
@@ -230,7 +230,7 @@ class Typicality(eqx.Module):
         if features.shape[-1] != len(self.mean):
             raise InputError(
                 f"got {features.shape[-1]} features for a detector of {len(self.mean)}; expected those that it was "
-                "fitted to; try to fit anew, if it is of an earlier version"
+                "fitted to; try fitting again, if it is of an earlier version"
             )
         graded = self._graded(features)
         surprisals = np.stack([_surprisal(t, usual) for t, usual in zip(graded.T, self.usual.T, strict=True)])

@@ -66,7 +66,7 @@ IMAGES = (
             "bits/dim",
             "285 cat faces held out, enlarged from 64x64",
             45,
-            "on one core; larger photographs have more to tell, and need more",
+            "on one core; larger photographs contain more detail and need more",
         ),
     ),
     Recipe(

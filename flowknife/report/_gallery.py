@@ -57,7 +57,7 @@ def write_gallery(
     count = len(scores["score"])
     shown = f"The {len(order)} most anomalous of {count:,} images" if len(order) < count else f"All {count:,} images"
     words = (
-        f"<p>{shown}, {_flagged(scores, alpha)}</p><p>The map beside an image shows local surprisal compared with "
+        f"<p>{shown}, {_flagged(scores, alpha)}</p><p>The map next to an image shows local surprisal compared with "
         "held-out images: orange where it is larger, blue where it is smaller.</p>"
     )
     body = f"<header><h1>Anomalous images</h1>{words}</header><ol>{''.join(items)}</ol>"

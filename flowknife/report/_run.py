@@ -75,7 +75,7 @@ def about(result: Any) -> dict[str, str]:
         "partition": data.partition,
         "without label": data.unlabelled,
         "label column": data.label_column,
-        "white": data.white.told(),
+        "white": data.white.describe(),
         "prior": "estimated from the pairs" if data.prior_estimated else "",
         "steps": f"{training.steps:,}",
         "seconds": f"{training.seconds:g}",

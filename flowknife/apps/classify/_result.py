@@ -399,9 +399,9 @@ class Classifier(Result[ClassifyConfig]):
 
     def _probability(self, joint, temperature=None):
         """Class probabilities; the class priors where all densities are beyond the range of numbers and say nothing."""
-        told = np.isfinite(joint).any(axis=1, keepdims=True)
+        known = np.isfinite(joint).any(axis=1, keepdims=True)
         scaled = joint / (self.temperature if temperature is None else temperature)
-        return softmax(np.where(told, scaled, self.log_prior), axis=1)
+        return softmax(np.where(known, scaled, self.log_prior), axis=1)
 
     @cached_property
     def _held_out_look(self):

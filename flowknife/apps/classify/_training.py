@@ -21,7 +21,7 @@ from flowknife.objectives import Augmented, BlockNLL, Noisy, class_log_probs, in
 from flowknife.stages import Stage, Trained, closed_form_start, fit_stages
 from flowknife.train import Training, fit
 
-_START_NUMBERS = 30_000_000  # the start is fitted to at most so many numbers
+_START_NUMBERS = 30_000_000  # the start is fitted to at most this many numbers
 
 _NUMBERS_PER_STEP = 100_000
 

@@ -27,7 +27,7 @@ from flowknife.objectives import Noisy, nll
 from flowknife.train import fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
-_START_ROWS = 20_000  # what has a closed form is fitted to at most so many rows
+_START_ROWS = 20_000  # closed-form parts are fitted to at most this many rows
 _FEW = 50_000  # rows; with more, nothing is gained by weight decay
 _ROWS_PER_COLUMN = 10  # with fewer, the correlations of the columns are fitted in closed form
 
@@ -123,7 +123,7 @@ def density(
         flow = built(coupling_flow, dim, key=model_key, **couplings)
         model = INN([Block("x", dim)], [Block("z", dim)], Chain([*_start(train_x, standardise), flow]))
     steps = int(np.clip(20 * len(train_rows) ** 0.5, 1000, 6000))
-    # few rows say little beyond the linear-Gaussian start, so weights are pulled towards it
+    # few rows support little beyond the linear-Gaussian start, so weights decay towards it
     own_decay = {"weight_decay": 1.0} if given_names and len(rows) <= _FEW else {}
     training = training.completed(
         steps=steps, batch_size=512, learning_rate=4e-3, patience=15, **own_decay
@@ -185,7 +185,7 @@ def _start(rows, standardise):
 
 
 def _unexplained(x, y):
-    """The standard deviation of each column around what the conditions say of it linearly."""
+    """The standard deviation of each column around its linear regression on the conditions."""
     centred, y = x - x.mean(axis=0), np.asarray(Affine.standardise(y).encode(y)[0])
     residual = centred - y @ np.linalg.lstsq(y, centred, rcond=None)[0]
     return np.maximum(residual.std(axis=0), 1e-4 * x.std(axis=0))

@@ -64,7 +64,7 @@ def images(
     Args:
         folder: a folder of PNG or JPEG files of any mode and size, all subfolders mixed, or its address
             (s3://bucket/folder); or a uint8 array of images (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or
-            FILE.npz:NAME that holds one; or paths. Where a `list_eval_partition.txt` in the folder tells them, as for
+            FILE.npz:NAME that holds one; or paths. Where a `list_eval_partition.txt` in the folder lists them, as for
             CelebA, only the training images are used.
         config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the lattice flow for images that are
             flat for the most part), 15 minutes at most.
@@ -139,7 +139,7 @@ def images(
     Flagging(len(held_out), config.alpha, "images").warn()
     notes = [grey_levels_note(data, config.bits)]
     if partition is None and not isinstance(found, ImageSet) and found.partitions:
-        notes.append(f"{PARTITION_FILE} beside the folder was not used")
+        notes.append(f"{PARTITION_FILE} next to the folder was not used")
     record = Record[ImagesConfig](
         application="images",
         config=config,
@@ -182,7 +182,7 @@ def _classes(data, given):
 
 
 def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
-    """What an `Images` keeps of its training images and of those held out, each with what is given of them."""
+    """What an `Images` keeps of its training images and of those held out, each with its conditions."""
     (train, train_known), (held_out, held_known) = train, held_out
     with progress("remembering training images", show_progress) as report:
         neighbours = Neighbours.fit(_small(train), flip, report)

@@ -168,7 +168,7 @@ class Images(Result[ImagesConfig]):
         """Images on the way from one to another through the latent, uint8 (steps, H, W, C).
 
         Args:
-            a: an image, a file or an array (H, W) or (H, W, C); the first of the result, but for its lost bits.
+            a: an image, a file or an array (H, W) or (H, W, C); the first of the result, up to its lost bits.
             b: the last.
             steps: how many, both ends included.
             how: "spherical" keeps each level of the latent at the radius of the two; "linear" goes straight.
@@ -275,15 +275,15 @@ class Images(Result[ImagesConfig]):
             given: the class of all, or one for each, where there are classes; default: the folder in which each lies.
 
         Returns:
-            beside the columns of every job (see `Scores`):
+            in addition to the columns of every job (see `Scores`):
 
             - bits_per_dim: minus log-likelihood, low for simple images too;
-            - upside_down, inverted: bits/dim (mean over the coarse levels) less those of the image so reversed;
-            - blur_gap: bits/dim of the finest level of the image blurred by one pixel, less those of the image;
+            - upside_down, inverted: bits/dim (mean over the coarse levels) minus those of the reversed image;
+            - blur_gap: bits/dim of the finest level of the image blurred by one pixel, minus those of the image;
             - local_energy: log of the largest mean square of the finest latents at one position, of the image as it is
               and moved by one and by two pixels;
             - local_outlier: distance from the most similar training images, less their distance from each other;
-            - complexity: bits/dim less those of a PNG file;
+            - complexity: bits/dim minus those of a PNG file;
             - typicality: distance of bits/dim from that of held-out images, in standard deviations;
             - radius: |z| / sqrt(dimensions), and radius_p, the two-sided p-value of the radii of all levels.
 

@@ -34,7 +34,7 @@ def train_images(
 
     Args:
         model: the model to start from.
-        data: training images "image", uint8 (n, H, W, C), and what is given of them by name.
+        data: training images "image", uint8 (n, H, W, C), and their conditions by name.
         held_out: the same for early stopping, if there are any.
         training: settings; a time budget is for all levels together, epochs and steps are for each.
         augmentation: changes of the training images; those for early stopping stay as they are.

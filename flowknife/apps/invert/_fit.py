@@ -49,7 +49,7 @@ from flowknife.train import Training, fit
 
 _KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
 
-_START_ROWS = 20_000  # what has a closed form is fitted to at most so many pairs
+_START_ROWS = 20_000  # what has a closed form is fitted to at most this many pairs
 
 _SHARP = 0.01  # noise added to data without any, in standard deviations
 
