@@ -22,8 +22,12 @@ GENERATOR = '<meta name="generator" content="flowknife">'
 """The mark of a page."""
 
 _SKIPPED = b"path,reason"
+
 WORK = ".flowknife-"
 """How the names begin that flowknife uses while it writes."""
+
+NEW = f"{WORK}new"
+"""The part of a run directory with the files of a new run, complete, until each is moved to its place."""
 
 _CLAIM = f"{WORK}claim"
 _HEAD = 4096  # bytes of a file that hold its mark
@@ -34,10 +38,16 @@ def mark(name: str) -> str:
     return f"flowknife/{name}"
 
 
+def place_of(folder: Path, name: str) -> Path:
+    """Where a file of a run is: in its place, or among the files of a new run that a killed process did not move."""
+    new = folder / NEW / name
+    return new if new.exists() else folder / name
+
+
 def is_run(folder: Path) -> bool:
     """Whether `folder` has the `run.json` of a flowknife run."""
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = json.loads(place_of(folder, "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and "application" in record

@@ -149,6 +149,7 @@ class Record(_Part, Generic[Config]):
         used: the same settings, with what the fit chose where they were open.
         data: what the model was fitted to.
         training: how training went.
+        files: SHA-256 of the other files of the run, by name.
         metrics: what was measured when the run was saved; None for a number that is not finite.
         notes: sentences on what is worth knowing.
         recipe: the name of the recipe that the settings come from.
@@ -163,6 +164,7 @@ class Record(_Part, Generic[Config]):
     used: Config
     data: DataRecord
     training: TrainingRecord
+    files: dict[str, str] = {}
     metrics: dict[str, float | None] = {}
     notes: tuple[str, ...] = ()
     recipe: str | None = None

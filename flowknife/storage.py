@@ -9,6 +9,7 @@ A run directory holds `run.json` (the `Record`), `model.safetensors`, `history.c
 """
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import os
@@ -26,7 +27,7 @@ import numpy as np
 import pydantic
 
 from flowknife import bijections, inn, laws, nets, priors
-from flowknife._files import RUN_FILES, WORK, is_run, own_extras
+from flowknife._files import NEW, RUN_FILES, WORK, is_run, own_extras, place_of
 from flowknife._record import FORMAT, Record
 from flowknife._types import Constant
 from flowknife.errors import StorageError
@@ -58,12 +59,30 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
     os.close(handle)
     try:
         yield Path(name)
-        Path(name).chmod(0o644)
+        Path(name).chmod(0o666 & ~_umask())
+        _sync(Path(name))
         Path(name).replace(path)
+        _sync(path.parent)
     except OSError as error:
         raise StorageError(f"got {path}, which cannot be written ({error.strerror or error})") from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _umask():
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
+
+
+def _sync(path):
+    """Bring a file or folder to the disk, where the system can."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -185,8 +204,9 @@ def _build(node, tensor: Callable[[str], np.ndarray], classes):
 def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Mapping[str, list]) -> Path:
     """Write `run.json`, `model.safetensors` and `history.csv`, in place of the run that is there.
 
-    Everything is written to a place of its own first. What then goes is what flowknife wrote about the run before: its
-    report, figures and skipped files. All other files stay.
+    The files are first written to a folder of their own, whose rename is the moment at which the new run takes the
+    place of the old one: a process that is killed at any time leaves one of the two. What flowknife wrote about the old
+    run (report, figures, skipped files) is removed. All other files stay.
 
     Args:
         folder: the run directory; made if there is none.
@@ -213,11 +233,15 @@ def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Map
         rows = zip(*history.values(), strict=True)
         lines = [",".join(history), *(",".join(f"{value:.8g}" for value in row) for row in rows)]
         (draft / "history.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _sync(draft / "history.csv")
+        files = {name: _sha256(draft / name) for name in RUN_FILES if name != "run.json"}
+        record = record.model_copy(update={"files": files})
         write_json(draft / "run.json", record.model_dump(mode="json", exclude_none=True))
         stale = own_extras(folder)
-        # run.json last, so that a directory with a run.json is complete
-        for name in ("model.safetensors", "history.csv", "run.json"):
-            (draft / name).replace(folder / name)
+        _move_new(folder)  # of an earlier process that was killed
+        draft.rename(folder / NEW)
+        _sync(folder)
+        _move_new(folder)
         for path in stale:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # there is none, or something else in it
@@ -229,6 +253,40 @@ def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Map
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _move_new(folder):
+    """Move the files of a new run to their places."""
+    for name in ("model.safetensors", "history.csv", "run.json"):
+        if (folder / NEW / name).exists():
+            (folder / NEW / name).replace(folder / name)
+    with suppress(FileNotFoundError):
+        (folder / NEW).rmdir()
+    _sync(folder)
+
+
+def _sha256(path):
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_model(folder: str | os.PathLike, record: Record) -> Any:
+    """The tree in the model file of a run directory, whose checksum is compared with that of its record.
+
+    Raises:
+        StorageError: the file is missing or damaged, or belongs to another run.
+    """
+    path = place_of(Path(folder), "model.safetensors")
+    _require_unchanged(path, record)
+    return load_tree(path)
+
+
+def _require_unchanged(path, record):
+    if path.exists() and record.files.get(path.name) != _sha256(path):
+        raise StorageError(
+            f"got {path}, which is damaged or belongs to another run (its checksum is not that of run.json); expected "
+            "the file that was written with it; try a copy, or fitting again"
+        )
 
 
 def read_application(folder: str | os.PathLike) -> str:
@@ -269,7 +327,7 @@ def _read_record(folder):
     if not folder.is_dir():
         raise StorageError(f"got {folder}, which is not a directory; expected a run written by `flowknife fit`")
     try:
-        text = (folder / "run.json").read_text(encoding="utf-8")
+        text = place_of(folder, "run.json").read_text(encoding="utf-8")
         record = json.loads(text)
     except FileNotFoundError:
         raise StorageError(f"got {folder}, which has no run.json; expected a run written by `flowknife fit`") from None
@@ -289,10 +347,15 @@ def _require_format(path, found):
         raise StorageError(f"got {path} of format {found}; expected format {FORMAT}; {advice}")
 
 
-def read_history(folder: str | os.PathLike) -> dict[str, list[float]]:
-    """The columns of `history.csv`, empty if there is none."""
-    path = Path(folder) / "history.csv"
+def read_history(folder: str | os.PathLike, record: Record) -> dict[str, list[float]]:
+    """The columns of `history.csv`, empty if there is none.
+
+    Raises:
+        StorageError: the file is damaged, or belongs to another run.
+    """
+    path = place_of(Path(folder), "history.csv")
     if not path.exists():
         return {}
+    _require_unchanged(path, record)
     names, *rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines() if line] or [[]]
     return {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}

@@ -373,7 +373,7 @@ def test_a_detector_is_told_from_one_of_another_version():
     detector = Typicality.fit(generator.normal(size=(200, 30)), generator.normal(size=(300, 30)), upward={0: 1.0})
     tree = detector.to_tree()
     np.testing.assert_array_equal(Typicality.from_tree(tree).score(np.eye(30)), detector.score(np.eye(30)))
-    with pytest.raises(InputError, match="fit anew"):
+    with pytest.raises(InputError, match="fitting again"):
         Typicality.from_tree({name: array for name, array in tree.items() if name != "weights"})
     with pytest.raises(InputError, match="got 29 features"):
         detector.score(np.zeros((1, 29)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -12,13 +13,14 @@ import pytest
 import safetensors.numpy
 
 from flowknife import nets, storage
+from flowknife._files import is_run
 from flowknife._record import DataRecord, Record, Stopped, TrainingRecord
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import LU, ActNorm, Chain
 from flowknife.errors import StorageError
 from flowknife.inn import INN, Block
 from flowknife.laws import ClassMixture, Data, Given, Noise, Normal, Pad, Padding, Pixels
-from flowknife.storage import load_tree, read_history, read_run, save_tree, write_json, write_run
+from flowknife.storage import load_tree, read_history, read_model, read_run, save_tree, write_json, write_run
 from tests.catalogue import ROWS, quick_jit
 
 
@@ -217,7 +219,7 @@ def test_a_deep_nest_is_refused(tmp_path):
 
 def test_an_older_format_is_named(tmp_path):
     message = refused(write_header(tmp_path / "model", {"format": 1, "tree": None}))
-    assert "format 1" in message and "fit anew" in message
+    assert "format 1" in message and "fitting again" in message
 
 
 def test_a_newer_format_asks_for_a_newer_version(tmp_path):
@@ -347,12 +349,13 @@ def test_a_run_directory_is_read_as_written(tmp_path):
     folder = write_run(tmp_path / "runs" / "one", RECORD, {"w": jnp.ones(3)}, HISTORY)
     assert {path.name for path in folder.iterdir()} == {"run.json", "model.safetensors", "history.csv"}
     record = read_run(folder)
-    assert record.model_dump() == RECORD.model_dump()
+    assert record.model_copy(update={"files": {}}).model_dump() == RECORD.model_dump()
+    assert set(record.files) == {"model.safetensors", "history.csv"}
     assert [type(name) for name in record.data.classes] == [bool, int, float, str]
     assert {"flowknife", "python", "jax", "equinox", "optax", "numpy"} <= set(record.versions)
     assert record.created.tzinfo is not None
     np.testing.assert_array_equal(load_tree(folder / "model.safetensors")["w"], np.ones(3))
-    history = read_history(folder)
+    history = read_history(folder, record)
     assert list(history) == list(HISTORY)
     np.testing.assert_array_equal(list(history.values()), list(HISTORY.values()))
 
@@ -360,11 +363,11 @@ def test_a_run_directory_is_read_as_written(tmp_path):
 @pytest.mark.parametrize("history", [{"step": [], "train": []}, {}], ids=["no rows", "no columns"])
 def test_a_history_may_be_empty(history, tmp_path):
     folder = write_run(tmp_path / "run", RECORD, {}, history)
-    assert read_history(folder) == history
+    assert read_history(folder, read_run(folder)) == history
 
 
 def test_a_run_without_history_has_an_empty_one(tmp_path):
-    assert read_history(tmp_path) == {}
+    assert read_history(tmp_path, RECORD) == {}
 
 
 def test_run_json_is_written_last(tmp_path):
@@ -373,6 +376,80 @@ def test_run_json_is_written_last(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         write_run(tmp_path / "run", RECORD, {}, {"step": [1], "train": []})
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+class Killed(BaseException):
+    """The end of a process, after which nothing is cleaned up."""
+
+
+def run_of(folder):
+    """The seed in the record of a run, and the number in its model."""
+    record = read_run(folder)
+    assert read_history(folder, record) == {"seed": [float(record.config["seed"])]}
+    return record.config["seed"], float(read_model(folder, record)["w"])
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["over a run", "into a new folder"])
+def test_a_kill_at_any_moment_leaves_the_old_run_or_the_new_one(old, tmp_path, monkeypatch):
+    def write(folder, seed):
+        own = RECORD.model_copy(update={"config": {"seed": seed}})
+        return write_run(folder, own, {"w": jnp.asarray(float(seed))}, {"seed": [seed]})
+
+    with monkeypatch.context() as patch:
+        calls = []
+
+        def counted(function):
+            def call(*args, **kwargs):
+                calls.append(function)
+                if len(calls) == last:
+                    raise Killed
+                return function(*args, **kwargs)
+
+            return call
+
+        for name in ("replace", "rename", "rmdir", "mkdir", "write_text"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        patch.setattr(storage.shutil, "rmtree", lambda *args, **kwargs: None)
+        outcomes = []
+        for last in range(1, 40):
+            folder = tmp_path / str(last)
+            if old:
+                calls[:] = [None] * 100  # nothing is killed here
+                write(folder, 1)
+            calls.clear()
+            try:
+                write(folder, 2)
+            except Killed:
+                outcomes.append(run_of(folder) if is_run(folder) else None)
+            else:
+                break
+            calls[:] = [None] * 100
+            write(folder, 3)  # whatever was left is no hindrance
+            assert run_of(folder) == (3, 3.0)
+    before = (1, 1.0) if old else None
+    assert run_of(folder) == (2, 2.0)
+    assert set(outcomes) == {before, (2, 2.0)} and outcomes == sorted(outcomes, key=lambda one: one != before)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "history.csv"])
+def test_a_changed_bit_of_a_file_is_noticed(name, tmp_path):
+    folder = write_run(tmp_path / "run", RECORD, {"w": jnp.arange(8.0)}, HISTORY)
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    record = read_run(folder)
+    with pytest.raises(StorageError) as caught:
+        (read_history if name == "history.csv" else read_model)(folder, record)
+    assert "checksum" in one_line(caught) and name in one_line(caught)
+
+
+def test_the_mode_of_a_file_follows_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        folder = write_run(tmp_path / "run", RECORD, {}, HISTORY)
+    finally:
+        os.umask(before)
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -415,7 +492,7 @@ def test_a_run_of_an_older_format_is_named(old, tmp_path):
     write_json(tmp_path / "run.json", {"format": old, "application": "density", "facts": {}})
     with pytest.raises(StorageError) as caught:
         read_run(tmp_path)
-    assert f"of format {old}" in one_line(caught) and "fit anew" in one_line(caught)
+    assert f"of format {old}" in one_line(caught) and "fitting again" in one_line(caught)
 
 
 def places_in(value, place=()):

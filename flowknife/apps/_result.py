@@ -16,7 +16,7 @@ from flowknife.data import Skipped, write_skipped
 from flowknife.diagnostics import Check, Flagging
 from flowknife.errors import InputError, StorageError
 from flowknife.inn import INN
-from flowknife.storage import load_tree, read_history, read_run, write_run
+from flowknife.storage import read_history, read_model, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
 
 
@@ -98,10 +98,10 @@ class Result(ABC, Generic[Config]):
             StorageError: there is none, or it is damaged, of another version or of another application.
         """
         record = read_run(folder, cls.settings)
-        tree = load_tree(Path(folder) / "model.safetensors")
+        tree = read_model(folder, record)
         try:
             values = {name: _restored(tree[name], cls.parts.get(name)) for name in cls.kept}
-            history = read_history(folder)
+            history = read_history(folder, record)
             result = cls(model=tree["model"], record=record, history=history, **values, **cls._derived(record))
             fits = record.application == cls.application and result._fits()
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
