@@ -49,6 +49,21 @@ def as_key(key: Key) -> Array:
     raise InputError(f"got key={key!r}; expected an int, a JAX key or None; try key=0")
 
 
+def as_count(n: Any, of: str) -> int:
+    """A number of draws as an int.
+
+    Raises:
+        InputError: for anything but a whole number, 1 or more.
+    """
+    try:
+        count = 0 if isinstance(n, bool) else operator.index(n)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise InputError(f"got n={n!r}; expected at least 1 {of}, as a whole number; try n=1000")
+    return count
+
+
 def as_seed(key: Key) -> int | None:
     """The integer that gives the same key again, so that a run's settings hold its seed; None where there is none."""
     if key is None or isinstance(key, (int, np.integer)):

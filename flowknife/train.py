@@ -60,7 +60,7 @@ class Training(Settings):
     epochs: float | None = pydantic.Field(None, gt=0, description="passes over the training rows")
     steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps")
     minutes: float | None = pydantic.Field(None, gt=0, description="time budget in minutes, compilation included")
-    batch_size: int | None = pydantic.Field(None, ge=1, description="rows per step")
+    batch_size: int | None = pydantic.Field(None, ge=1, le=10_000_000, description="rows per step")
     learning_rate: float | None = pydantic.Field(None, gt=0, description="peak learning rate")
     optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = pydantic.Field(
         "adam", description="rule that turns gradients into steps"

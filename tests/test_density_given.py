@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import flowknife as fk
+from flowknife.apps.density._given import read_given
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
 
@@ -161,3 +162,35 @@ def test_from_the_shell(tmp_path):
     refused("sample", tmp_path / "run", "--out", tmp_path / "x.csv", words=("c", "given"))
     refused("sample", tmp_path / "run", "--given", "d=1", "--out", tmp_path / "x.csv", words="each of c")
     refused("fit", "density", tmp_path / "data.csv", "--given", "d", "--out", tmp_path / "r", words=("'d'", "c, u, v"))
+
+
+def test_columns_of_a_mapping_and_names_of_a_series_count(flow):
+    x, c = linear(5)
+    expected = flow.log_prob(x, given=c)
+    np.testing.assert_array_equal(flow.log_prob(x, given={"c": c[:, 0]}), expected)
+    np.testing.assert_array_equal(flow.log_prob(x, given=pd.Series(c[:, 0], name="c")), expected)
+    np.testing.assert_array_equal(flow.log_prob(x, given=pd.Series(c[:, 0])), expected)
+    with pytest.raises(InputError, match="got the condition 'u'; expected c"):
+        flow.log_prob(x, given=pd.Series(c[:, 0], name="u"))
+    with pytest.raises(InputError, match="expected one, or one for each"):
+        flow.log_prob(x, given={"c": c[:3, 0]})
+
+
+def test_a_condition_is_named_once():
+    with pytest.raises(InputError, match="got the conditions c, c; expected different columns"):
+        fk.density(pd.DataFrame({"c": [1.0, 2.0], "u": [1.0, 2.0]}), given=["c", "c"])
+
+
+@pytest.mark.parametrize("n", [2.5, "10", True, 0, -1, None])
+def test_a_number_of_rows_is_whole(flow, n):
+    with pytest.raises(InputError, match="expected at least 1 row, as a whole number"):
+        flow.sample(n, given=0.0)
+
+
+def test_a_row_of_a_data_frame_is_a_condition_by_name():
+    names, row = ("c", "d"), pd.Series({"d": 2.0, "c": 1.0}, name="first")
+    np.testing.assert_array_equal(read_given(row, names, 3), [[1.0, 2.0]] * 3)
+    np.testing.assert_array_equal(read_given(pd.Series([1.0, 2.0]), names, 3), [[1.0, 2.0]] * 3)
+    np.testing.assert_array_equal(read_given(row[["c"]], ("c",), 1), [[1.0]])
+    with pytest.raises(InputError, match="got numbers named d, e; expected one for each of c, d"):
+        read_given(pd.Series({"d": 2.0, "e": 1.0}), names, 3)

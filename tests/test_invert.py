@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 import flowknife as fk
@@ -270,3 +271,13 @@ def test_few_pairs_choose_their_weight_decay():
     posterior = fk.invert(pairs=(X, X + 0.1), train={"minutes": 0.01}, **QUICK)
     assert posterior.used.train.weight_decay in (0.0, 1.0, 5.0)
     assert posterior.used.train.minutes == pytest.approx(0.01 / 3)
+
+
+def test_an_observation_with_names_counts_by_name(linear):
+    expected = linear.sample(3, y=[0.5, -1.0], key=0)
+    for y in (pd.Series({"y2": -1.0, "y1": 0.5}), {"y2": -1.0, "y1": 0.5}, pd.Series([0.5, -1.0])):
+        np.testing.assert_array_equal(linear.sample(3, y=y, key=0), expected)
+    with pytest.raises(InputError, match="got numbers named u, v; expected one for each of y1, y2"):
+        linear.sample(3, y=pd.Series({"u": 0.5, "v": -1.0}))
+    with pytest.raises(InputError, match=r"got n=2\.5; expected at least 1 draw, as a whole number"):
+        linear.sample(2.5, y=[0.5, -1.0])

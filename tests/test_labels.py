@@ -135,3 +135,11 @@ def test_a_class_folder_without_images_is_named(tmp_path, broken):
         (tmp_path / "x" / "bird" / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="bird"):
         fk.classify(tmp_path / "x", show_progress=False, **QUICK)
+
+
+def test_a_whole_number_in_two_ways_among_words_is_refused():
+    with pytest.raises(InputError, match=r"got the labels 1 and 1\.0; expected labels of one kind"):
+        label_codes([1, 1.0, "x"], 3)
+    assert label_codes([1.0, 1.0, "x"], 3)[0] == ("1.0", "x")
+    with pytest.raises(InputError, match="expected labels of one kind"):
+        label_codes([1.0, "1.0"], 2)

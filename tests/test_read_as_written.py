@@ -11,6 +11,7 @@ from PIL import Image
 import flowknife as fk
 from flowknife import plots
 from flowknife.data import White, find_images, load_images, load_table, save_table
+from flowknife.data._read import by_name
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
 
@@ -259,3 +260,21 @@ def test_names_of_files_that_are_no_text_are_written(tmp_path):
 
     write_columns(tmp_path / "a.csv", {"path": np.array(["a\udcff.png", "b.png"]), "score": np.array([1.0, 2.0])})
     assert [row["path"] for row in rows_of(tmp_path / "a.csv")] == ["a\\udcff.png", "b.png"]
+
+
+def test_a_row_of_a_data_frame_is_read_by_name():
+    names = ("y1", "y2")
+    assert by_name(pd.Series({"y2": 2.0, "y1": 1.0, "x": 0.0}), names) == [1.0, 2.0]
+    assert by_name({"y2": 2.0, "y1": 1.0}, names) == [1.0, 2.0]
+    assert by_name(pd.Series([1.0, 2.0], index=[1, 0]), ("0", "1")) == [2.0, 1.0]
+    for plain in (pd.Series([1.0, 2.0]), [1.0, 2.0], np.ones(2)):
+        assert by_name(plain, names) is None
+    for wrong in ({"y1": 1.0, "z": 2.0}, pd.Series([1.0, 2.0, 3.0], index=["y1", "y2", "y1"])):
+        with pytest.raises(InputError, match="expected one for each of y1, y2"):
+            by_name(wrong, names)
+
+
+def test_parameters_of_pairs_are_named_once():
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 3.0]})
+    assert "got the names a, a; expected different ones" in refusal(fk.invert, pairs=frame, names=["a", "a"])
+    assert "no column 'mass'" in refusal(fk.invert, pairs=frame, names="mass")

@@ -237,3 +237,12 @@ def test_layers_may_repeat_each_other(tmp_path):
     }
     shared = "train: {<<: {steps: 3}, minutes: 2}"
     assert from_yaml(tmp_path, shared) == {"train": {"steps": 3, "minutes": 2}}
+
+
+@pytest.mark.parametrize(
+    "setting", [{"width": 10**9}, {"layers": 10**9}, {"depth": 10**9}, {"train": {"batch_size": 10**9}}]
+)
+@pytest.mark.parametrize("config", [fk.DensityConfig, fk.InvertConfig, fk.ClassifyConfig])
+def test_a_size_that_no_machine_has_room_for_is_refused(config, setting):
+    with pytest.raises(InputError, match="less than or equal"):
+        asked(config, None, setting, None)

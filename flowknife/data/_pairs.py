@@ -90,6 +90,9 @@ def read_pairs(source: Any, names: Sequence[str] | None = None, y_names: Sequenc
     Raises:
         InputError: the source cannot be used, or no parameters are named in a table.
     """
+    for named in (names or (), y_names or ()):
+        if len(set(named)) < len(named):
+            raise InputError(f"got the names {some(named)}; expected different ones; try each once")
     if not is_table(source):
         if not isinstance(source, (tuple, list)) or len(source) != 2:
             got = type(source).__name__ + (f" of length {len(source)}" if isinstance(source, (tuple, list)) else "")

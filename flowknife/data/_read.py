@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -117,6 +117,26 @@ def names_in(source: Any) -> tuple[str, ...] | None:
     if not hasattr(source, "columns") or not hasattr(source, "to_numpy"):
         return None
     return _names(source.columns, f"{type(source).__name__} input")[1]
+
+
+def by_name(source: Any, names: Sequence[str]) -> list[Any] | None:
+    """The values of a mapping, or of a Series with names in its index, in the order of `names`; None for anything else.
+
+    Raises:
+        InputError: a name is missing, or there twice.
+    """
+    if isinstance(source, Mapping):
+        index, values = list(source), list(source.values())
+    elif hasattr(source, "to_numpy") and hasattr(source, "index") and np.ndim(source) == 1:
+        index, values = list(source.index), list(source.to_numpy())
+        if not all(isinstance(name, str) for name in index) and {str(name) for name in index} != set(names):
+            return None  # numbers of rows, not names
+    else:
+        return None
+    found = {str(name): value for name, value in zip(index, values, strict=True)}
+    if len(found) < len(index) or not set(names) <= set(found):
+        raise InputError(f"got numbers named {some(index)}; expected one for each of {some(names)}")
+    return [found[name] for name in names]
 
 
 def _read_object(source: Any, label: str, keep: Sequence[str]) -> Columns:

@@ -125,7 +125,7 @@ def _of_one_kind(names):
     """Truth values, numbers and words as they are; a mixture of them as words.
 
     Raises:
-        InputError: if different labels would become the same word, as 1 and "1".
+        InputError: if different labels would become the same word, as 1 and "1", or one number is written as 1 and 1.0.
     """
     known = [name for name in names if name is not None]
     kinds = {(isinstance(name, bool), isinstance(name, str)) for name in known}
@@ -133,8 +133,10 @@ def _of_one_kind(names):
         return names
     word_of: dict[str, Any] = {}
     for name in known:
-        if type(word_of.setdefault(str(name), name)) is not type(name):
-            raise InputError(f"got the labels {word_of[str(name)]!r} and {name!r}; expected labels of one kind")
+        # 1.0 is 1, not another class
+        for word in {str(name), str(int(name))} if isinstance(name, float) else {str(name)}:
+            if type(word_of.setdefault(word, name)) is not type(name):
+                raise InputError(f"got the labels {word_of[word]!r} and {name!r}; expected labels of one kind")
     return [None if name is None else str(name) for name in names]
 
 

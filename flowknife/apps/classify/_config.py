@@ -58,11 +58,14 @@ class ClassifyConfig(Settings):
         ge=2,
         description="number of classes, where labels are 0, 1, ... and some do not occur; default: those that occur",
     )
-    layers: int = pydantic.Field(6, ge=1, description="couplings")
+    layers: int = pydantic.Field(6, ge=1, le=10_000, description="couplings")
     width: int | None = pydantic.Field(
-        None, ge=4, description="hidden units of each coupling's network; default 64 for rows, 256 for images"
+        None,
+        ge=4,
+        le=16_384,
+        description="hidden units of each coupling's network; default 64 for rows, 256 for images",
     )
-    depth: int = pydantic.Field(2, ge=1, description="hidden layers of each coupling's network")
+    depth: int = pydantic.Field(2, ge=1, le=1000, description="hidden layers of each coupling's network")
     scalar: Literal["spline", "affine", "additive"] | None = pydantic.Field(
         None, description="map that the couplings apply to each number; default spline for rows, affine for images"
     )

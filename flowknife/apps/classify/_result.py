@@ -16,7 +16,7 @@ from flowknife._batches import IMAGES_AT_ONCE, ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import Settings
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_count, as_key
 from flowknife.anomaly._scores import complexity
 from flowknife.apps._result import Result
 from flowknife.apps.classify._config import ClassifyConfig
@@ -173,8 +173,7 @@ class Classifier(Result[ClassifyConfig]):
             key: int, JAX key or None.
             temperature: scale of the latents; default 1 for rows, 0.7 for images.
         """
-        if n < 1:
-            raise InputError(f"got n={n}; expected at least 1")
+        n = as_count(n, "item")
         if temperature is None:
             temperature = 0.7 if self.of_images else 1.0
         label_key, key = jax.random.split(as_key(key))

@@ -22,9 +22,9 @@ class DensityConfig(Settings):
     }
 
     seed: int = pydantic.Field(0, description="seed of the random numbers")
-    layers: int = pydantic.Field(8, ge=1, description="couplings")
-    width: int = pydantic.Field(64, ge=1, description="hidden units of each coupling's network")
-    depth: int = pydantic.Field(2, ge=1, description="hidden layers of each coupling's network")
+    layers: int = pydantic.Field(8, ge=1, le=10_000, description="couplings")
+    width: int = pydantic.Field(64, ge=1, le=16_384, description="hidden units of each coupling's network")
+    depth: int = pydantic.Field(2, ge=1, le=1000, description="hidden layers of each coupling's network")
     scalar: Literal["spline", "affine", "additive"] = pydantic.Field(
         "spline", description="map that the couplings apply to each number"
     )

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from flowknife.data import Table, load_table
-from flowknife.data.tables import read_columns, table_of
+from flowknife.data._read import by_name, read_columns
+from flowknife.data.tables import table_of
 from flowknife.errors import InputError
 
 
@@ -29,6 +30,8 @@ def read_joined(x: Any, given: Any, names: Sequence[str] | None, drop_invalid: b
     named = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
     if named and all(isinstance(name, str) for name in named):
         rest = tuple(names or (name for name in found.names if name not in named))
+        if len(set(named)) < len(named):
+            raise InputError(f"got the conditions {', '.join(named)}; expected different columns; try each once")
         missing = [name for name in named if name not in found.names]
         if missing or not rest:
             got = f"the condition {missing[0]!r}" if missing else "nothing but conditions"
@@ -61,17 +64,26 @@ def read_given(given: Any, names: Sequence[str], rows: int) -> np.ndarray:
     """Conditions as an array (rows, k), from one row for all or one for each.
 
     Args:
-        given: a mapping of numbers by name, one row (k,), rows (n, k), or a table with these columns.
+        given: a mapping of numbers or of columns by name, one row (k,), rows (n, k), or a table with these columns.
         names: of the k conditions.
         rows: how many rows there are.
 
     Raises:
         InputError: for other conditions, or of other rows.
     """
+    if hasattr(given, "to_numpy") and np.ndim(given) == 1:  # a Series: a row of several conditions, or one column
+        name = getattr(given, "name", None)
+        found = by_name(given, names) if len(names) > 1 or list(getattr(given, "index", ())) == list(names) else None
+        if found is None and len(names) == 1 and isinstance(name, str) and name and name not in names:
+            raise InputError(f"got the condition {name!r}; expected {names[0]}; try given.to_numpy()")
+        given = given if found is None else found
     if isinstance(given, Mapping):
-        if set(given) != set(names):
-            raise InputError(f"got given={dict(given)!r}; expected a number for each of {', '.join(names)}")
-        given = [[given[name] for name in names]]
+        columns = {key: np.asarray(value) for key, value in given.items()}
+        count = max((column.size for column in columns.values()), default=0)
+        odd = [key for key, column in columns.items() if column.ndim > 1 or column.size not in (1, count)]
+        if set(given) != set(names) or odd:
+            raise InputError(f"got given={dict(given)!r}; expected a number for each of {', '.join(names)}, or as many")
+        given = np.column_stack([np.broadcast_to(columns[name].ravel(), count) for name in names])
     elif not hasattr(given, "columns") and not isinstance(given, str) and np.ndim(given) < 2:
         # one row of several conditions, or one condition of several rows
         given = np.reshape(given, (1, -1) if len(names) > 1 else (-1, 1))

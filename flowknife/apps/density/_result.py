@@ -14,7 +14,7 @@ from jaxtyping import Float
 from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
 from flowknife._settings import Settings
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_count, as_key
 from flowknife.apps._result import Result
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._given import read_given
@@ -105,8 +105,7 @@ class Density(Result[DensityConfig]):
             temperature: scale of the latents; below 1 the rows gather where the density is high.
             given: the condition of all, or one for each, where there are conditions.
         """
-        if n < 1:
-            raise InputError(f"got n={n}; expected at least 1 row")
+        n = as_count(n, "row")
         temperature = as_temperature(temperature)
         scale, known = jnp.asarray(temperature), self._known(given, n)
         drawn = draw_batches(

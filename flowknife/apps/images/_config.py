@@ -46,7 +46,7 @@ class ImagesConfig(Settings):
         None, ge=1, description="scales, each with a latent block; default: by image size"
     )
     steps_per_level: int | None = pydantic.Field(
-        None, ge=1, description="steps of glow per level, or couplings of jet; default 8"
+        None, ge=1, le=1000, description="steps of glow per level, or couplings of jet; default 8"
     )
     scalar: Literal["affine", "additive", "spline"] | None = pydantic.Field(
         None, description="map that the couplings of glow apply to each number; default affine"
@@ -56,7 +56,7 @@ class ImagesConfig(Settings):
         description="reversible: rebuild the activations of glow and jet in the backward pass, for a third more time; "
         "default standard",
     )
-    width: int = pydantic.Field(128, ge=8, description="hidden channels of each network")
+    width: int = pydantic.Field(128, ge=8, le=16_384, description="hidden channels of each network")
     parallel: int | None = pydantic.Field(
         None, ge=1, description="levels of wavelet and lattice to train at the same time, in threads; default 1"
     )

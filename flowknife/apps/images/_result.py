@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from flowknife._batches import draw_batches, map_batches
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import Settings
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_count, as_key
 from flowknife.anomaly._features import bits_of, level_squares, look
 from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
 from flowknife.anomaly._neighbours import Nearest, Neighbours, thumbnails
@@ -130,8 +130,7 @@ class Images(Result[ImagesConfig]):
             shrink: of the empirical prior, from 0, as fitted, to 1, N(0, I); one number, or one per level by name.
             given: the class of all, or one for each, where there are classes.
         """
-        if n < 1:
-            raise InputError(f"got n={n}; expected at least 1 image")
+        n = as_count(n, "image")
         temperatures = by_level(temperature, self.levels, "temperature", 1.0, LARGEST_TEMPERATURE)
         if prior == "empirical":
             return self.decode(self.empirical.sample(n, key=key, temperature=temperatures, shrink=shrink), given)

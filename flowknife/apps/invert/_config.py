@@ -46,9 +46,9 @@ class InvertConfig(Settings):
         gt=0,
         description="width of the law of data without noise (partitioned), in standard deviations; default 0.02",
     )
-    layers: int = pydantic.Field(8, ge=1, description="couplings")
-    width: int = pydantic.Field(64, ge=1, description="hidden units of each network")
-    depth: int = pydantic.Field(2, ge=1, description="residual blocks of each network")
+    layers: int = pydantic.Field(8, ge=1, le=10_000, description="couplings")
+    width: int = pydantic.Field(64, ge=1, le=16_384, description="hidden units of each network")
+    depth: int = pydantic.Field(2, ge=1, le=1000, description="residual blocks of each network")
     features: int | None = pydantic.Field(
         None, ge=0, description="learned features of an observation, in addition to its numbers; default 64"
     )

@@ -266,6 +266,7 @@ class _Task:
 
 def _task(simulator, prior, pairs, config, names, y_names) -> _Task:
     noise = 0.0 if config.noise is None else config.noise
+    names, y_names = ((each,) if isinstance(each, str) else each for each in (names, y_names))
     if (simulator is None) == (pairs is None) and not isinstance(simulator, Problem):
         got = "neither a simulator nor pairs" if pairs is None else "a simulator and pairs"
         raise InputError(f"got {got}; expected one of them; try invert(simulator, prior) or invert(pairs=(x, y))")

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
 from flowknife._settings import Settings
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_count, as_key
 from flowknife.apps._result import Result
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.data import load_table
 from flowknife.data._pairs import is_table, read_pairs
-from flowknife.data.tables import names_in
+from flowknife.data._read import by_name, names_in
 from flowknife.diagnostics import (
     Check,
     Flagging,
@@ -182,8 +182,7 @@ class Posterior(Result[InvertConfig]):
             InputError: for an observation of another length, or with a number that is not finite.
         """
         rows, single = self._observations(y)
-        if n < 1:
-            raise InputError(f"got n={n}; expected at least 1 draw")
+        n = as_count(n, "draw")
         scale, rows = jnp.asarray(as_temperature(temperature)), self._given(rows)
         size = bucket(n)
         most = max(_NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations at a time
@@ -207,7 +206,7 @@ class Posterior(Result[InvertConfig]):
                 'form="partitioned", noise=...'
             )
         rows, single = self._observations(y)
-        x, noise = map(np.asarray, _sample_noise(self.model, as_key(key), n, self._given(rows)))
+        x, noise = map(np.asarray, _sample_noise(self.model, as_key(key), as_count(n, "draw"), self._given(rows)))
         return _plain(self._x_frame.from_model(x), single), _plain(self.frame.widths_from_model(noise), single)
 
     def log_prob(self, x: Any, y: Any) -> Float[np.ndarray, "..."]:
@@ -410,6 +409,8 @@ class Posterior(Result[InvertConfig]):
         """Observations as rows (k, m), and whether there is only one, given without an axis for it."""
         if names_in(y) is not None:
             y = load_table(y, columns=self.y_names, min_rows=1).values
+        elif (found := by_name(y, self.y_names)) is not None:
+            y = found
         try:
             rows = np.asarray(y, np.float64)
         except (TypeError, ValueError):
