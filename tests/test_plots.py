@@ -410,5 +410,5 @@ def test_interpolation_animation_goes_there_and_back(tmp_path):
 
 def test_points_of_classes_are_drawn_along_named_columns():
     rows = np.random.default_rng(0).normal(size=(2, 20, 2)) * [2.0, 1.0]
-    axes = plots.class_samples(rows, ["a", "b"], columns=["length", "width"]).axes[0]
+    axes = plots.class_samples(list(rows), ["a", "b"], columns=["length", "width"]).axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("length", "width")

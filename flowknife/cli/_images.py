@@ -69,7 +69,7 @@ def _attribute(
     given: Given = None,
     overwrite: Replace = False,
 ) -> None:
-    """Change an attribute of images, given examples with and without it.
+    """Add an attribute to images, or remove it.
 
     The direction is the difference of the mean latents of the two folders.
     """
