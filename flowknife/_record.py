@@ -1,6 +1,7 @@
 """The record of a run: what `run.json` says, in typed fields. Whoever shows it turns them into words; see `report`."""
 
 import importlib.metadata
+import inspect
 import os
 import platform
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ class Stopped(StrEnum):
 
 
 _SENTENCES = {
-    Stopped.BUDGET: "the budget was used up",
+    Stopped.BUDGET: "the training budget (steps, epochs or minutes) was used up",
     Stopped.PATIENCE: "no improvement in as many evaluations as train.patience allows",
     Stopped.STREAM: "the stream of batches ended",
     Stopped.NON_FINITE: "training met a number that is not finite",
@@ -172,6 +173,10 @@ class Record(_Part, Generic[Config]):
     created: pydantic.AwareDatetime = pydantic.Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
     versions: dict[str, str] = pydantic.Field(default_factory=_versions)
 
+    def __repr__(self) -> str:
+        of = f"{self.data.rows} {self.data.kind} of {self.data.source}"
+        return f"Record({self.application}: {of}, {self.training.steps} steps, {self.created:%Y-%m-%d})"
+
 
 def described(source: Any) -> str:
     """What data are called in a record: the path of a file or folder; of what is in memory its type and shape."""
@@ -179,5 +184,7 @@ def described(source: Any) -> str:
         return os.fspath(source)
     if isinstance(source, tuple):
         return " and ".join(map(described, source))
+    if inspect.isfunction(source):
+        return f"function {source.__name__}"
     shape = getattr(source, "shape", None)
     return type(source).__name__ + (f" {tuple(shape)}" if isinstance(shape, tuple) else "")

@@ -119,6 +119,10 @@ class Prior(eqx.Module):
         """Number of parameters d."""
         return len(self.names)
 
+    def __repr__(self) -> str:
+        components = zip(self.names, np.asarray(self.low), np.asarray(self.high), strict=True)
+        return f"Prior({', '.join(f'{name} from {low:.6g} to {high:.6g}' for name, low, high in components)})"
+
     @property
     def inner(self) -> "Prior":
         """The prior of the parameters as a network takes them: in the `frame`, without those that are fixed."""

@@ -406,3 +406,9 @@ def test_interpolation_animation_goes_there_and_back(tmp_path):
     shades = [round(float(frame.mean()) / 10) for frame in frames]
     assert shades == [0, 12, 25, 12] and loop == 0 and times[0] == times[2] > times[1]
     assert frames[0].shape[0] == 256
+
+
+def test_points_of_classes_are_drawn_along_named_columns():
+    rows = np.random.default_rng(0).normal(size=(2, 20, 2)) * [2.0, 1.0]
+    axes = plots.class_samples(list(rows), ["a", "b"], columns=["length", "width"]).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("length", "width")

@@ -321,3 +321,7 @@ def test_edges_of_the_caller_are_left_alone():
     edges = np.array([0.1, 0.2, 0.3])
     Histogram(edges, [1.0, 1.0])
     np.testing.assert_array_equal(edges, [0.1, 0.2, 0.3])
+
+
+def test_a_prior_prints_the_bounds_of_its_components():
+    assert repr(Uniform([1, 0], [3, 2], names=["mass", "speed"])) == ("Prior(mass from 1 to 3, speed from 0 to 2)")

@@ -105,7 +105,9 @@ def _density(
     chosen = _configured(DensityConfig, "density", recipe, config, settings)
     columns = None if given is None else [name.strip() for name in given.split(",")]
     found = until_interrupted(lambda: density(data, chosen, given=columns, drop_invalid=drop_invalid))
-    _keep(found, out, _sample_and_score("samples.csv", data), recipe)
+    # conditions are read from a table, here that of training
+    draws = f"-n 1 --given {shlex.quote(data)}" if columns else "-n 100"
+    _keep(found, out, _sample_and_score("samples.csv", data, draws), recipe)
 
 
 @_fits(
@@ -140,7 +142,9 @@ def _images(
 
     chosen = _configured(ImagesConfig, "images", recipe, config, settings)
     found = until_interrupted(lambda: images(data, chosen, given=given))
-    _keep(found, out, _sample_and_score("samples.png", data), recipe)
+    classes = found[0].classes
+    draws = "-n 100" + (f" --given {shlex.quote(str(classes[0]))}" if classes else "")
+    _keep(found, out, _sample_and_score("samples.png", data, draws), recipe)
 
 
 @_fits(
@@ -204,7 +208,9 @@ def _invert(
     settings: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Learn which parameters explain an observation, for every observation at once.
+    """Fit the posterior of parameters given an observation.
+
+    One fit serves every observation.
 
     Parameters stand on the left, data and a latent on the right. The data come from pairs that exist, or from the
     simulator of a problem: kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear.
@@ -245,8 +251,8 @@ def _configured(kind: Any, application: str, recipe: str | None, file: Path | No
     return configured(kind, file, settings or (), start)
 
 
-def _sample_and_score(samples: str, data: str) -> tuple[str, ...]:
-    return f"sample {{run}} -n 100 --out {samples}", f"score {{run}} {shlex.quote(data)} --out scores.csv"
+def _sample_and_score(samples: str, data: str, draws: str) -> tuple[str, ...]:
+    return f"sample {{run}} {draws} --out {samples}", f"score {{run}} {shlex.quote(data)} --out scores.csv"
 
 
 def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe: str | None) -> None:

@@ -26,13 +26,13 @@ _SHOWN = 4  # held-out images, where none are given
 def _interpolate(
     run: Run,
     first: Annotated[Path, typer.Argument(metavar="A", help="An image file.")],
-    last: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    last: Annotated[Path, typer.Argument(metavar="B", help="Another image file.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="FILE.png, a strip, or FILE.gif, in motion.")
     ],
     steps: Annotated[int, typer.Option(min=2, help="How many images, both ends included.")] = 8,
     given: Given = None,
-    linear: Annotated[bool, typer.Option("--linear", help="Go straight instead of on the sphere.")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="Interpolate linearly, not spherically.")] = False,
     overwrite: Replace = False,
 ) -> None:
     """Go from one image to another through the latent."""
@@ -69,7 +69,7 @@ def _attribute(
     given: Given = None,
     overwrite: Replace = False,
 ) -> None:
-    """Add to images, or remove from them, what distinguishes one folder from another.
+    """Add an attribute to images, or remove it.
 
     The direction is the difference of the mean latents of the two folders.
     """

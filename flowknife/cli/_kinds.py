@@ -207,7 +207,9 @@ def only_for(applications: Sequence[str], fitted: Any, **options: Any) -> None:
     """
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given and fitted.application not in applications:
+        other = {("classify", "--given"): "--label", ("images", "--label"): "--given"}
+        instead = other.get((fitted.application, given[0]), f"without {given[0]}")
         raise InputError(
             f"got {given[0]} for a run of {fitted.application}; expected a run of {' or '.join(applications)}; try "
-            f"without {given[0]}"
+            f"{instead}"
         )

@@ -17,7 +17,9 @@ from flowknife.cli._app import app, show, verb
 def _recipes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them, to see it in full.")] = None,
 ) -> None:
-    """List the recipes: what each is for, what it costs on 2 CPU cores, and what number to expect.
+    """List the recipes, with their cost and expected result.
+
+    Training times are those on 2 CPU cores.
 
     With a NAME, the recipe in full: its data, its command and its settings, in the form of a settings file.
     """

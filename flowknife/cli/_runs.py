@@ -36,7 +36,7 @@ Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="T
 def _sample(
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="A table file; for images FILE.png, FILE.npy or a folder.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 16,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of draws.")] = 16,
     temperature: Annotated[
         str | None,
         typer.Option(
@@ -373,9 +373,9 @@ def _info(run: Run) -> None:
     both = {"left end": "; ".join(frame.left), "right end": "; ".join(frame.right)}
     show(f"{record.application}: {run}", both)
     show("metrics", with_units(fitted))
-    names = {name: list(getattr(record.data, name)) for name in ("names", "y_names", "classes")}
+    names = {name: list(getattr(record.data, name)) for name in ("names", "given_names", "y_names", "classes")}
     show("record", about(fitted) | _flat({name: value for name, value in names.items() if value}))
-    for title, settings in {"asked": record.config, "used": record.used}.items():
+    for title, settings in {"settings asked for": record.config, "settings used": record.used}.items():
         show(title, _flat(settings.model_dump(exclude_none=True)))
     show("versions", record.versions)
 

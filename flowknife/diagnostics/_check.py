@@ -74,7 +74,7 @@ class Check:
     @classmethod
     def of_steps(cls, missing: int, least: int) -> "Check":
         """The check that every stage of training made the minimum number of steps."""
-        return cls(f"training steps missing of the least {least}", float(missing), 0.0)
+        return cls(f"training steps short of the minimum of {least}", float(missing), 0.0)
 
 
 def p_text(p_value: float) -> str:

@@ -143,7 +143,7 @@ def sheet(blocks: Sequence[Block], columns: int, heading: str = "") -> "Figure":
     between = GAP * 3 if any(len(block.images) > columns or block.captions for block in blocks) else GAP
     width = MARGIN * 2 + gutter + max(columns * (tile[0] + GAP) - GAP for tile in tiles)
     width = max(width, round(5.4 * INCH) if heading else 0)
-    heading = textwrap.fill(heading, int(width / INCH * 12.2))
+    heading = textwrap.fill(heading, style.letters((width - 2 * MARGIN) / INCH))
     top = MARGIN + (round((heading.count("\n") + 1) * 0.235 * INCH) + MARGIN if heading else 0)
 
     figure, axes = canvas(width, top + sum(heights) + between * (len(blocks) - 1) + MARGIN)

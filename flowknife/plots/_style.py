@@ -91,9 +91,14 @@ def shortened(name: Any, most: int = 40) -> str:
     return shown if len(shown) <= most else f"{shown[:half]}…{shown[-(most - half - 1) :]}"
 
 
+def letters(inches: float) -> int:
+    """How many letters of a headline fit into this width, with 5 % to spare for wide ones."""
+    return max(int(inches * 11.6), 1)
+
+
 def headline(figure: "Figure", sentence: str) -> None:
     """Set the headline, at the left above the panels."""
-    width = int(figure.get_figwidth() * 12.2)
+    width = letters(figure.get_figwidth() - 0.3)
     figure.suptitle(
         textwrap.fill(sentence, width), x=0.012, ha="left", fontsize=12, color=INK, family=family(), linespacing=1.3
     )

@@ -90,7 +90,7 @@ def reliability(result: Reliability) -> "Figure":
     upper.plot(confidence, accuracy, "o-", color=style.MODEL, markersize=5, linewidth=1.4, label="this classifier")
     start = max(float(result.edges[:-1][filled].min()), 0.0)
     upper.set(xlim=(start, 1.0), ylim=(min(start, float(accuracy.min())) - 0.02, 1.02))
-    style.legend(upper, loc="upper left")
+    style.legend(upper, loc="best")
     lower.bar(result.edges[:-1], result.counts, np.diff(result.edges), align="edge", color=style.MESH, linewidth=0)
     style.headline(figure, result.verdict)
     return figure
@@ -200,6 +200,7 @@ def class_samples(
     names: Sequence[str] | None = None,
     heading: str | None = None,
     reference: Values | None = None,
+    columns: Sequence[str] | None = None,
 ) -> "Figure":
     """What a model draws for each class: rows of images, or points of the plane in the colours of their classes.
 
@@ -209,6 +210,7 @@ def class_samples(
         names: of the classes; 0, 1, ... if None.
         heading: what is shown, if it is not drawn from a model.
         reference: vectors whose principal directions are used, so that figures compare; default those shown.
+        columns: names of the two columns of vectors (n, 2); x1 and x2 if None.
 
     Raises:
         InputError: for no class, names that do not fit, or arrays that are neither.
@@ -218,8 +220,8 @@ def class_samples(
     names = _names(names, len(x_by_class))
     if np.ndim(x_by_class[0]) == 4:
         blocks = [Block(checked_images(x, f"class {name}"), name) for x, name in zip(x_by_class, names, strict=True)]
-        columns = min(max(len(block.images) for block in blocks), 12)
-        return sheet(blocks, columns, heading or "Images drawn from the model, class by class.")
+        across = min(max(len(block.images) for block in blocks), 12)
+        return sheet(blocks, across, heading or "Images drawn from the model, class by class.")
     first = style.points(x_by_class[0], f"class {names[0]}")
     tables = [style.points(x, f"class {name}", first.shape[1]) for x, name in zip(x_by_class, names, strict=True)]
     if first.shape[1] == 1:
@@ -230,13 +232,17 @@ def class_samples(
     plain = first.shape[1] == 2
     if not plain:
         plane = principal_plane(plane if reference is None else style.points(reference, "reference"), plane)[1]
-    figure = style.blank(7.2, 5.6)
-    look = {"xlabel": "x1", "ylabel": "x2"} if plain else {"xlabel": "first principal direction", "ylabel": "second"}
-    axes = style.panel(figure.add_subplot(), **look)
-    _scatter_classes(axes, plane, classes, names)
     limits = [style.span(plane[:, i], margin=0.05) for i in range(2)]
+    flatness = np.ptp(limits[1]) / np.ptp(limits[0])
+    equal = plain and 0.4 < flatness < 2.5
+    figure = style.blank(7.2, float(np.clip(5.2 * flatness + 1.1, 3.2, 5.6)) if equal else 5.6)
+    across, up = ("x1", "x2") if columns is None else map(style.shortened, columns)
+    if not plain:
+        across, up = "first principal direction", "second principal direction"
+    axes = style.panel(figure.add_subplot(), xlabel=across, ylabel=up)
+    _scatter_classes(axes, plane, classes, names)
     axes.set(xlim=limits[0], ylim=limits[1])
-    if plain and 0.4 < np.ptp(limits[0]) / np.ptp(limits[1]) < 2.5:
+    if equal:
         axes.set_aspect("equal")
     style.legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     style.headline(figure, heading or f"Rows drawn from the model for each of {len(names)} classes.")

@@ -34,7 +34,7 @@ def latents(z: Values) -> "Figure":
     _normal_histogram(left, values, None)
     style.legend(left, loc="upper right")
 
-    style.panel(right, "Quantiles", "of N(0, 1)", "of the latent")
+    style.panel(right, "Quantiles", "quantile of N(0, 1)", "quantile of the latent values")
     # Even steps in the normal quantile show the tails; even steps in probability would pile up in the middle.
     reach = min(4.0, float(-ndtri(0.5 / values.size)))
     expected = np.linspace(-reach, reach, min(values.size, 61))
@@ -141,8 +141,10 @@ def radius_histogram(radii: Values, dimension: int | np.integer, others: Values 
         label=f"law of |z| in {dimension:,} dimensions",
     )
     style.legend(axes, loc="upper right")
-    rest = "" if anomalous is None else f", those of the others at {np.median(anomalous):.4g}"
-    style.headline(figure, f"Latent radii centre at {np.median(values):.4g}{rest}; the law centres at {centre:.4g}.")
+    rest = "" if anomalous is None else f", that of the others {np.median(anomalous):.4g}"
+    style.headline(
+        figure, f"The median latent radius is {np.median(values):.4g}{rest}; under N(0, I) it is {centre:.4g}."
+    )
     return figure
 
 

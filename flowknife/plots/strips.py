@@ -64,7 +64,7 @@ def nearest(images: Values, neighbours: Values, distances: Values, reference: Su
         )
     blocks = [Block(images, "Simulated", colour=style.MODEL)]
     for i in range(near.shape[1]):
-        label = "Nearest in training" if i == 0 else f"Nearest but {i}"
+        label = "Nearest in training" if i == 0 else f"Neighbour {i + 1}"
         captions = [f"{distance:.1f}" for distance in distances[:, i]]
         blocks.append(Block(enlarged(checked_images(near[:, i]), images.shape[1:3]), label, captions, style.REAL))
     rest = "" if reference is None else f"; of new real images: {float(reference):.1f}"

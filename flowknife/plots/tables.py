@@ -319,7 +319,7 @@ def history(
     # The first steps can be a thousand times higher than all that follows.
     settled = [values[values.size // 20 :] for values in (train, held_out)]
     axes.set_ylim(*style.span(*settled, curve[[best]], margin=0.08))
-    style.legend(axes, loc="upper right")
+    style.legend(axes, loc="best")
     kind = "held-out" if judged else "training"
     style.headline(figure, f"The {kind} objective is lowest, {curve[best]:.4g}, at step {int(steps[best]):,}.")
     return figure

@@ -91,11 +91,11 @@ def _samples(classifier, held, labels, folder):
     classes = classifier.classes[:_MOST_CLASSES]
     names = [str(name) for name in classes]
     drawn = [classifier.sample(count, label=label, key=0) for label in classes]
-    figures = [keep(_of_classes(drawn, names, held), folder, "samples")]
+    figures = [keep(_of_classes(drawn, names, held, classifier.names), folder, "samples")]
     own = [held[labels == code][:count] for code in range(len(classes))]
     if all(map(len, own)):
         heading = f"{which(classifier.flagging)} items of each class."
-        figures.append(keep(_of_classes(own, names, held, heading), folder, "held_out"))
+        figures.append(keep(_of_classes(own, names, held, classifier.names, heading), folder, "held_out"))
     return Section(
         "Samples of each class",
         "The same model in the other direction: with the label set and the latent drawn, it makes new items.",
@@ -103,12 +103,15 @@ def _samples(classifier, held, labels, folder):
     )
 
 
-def _of_classes(items, names, reference, heading=None):
+def _of_classes(items, names, reference, columns, heading=None):
     """Images or points of each class, points along the principal axes of `reference`, single numbers by class."""
     if items[0].shape[1:] == (1,):
         items = [np.insert(rows, 1, place, axis=1) for place, rows in enumerate(items)]
+        columns = (*columns, "class")
     wide = reference.ndim == 2 and reference.shape[1] > 2
-    return plots.class_samples(items, names, heading, reference if wide else None)
+    return plots.class_samples(
+        items, names, heading, reference if wide else None, columns if len(columns) == 2 else None
+    )
 
 
 def _latents(classifier, held, labels, anomalous, folder):

@@ -222,9 +222,14 @@ class Density(Result[DensityConfig]):
             InputError: for conditions that are missing, of another length, or not those of training.
         """
         if (given is None) == bool(self.given_names):
-            got, names = "none" if given is None else f"given={given!r}", ", ".join(self.given_names)
-            expected = f"{names}; try given=..., or a table with these columns" if names else "none; try without"
-            raise InputError(f"got {got} as the condition of the rows; expected {expected}")
+            if given is not None:
+                raise InputError(f"got given={given!r} for a model without conditions; expected none; try it without")
+            values = ", ".join(f"{name!r}: 1.0" for name in self.given_names)
+            raise InputError(
+                f"got no condition; expected values of {', '.join(self.given_names)}; try given={{{values}}} "
+                f"(command line: --given {','.join(f'{name}=1.0' for name in self.given_names)}), or a table with "
+                "these columns"
+            )
         return np.zeros((n, 0)) if given is None else read_given(given, self.given_names, n)
 
     def _known(self, given, n):

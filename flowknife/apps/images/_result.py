@@ -407,8 +407,8 @@ class Images(Result[ImagesConfig]):
         names = ", ".join(map(str, self.classes))
         if given is None and (not folders or np.any(codes_of(folders, self.classes) < 0)):
             raise InputError(
-                f"got {n} images without a class; expected one of {names}; try given={self.classes[0]!r}, or a folder "
-                "with a subfolder for each class"
+                f"got {n} images without a class; expected one of {names}; try given={self.classes[0]!r} "
+                f"(command line: --given {self.classes[0]}), or a folder with a subfolder for each class"
             )
         codes = as_codes(folders if given is None else given, self.classes)
         if codes.shape not in ((), (n,)):

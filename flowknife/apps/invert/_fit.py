@@ -278,7 +278,10 @@ def _task(simulator, prior, pairs, config, names, y_names) -> _Task:
     if problem is not None:
         prior = prior or problem.prior
     if prior is not None and names is not None and tuple(names) != prior.names:
-        raise InputError(f"got names={list(names)} and a prior of {', '.join(prior.names)}; expected the same; try one")
+        raise InputError(
+            f"got names={list(names)} and a prior of {', '.join(prior.names)}; expected the same names; try to name "
+            f"the prior, as in fk.Uniform(low, high, names={list(names)})"
+        )
     if pairs is not None:
         found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
         given = given_pairs(found.x if prior is None else in_order(found.x, prior.names), found.y)
