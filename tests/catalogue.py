@@ -311,14 +311,14 @@ _COMPOSED = [
 _SMALL = {"layers": 2, "width": 8, "depth": 1}
 _TINY = {"width": 6, "features": 6, "depth": 1}
 _ARCHITECTURES = [
-    Row("coupling_flow, 1", lambda key: coupling_flow(1, **_SMALL, key=key), idle=("lower", "upper")),
+    Row("coupling_flow, 1", lambda key: coupling_flow(1, **_SMALL, key=key), idle=("lower", "upper"), slow=True),
     Row(
         "coupling_flow, 1, conditional",
         lambda key: coupling_flow(1, cond_dim=2, **_SMALL, key=key),
         (2,),
         idle=("lower", "upper"),
     ),
-    Row("coupling_flow, 2, spline", lambda key: coupling_flow(2, **_SMALL, key=key)),
+    Row("coupling_flow, 2, spline", lambda key: coupling_flow(2, **_SMALL, key=key), slow=True),
     Row("coupling_flow, 2, affine", lambda key: coupling_flow(2, **_SMALL, scalar="affine", mixing="permute", key=key)),
     Row(
         "coupling_flow, 5, additive, conditional",
@@ -327,10 +327,15 @@ _ARCHITECTURES = [
     ),
     Row("realnvp, 1", lambda key: realnvp(1, layers=2, width=8, key=key)),
     Row("realnvp, 5, conditional", lambda key: realnvp(5, layers=4, width=8, cond_dim=2, key=key), (2,)),
-    Row("realnvp, 2x2 pixels", lambda key: realnvp((2, 2, 1), width=4, key=key)),
+    Row("realnvp, 2x2 pixels", lambda key: realnvp((2, 2, 1), width=4, key=key), slow=True),
     Row("realnvp, 4x8 pixels", lambda key: realnvp((4, 8, 1), width=4, key=key), slow=True),
     Row("glow, one level", lambda key: glow((4, 4, 1), levels=1, steps=2, width=4, scalar="spline", key=key)),
-    Row("glow, two levels", lambda key: glow((8, 8, 1), levels=2, steps=2, width=4, cond_dim=2, key=key), (2,)),
+    Row(
+        "glow, two levels",
+        lambda key: glow((8, 8, 1), levels=2, steps=2, width=4, cond_dim=2, key=key),
+        (2,),
+        slow=True,
+    ),
     Row("jet, 4x4 pixels", lambda key: jet((4, 4, 1), patch=2, couplings=2, width=4, depth=1, heads=2, key=key)),
     Row(
         "dequantiser, 4x4 pixels",
@@ -344,6 +349,7 @@ _ARCHITECTURES = [
         "dequantiser, 3x3 pixels",
         lambda key: dequantiser((3, 3, 1), width=4, depth=1, layers=1, key=key),
         (3, 3, 1),
+        slow=True,
         left="unit",
         right="symmetric",
     ),

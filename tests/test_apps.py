@@ -199,7 +199,7 @@ def test_the_couplings_of_glow_are_chosen(scalar):
         ),
         (lambda key: lattice((8, 8, 1), 32, width=8, features=8, key=key), True, 1),
         (lambda key: glow((8, 8, 3), levels=2, steps=1, width=8, key=key), False, 2),
-        (lambda key: realnvp((8, 8, 1), width=8, key=key), False, 2),
+        pytest.param(lambda key: realnvp((8, 8, 1), width=8, key=key), False, 2, marks=pytest.mark.slow),
     ],
     ids=["wavelet", "large wavelet", "lattice", "glow", "realnvp"],
 )
@@ -424,8 +424,8 @@ def test_the_coarse_grid_of_large_images_starts_with_all_of_them(classes, monkey
     [
         ({"architecture": "lattice"}, [1.0, 1.0]),
         ({"architecture": "wavelet"}, [1.0, 0.0]),  # the finest level has the learned noise
-        ({"architecture": "wavelet", "train": {"weight_decay": 0.5}}, [0.5, 0.5]),
-        ({"architecture": "glow"}, [0.0]),
+        pytest.param({"architecture": "wavelet", "train": {"weight_decay": 0.5}}, [0.5, 0.5], marks=pytest.mark.slow),
+        pytest.param({"architecture": "glow"}, [0.0], marks=pytest.mark.slow),
     ],
 )
 def test_weights_decay_where_levels_are_trained_one_by_one(settings, decays, monkeypatch):

@@ -72,11 +72,8 @@ VECTORS = {
 }
 
 
-@pytest.mark.parametrize(
-    # compiling splines takes long
-    "name",
-    [pytest.param(name, marks=() if name == "coupling_flow, affine" else pytest.mark.slow) for name in VECTORS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VECTORS)
 def test_a_hundred_layers_start_finite_and_train(name):
     inn = density(VECTORS[name](100))
     rng = np.random.default_rng(0)

@@ -194,6 +194,7 @@ def test_every_level_sees_the_condition(make):
         assert np.all(np.max(np.abs(one - other).reshape(3, -1), axis=1) > 1e-3)
 
 
+@pytest.mark.slow
 def test_the_closed_form_start_has_the_mean_of_each_class():
     flow = wavelet((4, 4, 1), levels=1, cond_dim=2, **TINY, key=0)
     classes = np.arange(200) % 2

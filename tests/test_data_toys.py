@@ -27,7 +27,10 @@ def test_every_toy_knows_its_name_and_source():
     assert all(toy.name == name and toy.source for name, toy in TOYS.items())
 
 
-@pytest.mark.parametrize("name", NAMES)
+_LONG = ("rings", "two_spirals")  # to integrate
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in _LONG else ()) for n in NAMES])
 def test_density_integrates_to_one_and_gives_the_entropy(name):
     _, log_p, cell = density_on_grid(name)
     p = np.exp(log_p)

@@ -123,6 +123,7 @@ def test_conditions_that_cannot_be_learned_are_refused(x, given, words):
         fk.density(x, given=given, show_progress=False, **QUICK)
 
 
+@pytest.mark.slow
 def test_units_of_the_conditions_do_not_matter():
     """Time stamps in seconds, which single precision cannot tell apart, and a column that explains nearly all."""
     generator = np.random.default_rng(0)

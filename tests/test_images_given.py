@@ -93,6 +93,7 @@ def test_a_model_of_all_images_alike_takes_no_class():
             attempt()
 
 
+@pytest.mark.slow
 def test_check_report_and_a_saved_run_know_the_classes(model, tmp_path):
     again = fk.load(model.save(tmp_path / "run"))
     pixels, labels = tiny(20, key=3)

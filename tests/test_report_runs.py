@@ -46,6 +46,7 @@ def test_report_of_a_posterior(tmp_path, arm):
     assert frame.left == ["x 4, Data"] and frame.right == ["z 4, Normal, given y 2"]
 
 
+@pytest.mark.slow
 def test_report_of_pairs_whose_simulator_nobody_knows(tmp_path, arm):
     data = arm.record.data.model_copy(update={"problem": None})
     record = arm.record.model_copy(update={"data": data})
