@@ -50,7 +50,7 @@ def keep_programs() -> None:
 
 def _machine() -> str:
     """Programs of one kind of processor may stop another; home folders are shared by machines."""
-    with suppress(OSError):
-        flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Feat"))]
-        return sha256("".join([platform.machine(), *flags[:1]]).encode()).hexdigest()[:12]
-    return sha256(f"{platform.machine()}{platform.processor()}".encode()).hexdigest()[:12]
+    kind = platform.processor()
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+        kind = next((line for line in lines if line.startswith(("flags", "Feat"))), kind)
+    return sha256(f"{platform.machine()}{kind}".encode()).hexdigest()[:12]

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -51,28 +52,21 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        draft.touch(exist_ok=False)  # its mode follows the umask
     except OSError as error:
         raise StorageError(
             f"could not write {path}: nothing can be written there ({error.strerror}); try another place"
         ) from None
-    os.close(handle)
     try:
-        yield Path(name)
-        Path(name).chmod(0o666 & ~_umask())
-        _sync(Path(name))
-        Path(name).replace(path)
+        yield draft
+        _sync(draft)
+        draft.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise StorageError(f"got {path}, which cannot be written ({error.strerror or error})") from error
     finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask():
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
+        draft.unlink(missing_ok=True)
 
 
 def _sync(path):
@@ -257,7 +251,7 @@ def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Map
 
 def _move_new(folder):
     """Move the files of a new run to their places."""
-    for name in ("model.safetensors", "history.csv", "run.json"):
+    for name in reversed(RUN_FILES):  # run.json last, so that a folder with a run.json is complete
         if (folder / NEW / name).exists():
             (folder / NEW / name).replace(folder / name)
     with suppress(FileNotFoundError):

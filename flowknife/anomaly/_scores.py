@@ -102,7 +102,7 @@ def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarra
 def complexity(
     pixels: UInt8[np.ndarray, "n h w c"], bits_per_dim: Float[np.ndarray, " n"], bits: int
 ) -> Float[np.ndarray, " n"]:
-    """Bits/dim of a model minus those of a PNG file, for images of `bits` bits."""
+    """Bits/dim under a model minus bits/dim of a PNG file, for images of `bits` bits."""
     return bits_per_dim - png_bits(pixels, bits)
 
 
@@ -111,11 +111,11 @@ def features_of(
 ) -> Features:
     """The anomaly features of images.
 
-        upside_down, inverted: bits/dim of the image minus those of the reversed one, mean over the coarse levels
-        blur_gap:              bits/dim of the blurred image minus those of the image, at the finest level
+        upside_down, inverted: bits/dim of the image minus bits/dim of the reversed one, mean over the coarse levels
+        blur_gap:              bits/dim of the blurred image minus bits/dim of the image, at the finest level
         local_energy:          log of the largest mean square of the finest latents at one position, over all shifts
         local_outlier:         local outlier score among the training images, see `Neighbours`
-        complexity:            bits/dim minus those of a PNG file
+        complexity:            bits/dim under the model minus bits/dim of a PNG file
 
     Args:
         model: of the images.

@@ -60,6 +60,11 @@ class Result(ABC, Generic[Config]):
         return self.record.data.names
 
     @property
+    def given_names(self) -> tuple[str, ...]:
+        """Names of the columns that are conditions; () for none."""
+        return self.record.data.given_names
+
+    @property
     @abstractmethod
     def flagging(self) -> Flagging:
         """How items are flagged; its `note` says why nothing can be, where that is so."""

@@ -117,7 +117,7 @@ def _rows(fitted, data, choice):
 
     # the table of a classifier may still have the labels with it
     label = (fitted.record.data.label_column or LABEL) if fitted.application == "classify" else None
-    conditions = getattr(fitted, "given_names", ()) if choice.given is None else ()
+    conditions = fitted.given_names if choice.given is None else ()
     names = (*fitted.names, *conditions)
     keep = [name for name in (label, choice.id) if name is not None and name not in names]
     table = read_rows(data, names, keep, drop_invalid=choice.for_rows())
@@ -156,7 +156,7 @@ def _judged_images(fitted, data, choice):
 
 
 def _row_writer(fitted, out, n):
-    return row_writer(out, (*fitted.names, *getattr(fitted, "given_names", ())))
+    return row_writer(out, (*fitted.names, *fitted.given_names))
 
 
 def _image_writer(fitted, out, n):

@@ -89,11 +89,6 @@ class Density(Result[DensityConfig]):
     held_out: np.ndarray = field(repr=False)
     given_frame: Frame = field(default=Frame((), ()), repr=False)
 
-    @property
-    def given_names(self) -> tuple[str, ...]:
-        """Names of the conditions; () for none."""
-        return self.record.data.given_names
-
     def sample(
         self, n: int, *, key: Key = None, temperature: float | int = 1.0, given: Any = None
     ) -> Float[np.ndarray, "n d"]:

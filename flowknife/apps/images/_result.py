@@ -277,12 +277,12 @@ class Images(Result[ImagesConfig]):
             in addition to the columns of every job (see `Scores`):
 
             - bits_per_dim: minus log-likelihood, low for simple images too;
-            - upside_down, inverted: bits/dim (mean over the coarse levels) minus those of the reversed image;
-            - blur_gap: bits/dim of the finest level of the image blurred by one pixel, minus those of the image;
+            - upside_down, inverted: bits/dim of the image minus bits/dim of the reversed one, mean over coarse levels;
+            - blur_gap: bits/dim of the finest level after blurring by one pixel, minus bits/dim before;
             - local_energy: log of the largest mean square of the finest latents at one position, of the image as it is
               and moved by one and by two pixels;
             - local_outlier: distance from the most similar training images, less their distance from each other;
-            - complexity: bits/dim minus those of a PNG file;
+            - complexity: bits/dim under the model minus bits/dim of a PNG file;
             - typicality: distance of bits/dim from that of held-out images, in standard deviations;
             - radius: |z| / sqrt(dimensions), and radius_p, the two-sided p-value of the radii of all levels.
 
