@@ -29,6 +29,12 @@ WORK = ".flowknife-"
 NEW = f"{WORK}new"
 """The part of a run directory with the files of a new run, complete, until each is moved to its place."""
 
+CHECKPOINTS = "checkpoints"
+"""The part of a run directory with the checkpoints of a fit under way."""
+
+ABOUT = "fit.json"
+"""What a folder of checkpoints says of its fit."""
+
 _CLAIM = f"{WORK}claim"
 _HEAD = 4096  # bytes of a file that hold its mark
 
@@ -46,11 +52,28 @@ def place_of(folder: Path, name: str) -> Path:
 
 def is_run(folder: Path) -> bool:
     """Whether `folder` has the `run.json` of a flowknife run."""
+    return _said(place_of(folder, "run.json"), "application") is not None
+
+
+def _said(path: Path, *keys: str) -> Any:
+    """A value in a file of JSON; None if there is none."""
     try:
-        record = json.loads(place_of(folder, "run.json").read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and "application" in record
+        return None
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def is_partial(folder: Path) -> bool:
+    """Whether `folder` has the run of a fit that was interrupted."""
+    return is_run(folder) and _said(place_of(folder, "run.json"), "training", "stopped") == "interrupted"
+
+
+def is_checkpoints(folder: Path) -> bool:
+    """Whether `folder` holds checkpoints of a fit."""
+    return _said(folder / ABOUT, "checkpoints") is not None
 
 
 def is_own(path: Path) -> bool:

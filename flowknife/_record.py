@@ -135,7 +135,8 @@ class DataRecord(_Part):
         return {name: value for name, value in handler(self).items() if name in filled}
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions of flowknife, Python and the packages that compute."""
     packages = {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax", "numpy")}
     return {"flowknife": __version__, "python": platform.python_version(), **packages}
 
@@ -171,7 +172,7 @@ class Record(_Part, Generic[Config]):
     recipe: str | None = None
     demo: bool = False
     created: pydantic.AwareDatetime = pydantic.Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
-    versions: dict[str, str] = pydantic.Field(default_factory=_versions)
+    versions: dict[str, str] = pydantic.Field(default_factory=package_versions)
 
     def __repr__(self) -> str:
         of = f"{self.data.rows} {self.data.kind} of {self.data.source}"

@@ -19,7 +19,7 @@ from flowknife.inn import INN
 from flowknife.laws import Pixels
 from flowknife.multiscale import independent_levels
 from flowknife.objectives import Objective
-from flowknife.train import Training, fit
+from flowknife.train import Checkpoints, Training, fit
 
 _NUMBERS_FOR_START = 60_000_000  # closed-form parts are fitted to at most this many numbers
 
@@ -73,6 +73,7 @@ def fit_stages(
     key: jax.Array,
     show_progress: bool,
     *,
+    checkpoints: Checkpoints,
     alone: int = 0,
     parallel: int = 1,
 ) -> Trained:
@@ -86,6 +87,7 @@ def fit_stages(
         stages: in their order; their parts do not overlap.
         key: JAX key.
         show_progress: show progress bars.
+        checkpoints: of the fit; each stage is a part of it.
         alone: the first `alone` stages come before all others, which see their results.
         parallel: the others run in this many threads; with 2 or more they do not see each other's results.
 
@@ -113,12 +115,13 @@ def fit_stages(
             label=stage.label,
             show_progress=show_progress,
             throw=True,
+            checkpoints=checkpoints.part(f"level-{stage.level}" if stage.level >= 0 else "all-levels"),
         )
 
     history: History = {}
     made = done = 0  # steps, and stages
     ends: set[Stopped] = set()
-    start, todo = time.monotonic(), sum(stage.share for stage in stages)
+    start, todo = checkpoints.start_clock(), sum(stage.share for stage in stages)
     one_by_one = len(stages) if parallel == 1 else alone
     groups = [*([stage] for stage in stages[:one_by_one]), stages[one_by_one:]]  # the last one may be empty
     for group in groups:

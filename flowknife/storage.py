@@ -143,8 +143,12 @@ def _describe(value, path, arrays, classes):
     raise StorageError(f"got a {type(value).__name__} at {path} of the model; expected arrays and plain values")
 
 
-def load_tree(path: str | os.PathLike) -> Any:
+def load_tree(path: str | os.PathLike, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
     """Read what `save_tree` wrote.
+
+    Args:
+        path: the file.
+        convert: what arrays become; default arrays of JAX, in single precision unless JAX has double.
 
     Raises:
         StorageError: for a file that is missing, damaged, of a newer format, or written by something else.
@@ -157,7 +161,7 @@ def load_tree(path: str | os.PathLike) -> Any:
             if header is None:
                 raise StorageError(f"got {path}, safetensors without a flowknife header; expected a flowknife model")
             _require_format(path, header["format"])
-            return _build(header["tree"], file.get_tensor, _classes())
+            return _build(header["tree"], lambda name: convert(file.get_tensor(name)), _classes())
     except FileNotFoundError:
         raise StorageError(f"got {path}, which does not exist; expected a model file") from None
     except StorageError:
@@ -167,13 +171,13 @@ def load_tree(path: str | os.PathLike) -> Any:
         raise StorageError(f"got {path}, a damaged model file ({reason}); expected one that flowknife wrote") from None
 
 
-def _build(node, tensor: Callable[[str], np.ndarray], classes):
+def _build(node, tensor: Callable[[str], Any], classes):
     if isinstance(node, list):
         return tuple(_build(item, tensor, classes) for item in node)
     if not isinstance(node, dict):
         return node
     if "array" in node:
-        return jnp.asarray(tensor(node["array"]))
+        return tensor(node["array"])
     if "dict" in node:
         return {key: _build(item, tensor, classes) for key, item in node["dict"].items()}
     if node["class"] not in classes:

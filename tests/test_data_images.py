@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import flowknife as fk
-from flowknife._feeds import StoredRows, take
 from flowknife.bijections import Elementwise, ShiftScale
 from flowknife.data import (
     ImageSet,
@@ -24,6 +23,7 @@ from flowknife.data import (
 )
 from flowknife.errors import InputError, StorageError
 from flowknife.inn import INN, Block
+from flowknife.train import StoredRows, take
 
 PARTS = ("train", "validation", "test")
 RED = (200, 30, 40)

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 import flowknife as fk
-from flowknife._feeds import StoredRows
 from flowknife.data import _stores, find_images, fingerprint, load_images, usual_side, write_folder
 from flowknife.errors import InputError, StorageError
+from flowknife.train import StoredRows
 from tests.command import call, rows_of
 
 pytest.importorskip("s3fs")

@@ -13,7 +13,7 @@ from flowknife._record import Stopped
 from flowknife.bijections import LU, Affine, Chain, Elementwise, Repeat, ShiftScale
 from flowknife.errors import InputError
 from flowknife.laws import LARGEST_TEMPERATURE
-from flowknife.train import _step_shares
+from flowknife.train._steps import step_shares
 from tests.catalogue import ROWS
 
 FAST = {"layers": 2, "width": 8, "train": {"steps": 20}, "show_progress": False}
@@ -162,7 +162,7 @@ def test_rates_fall_with_the_inputs_of_a_mixing_and_the_layers_of_a_stack():
             return Chain([LU(size, key=key), Elementwise(ShiftScale(), size)])
 
         repeat = eqx.filter_eval_shape(lambda key: Repeat(layer, times, key=key), jax.random.key(0))
-        mixing, scale = _step_shares(repeat).layer.bijections
+        mixing, scale = step_shares(repeat).layer.bijections
         return mixing.lower, mixing.upper, mixing.log_diagonal, scale.raw
 
     assert shares(8, 2) == (1.0, 1.0, 1.0, 1.0)

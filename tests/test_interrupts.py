@@ -49,7 +49,7 @@ def press(monkeypatch):
 
             yield report
 
-        monkeypatch.setattr(train, "progress", progress)
+        monkeypatch.setattr(train._fit, "progress", progress)
 
     return after
 
@@ -85,7 +85,7 @@ def test_before_the_first_step_there_is_nothing_to_keep(tmp_path, table, monkeyp
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(train, "progress", progress)
+    monkeypatch.setattr(train._fit, "progress", progress)
     result = call("fit", "density", table, "--out", tmp_path / "run", *OPTIONS, status=130)
     assert result.stderr == "interrupted\n" and not (tmp_path / "run").exists()
 

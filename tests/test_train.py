@@ -50,7 +50,7 @@ def spied(seen):
 
     def objective(model, batch, key):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), batch["x"], ordered=True)
-        return train.nll(model, batch, key)
+        return train._fit.nll(model, batch, key)
 
     return objective
 
@@ -120,7 +120,7 @@ def padded():
 
 @pytest.mark.parametrize("make", [coupling, padded])
 def test_a_key_decides_the_result(make, monkeypatch):
-    monkeypatch.setattr(train, "_SECONDS_PER_CALL", 0.0)  # one step per call, however fast this machine is
+    monkeypatch.setattr(train._fit, "_SECONDS_PER_CALL", 0.0)  # one step per call, however fast this machine is
     x = rows(100, dim=make().partition.data[0].size)
     one, same, other = (fit(make(), x, steps=5, batch_size=16, key=key) for key in (1, jax.random.key(1), 2))
     assert same_model(one, same)
@@ -135,7 +135,7 @@ def test_a_key_decides_the_result(make, monkeypatch):
 def test_the_speed_of_the_machine_changes_nothing(make, monkeypatch):
     x, results = rows(100, dim=make().partition.data[0].size), []
     for seconds in (0.0, 1e9):  # one step per call, or four times as many in each call
-        monkeypatch.setattr(train, "_SECONDS_PER_CALL", seconds)
+        monkeypatch.setattr(train._fit, "_SECONDS_PER_CALL", seconds)
         results.append(fit(make(), x, steps=12, batch_size=16, warmup=0, learning_rate=0.02))
     for a, b in zip(*(jax.tree.leaves(result.model) for result in results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

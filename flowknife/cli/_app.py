@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,6 +22,14 @@ DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out row
 
 # Refused by the operating system: not bugs, wherever they occur.
 _REFUSALS = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
+
+
+_arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
+
+
+def arguments() -> tuple[str, ...]:
+    """The words after `flowknife` on the command line."""
+    return _arguments.get()
 
 
 class _Verbs(TyperGroup):
@@ -48,6 +57,10 @@ class _Verbs(TyperGroup):
             if line is None:
                 raise
             end(1, f"error: {line}")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _arguments.set(tuple(args))
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The verbs, in order of use."""

@@ -1,5 +1,7 @@
 """Files that the verbs write: rows, images and scores."""
 
+import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowknife._files import RUN_FILES, claimed, content_of, is_run
+from flowknife._files import CHECKPOINTS, RUN_FILES, WORK, claimed, content_of, is_checkpoints, is_partial, is_run
 from flowknife.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -95,29 +97,66 @@ def _same(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def run_to_write(run: Path, overwrite: bool, *inputs: "str | Path | None") -> Generator[None, None, None]:
+def run_to_write(
+    run: Path, overwrite: bool, *inputs: "str | Path | None", resume: bool = False
+) -> Generator[None, None, None]:
     """Hold a run directory while it is written; a folder that is not a run is refused before work begins.
 
     Args:
-        run: the directory; it may be missing, empty, or with `overwrite` a run.
-        overwrite: replace the run that is there.
+        run: the directory; it may be missing, empty, with `overwrite` a run, or with either of `overwrite` and
+            `resume` one with the checkpoints of an unfinished fit.
+        overwrite: replace the run that is there, and begin a fit anew.
         inputs: what is read, as for `require_output`.
+        resume: go on from the checkpoints that are there.
 
     Raises:
         InputError: one of the files of the run that would be replaced is an input.
         StorageError: it is no place for a run, or another process writes one there.
     """
     with claimed(run):
-        content = content_of(run)
-        if content and not is_run(run):
+        content, unfinished = content_of(run), is_checkpoints(run / CHECKPOINTS)
+        if unfinished and not (overwrite or resume):
+            raise StorageError(
+                f"got {run}, which holds checkpoints of an unfinished fit; expected a new folder; try --resume to go "
+                "on with it, or --overwrite to begin anew"
+            )
+        if content and not is_run(run) and not unfinished:
             raise StorageError(f"got {run}, which is not empty and no run; expected a new folder; try another --out")
-        if content and not overwrite:
+        if resume and is_partial(run) and not (unfinished or overwrite):
+            raise StorageError(f"got {run}, a partial run without checkpoints; try --overwrite to begin anew")
+        if content and not overwrite and not unfinished:
             raise StorageError(f"got {run}, which holds a run; expected a new folder; try another --out or --overwrite")
         own = _files_of(run)
         for path in filter(None, inputs):
             if any(_reads(path, part) for part in own):
                 raise InputError(f"got --out {run}, where {path} would be replaced; expected another folder")
+        if unfinished and not resume:
+            with _set_aside(run / CHECKPOINTS):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _set_aside(checkpoints: Path) -> Generator[None, None, None]:
+    """Checkpoints out of the way of new ones; they come back where an error leaves none."""
+    aside = checkpoints.with_name(f"{WORK}{secrets.token_hex(6)}")
+    checkpoints.rename(aside)
+    try:
         yield
+    except Exception:
+        if not checkpoints.exists():
+            aside.rename(checkpoints)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Remove the checkpoints of a fit whose run is safe, in one moment."""
+    if is_checkpoints(run / CHECKPOINTS):
+        with _set_aside(run / CHECKPOINTS):
+            pass
 
 
 def row_writer(out: Path, names: tuple[str, ...]) -> "Callable[[np.ndarray], Any]":

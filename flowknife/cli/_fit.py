@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from flowknife._files import is_run
+from flowknife._files import CHECKPOINTS, is_checkpoints, is_partial, is_run
 from flowknife._interrupts import finish, until_interrupted
-from flowknife.cli._app import DropInvalid, Written, app, show, verb, with_examples, with_units
-from flowknife.cli._files import run_to_write
+from flowknife.cli._app import DropInvalid, Written, app, arguments, show, verb, with_examples, with_units
+from flowknife.cli._files import remove_checkpoints, run_to_write
 from flowknife.errors import InputError, Interrupted
 
 SETTINGS = Path(__file__).with_name("settings.json")
@@ -41,6 +41,7 @@ Set = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a fit that was stopped, from RUN/checkpoints.")]
 
 fit = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(
@@ -52,6 +53,7 @@ app.add_typer(
         "flowknife fit images data/train --out runs/cats --set train.minutes=10",
         "flowknife fit classify flowers.csv --out runs/flowers --label species",
         "flowknife fit invert kinematics --out runs/arm",
+        "flowknife fit images data/train --out runs/cats --resume",
     ),
 )
 
@@ -68,8 +70,19 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
     def register(function: Callable) -> Callable:
         @functools.wraps(function)
         def with_claim(**given: Any) -> None:
-            with run_to_write(given["out"], given["overwrite"], given["data"], given["config"]):
-                function(**given)
+            run, overwrite, resume = given["out"], given["overwrite"], given["resume"]
+            checkpoints = run / CHECKPOINTS
+            if resume and not overwrite and is_run(run) and not is_partial(run) and not is_checkpoints(checkpoints):
+                typer.echo(f"{run} holds a finished run: there is nothing to resume")
+                return
+            with run_to_write(run, overwrite, given["data"], given["config"], resume=resume):
+                try:
+                    function(**given)
+                except KeyboardInterrupt as stop:
+                    if not is_checkpoints(checkpoints):
+                        raise
+                    done = f"{stop}; " if isinstance(stop, Written) else ""
+                    raise Written(f"{done}to go on: {_go_on()}") from None
 
         return verb(fit, application, *examples, cls=WithSettings)(with_claim)
 
@@ -95,6 +108,7 @@ def _density(
     settings: Set = None,
     drop_invalid: DropInvalid = False,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Fit a density to the rows of a table.
 
@@ -104,7 +118,9 @@ def _density(
 
     chosen = _configured(DensityConfig, "density", recipe, config, settings)
     columns = None if given is None else [name.strip() for name in given.split(",")]
-    found = until_interrupted(lambda: density(data, chosen, given=columns, drop_invalid=drop_invalid))
+    found = until_interrupted(
+        lambda: density(data, chosen, given=columns, drop_invalid=drop_invalid, **_kept(out, resume))
+    )
     # conditions are read from a table, here that of training
     draws = f"-n 1 --given {shlex.quote(data)}" if columns else "-n 100"
     _keep(found, out, _sample_and_score("samples.csv", data, draws), recipe)
@@ -131,6 +147,7 @@ def _images(
     config: Config = None,
     settings: Set = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Fit an image model to a folder of images.
 
@@ -141,7 +158,7 @@ def _images(
     from flowknife.apps import ImagesConfig, images
 
     chosen = _configured(ImagesConfig, "images", recipe, config, settings)
-    found = until_interrupted(lambda: images(data, chosen, given=given))
+    found = until_interrupted(lambda: images(data, chosen, given=given, **_kept(out, resume)))
     classes = found[0].classes
     draws = "-n 100" + (f" --given {shlex.quote(str(classes[0]))}" if classes else "")
     _keep(found, out, _sample_and_score("samples.png", data, draws), recipe)
@@ -170,6 +187,7 @@ def _classify(
     settings: Set = None,
     drop_invalid: DropInvalid = False,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Fit a generative classifier to labelled rows or images.
 
@@ -181,7 +199,7 @@ def _classify(
     chosen = _configured(ClassifyConfig, "classify", recipe, config, settings)
     folder, place = Path(data).expanduser().is_dir(), shlex.quote(data)
     labels, samples = (None, "samples.png") if folder else (label, "samples.csv")
-    found = until_interrupted(lambda: classify(data, labels, chosen, drop_invalid=drop_invalid))
+    found = until_interrupted(lambda: classify(data, labels, chosen, drop_invalid=drop_invalid, **_kept(out, resume)))
     following = (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {place} --out classes.csv")
     _keep(found, out, following, recipe)
 
@@ -207,6 +225,7 @@ def _invert(
     config: Config = None,
     settings: Set = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Fit the posterior of parameters given an observation.
 
@@ -222,10 +241,10 @@ def _invert(
     if data in PROBLEMS:
         if parameters is not None:
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
-        found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen))
+        found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen, **_kept(out, resume)))
     elif Path(data).suffix:
         names = parameters.split(",") if parameters else None
-        found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names))
+        found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names, **_kept(out, resume)))
     else:
         close = difflib.get_close_matches(data, PROBLEMS, n=1)
         advice = f"; try {close[0]}" if close else ""
@@ -236,6 +255,17 @@ def _invert(
         ("invert {run} observations.csv -n 1000 --out parameters.csv", "score {run} observations.csv --out scores.csv"),
         recipe,
     )
+
+
+def _kept(run: Path, resume: bool) -> dict[str, Any]:
+    """Where a fit keeps its checkpoints, as its arguments."""
+    return {"checkpoints": run / CHECKPOINTS, "resume": resume}
+
+
+def _go_on() -> str:
+    """The command that goes on with this fit."""
+    words = [word for word in arguments() if word not in ("--resume", "--overwrite")]
+    return shlex.join(["flowknife", *words, "--resume"])
 
 
 def _configured(kind: Any, application: str, recipe: str | None, file: Path | None, settings: list[str] | None) -> Any:
@@ -260,7 +290,7 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
 
     Args:
         found: the result, and whether fitting it was interrupted.
-        run: where to write it; a partial run leaves a run that is there alone, and is written next to it.
+        run: where to write it; a partial run leaves a whole one that is there alone, and is written next to it.
         following: verbs to try next.
         recipe: the name of the recipe.
 
@@ -272,10 +302,16 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
 
     fitted, interrupted = found
     training = fitted.record.training
-    if training.partial and is_run(run):
+    if training.partial and is_run(run) and not is_partial(run):
         run = next(place for i in count(1) if not (place := run.with_name(f"{run.name}-partial-{i}")).exists())
+
+    def write():
+        fitted.save(run, recipe=recipe)
+        if not training.partial:
+            remove_checkpoints(run)
+
     try:
-        finish(lambda: fitted.save(run, recipe=recipe), interrupted)
+        finish(write, interrupted)
     except Interrupted:
         how = f"a partial run: {training.sentence}" if training.partial else "the whole run"
         raise Written(f"{run} holds {how}") from None

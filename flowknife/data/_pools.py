@@ -153,14 +153,14 @@ class Pool:
         self._streams[found.place] = found.found.first
         return found.found
 
-    def outcomes(self, way: Way, slices: Sequence[slice]) -> Iterator[list[Outcome] | None]:
-        """The observations of each chunk, or None if its batches cannot be trusted.
+    def outcomes(self, way: Way, slices: Sequence[slice], first: int = 0) -> Iterator[list[Outcome] | None]:
+        """The observations of each chunk, `first` of which are known, or None if its batches cannot be trusted.
 
         A chunk that is lost with its worker has the reason in place of each observation.
         """
         tasks = [
             replace(self.blank, way=way, theta=self.theta[rows], keys=self.keys[rows], seed=(*self.blank.seed, i))
-            for i, rows in enumerate(slices)
+            for i, rows in enumerate(slices, first)
         ]
         for task, answer in zip(tasks, self._answers(tasks), strict=True):
             if isinstance(answer, InputError):

@@ -1,8 +1,9 @@
 """Pairs (theta, y) of parameters and observations, given or simulated by a Python function."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from flowknife.errors import InputError
 
 _AT_ONCE = 10_000
 _LEAST = 8
+_KEEP_EVERY = 5.0  # seconds between files of finished chunks
 
 Report = Callable[[int, int], None]
 
@@ -35,6 +37,23 @@ class Simulations:
     failed: int = 0
     reason: str = ""
     exact: bool = False
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """Where finished simulations are kept, so that they are not made again."""
+
+    def read(self) -> tuple[Way | None, list[Outcome]]:
+        """How the simulator takes its rows, and the outcomes of the first rows; (None, []) where nothing is kept."""
+        ...
+
+    def write(self, way: Way, first: int, outcomes: Sequence[Outcome]) -> None:
+        """Keep the outcomes of the rows from `first` on."""
+        ...
+
+    def forget(self) -> None:
+        """Remove what is kept."""
+        ...
 
 
 def given_pairs(theta: Any, y: Any) -> Simulations:
@@ -65,6 +84,7 @@ def simulate(
     key: Key = None,
     executor: Any = None,
     on_progress: Report | None = None,
+    kept: Kept | None = None,
 ) -> Simulations:
     """Observations of given parameters.
 
@@ -82,6 +102,7 @@ def simulate(
             `apply_async` (`multiprocessing`) or `map`. The random streams of NumPy and Python are seeded for each
             chunk, so that results do not depend on the number of processes.
         on_progress: called with (done, total).
+        kept: where finished chunks are kept; those of an earlier process are not made again.
 
     Returns:
         the pairs whose simulation did not fail.
@@ -93,8 +114,9 @@ def simulate(
     theta = _as_rows(theta)
     keys = row_keys(simulator, len(theta), key)
     runs = _Pooled(executor, simulator, theta, keys, key) if executor is not None else _Here(simulator, theta, keys)
-    way = runs.way()
-    found = _finite(theta, _in_chunks(runs, way, len(theta), on_progress))
+    way, outcomes = (None, []) if kept is None else kept.read()
+    way = way or runs.way()
+    found = _finite(theta, _in_chunks(runs, way, len(theta), on_progress, kept, outcomes))
     if keys[0] is not None:
         return found
     if way.noisy is None:  # all rows that were tried failed; this one does not
@@ -135,7 +157,7 @@ class _Here:
         rows = len(self.theta)
         return max(min(_AT_ONCE, rows // 20), 1) if way.batch else max(rows // 200, 1)
 
-    def outcomes(self, way: Way, slices: Sequence[slice]) -> Iterator[list[Outcome] | None]:
+    def outcomes(self, way: Way, slices: Sequence[slice], first: int = 0) -> Iterator[list[Outcome] | None]:
         for rows in slices:
             try:
                 yield self.simulator.outcomes(way, self.theta[rows], self.keys[rows])
@@ -154,21 +176,43 @@ class _Pooled(Pool):
         return chunk_size(len(self.theta))
 
 
-def _in_chunks(runs, way: Way, rows: int, on_progress: Report | None = None) -> list[Outcome]:
-    """The observations of all rows; one by one from the start as soon as a batch cannot be trusted."""
+def _in_chunks(
+    runs,
+    way: Way,
+    rows: int,
+    on_progress: Report | None = None,
+    kept: Kept | None = None,
+    known: Sequence[Outcome] = (),
+) -> list[Outcome]:
+    """The observations of all rows; one by one from the start as soon as a batch cannot be trusted.
+
+    Those of the first rows may be `known`; the others are `kept` as they come.
+    """
     size = runs.chunk_size(way)
-    outcomes: list[Outcome] = []
-    chunks = runs.outcomes(way, [slice(start, start + size) for start in range(0, rows, size)])
-    for chunk in chunks:
-        if chunk is None:
-            break
-        outcomes += chunk
-        if on_progress:
-            on_progress(len(outcomes), rows)
-    else:
-        return outcomes
+    done = len(known) // size if len(known) < rows else -(-rows // size)  # whole chunks
+    outcomes = list(known[: done * size])
+    slices = [slice(start, start + size) for start in range(done * size, rows, size)]
+    chunks = runs.outcomes(way, slices, done)
+    written, last = len(outcomes), time.monotonic()
+    try:
+        for chunk in chunks:
+            if chunk is None:
+                break
+            outcomes += chunk
+            if kept is not None and time.monotonic() - last >= _KEEP_EVERY:
+                kept.write(way, written, outcomes[written:])
+                written, last = len(outcomes), time.monotonic()
+            if on_progress:
+                on_progress(len(outcomes), rows)
+        else:
+            return outcomes
+    finally:
+        if kept is not None and written < len(outcomes):
+            kept.write(way, written, outcomes[written:])
     chunks.close()  # what a pool has not begun is not needed any more
-    return _in_chunks(runs, replace(way, batch=""), rows, on_progress)
+    if kept is not None:
+        kept.forget()
+    return _in_chunks(runs, replace(way, batch=""), rows, on_progress, kept)
 
 
 def _finite(theta: np.ndarray, outcomes: Sequence[Outcome]) -> Simulations:

@@ -1,5 +1,6 @@
 """Fit a generative classifier: one density per class, of images or of the rows of a table."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from flowknife.data.images import as_images, default_size, grey_levels_note
 from flowknife.data.labels import is_image_source, label_codes, labels_of
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
+from flowknife.train import Checkpoints, about_fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
 
@@ -48,6 +50,8 @@ def classify(
     key: Key = None,
     drop_invalid: bool = False,
     show_progress: bool = True,
+    checkpoints: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> "Classifier":
     """Fit one density per class: a classifier that also draws samples and detects items of no class.
@@ -66,6 +70,8 @@ def classify(
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with missing or infinite numbers instead of refusing them.
         show_progress: show progress bars.
+        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; see the page Resume.
+        resume: go on from the checkpoints, if there are any.
         **settings: fields of `ClassifyConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
     Returns:
@@ -73,6 +79,7 @@ def classify(
 
     Raises:
         InputError: for items or labels that cannot be used, or settings that do not apply to them.
+        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
         Interrupted: by Ctrl-C during training; its `result` is the classifier with the best weights so far.
 
     Warns:
@@ -129,7 +136,11 @@ def classify(
         )
 
     classes, codes = label_codes(labels, len(items), config.classes)
-    model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
+    key = as_key(config.seed if key is None else key)
+    own_data = {"data": known.fingerprint, "names": known.names, "labels": fingerprint(codes)}
+    about = about_fit("classify", config, **own_data, class_names=list(map(str, classes)))
+    kept = Checkpoints(checkpoints, about, resume=resume, show=show_progress)
+    model_key, fit_key, split_key = jax.random.split(key, 3)
     training = config.train
     spare = len(items) - len(np.unique(codes))
     sizes = split_sizes(len(items), training.validation, config.alpha, spare=spare)
@@ -153,18 +164,19 @@ def classify(
         log_prior=log_prior,
         key=fit_key,
         show_progress=show_progress,
+        checkpoints=kept,
         **own,
     )
     Flagging(len(held), config.alpha, "items").warn()
     model = trained.model
-    kept = train[:_KEPT_IMAGES] if of_images else train[kept_rows(items[train], _KEPT_ROWS)]
+    shown = train[:_KEPT_IMAGES] if of_images else train[kept_rows(items[train], _KEPT_ROWS)]
     classifier = Classifier(
         model=model,
         log_prior=np.asarray(log_prior_of(model, jnp.asarray(log_prior))),
         temperature=1.0,
         frame=frame,
-        reference=items[kept],
-        reference_labels=codes[kept],
+        reference=items[shown],
+        reference_labels=codes[shown],
         held_out=items[held],
         held_out_labels=codes[held],
         detector=None,

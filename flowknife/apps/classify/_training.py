@@ -19,7 +19,7 @@ from flowknife.laws import ClassMixture
 from flowknife.multiscale import level_part
 from flowknife.objectives import Augmented, BlockNLL, Noisy, class_log_probs, information_bottleneck
 from flowknife.stages import Stage, Trained, closed_form_start, fit_stages
-from flowknife.train import Training, fit
+from flowknife.train import Checkpoints, Training, fit
 
 _START_NUMBERS = 30_000_000  # the start is fitted to at most this many numbers
 
@@ -69,6 +69,7 @@ def train_table(
     log_prior: Float[np.ndarray, " k"],
     key: jax.Array,
     show_progress: bool,
+    checkpoints: Checkpoints,
 ) -> Trained:
     """Train on rows with noise of `smoothing` standard deviations."""
     rows, labels = train
@@ -98,10 +99,9 @@ def train_table(
         label="classes",
         show_progress=show_progress,
         throw=True,
+        checkpoints=checkpoints.part("classes"),
     )
-    result, interrupted = until_interrupted(train_rows)
-    if interrupted and not result.steps:
-        raise KeyboardInterrupt
+    result, _ = until_interrupted(train_rows)
     return Trained(result.model, result.history, training, result.record)
 
 
@@ -116,6 +116,7 @@ def train_images(
     log_prior: Float[np.ndarray, " k"],
     key: jax.Array,
     show_progress: bool,
+    checkpoints: Checkpoints,
 ) -> Trained:
     """Train the coarsest level with its classes, on images that are moved; then the details, level after level."""
     pixels, labels = train
@@ -149,7 +150,7 @@ def train_images(
         ),
     ]
     data, held_out = (None if items is None else _batch(model, "image", items) for items in (train, stopping))
-    return fit_stages(model, data, held_out, training, stages, key, show_progress)
+    return fit_stages(model, data, held_out, training, stages, key, show_progress, checkpoints=checkpoints)
 
 
 def fit_temperature(log_joint: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:

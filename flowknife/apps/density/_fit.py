@@ -1,5 +1,6 @@
 """Fit a density to a table."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.objectives import Noisy, nll
-from flowknife.train import fit
+from flowknife.train import Checkpoints, about_fit, fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
 _START_ROWS = 20_000  # closed-form parts are fitted to at most this many rows
@@ -42,6 +43,8 @@ def density(
     key: Key = None,
     drop_invalid: bool = False,
     show_progress: bool = True,
+    checkpoints: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> "Density":
     """Fit a density to a table.
@@ -61,6 +64,8 @@ def density(
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with NaN or infinity instead of refusing them.
         show_progress: show a progress bar.
+        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; see the page Resume.
+        resume: go on from the checkpoints, if there are any.
         **settings: fields of `DensityConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:
@@ -68,6 +73,7 @@ def density(
 
     Raises:
         InputError: for a table that cannot be used.
+        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
         Interrupted: by Ctrl-C during training; its `result` is the density with the best weights so far.
 
     Warns:
@@ -86,7 +92,15 @@ def density(
     config = asked(DensityConfig, config, settings, as_seed(key))
     table, given_names = read_joined(x, given, names, drop_invalid)
     names = table.names[: len(table.names) - len(given_names)]
-    model_key, fit_key, split_key = jax.random.split(as_key(config.seed if key is None else key), 3)
+    key = as_key(config.seed if key is None else key)
+    data = fingerprint(table.values)
+    own = {"names": table.names, "given": len(given_names), "data": data}
+    if calibration is not None:
+        calibration = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1).values
+        own["calibration"] = fingerprint(calibration)
+    about = about_fit("density", config, **own)
+    kept = Checkpoints(checkpoints, about, resume=resume, show=show_progress)
+    model_key, fit_key, split_key = jax.random.split(key, 3)
     frame = Frame.of(table.values[:, : len(names)], drop_constant=True)
     conditions = table.values[:, len(names) :]
     given_frame = Frame.of(conditions, drop_constant=True) if given_names else Frame((), ())
@@ -101,13 +115,12 @@ def density(
     note(tails, show_progress)
     joint = frame.join(given_frame)
     rows = joint.to_model(table.values)
-    own = calibration is not None
     training = config.train
-    parts = split(len(rows), split_sizes(len(rows), training.validation, None if own else config.alpha), split_key)
+    alpha = config.alpha if calibration is None else None
+    parts = split(len(rows), split_sizes(len(rows), training.validation, alpha), split_key)
     train_rows, stopping, held_out = (rows[part] for part in parts)
-    if own:
-        held_out = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1)
-        held_out = joint.to_model(held_out.values)
+    if calibration is not None:
+        held_out = joint.to_model(calibration)
 
     dim = frame.dim
     train_x, train_y = np.split(train_rows, [dim], axis=1)
@@ -140,10 +153,9 @@ def density(
         label="density",
         show_progress=show_progress,
         throw=True,
+        checkpoints=kept.part("training"),
     )
     result, interrupted = until_interrupted(train)
-    if interrupted and not result.steps:
-        raise KeyboardInterrupt
     Flagging(len(held_out), config.alpha).warn()
     fitted = Density(
         model=result.model,
@@ -162,7 +174,7 @@ def density(
                 source=described(x),
                 names=names,
                 given_names=given_names,
-                fingerprint=fingerprint(table.values),
+                fingerprint=data,
                 left_out=table.dropped,
             ),
             training=result.record,

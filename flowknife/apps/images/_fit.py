@@ -1,11 +1,11 @@
 """Fit an image model, its reference distribution and its anomaly score."""
 
+import os
 from typing import Any
 
 import jax
 import numpy as np
 
-from flowknife._feeds import take
 from flowknife._interrupts import finish
 from flowknife._progress import progress
 from flowknife._record import DataRecord, Record, described
@@ -30,6 +30,7 @@ from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model
+from flowknife.train import Checkpoints, about_fit, take
 
 _LOOKED_AT = 1000  # training images that the detector is fitted to, at most
 
@@ -57,6 +58,8 @@ def images(
     given: Any = None,
     key: Key = None,
     show_progress: bool = True,
+    checkpoints: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> "Images":
     """Fit a model to the images of a folder: it draws new images and detects anomalous ones.
@@ -71,6 +74,8 @@ def images(
         given: learn p(image | class): "class", of a folder with one subfolder per class; or one label for each image.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
+        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; see the page Resume.
+        resume: go on from the checkpoints, if there are any.
         **settings: fields of `ImagesConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
     Returns:
@@ -79,6 +84,7 @@ def images(
     Raises:
         InputError: for a folder without usable images, or an image without a class where classes are given. Single
             files that cannot be used are listed in `.skipped`.
+        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
         Interrupted: by Ctrl-C during training; its `result` is the model with the best weights so far.
 
     Warns:
@@ -102,7 +108,12 @@ def images(
         raise InputError(f"got {len(data)} usable images; expected at least 8, better some hundreds")
     classes, codes = ((), None) if given is None else _classes(data, given)
     known = one_hot(codes, len(classes))
-    model_key, split_key, fit_key = jax.random.split(as_key(config.seed if key is None else key), 3)
+    key = as_key(config.seed if key is None else key)
+    own = {"data": fingerprint(data), "pixels": list(data.pixels.shape), "classes": list(map(str, classes))}
+    if codes is not None:
+        own["given"] = fingerprint(codes)
+    kept = Checkpoints(checkpoints, about_fit("images", config, **own), resume=resume, show=show_progress)
+    model_key, split_key, fit_key = jax.random.split(key, 3)
 
     training = config.train
     sizes = split_sizes(
@@ -135,6 +146,7 @@ def images(
         parallel=used.parallel or 1,
         key=fit_key,
         show_progress=show_progress,
+        checkpoints=kept,
     )
     Flagging(len(held_out), config.alpha, "images").warn()
     notes = [grey_levels_note(data, config.bits)]
@@ -148,7 +160,7 @@ def images(
             kind="images",
             rows=len(data),
             source=described(folder),
-            fingerprint=fingerprint(data),
+            fingerprint=own["data"],
             left_out=len(data.skipped),
             partition=partition,
             white=data.white,

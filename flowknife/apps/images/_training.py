@@ -5,13 +5,12 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from flowknife._feeds import Rows
 from flowknife.data import Augmentation
 from flowknife.inn import INN
 from flowknife.multiscale import independent_levels, joint_nll, level_part
 from flowknife.objectives import Augmented, BlockNLL
 from flowknife.stages import Stage, Trained, closed_form_start, fit_stages
-from flowknife.train import Training, whole
+from flowknife.train import Checkpoints, Rows, Training, whole
 
 _NUMBERS_PER_STEP = 100_000
 
@@ -29,6 +28,7 @@ def train_images(
     parallel: int,
     key: jax.Array,
     show_progress: bool,
+    checkpoints: Checkpoints,
 ) -> "Trained":
     """Train an image model; 15 minutes at most, unless `training` says otherwise.
 
@@ -42,6 +42,7 @@ def train_images(
         parallel: how many levels are trained at the same time, where they can be trained one by one.
         key: JAX key.
         show_progress: show progress bars.
+        checkpoints: of the fit.
 
     Returns:
         the model and how training went; `training` has the defaults that hold for every level.
@@ -99,7 +100,18 @@ def train_images(
             )
         )
     alone = 1 if learned_noise else 0
-    return fit_stages(model, data, held_out, training, stages, key, show_progress, alone=alone, parallel=parallel)
+    return fit_stages(
+        model,
+        data,
+        held_out,
+        training,
+        stages,
+        key,
+        show_progress,
+        checkpoints=checkpoints,
+        alone=alone,
+        parallel=parallel,
+    )
 
 
 def _weight_decay(images):

@@ -5,6 +5,7 @@ p(x | y): *conditional*, x <-> z with y fed to every coupling, and *partitioned*
 for data with noise, where the same draw of the noise is added to y.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,7 +46,7 @@ from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
 from flowknife.objectives import Independence, Noisy, Objective, Weighted, matching_data, matching_latent, nll
 from flowknife.problems import PROBLEMS, Problem
-from flowknife.train import Training, fit
+from flowknife.train import Checkpoints, Part, Training, about_fit, fit
 
 _KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
 
@@ -73,6 +74,8 @@ def invert(
     executor: Any = None,
     key: Key = None,
     show_progress: bool = True,
+    checkpoints: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> Posterior:
     """Learn the posterior p(x | y) of an inverse problem, for every observation y at once.
@@ -92,6 +95,8 @@ def invert(
             `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
+        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; see the page Resume.
+        resume: go on from the checkpoints, if there are any.
         **settings: fields of `InvertConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:
@@ -99,6 +104,7 @@ def invert(
 
     Raises:
         InputError: for a simulator or pairs that cannot be used, or settings without effect.
+        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
         Interrupted: by Ctrl-C during training; its `result` is the posterior with the best weights so far.
 
     Warns:
@@ -114,12 +120,20 @@ def invert(
         (3, 2)
     """
     config = asked(InvertConfig, config, settings, as_seed(key))
-    keys = jax.random.split(as_key(config.seed if key is None else key), 6)
+    key = as_key(config.seed if key is None else key)
+    keys = jax.random.split(key, 6)
     task = _task(simulator, prior, pairs, config, names, y_names)
     used = _used(config, task)
     prior = task.prior
     _check_resolved(prior)
-    data = task.pairs or _simulated(task, used.num_simulations, keys[0], executor, show_progress)
+    draw_key, simulate_key = jax.random.split(keys[0])
+    if task.pairs:
+        theta, own = task.pairs.theta, {"data": _of_pairs(task.pairs)}
+    else:  # in double precision, since a simulator may add large numbers to them
+        theta = np.asarray(prior.sample(used.num_simulations or 1, key=draw_key), np.float64)
+        own = {"parameters": fingerprint(theta), "simulator": task.name or described(simulator)}
+    kept = Checkpoints(checkpoints, about_fit("invert", config, **own), resume=resume, show=show_progress)
+    data = task.pairs or _simulated(task, theta, simulate_key, executor, kept.part("simulations"), show_progress)
     _check_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
     if len(y_names) != data.y.shape[1]:
@@ -166,6 +180,7 @@ def invert(
             label="posterior" if len(candidates) == 1 else f"posterior, {i + 1} of {len(candidates)}",
             show_progress=show_progress,
             throw=True,
+            checkpoints=kept.part(f"candidate-{i + 1}"),
         )
         for i, training in enumerate(candidates)
     ]
@@ -198,7 +213,7 @@ def invert(
                 source=described(pairs) if pairs is not None else task.name or described(simulator),
                 names=prior.names,
                 y_names=y_names,
-                fingerprint=fingerprint(np.concatenate([data.theta, data.y], axis=1)),
+                fingerprint=_of_pairs(data),
                 left_out=data.failed,
                 reason=data.reason if data.failed else "",
                 problem=task.name or None,
@@ -321,17 +336,20 @@ def _draw(problem, theta, key):
     return problem.simulate(theta, key=key)
 
 
-def _simulated(task, count, key, executor, show_progress) -> Simulations:
-    draw_key, simulate_key = jax.random.split(key)
-    theta = np.asarray(task.prior.sample(count, key=draw_key), np.float64)  # a simulator may add large numbers to them
+def _simulated(task, theta, key, executor, kept: Part, show_progress) -> Simulations:
     with progress("simulating", show_progress) as report:
         return simulate(
             task.simulator,
             theta,
-            key=simulate_key,
+            key=key,
             executor=executor,
             on_progress=lambda done, total: report(done / total, f"{done:,} of {total:,}"),
+            kept=kept,
         )
+
+
+def _of_pairs(data: Simulations) -> str:
+    return fingerprint(np.concatenate([data.theta, data.y], axis=1))
 
 
 def _check_inside(prior, theta):

@@ -152,16 +152,19 @@ class _Arrays:
         if self.ahead is not None:
             self.ahead.close()
 
-    def rounds(self, key):
-        orders = self._orders(key)
+    def rounds(self, key, skip=0):
+        """Arrays and the rows of each batch, round by round, without the first `skip` rounds."""
+        orders = self._orders(key, skip)
         if not self.on_disk:
             return ((self.arrays, order) for order in orders)
         self.ahead = prefetch(map(self._read, orders), 1)
         return self.ahead
 
-    def _orders(self, key):
-        while True:
+    def _orders(self, key, skip):
+        for number in itertools.count():
             key, round_key = jax.random.split(key)
+            if number < skip:
+                continue
             passes = -(-self.round // self.steps_per_epoch)
             orders = [
                 jax.random.permutation(k, self.rows)[: self.steps_per_epoch * self.batch]
@@ -201,10 +204,13 @@ class _Stream:
                 any_batch = self.endless
                 yield _as_batch(self.model, batch)
 
-    def rounds(self, key):
-        batches = itertools.chain([self.first], self.ahead)
+    def rounds(self, key, skip=0):
+        """The batches of each round as one array each, and their rows, without the first `skip` rounds."""
+        batches, number = itertools.chain([self.first], self.ahead), itertools.count()
         # batches of one round are joined, so that one compiled loop serves both feeds; another size starts a new round
         for rows, same in itertools.groupby(batches, key=lambda batch: len(next(iter(batch.values())))):
             while joined := list(itertools.islice(same, self.round)):
+                if next(number) < skip:
+                    continue
                 arrays = {name: jnp.concatenate([batch[name] for batch in joined]) for name in joined[0]}
                 yield arrays, jnp.arange(rows * len(joined)).reshape(len(joined), rows)

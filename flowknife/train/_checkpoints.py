@@ -1,0 +1,300 @@
+"""Checkpoints: a folder from which a fit that was stopped goes on.
+
+A fit follows from its data, settings and key, so it is done again from its start. What takes long are its parts, every
+training and the simulations, and each asks by its own name for what it reached: a finished part is read, one under way
+goes on, any other begins. The folder holds
+
+    fit.json                      what is fitted: another fit is refused
+    clock.json                    how long training has taken, in seconds
+    PART/step-000001200.safetensors   a training under way, its last two states
+    PART/end.safetensors          a finished training
+    PART/rows-000000500.safetensors   simulations, up to this row
+
+Nothing is written before there is something to keep. Every file is written next to its place and moved there, and has
+a checksum: a process that is killed at any time leaves the file before, and a damaged one is not used.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowknife._files import ABOUT, is_checkpoints
+from flowknife._progress import note
+from flowknife._record import FORMAT, package_versions
+from flowknife._settings import Settings, leaves
+from flowknife._types import as_key
+from flowknife.data._simulators import Outcome, Way
+from flowknife.errors import InputError, StorageError
+from flowknife.storage import load_tree, save_tree, write_json
+
+_SECONDS = 60.0  # between checkpoints, unless steps are asked for
+_COST = 0.01  # share of the time that checkpoints may take
+_KEPT = 2  # states of a training under way: the last one may be damaged
+_CLOCK = "clock.json"
+_END = "end.safetensors"
+
+Place = str | os.PathLike[str] | None
+"""A folder of checkpoints, or None for none."""
+
+
+def about_fit(name: str, settings: Settings, **data: Any) -> dict[str, Any]:
+    """What makes a fit, to tell it from others: settings as they were asked, with the seed, and data."""
+    own = {"checkpoint_every": True, "train": {"checkpoint_every"}}  # changes nothing
+    return {"fit": name, **settings.model_dump(mode="json", exclude=own, exclude_none=True), **data}
+
+
+class Checkpoints:
+    """The checkpoints of one fit; without a folder, nothing is kept.
+
+    Args:
+        folder: where they are.
+        about: what is fitted, nested plain values: data, settings, key.
+        resume: go on from what is there.
+        key: the JAX key of the fit, where `about` may not say it.
+        show: whether notes are shown.
+
+    Attributes:
+        key: that of the fit that is resumed.
+
+    Raises:
+        InputError: `resume` without a folder.
+        StorageError: the folder has checkpoints and is not to be resumed, those of another fit, or other files.
+    """
+
+    def __init__(
+        self,
+        folder: Place = None,
+        about: Mapping[str, Any] | None = None,
+        *,
+        resume: bool = False,
+        key: jax.Array | None = None,
+        show: bool = True,
+    ):
+        self.folder, self.show = None if folder is None else Path(folder), show
+        self.key, self._lock = key, threading.Lock()
+        self._seconds, self._began = 0.0, None
+        self._about: Mapping[str, Any] = {}
+        if self.folder is None:
+            if resume:
+                raise InputError(
+                    "got resume=True without checkpoints; expected their folder; try checkpoints='checkpoints'"
+                )
+            return
+        made_by = {name: version for name, version in package_versions().items() if name != "python"}
+        words = None if key is None else np.asarray(jax.random.key_data(key)).tolist()
+        self._about = {"checkpoints": FORMAT, "fit": {**(about or {}), "versions": made_by}, "key": words}
+        if is_checkpoints(self.folder):
+            if not resume:
+                raise StorageError(
+                    f"got {self.folder}, which holds the checkpoints of a fit; expected a new folder; try to resume "
+                    "that fit (resume=True), or to remove the folder"
+                )
+            self._resume(self.folder)
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise StorageError(f"got {self.folder} for checkpoints, which holds other files; expected a new folder")
+        elif resume:
+            note(f"no checkpoints in {self.folder}: starting from the beginning", show)
+
+    def _resume(self, folder):
+        stored = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        asked = json.loads(json.dumps(self._about["fit"]))
+        changed = _changed(stored.get("fit", {}), asked)
+        if changed or stored["checkpoints"] != FORMAT:
+            what = changed or f"format={stored['checkpoints']} then, {FORMAT} now"
+            raise StorageError(
+                f"got {folder}, the checkpoints of another fit ({what}); expected those of this one; try what it was "
+                "then, or a new folder"
+            )
+        self._about = stored
+        if self.key is not None:
+            self.key = as_key(jnp.asarray(stored["key"], jnp.uint32))
+        try:
+            self._seconds = float(json.loads((folder / _CLOCK).read_text(encoding="utf-8"))["seconds"])
+        except (OSError, ValueError, KeyError):
+            self._seconds = 0.0
+
+    def part(self, name: str) -> "Part":
+        """The part of this name."""
+        return Part(self, name)
+
+    def start_clock(self) -> float:
+        """When training began by `time.monotonic`, as if all processes had followed each other without a pause."""
+        if self._began is None:
+            self._began = time.monotonic() - self._seconds
+        return self._began
+
+    def write(self, place: Path, leaves: Sequence[Any], plain: Mapping[str, Any]) -> None:
+        """Write arrays and plain values to a file of the folder.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        assert self.folder is not None
+        arrays = [np.asarray(leaf, order="C") for leaf in leaves]
+        with self._lock:
+            if not is_checkpoints(self.folder):
+                write_json(self.folder / ABOUT, self._about)
+        save_tree(place, {"arrays": arrays, "plain": dict(plain), "digest": _digest(arrays)})
+        if self._began is not None:
+            write_json(self.folder / _CLOCK, {"seconds": time.monotonic() - self._began})
+
+
+def _changed(then, now) -> str:
+    """What is not as it was, in words; "" if everything is."""
+    then, now = dict(leaves(then)), dict(leaves(now))
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    words = [f"{name}={then.get(name, 'open')} then, {now.get(name, 'open')} now" for name in names[:3]]
+    return "; ".join([*words, f"and {len(names) - 3} more"] if len(names) > 3 else words)
+
+
+def _digest(arrays) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class Part:
+    """What one part of a fit keeps: a training its last states and its end, simulations their rows.
+
+    Args:
+        checkpoints: those of the fit.
+        name: of the part, a word.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, name: str):
+        self._all, self.name = checkpoints, name
+        self.folder = None if checkpoints.folder is None else checkpoints.folder / name
+        self._step, self._time, self._cost, self._failed = 0, time.monotonic(), 0.0, False
+
+    # -- a training -----------------------------------------------------------------------------------------------
+
+    def finished(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The arrays, a tree like `like`, and the plain values of `finish`; None if this part has not ended."""
+        return None if self.folder is None else self._read(self.folder / _END, like)
+
+    def latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The last state that can be read; None if there is none."""
+        for place in reversed(self._states()):
+            if (found := self._read(place, like)) is not None:
+                self._step = _number(place)
+                return found
+        return None
+
+    def steps_left(self, step: int, every: int | None) -> int | None:
+        """Steps up to the next checkpoint; None if time decides."""
+        return None if every is None or self.folder is None else max(self._step + every - step, 1)
+
+    def due(self, step: int, every: int | None) -> bool:
+        """Whether it is time for a checkpoint: `every` so many steps, or by time."""
+        if self.folder is None:
+            return False
+        if every is not None:
+            return step - self._step >= every
+        return time.monotonic() - self._time >= max(_SECONDS, self._cost / _COST)
+
+    def save(self, step: int, tree: Any, plain: Mapping[str, Any]) -> None:
+        """Keep the state at `step`."""
+        if self.folder is None:
+            return
+        start = time.monotonic()
+        self._write(f"step-{step:09d}.safetensors", jax.tree.leaves(tree), plain)
+        for place in self._states()[:-_KEPT]:
+            place.unlink(missing_ok=True)
+        self._step, self._time = step, time.monotonic()
+        self._cost = self._time - start
+
+    def finish(self, tree: Any, plain: Mapping[str, Any]) -> None:
+        """Keep the end of this part; its states are not needed any more."""
+        if self.folder is not None and self._write(_END, jax.tree.leaves(tree), plain):
+            for place in self._states():
+                place.unlink(missing_ok=True)
+
+    def _states(self):
+        return [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors"))
+
+    # -- simulations ----------------------------------------------------------------------------------------------
+
+    def read(self) -> tuple[Way | None, list[Outcome]]:
+        """The simulations that were made, from the first row on, and how the simulator took its rows."""
+        way, outcomes = None, []
+        for place in [] if self.folder is None else sorted(self.folder.glob("rows-*.safetensors")):
+            found = self._read(place, None)
+            if found is None or found[1]["first"] != len(outcomes):
+                break
+            (numbers, sizes), plain = found
+            way = Way(**plain["way"])
+            reasons = iter(plain["reasons"])
+            parts = iter(np.split(numbers, np.cumsum(sizes[sizes >= 0])[:-1]))
+            outcomes += [next(reasons) if size < 0 else next(parts) for size in sizes]
+        return way, outcomes
+
+    def write(self, way: Way, first: int, outcomes: Sequence[Outcome]) -> None:
+        """Keep the simulations of the rows from `first` on."""
+        if self.folder is None:
+            return
+        vectors = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+        sizes = np.array([-1 if isinstance(outcome, str) else len(outcome) for outcome in outcomes], np.int64)
+        numbers = np.concatenate([np.zeros(0), *vectors])
+        plain = {
+            "way": {name: value for name, value in asdict(way).items() if name != "first"},
+            "first": first,
+            "reasons": [outcome for outcome in outcomes if isinstance(outcome, str)],
+        }
+        self._write(f"rows-{first + len(outcomes):09d}.safetensors", [numbers, sizes], plain)
+
+    def forget(self) -> None:
+        """Remove simulations that cannot be trusted."""
+        for place in [] if self.folder is None else sorted(self.folder.glob("rows-*.safetensors")):
+            place.unlink(missing_ok=True)
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def _write(self, name, leaves, plain) -> bool:
+        """Write a file; a full disk ends no training."""
+        assert self.folder is not None
+        try:
+            self._all.write(self.folder / name, leaves, plain)
+        except StorageError as error:
+            if not self._failed:
+                note(f"no checkpoint: {error}", self._all.show)
+            self._failed = True
+            return False
+        return True
+
+    def _read(self, place, like) -> tuple[Any, dict[str, Any]] | None:
+        """The arrays and plain values of a file; None if there is none, or none that can be used."""
+        if not place.exists():
+            return None
+        try:
+            tree = load_tree(place, np.asarray)
+            arrays, plain = list(tree["arrays"]), tree["plain"]
+            if tree["digest"] != _digest(arrays):
+                raise StorageError("its checksum is another")
+            return (arrays if like is None else _like(arrays, like)), plain
+        except (StorageError, KeyError, TypeError) as error:
+            note(f"{place} is damaged and is not used ({error})", self._all.show)
+            return None
+
+
+def _number(place):
+    return int(place.stem.rpartition("-")[2])
+
+
+def _like(arrays, like):
+    """Arrays as a tree like `like`."""
+    expected, structure = jax.tree.flatten(like)
+    if [(a.shape, a.dtype) for a in arrays] != [(np.shape(e), jnp.asarray(e).dtype) for e in expected]:
+        raise StorageError("it is of another model")
+    return jax.tree.unflatten(structure, [jnp.asarray(array) for array in arrays])

@@ -1,0 +1,63 @@
+"""Settings of training."""
+
+from typing import Any, ClassVar, Literal
+
+import pydantic
+
+from flowknife._settings import Applies, Settings
+
+_ENDS = ("epochs", "steps", "minutes")
+_DEFAULTS = {"batch_size": 256, "learning_rate": 2e-3, "weight_decay": 0.0, "average": 0.998}
+
+
+class Training(Settings):
+    """How to train. Training ends at whichever of `epochs`, `steps` and `minutes` is reached first.
+
+    The learning rate warms up linearly, then follows `schedule` over the whole budget. A field that is None is open:
+    each application chooses it from the data.
+    """
+
+    applies: ClassVar[Applies] = {"decay": ("schedule", ("exponential",))}
+
+    epochs: float | None = pydantic.Field(None, gt=0, description="passes over the training rows")
+    steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps")
+    minutes: float | None = pydantic.Field(None, gt=0, description="time budget in minutes, compilation included")
+    batch_size: int | None = pydantic.Field(None, ge=1, le=10_000_000, description="rows per step")
+    learning_rate: float | None = pydantic.Field(None, gt=0, description="peak learning rate")
+    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = pydantic.Field(
+        "adam", description="rule that turns gradients into steps"
+    )
+    schedule: Literal["cosine", "exponential", "constant"] = pydantic.Field(
+        "cosine", description="course of the learning rate after the warm-up"
+    )
+    decay: float | None = pydantic.Field(
+        None, gt=0, le=1, description="final / peak rate of the exponential schedule; default 0.01"
+    )
+    warmup: int = pydantic.Field(100, ge=0, description="steps of linear warm-up")
+    clip: float = pydantic.Field(5.0, gt=0, description="largest global norm of the gradient")
+    weight_decay: float | None = pydantic.Field(
+        None, ge=0, description="pull of the weights to zero, per unit of learning rate (AdamW)"
+    )
+    average: float | None = pydantic.Field(None, ge=0, lt=1, description="decay of the moving average of the weights")
+    validation: float | None = pydantic.Field(
+        None, ge=0, lt=1, description="share of the rows held out for early stopping and calibration; default 0.15"
+    )
+    evaluate_every: int | None = pydantic.Field(
+        None, ge=1, description="steps between evaluations; default: one pass over the rows, at least 100"
+    )
+    patience: int | None = pydantic.Field(
+        None, ge=0, description="evaluations without improvement before stopping; 0: train to the end"
+    )
+    checkpoint_every: int | None = pydantic.Field(
+        None, ge=1, description="steps between checkpoints; default: a minute, and never more than 1 % of the time"
+    )
+
+    def completed(self, **chosen: Any) -> Any:
+        """These settings, with `chosen` where a field is open; an end of training only where none was given."""
+        ended = any(getattr(self, end) is not None for end in _ENDS)
+        return Settings.completed(self, **{k: v for k, v in chosen.items() if not (ended and k in _ENDS)})
+
+    def with_defaults(self) -> Any:
+        """These settings, with the defaults of `fit` where a field is still open; 100 epochs where nothing ends it."""
+        decay = {"decay": 0.01} if self.schedule == "exponential" else {}
+        return self.completed(epochs=100.0, **_DEFAULTS, **decay)
