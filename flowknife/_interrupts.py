@@ -29,7 +29,7 @@ def finish(make: Callable[[], Result], interrupted: bool = False) -> Result:
     Raises:
         Interrupted: with the result, if there was an interruption before or during this.
     """
-    with _deferred(wanted=not interrupted) as late:
+    with deferred(wanted=not interrupted) as late:
         result = make()
     if interrupted or late:
         raise Interrupted(result)
@@ -37,8 +37,11 @@ def finish(make: Callable[[], Result], interrupted: bool = False) -> Result:
 
 
 @contextmanager
-def _deferred(wanted: bool) -> Generator[list[int], None, None]:
-    """Let the block finish at a first Ctrl-C or SIGTERM that Python handles; the list then holds the signal."""
+def deferred(wanted: bool = True) -> Generator[list[int], None, None]:
+    """Let the block finish at a first Ctrl-C or SIGTERM that Python handles; the list then holds the signal.
+
+    An exception that a signal raises anywhere is lost where Python calls back, as after a garbage collection.
+    """
     late: list[int] = []
     previous: dict[int, Callable[..., Any]] = {}
     if wanted and threading.current_thread() is threading.main_thread():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from flowknife._interrupts import deferred
 from flowknife._progress import note, progress
 from flowknife._record import MINIMUM_STEPS, Stopped, TrainingRecord
 from flowknife._settings import asked
@@ -155,9 +156,9 @@ def fit(
         model = _initialise(model, feed.first, init_key)
     objectives = objective, held_out_objective or objective
     trainer = _Trainer(model, where, training, objectives, held_out, valid_key, part)
-    with progress(label, show_progress) as report, contextlib.closing(feed):
-        result = trainer.run(feed, key, report)
-    if result.stopped is Stopped.INTERRUPTED:
+    with progress(label, show_progress) as report, contextlib.closing(feed), deferred() as late:
+        result = trainer.run(feed, key, report, late)
+    if late or result.stopped is Stopped.INTERRUPTED:
         raise Interrupted(result)
     if result.stopped is Stopped.NON_FINITE:
         if throw:
@@ -275,13 +276,13 @@ class _Trainer:
         self.reached: Any = None  # nothing yet
         self.start = time.monotonic()
 
-    def run(self, feed, key, report) -> FitResult:
-        """Train until an end is reached, or until an interruption; a training that has ended is read."""
+    def run(self, feed, key, report, late) -> FitResult:
+        """Train until an end is reached, or until an interruption, noted in `late`; one that has ended is read."""
         if (ended := self.part.finished(self.params)) is not None:
             best, plain = ended
             return self._result(best, plain, Stopped(plain["stopped"]))
         try:
-            return self._run(feed, key, report)
+            return self._run(feed, key, report, late)
         except KeyboardInterrupt:
             reached = self.reached
             if reached is None or not reached.step:
@@ -307,7 +308,7 @@ class _Trainer:
     def _fresh(self, params):
         return optimiser_of(self.rules, self.numbers).init(params)
 
-    def _run(self, feed, key, report) -> FitResult:
+    def _run(self, feed, key, report, late) -> FitResult:
         reached = self.reached = self._begin()
         t = self.training
         if reached.step:
@@ -348,6 +349,8 @@ class _Trainer:
             reached = self.reached
             while reached.row < len(order) and (reached.step == 0 or done_fraction() < 1):
                 raise_if_interrupted()
+                if late:
+                    raise KeyboardInterrupt
                 left = self.part.steps_left(reached.step, t.checkpoint_every) or len(order)
                 count = int(min(per_call, left, len(order) - reached.row, max(total - reached.step, 1)))
                 before = time.monotonic()
