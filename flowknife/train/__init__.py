@@ -8,7 +8,8 @@ the held-out objective was best. With checkpoints a fit that was stopped goes on
 from flowknife._record import MINIMUM_STEPS
 from flowknife.train._checkpoints import Checkpoints, Part, about_fit
 from flowknife.train._feeds import Rows, StoredRows, take
-from flowknife.train._fit import FitResult, fit, missing_steps, whole
+from flowknife.train._fit import fit, whole
+from flowknife.train._result import FitResult, missing_steps
 from flowknife.train._steps import OPTIMISERS
 from flowknife.train._training import Training
 

@@ -115,6 +115,7 @@ class Checkpoints:
                 f"got {folder}, the checkpoints of another fit ({what}); expected those of this one; try what it was "
                 "then, or a new folder"
             )
+        note(f"going on from the checkpoints in {folder}", self.show)
         self._about = stored
         if self.key is not None:
             self.key = as_key(jnp.asarray(stored["key"], jnp.uint32))

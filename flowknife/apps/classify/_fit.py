@@ -70,7 +70,7 @@ def classify(
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with missing or infinite numbers instead of refusing them.
         show_progress: show progress bars.
-        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; see the page Resume.
+        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
         resume: go on from the checkpoints, if there are any.
         **settings: fields of `ClassifyConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 

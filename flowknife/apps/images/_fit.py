@@ -74,7 +74,7 @@ def images(
         given: learn p(image | class): "class", of a folder with one subfolder per class; or one label for each image.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
-        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; see the page Resume.
+        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
         resume: go on from the checkpoints, if there are any.
         **settings: fields of `ImagesConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 

@@ -95,7 +95,7 @@ def invert(
             `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
-        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; see the page Resume.
+        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
         resume: go on from the checkpoints, if there are any.
         **settings: fields of `InvertConfig`, merged over those in `config`; `train` may be a dict.
 

@@ -1,0 +1,298 @@
+"""The training loop, and what it goes on from."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from flowknife._record import Stopped
+from flowknife._threads import raise_if_interrupted
+from flowknife._types import split_trainable
+from flowknife.train._faults import at_limits, first_fault
+from flowknife.train._result import FitResult
+from flowknife.train._steps import Numbers, Rules, advance, evaluate, join, optimiser_of, step_shares
+
+_SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
+
+_IN_A_ROW = 3  # steps with a number that is not finite, after which training goes back to its best weights
+
+_RETURNS = 3  # to the best weights, each at half the learning rate
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """How far training has come: all that a checkpoint holds.
+
+    It is replaced as a whole, so that an interruption at any moment finds one that belongs together.
+    """
+
+    state: tuple[Any, Any, Any]  # weights, their average, and the state of the optimiser
+    best: Any
+    total: Array  # sum of the losses of this round
+    best_loss: float
+    best_step: int = 0
+    stale: int = 0  # evaluations since then
+    step: int = 0
+    round: int = 0
+    row: int = 0  # of this round: the next batch
+    made: int = 0  # steps of this round that count
+    dropped: int = 0  # steps that were left out
+    in_a_row: int = 0  # of them, those since the last step that was not
+    returns: int = 0  # to the best weights
+    fault: str = ""  # of the first of them
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    _ARRAYS = ("state", "best", "total")
+
+    @property
+    def arrays(self) -> Any:
+        return tuple(getattr(self, name) for name in self._ARRAYS)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in self._ARRAYS}
+
+    @property
+    def train(self) -> float:
+        """The mean loss of this round."""
+        return float(self.total) / self.made if self.made else math.nan
+
+    def evaluated(self, seconds: float, loss: float) -> "_Reached":
+        """With one more row of the history."""
+        row = dict(zip(_COLUMNS, (self.step, seconds, self.train, loss), strict=True))
+        history = {name: [*self.history.get(name, ()), float(value)] for name, value in row.items()}
+        if loss < self.best_loss:
+            return replace(
+                self, history=history, best=self.state[1], best_loss=float(loss), best_step=self.step, stale=0
+            )
+        return replace(self, history=history, stale=self.stale + 1)
+
+
+_COLUMNS = ("step", "seconds", "train", "validation")
+
+
+class Trainer:
+    """The loop and what it carries."""
+
+    def __init__(self, model, where, training, objectives, held_out, valid_key, part):
+        self.training, self.held_out, self.valid_key, self.part = training, held_out, valid_key, part
+        objective, self.held_out_objective = objectives
+        self.rules = Rules(objective, where, training.optimiser, training.schedule)
+        self.numbers = Numbers.of(training)
+        self.params, rest = split_trainable(where(model))
+        self.rest = model, rest
+        self.shares = step_shares(self.params)
+        self.reached: Any = None  # nothing yet
+        self.start = time.monotonic()
+
+    def run(self, feed, key, report, late) -> FitResult:
+        """Train until an end is reached, or until an interruption, noted in `late`; one that has ended is read."""
+        if (ended := self.part.finished(self.params)) is not None:
+            best, plain = ended
+            return self._result(best, plain, Stopped(plain["stopped"]))
+        try:
+            return self._run(feed, key, report, late)
+        except KeyboardInterrupt:
+            reached = self.reached
+            if reached is None or not reached.step:
+                raise
+            self._save(reached)
+            return self._interrupted(reached)
+
+    def _begin(self) -> _Reached:
+        """The start, or what the last checkpoint holds."""
+        start = (self.params, self.params, self._fresh(self.params))
+        first = _Reached(start, self.params, jnp.asarray(0.0), math.inf, history={name: [] for name in _COLUMNS})
+        found = self.part.latest(first.arrays)
+        if found is None:
+            # a start in closed form may be the best that few rows allow: training has to improve on it
+            loss = self.evaluate(self.params) if self.held_out else math.inf
+            return replace(first, best_loss=loss if math.isfinite(loss) else math.inf)
+        (state, best, total), plain = found
+        self.start = time.monotonic() - plain.pop("seconds")
+        # its share of a budget is what it was
+        self.training = self.training.model_copy(update={"minutes": plain.pop("minutes")})
+        return _Reached(state, best, total, **plain)
+
+    def _fresh(self, params):
+        return optimiser_of(self.rules, self.numbers).init(params)
+
+    def _run(self, feed, key, report, late) -> FitResult:
+        reached = self.reached = self._begin()
+        t = self.training
+        if reached.step:
+            report(0.0, f"going on from step {reached.step}")
+        per_call, fault = 1, ""
+        total = min(t.steps or np.inf, (t.epochs or np.inf) * feed.steps_per_epoch)
+        rate = 1.0 / total if np.isfinite(total) else 0.0
+
+        def elapsed():
+            return self._seconds / 60 / t.minutes if t.minutes else 0.0
+
+        def done_fraction():
+            return max(elapsed(), self.reached.step / total)
+
+        def tell(loss):
+            now = self.reached
+            report(min(done_fraction(), 1.0), f"step {now.step}, loss {loss:.3f}, best {now.best_loss:.3f}")
+
+        def end():
+            """Why training ends here, after an evaluation; None where it goes on."""
+            now = self.reached
+            if fault:
+                return Stopped.NON_FINITE
+            if now.row or not now.history["step"]:
+                return None
+            if done_fraction() >= 1:
+                return Stopped.BUDGET
+            return Stopped.PATIENCE if t.patience and now.stale >= t.patience else None
+
+        order_key, step_key = jax.random.split(key)
+        rounds = iter(feed.rounds(order_key, reached.round))
+        compiled = False
+        while (stopped := end()) is None:
+            arrays, order = next(rounds, (None, ()))
+            if arrays is None:
+                stopped = Stopped.STREAM
+                break
+            reached = self.reached
+            while reached.row < len(order) and (reached.step == 0 or done_fraction() < 1):
+                raise_if_interrupted()
+                if late:
+                    raise KeyboardInterrupt
+                left = self.part.steps_left(reached.step, t.checkpoint_every) or len(order)
+                count = int(min(per_call, left, len(order) - reached.row, max(total - reached.step, 1)))
+                before = time.monotonic()
+                # arrays, since a plain number would be compiled into the loop
+                place = map(jnp.asarray, (reached.row, count, reached.step, elapsed(), rate))
+                numbers = self.numbers._replace(learning_rate=self.numbers.learning_rate * 0.5**reached.returns)
+                fixed = self.rules, numbers, self.shares
+                state, losses, made = advance(
+                    *fixed, reached.state, self.rest, arrays, order, reached.total, *place, step_key
+                )
+                made = int(made)
+                if compiled:
+                    seconds = time.monotonic() - before
+                    per_call = max(1, int(count * min(4.0, _SECONDS_PER_CALL / max(seconds, 1e-3))))
+                compiled = True
+                loss = float(losses - reached.total) / made if made else math.nan
+                reached = replace(
+                    reached,
+                    state=state,
+                    total=losses,
+                    step=reached.step + made,
+                    row=reached.row + made,
+                    made=reached.made + made,
+                    in_a_row=0 if made else reached.in_a_row,
+                )
+                if made < count:
+                    reached, fault = self._without_step(reached, arrays, order[reached.row])
+                self.reached = reached
+                if fault:
+                    break
+                if self.part.due(reached.step, t.checkpoint_every):
+                    self._save(reached)
+                tell(loss)
+            train = reached.train
+            loss = self.evaluate(reached.state[1]) if self.held_out else train
+            if not fault and not np.isfinite(loss) and (self.held_out or reached.made):
+                place = f"for the held-out rows, at step {reached.step}"
+                words, _ = self._describe(reached.state[1], self.held_out or arrays, slice(None), place)
+                fault = f"training stopped {words}"
+            reached = reached.evaluated(self._seconds, loss)
+            self.reached = reached = replace(
+                reached, round=reached.round + 1, row=0, made=0, total=jnp.zeros_like(reached.total)
+            )
+            tell(train)
+        plain = self._end_of(reached, fault)
+        if stopped is not Stopped.NON_FINITE:  # which other settings have to answer
+            self.part.finish(reached.best, plain | {"stopped": str(stopped)})
+        return self._result(reached.best, plain, stopped)
+
+    def _without_step(self, reached, arrays, rows):
+        """What is reached after a step with a number that is not finite, and why training ends here, or "".
+
+        The step is left out. After some in a row training goes back to its best weights, at half the learning rate;
+        where that does not help, or cannot, it ends. So it does at the first step, from which there is no way back.
+        """
+        words, curable = self._describe(reached.state[0], arrays, rows, f"at step {reached.step}")
+        in_a_row = reached.in_a_row + 1
+        if not curable or not reached.step or (in_a_row >= _IN_A_ROW and reached.returns >= _RETURNS):
+            return reached, f"training stopped {words}"
+        reached = replace(
+            reached,
+            step=reached.step + 1,
+            row=reached.row + 1,
+            dropped=reached.dropped + 1,
+            in_a_row=in_a_row,
+            fault=reached.fault or words,
+        )
+        if in_a_row >= _IN_A_ROW:
+            best = reached.best
+            state = (best, best, self._fresh(best))
+            reached = replace(reached, state=state, in_a_row=0, returns=reached.returns + 1)
+        return reached, ""
+
+    @property
+    def _seconds(self) -> float:
+        """How long training has taken, in all processes."""
+        return time.monotonic() - self.start
+
+    def _save(self, reached) -> None:
+        plain = reached.plain | {"seconds": self._seconds, "minutes": self.training.minutes}
+        self.part.save(reached.step, reached.arrays, plain)
+
+    def _interrupted(self, reached):
+        """The best weights at an interruption; those reached since the last evaluation are evaluated once more."""
+        if reached.step > max(reached.history["step"], default=0):
+            loss = self.evaluate(reached.state[1]) if self.held_out else reached.train
+            reached = reached.evaluated(self._seconds, loss)
+        return self._result(reached.best, self._end_of(reached), Stopped.INTERRUPTED)
+
+    def _end_of(self, reached, fault="") -> dict[str, Any]:
+        """The fields of a result that are plain values."""
+        return {
+            "loss": float(reached.best_loss),
+            "step": reached.best_step,
+            "steps": reached.step,
+            "seconds": self._seconds,
+            "history": reached.history,
+            "fault": fault or reached.fault,
+            "dropped": reached.dropped,
+        }
+
+    def _result(self, best, plain: Mapping[str, Any], stopped):
+        own: dict[str, Any] = {"history": {name: list(plain["history"][name]) for name in _COLUMNS}, "stopped": stopped}
+        return FitResult(self._join(best), **{**plain, **own})
+
+    def evaluate(self, params):
+        """The objective on the held-out rows, always with the same noise."""
+        rows = len(next(iter(self.held_out.values())))
+        size = min(rows, max(self.training.batch_size, 1000) if rows > 10_000 else max(self.training.batch_size, 1))
+        sums = 0.0
+        for start in range(0, rows, size):
+            stop = min(start + size, rows)
+            # what is left at the end is filled up with rows before it: batches of one size are one compiled program
+            batch = {name: array[stop - size : stop] for name, array in self.held_out.items()}
+            loss = evaluate(self.held_out_objective, self.rules.where, params, self.rest, batch, self.valid_key)
+            sums += float(loss) * (stop - start)
+        return sums / rows
+
+    def _join(self, params):
+        return join(self.rules.where, params, self.rest)
+
+    def _describe(self, params, arrays, rows, place) -> tuple[str, bool]:
+        """Where a number is not finite and what to try; and whether other weights or smaller steps may help."""
+        model = self._join(params)
+        batch = {name: array[rows] for name, array in arrays.items()}
+        limits = at_limits(batch)
+        advice = (
+            limits or f"a learning rate below {self.training.learning_rate:g} or a clip below {self.training.clip:g}"
+        )
+        return f"{place}: {first_fault(model, batch)}; try {advice}", not limits
