@@ -310,7 +310,7 @@ def test_a_spline_is_finite_at_every_number(spline, size):
         by_x, by_raw = pull((jnp.ones_like(y), jnp.ones_like(log_slope)))
         assert all(np.all(np.isfinite(value)) for value in (y, log_slope, by_x, by_raw))
         inside = np.abs(x) <= tail
-        assert np.all(np.abs(y[:, inside]) <= tail * (1 + 1e-6))
+        assert np.all(np.abs(y[:, inside]) <= tail * (1 + 2e-6))  # the rounding of a sum of 32 bins
         np.testing.assert_array_equal(y[:, ~inside], np.broadcast_to(x[~inside], (20, (~inside).sum())))
 
 

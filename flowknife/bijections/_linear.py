@@ -146,7 +146,11 @@ class LU(Bijection):
 
     def encode(self, x, cond=None):
         lower, upper = self._factors()
-        return x @ (self.permutation.value @ lower @ upper).T, self._log_det(x)
+        if x.size < self.shape[-1] ** 2:  # of few rows, factor by factor takes less work than their product
+            y = x @ upper.T @ lower.T @ self.permutation.value.T
+        else:
+            y = x @ (self.permutation.value @ lower @ upper).T
+        return y, self._log_det(x)
 
     def decode(self, y, cond=None):
         lower, upper = self._factors()
