@@ -20,6 +20,8 @@ from flowknife.train._steps import Numbers, Rules, advance, evaluate, join, opti
 
 _SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
 
+_FIRST_EVALUATIONS = 25  # steps between them
+
 _IN_A_ROW = 3  # steps with a number that is not finite, after which training goes back to its best weights
 
 _RETURNS = 3  # to the best weights, each at half the learning rate
@@ -147,7 +149,7 @@ class Trainer:
             now = self.reached
             if fault:
                 return Stopped.NON_FINITE
-            if now.row or not now.history["step"]:
+            if now.step not in now.history["step"][-1:]:  # not evaluated yet
                 return None
             if done_fraction() >= 1:
                 return Stopped.BUDGET
@@ -156,18 +158,21 @@ class Trainer:
         order_key, step_key = jax.random.split(key)
         rounds = iter(feed.rounds(order_key, reached.round))
         compiled = False
+        arrays, order = None, ()
         while (stopped := end()) is None:
-            arrays, order = next(rounds, (None, ()))
+            if not len(order):
+                arrays, order = next(rounds, (None, ()))
             if arrays is None:
                 stopped = Stopped.STREAM
                 break
             reached = self.reached
-            while reached.row < len(order) and (reached.step == 0 or done_fraction() < 1):
+            stop = min(reached.row + self._until_evaluation(feed.round), len(order))
+            while reached.row < stop and (reached.step == 0 or done_fraction() < 1):
                 raise_if_interrupted()
                 if late:
                     raise KeyboardInterrupt
                 left = self.part.steps_left(reached.step, t.checkpoint_every) or len(order)
-                count = int(min(per_call, left, len(order) - reached.row, max(total - reached.step, 1)))
+                count = int(min(per_call, left, stop - reached.row, max(total - reached.step, 1)))
                 before = time.monotonic()
                 # arrays, since a plain number would be compiled into the loop
                 place = map(jnp.asarray, (reached.row, count, reached.step, elapsed(), rate))
@@ -205,15 +210,22 @@ class Trainer:
                 place = f"for the held-out rows, at step {reached.step}"
                 words, _ = self._describe(reached.state[1], self.held_out or arrays, slice(None), place)
                 fault = f"training stopped {words}"
-            reached = reached.evaluated(self._seconds, loss)
-            self.reached = reached = replace(
-                reached, round=reached.round + 1, row=0, made=0, total=jnp.zeros_like(reached.total)
-            )
+            reached = replace(reached.evaluated(self._seconds, loss), made=0, total=jnp.zeros_like(reached.total))
+            if reached.row == len(order):
+                reached, order = replace(reached, round=reached.round + 1, row=0), ()
+            self.reached = reached
             tell(train)
         plain = self._end_of(reached, fault)
         if stopped is not Stopped.NON_FINITE:  # which other settings have to answer
             self.part.finish(reached.best, plain | {"stopped": str(stopped)})
         return self._result(reached.best, plain, stopped)
+
+    def _until_evaluation(self, most: int) -> int:
+        """Steps up to the next evaluation: few at first, where a table may have told all, and later a whole round."""
+        if self.training.evaluate_every:
+            return most
+        step, last = self.reached.step, max(self.reached.history["step"], default=0)
+        return int(last + np.clip(last // 4, _FIRST_EVALUATIONS, most) - step)
 
     def _without_step(self, reached, arrays, rows):
         """What is reached after a step with a number that is not finite, and why training ends here, or "".

@@ -43,7 +43,10 @@ class Training(Settings):
         None, ge=0, lt=1, description="share of the rows held out for early stopping and calibration; default 0.15"
     )
     evaluate_every: int | None = pydantic.Field(
-        None, ge=1, description="steps between evaluations; default: one pass over the rows, at least 100"
+        None,
+        ge=1,
+        description="steps between evaluations; default: 25 at first, then a quarter of the steps made, at most one "
+        "pass over the rows (or 100)",
     )
     patience: int | None = pydantic.Field(
         None, ge=0, description="evaluations without improvement before stopping; 0: train to the end"

@@ -13,11 +13,12 @@ class DensityConfig(Settings):
     """Settings of `density`; those that are None are chosen from the data."""
 
     chosen: ClassVar[Mapping[str, str]] = {
-        "train.steps": "20 sqrt(rows), from 1,000 to 6,000, unless another end of training is set",
-        "train.batch_size": "512",
+        "mixing": "lu; of more than 200 columns, permute",
+        "train.steps": "20 sqrt(rows), from 300 to 6,000, unless another end of training is set",
+        "train.batch_size": "512; of more than 100 columns, fewer",
         "train.learning_rate": "0.004",
-        "train.patience": "15",
-        "train.weight_decay": "0",
+        "train.patience": "8",
+        "train.weight_decay": "600 columns / rows, from 0.5 to 20, or 0; given conditions, 1 up to 50,000 rows",
         "train.average": "0.998",
     }
 
@@ -28,8 +29,8 @@ class DensityConfig(Settings):
     scalar: Literal["spline", "affine", "additive"] = pydantic.Field(
         "spline", description="map that the couplings apply to each number"
     )
-    mixing: Literal["lu", "orthogonal", "permute"] = pydantic.Field(
-        "lu", description="linear map between the couplings"
+    mixing: Literal["lu", "orthogonal", "permute"] | None = pydantic.Field(
+        None, description="linear map between the couplings"
     )
     smoothing: float | None = pydantic.Field(
         None,
