@@ -15,7 +15,7 @@ from flowknife.bijections import LU, ActNorm, Chain, Channels, Coupling, Element
 from flowknife.errors import InputError, TrainingError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise, Pad
-from flowknife.train import OPTIMISERS, FitResult, Training
+from flowknife.train import OPTIMISERS, FitResult, Training, _steps
 from tests.catalogue import MLP
 
 
@@ -171,6 +171,25 @@ def test_settings_replace_those_of_a_training():
     for wrong in ({"stepz": 3}, {"steps": 0}, {"learning_rate": -1.0}, {"validation": 1.0}, {"schedule": "linear"}):
         with pytest.raises(pydantic.ValidationError):
             Training(**wrong)
+
+
+def test_training_is_one_compiled_program_and_a_second_fit_of_its_shapes_needs_none():
+    def programs():
+        return sum(program._cached._cache_size() for program in (_steps.advance, _steps.evaluate))
+
+    start = programs()
+    fit(affine(), rows(), steps=120)
+    assert programs() == start + 2
+    fit(affine(), rows(count=199, seed=1), steps=60, learning_rate=1e-3, weight_decay=1.0, key=1)
+    assert programs() == start + 2
+
+
+def test_evaluations_come_early_and_then_after_a_quarter_of_the_steps_made():
+    steps = fit(affine(), rows(), steps=500, patience=0).history["step"]
+    gaps = np.diff([0, *steps])
+    assert steps[:4] == [25, 50, 75, 100] and np.all(gaps <= np.maximum(25, np.array([0, *steps[:-1]]) // 4))
+    assert steps[-1] == 500
+    assert fit(affine(), rows(), steps=500, evaluate_every=60).history["step"][:2] == [60, 120]
 
 
 def test_a_wrong_setting_is_told_in_one_line():

@@ -110,7 +110,7 @@ class Trainer:
     def _begin(self) -> _Reached:
         """The start, or what the last checkpoint holds."""
         start = (self.params, self.params, self._fresh(self.params))
-        first = _Reached(start, self.params, jnp.asarray(0.0), math.inf, history={name: [] for name in _COLUMNS})
+        first = _Reached(start, self.params, jnp.zeros(()), math.inf, history={name: [] for name in _COLUMNS})
         found = self.part.latest(first.arrays)
         if found is None:
             # a start in closed form may be the best that few rows allow: training has to improve on it
@@ -186,7 +186,7 @@ class Trainer:
                     seconds = time.monotonic() - before
                     per_call = max(1, int(count * min(4.0, _SECONDS_PER_CALL / max(seconds, 1e-3))))
                 compiled = True
-                loss = float(losses - reached.total) / made if made else math.nan
+                loss = (float(losses) - float(reached.total)) / made if made else math.nan
                 reached = replace(
                     reached,
                     state=state,
@@ -210,7 +210,7 @@ class Trainer:
                 place = f"for the held-out rows, at step {reached.step}"
                 words, _ = self._describe(reached.state[1], self.held_out or arrays, slice(None), place)
                 fault = f"training stopped {words}"
-            reached = replace(reached.evaluated(self._seconds, loss), made=0, total=jnp.zeros_like(reached.total))
+            reached = replace(reached.evaluated(self._seconds, loss), made=0, total=jnp.zeros(()))
             if reached.row == len(order):
                 reached, order = replace(reached, round=reached.round + 1, row=0), ()
             self.reached = reached
