@@ -74,6 +74,7 @@ def fit_stages(
     show_progress: bool,
     *,
     checkpoints: Checkpoints,
+    reserve: float = 0.0,
     alone: int = 0,
     parallel: int = 1,
 ) -> Trained:
@@ -88,6 +89,7 @@ def fit_stages(
         key: JAX key.
         show_progress: show progress bars.
         checkpoints: of the fit; each stage is a part of it.
+        reserve: seconds of the time budget that are left for what follows.
         alone: the first `alone` stages come before all others, which see their results.
         parallel: the others run in this many threads; with 2 or more they do not see each other's results.
 
@@ -121,12 +123,12 @@ def fit_stages(
     history: History = {}
     made = done = 0  # steps, and stages
     ends: set[Stopped] = set()
-    start, todo = checkpoints.start_clock(), sum(stage.share for stage in stages)
+    start, todo = time.monotonic(), sum(stage.share for stage in stages)
     one_by_one = len(stages) if parallel == 1 else alone
     groups = [*([stage] for stage in stages[:one_by_one]), stages[one_by_one:]]  # the last one may be empty
     for group in groups:
         threads = min(parallel, len(group))
-        left = training.minutes and training.minutes - (time.monotonic() - start) / 60
+        left = training.left(checkpoints.began, reserve).minutes
         minutes = [left and max(left * min(threads * stage.share / todo, 1.0), 0.01) for stage in group]
         calls = [partial(run, stage, model, m) for stage, m in zip(group, minutes, strict=True)]
         results, interrupted = until_interrupted(partial(in_threads, calls, threads))

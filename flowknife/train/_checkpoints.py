@@ -5,7 +5,7 @@ training and the simulations, and each asks by its own name for what it reached:
 goes on, any other begins. The folder holds
 
     fit.json                      what is fitted: another fit is refused
-    clock.json                    how long training has taken, in seconds
+    clock.json                    how long the fit has taken, in seconds
     PART/step-000001200.safetensors   a training under way, its last two states
     PART/end.safetensors          a finished training
     PART/rows-000000500.safetensors   simulations, up to this row
@@ -14,6 +14,7 @@ Nothing is written before there is something to keep. Every file is written next
 a checksum: a process that is killed at any time leaves the file before, and a damaged one is not used.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -61,10 +62,12 @@ class Checkpoints:
         about: what is fitted, nested plain values: data, settings, key.
         resume: go on from what is there.
         key: the JAX key of the fit, where `about` may not say it.
+        began: when this process began the fit, by `time.monotonic`; default now.
         show: whether notes are shown.
 
     Attributes:
         key: that of the fit that is resumed.
+        began: when the fit began, as if all its processes had followed each other without a pause.
 
     Raises:
         InputError: `resume` without a folder.
@@ -78,11 +81,12 @@ class Checkpoints:
         *,
         resume: bool = False,
         key: jax.Array | None = None,
+        began: float | None = None,
         show: bool = True,
     ):
         self.folder, self.show = None if folder is None else Path(folder), show
         self.key, self._lock = key, threading.Lock()
-        self._seconds, self._began = 0.0, None
+        self.began = time.monotonic() if began is None else began
         self._about: Mapping[str, Any] = {}
         if self.folder is None:
             if resume:
@@ -119,20 +123,12 @@ class Checkpoints:
         self._about = stored
         if self.key is not None:
             self.key = as_key(jnp.asarray(stored["key"], jnp.uint32))
-        try:
-            self._seconds = float(json.loads((folder / _CLOCK).read_text(encoding="utf-8"))["seconds"])
-        except (OSError, ValueError, KeyError):
-            self._seconds = 0.0
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            self.began -= float(json.loads((folder / _CLOCK).read_text(encoding="utf-8"))["seconds"])
 
     def part(self, name: str) -> "Part":
         """The part of this name."""
         return Part(self, name)
-
-    def start_clock(self) -> float:
-        """When training began by `time.monotonic`, as if all processes had followed each other without a pause."""
-        if self._began is None:
-            self._began = time.monotonic() - self._seconds
-        return self._began
 
     def write(self, place: Path, leaves: Sequence[Any], plain: Mapping[str, Any]) -> None:
         """Write arrays and plain values to a file of the folder.
@@ -146,8 +142,7 @@ class Checkpoints:
             if not is_checkpoints(self.folder):
                 write_json(self.folder / ABOUT, self._about)
         save_tree(place, {"arrays": arrays, "plain": dict(plain), "digest": _digest(arrays)})
-        if self._began is not None:
-            write_json(self.folder / _CLOCK, {"seconds": time.monotonic() - self._began})
+        write_json(self.folder / _CLOCK, {"seconds": time.monotonic() - self.began})
 
 
 def _changed(then, now) -> str:

@@ -1,5 +1,6 @@
 """Settings of training."""
 
+import time
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -21,7 +22,7 @@ class Training(Settings):
 
     epochs: float | None = pydantic.Field(None, gt=0, description="passes over the training rows")
     steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps")
-    minutes: float | None = pydantic.Field(None, gt=0, description="time budget in minutes, compilation included")
+    minutes: float | None = pydantic.Field(None, gt=0, description="time budget of the whole fit in minutes")
     batch_size: int | None = pydantic.Field(None, ge=1, le=10_000_000, description="rows per step")
     learning_rate: float | None = pydantic.Field(None, gt=0, description="peak learning rate")
     optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = pydantic.Field(
@@ -54,6 +55,19 @@ class Training(Settings):
     checkpoint_every: int | None = pydantic.Field(
         None, ge=1, description="steps between checkpoints; default: a minute, and never more than 1 % of the time"
     )
+
+    def left(self, began: float, reserve: float = 0.0, share: float = 1.0) -> Any:
+        """These settings with the time that is left of `minutes`, a tenth of it at least.
+
+        Args:
+            began: when the fit began, by `time.monotonic`.
+            reserve: seconds that what follows training will take.
+            share: of that time, for one of several trainings.
+        """
+        if self.minutes is None:
+            return self
+        taken = (time.monotonic() - began + reserve) / 60
+        return self.model_copy(update={"minutes": share * max(self.minutes - taken, self.minutes / 10)})
 
     def completed(self, **chosen: Any) -> Any:
         """These settings, with `chosen` where a field is open; an end of training only where none was given."""

@@ -1,6 +1,7 @@
 """Fit a generative classifier: one density per class, of images or of the rows of a table."""
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,7 @@ def classify(
         >>> model.predict(x[:3]).shape, model.sample(5, label=7, key=0).shape
         ((3,), (5, 2))
     """
+    began = time.monotonic()
     config = asked(ClassifyConfig, config, settings, as_seed(key))
     of_images = is_image_source(x)
     require_applicable(config, ITEMS, {"items": "images" if of_images else "rows"})
@@ -139,7 +141,7 @@ def classify(
     key = as_key(config.seed if key is None else key)
     own_data = {"data": known.fingerprint, "names": known.names, "labels": fingerprint(codes)}
     about = about_fit("classify", config, **own_data, class_names=list(map(str, classes)))
-    kept = Checkpoints(checkpoints, about, resume=resume, show=show_progress)
+    kept = Checkpoints(checkpoints, about, resume=resume, began=began, show=show_progress)
     model_key, fit_key, split_key = jax.random.split(key, 3)
     training = config.train
     spare = len(items) - len(np.unique(codes))

@@ -92,7 +92,7 @@ def train_table(
         fit,
         model,
         _batch(model, "x", train),
-        training.model_copy(update={"validation": 0.0}),  # what is held out is in `stopping`
+        training.left(checkpoints.began).model_copy(update={"validation": 0.0}),  # what is held out is in `stopping`
         objective=objective,
         held_out=None if stopping is None else _batch(model, "x", stopping),
         key=key,

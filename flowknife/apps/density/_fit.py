@@ -1,6 +1,7 @@
 """Fit a density to a table."""
 
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -89,6 +90,7 @@ def density(
         >>> given.sample(3, key=1, given=0.5).shape, given.log_prob(x[:, 1], given=x[:, 0]).shape
         ((3, 1), (500,))
     """
+    began = time.monotonic()
     config = asked(DensityConfig, config, settings, as_seed(key))
     table, given_names = read_joined(x, given, names, drop_invalid)
     names = table.names[: len(table.names) - len(given_names)]
@@ -99,7 +101,7 @@ def density(
         calibration = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1).values
         own["calibration"] = fingerprint(calibration)
     about = about_fit("density", config, **own)
-    kept = Checkpoints(checkpoints, about, resume=resume, show=show_progress)
+    kept = Checkpoints(checkpoints, about, resume=resume, began=began, show=show_progress)
     model_key, fit_key, split_key = jax.random.split(key, 3)
     frame = Frame.of(table.values[:, : len(names)], drop_constant=True)
     conditions = table.values[:, len(names) :]
@@ -126,8 +128,9 @@ def density(
     train_x, train_y = np.split(train_rows, [dim], axis=1)
     standardise = Affine.standardise(train_x)
     spread = np.abs(np.asarray(standardise.scale.value))
-    mixing = config.mixing or ("lu" if dim <= _WIDE else "permute")
-    couplings = {name: getattr(config, name) for name in ("layers", "width", "depth", "scalar")} | {"mixing": mixing}
+    smoothing = min(0.1, 3.6 / len(rows) ** 0.5)
+    used = config.completed(mixing="lu" if dim <= _WIDE else "permute", smoothing=smoothing)
+    couplings = {name: getattr(used, name) for name in ("layers", "width", "depth", "scalar", "mixing")}
     if given_names:
         flow, cond = flow_given(dim, train_y, key=model_key, **couplings), [Block("y", len(given_names))]
         model = INN([Block("x", dim)], [Block("z", dim)], Chain([standardise, flow]), cond)
@@ -143,13 +146,12 @@ def density(
         patience=8,
         weight_decay=float(len(rows) <= _FEW) if given_names else _weight_decay(len(train_rows) / dim),
     ).with_defaults()
-    smoothing = min(0.1, 3.6 / len(rows) ** 0.5) if config.smoothing is None else config.smoothing
     train = partial(
         fit,
         model,
         ends(train_rows, dim),
-        training.model_copy(update={"validation": 0.0}),  # rows are held out above
-        objective=Noisy(nll, "x", LocalSpread.of(train_x, spread).scaled(smoothing)),
+        training.left(began).model_copy(update={"validation": 0.0}),  # rows are held out above
+        objective=Noisy(nll, "x", LocalSpread.of(train_x, spread).scaled(used.smoothing)),
         held_out=ends(stopping, dim) if len(stopping) else None,
         key=fit_key,
         label="density",
@@ -169,7 +171,7 @@ def density(
         record=Record[DensityConfig](
             application="density",
             config=config,
-            used=config.model_copy(update={"smoothing": smoothing, "mixing": mixing, "train": training}),
+            used=used.model_copy(update={"train": training}),
             data=DataRecord(
                 kind="rows",
                 rows=len(rows),

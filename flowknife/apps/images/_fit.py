@@ -1,11 +1,13 @@
 """Fit an image model, its reference distribution and its anomaly score."""
 
 import os
+import time
 from typing import Any
 
 import jax
 import numpy as np
 
+from flowknife._batches import IMAGES_AT_ONCE
 from flowknife._interrupts import finish
 from flowknife._progress import progress
 from flowknife._record import DataRecord, Record, described
@@ -31,6 +33,8 @@ from flowknife.inn import INN, Block
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model
 from flowknife.train import Checkpoints, about_fit, take
+
+_MINUTES = 15
 
 _LOOKED_AT = 1000  # training images that the detector is fitted to, at most
 
@@ -98,6 +102,7 @@ def images(
         >>> model.sample(2, key=0, given=7).shape, model.log_prob(pixels[:3], given=labels[:3]).shape
         ((2, 8, 8, 1), (3,))
     """
+    began = time.monotonic()
     config = asked(ImagesConfig, config, settings, as_seed(key))
     found = folder if isinstance(folder, ImageSet) else find_images(folder)
     size = config.image_size or default_size(found, config.crop)
@@ -112,10 +117,10 @@ def images(
     own = {"data": fingerprint(data), "pixels": list(data.pixels.shape), "classes": list(map(str, classes))}
     if codes is not None:
         own["given"] = fingerprint(codes)
-    kept = Checkpoints(checkpoints, about_fit("images", config, **own), resume=resume, show=show_progress)
+    kept = Checkpoints(checkpoints, about_fit("images", config, **own), resume=resume, began=began, show=show_progress)
     model_key, split_key, fit_key = jax.random.split(key, 3)
 
-    training = config.train
+    training = config.train.completed(minutes=_MINUTES)
     sizes = split_sizes(
         len(data),
         training.validation,
@@ -136,6 +141,7 @@ def images(
     require_applicable(config, config.applies, {"architecture": str(used.architecture)})
     flip = bool(used.augment.flip)
     model = built(_model, shape, used, len(classes), key=model_key)
+    detector = _Detector((train, train_known), (held_out, held_known), flip, show_progress)
     trained = train_images(
         model,
         {"image": train, **train_known},
@@ -147,6 +153,7 @@ def images(
         key=fit_key,
         show_progress=show_progress,
         checkpoints=kept,
+        reserve=detector.seconds(model) if training.minutes else 0.0,
     )
     Flagging(len(held_out), config.alpha, "images").warn()
     notes = [grey_levels_note(data, config.bits)]
@@ -172,7 +179,7 @@ def images(
     return finish(
         lambda: Images(
             model=trained.model,
-            **_calibration(trained.model, (train, train_known), (held_out, held_known), flip, show_progress),
+            **detector.fit(trained.model),
             history=trained.history,
             skipped=data.skipped,
             record=record,
@@ -193,30 +200,48 @@ def _classes(data, given):
     return classes, codes
 
 
-def _calibration(model, train, held_out, flip, show_progress) -> dict[str, Any]:
+class _Detector:
     """What an `Images` keeps of its training images and of those held out, each with its conditions."""
-    (train, train_known), (held_out, held_known) = train, held_out
-    with progress("remembering training images", show_progress) as report:
-        neighbours = Neighbours.fit(_small(train), flip, report)
-    looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // train[0].size, 100))])
-    n = len(looked_at)
-    given = {name: np.concatenate([rows[:n], held_known[name]]) for name, rows in train_known.items()}
-    with progress("calibrating the detector", show_progress) as report:
-        pixels = np.concatenate([looked_at, held_out])
-        seen = features_of(model, pixels, neighbours, own=n, report=report, given=given)
-    # the reference: held-out images, or training images where none were held out
-    usual = slice(n, None) if len(held_out) else slice(None)
-    shown = (held_known if len(held_out) else train_known).get("y", np.zeros((0, 1)))[:_KEPT_IMAGES]
-    return {
-        "detector": fit_detector(seen, n),
-        "held_out_bits": bits_of(model, seen.levels[usual]),
-        "held_out_squares": level_squares(model, seen.latents[usual]),
-        "held_out": held_out[:_KEPT_IMAGES],
-        "reference": looked_at[: 0 if len(held_out) else _KEPT_IMAGES],
-        "example_codes": shown.argmax(axis=1),
-        "empirical": Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
-        "neighbours": neighbours,
-    }
+
+    def __init__(self, train, held_out, flip, show_progress):
+        (train, known), (self.held_out, self.held_known) = train, held_out
+        self.show_progress = show_progress
+        self.looked_at = np.asarray(train[: min(_LOOKED_AT, max(_NUMBERS_LOOKED_AT // train[0].size, 100))])
+        self.known = {name: rows[: len(self.looked_at)] for name, rows in known.items()}
+        with progress("remembering training images", show_progress) as report:
+            self.neighbours = Neighbours.fit(_small(train), flip, report)
+
+    def seconds(self, model) -> float:
+        """How long `fit` will take, from a few images; what it compiles is needed then."""
+        few = slice(0, IMAGES_AT_ONCE)
+        given = {name: rows[few] for name, rows in self.known.items()}
+        with progress("measuring the time of the calibration", self.show_progress) as report:
+            for _ in range(2):
+                start = time.monotonic()
+                features_of(model, self.looked_at[few], self.neighbours, report=report, given=given)
+        batches = (len(self.looked_at) + len(self.held_out)) / len(self.looked_at[few])
+        return (time.monotonic() - start) * batches
+
+    def fit(self, model) -> dict[str, Any]:
+        """Fit the detector, and gather what else is kept."""
+        looked_at, held_out, n = self.looked_at, self.held_out, len(self.looked_at)
+        given = {name: np.concatenate([rows, self.held_known[name]]) for name, rows in self.known.items()}
+        with progress("calibrating the detector", self.show_progress) as report:
+            pixels = np.concatenate([looked_at, held_out])
+            seen = features_of(model, pixels, self.neighbours, own=n, report=report, given=given)
+        # the reference: held-out images, or training images where none were held out
+        usual = slice(n, None) if len(held_out) else slice(None)
+        shown = (self.held_known if len(held_out) else self.known).get("y", np.zeros((0, 1)))[:_KEPT_IMAGES]
+        return {
+            "detector": fit_detector(seen, n),
+            "held_out_bits": bits_of(model, seen.levels[usual]),
+            "held_out_squares": level_squares(model, seen.latents[usual]),
+            "held_out": held_out[:_KEPT_IMAGES],
+            "reference": looked_at[: 0 if len(held_out) else _KEPT_IMAGES],
+            "example_codes": shown.argmax(axis=1),
+            "empirical": Empirical.fit(seen.latents[:n], {block.name: block.size for block in model.partition.right}),
+            "neighbours": self.neighbours,
+        }
 
 
 def _small(train):

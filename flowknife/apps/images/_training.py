@@ -29,8 +29,9 @@ def train_images(
     key: jax.Array,
     show_progress: bool,
     checkpoints: Checkpoints,
+    reserve: float = 0.0,
 ) -> "Trained":
-    """Train an image model; 15 minutes at most, unless `training` says otherwise.
+    """Train an image model.
 
     Args:
         model: the model to start from.
@@ -43,13 +44,13 @@ def train_images(
         key: JAX key.
         show_progress: show progress bars.
         checkpoints: of the fit.
+        reserve: seconds of the time budget that are left for what follows.
 
     Returns:
         the model and how training went; `training` has the defaults that hold for every level.
     """
     together = not independent_levels(model.bijection)
     training = training.completed(
-        minutes=15,
         # levels of few layers each bear large steps
         learning_rate=1e-3 if together else 5e-3,
         average=0.995,
@@ -109,6 +110,7 @@ def train_images(
         key,
         show_progress,
         checkpoints=checkpoints,
+        reserve=reserve,
         alone=alone,
         parallel=parallel,
     )

@@ -6,6 +6,7 @@ for data with noise, where the same draw of the noise is added to y.
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,6 +120,7 @@ def invert(
         >>> posterior.sample(3, y=[1.0, 1.0], key=1).shape
         (3, 2)
     """
+    began = time.monotonic()
     config = asked(InvertConfig, config, settings, as_seed(key))
     key = as_key(config.seed if key is None else key)
     keys = jax.random.split(key, 6)
@@ -132,7 +134,7 @@ def invert(
     else:  # in double precision, since a simulator may add large numbers to them
         theta = np.asarray(prior.sample(used.num_simulations or 1, key=draw_key), np.float64)
         own = {"parameters": fingerprint(theta), "simulator": task.name or described(simulator)}
-    kept = Checkpoints(checkpoints, about_fit("invert", config, **own), resume=resume, show=show_progress)
+    kept = Checkpoints(checkpoints, about_fit("invert", config, **own), resume=resume, began=began, show=show_progress)
     data = task.pairs or _simulated(task, theta, simulate_key, executor, kept.part("simulations"), show_progress)
     _check_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
@@ -168,12 +170,13 @@ def invert(
     start_y = train["y"] if config.form == "partitioned" else noisy
     model = model.initialised(train["x"][:_START_ROWS], key=keys[4], y=start_y[:_START_ROWS])
     candidates = _candidates(training, len(train["x"]))
-    calls = [
-        partial(
-            fit,
+
+    def train_one(i, training):
+        share = 1 / (len(candidates) - i)  # of the time, which the candidates before may not have used up
+        return fit(
             model,
             train,
-            training.model_copy(update={"validation": 0.0}),  # pairs are held out above
+            training.left(kept.began, share=share).model_copy(update={"validation": 0.0}),  # pairs are held out above
             objective=_objective(used, prior.inner, noise_at),
             held_out=stopping if len(parts.stopping) else None,
             key=keys[5],
@@ -182,8 +185,8 @@ def invert(
             throw=True,
             checkpoints=kept.part(f"candidate-{i + 1}"),
         )
-        for i, training in enumerate(candidates)
-    ]
+
+    calls = [partial(train_one, i, training) for i, training in enumerate(candidates)]
     results, interrupted = until_interrupted(partial(in_threads, calls, threads=1))
     reached = [i for i, result in enumerate(results) if result is not None and result.steps]
     if not reached:
@@ -261,8 +264,7 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     pulls = (0.0, 1.0, 5.0)
     if training.validation == 0:
         return [training.model_copy(update={"weight_decay": 1.0})]
-    share = {"minutes": training.minutes / len(pulls)} if training.minutes else {}
-    return [training.model_copy(update={"weight_decay": pull, **share}) for pull in pulls]
+    return [training.model_copy(update={"weight_decay": pull}) for pull in pulls]
 
 
 @dataclass(frozen=True)
