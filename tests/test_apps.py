@@ -120,10 +120,11 @@ def test_an_image_model_survives_saving(blobs, tmp_path):
     blobs.save(tmp_path / "run")
     loaded = fk.load(tmp_path / "run")
     images = _blobs(4, 4)
+    scores = loaded.score(images)
     for name, column in blobs.score(images).items():
         same = np.testing.assert_allclose if column.dtype.kind == "f" else np.testing.assert_array_equal
         # other programs may be compiled with constants in other places, and round differently
-        same(loaded.score(images)[name], column, **({"rtol": 1e-4, "atol": 1e-5} if column.dtype.kind == "f" else {}))
+        same(scores[name], column, **({"rtol": 1e-4, "atol": 1e-5} if column.dtype.kind == "f" else {}))
     np.testing.assert_array_equal(loaded.sample(3, key=1), blobs.sample(3, key=1))
     assert loaded.metrics == pytest.approx(blobs.metrics)
     assert (tmp_path / "run" / "skipped.csv").read_text().startswith("path,reason")
