@@ -86,7 +86,7 @@ class Row:
         """The bijection away from its initial values, with points at its left and right end and conditions."""
         # this kind of key compiles fastest
         batch, rng = self.batch, np.random.default_rng(seed)
-        bijection = self.make(jax.random.key(seed, impl="unsafe_rbg"))
+        bijection = quick_jit(self.make)(jax.random.key(seed, impl="unsafe_rbg"))
         x = jnp.asarray(DRAW[self.left](rng, (*batch, *bijection.shape)))
         y = jnp.asarray(DRAW[self.right](rng, (*batch, *bijection.out_shape)))
         cond = None if self.cond_shape is None else jnp.asarray(rng.normal(size=(*batch, *self.cond_shape)))
@@ -98,7 +98,8 @@ def perturbed(module: eqx.Module, rng: np.random.Generator, size: float = 0.25) 
 
     def moved(leaf):
         inputs = leaf.shape[-2] if leaf.ndim > 1 else 1
-        return leaf + jnp.asarray(size / max(inputs, 1) ** 0.5 * rng.normal(size=leaf.shape), leaf.dtype)
+        noise = size / max(inputs, 1) ** 0.5 * rng.normal(size=leaf.shape)
+        return jnp.asarray(np.asarray(leaf) + noise.astype(leaf.dtype))  # by numpy, which compiles nothing
 
     trained, rest = split_trainable(module)
     return eqx.combine(jax.tree.map(moved, trained), rest)

@@ -26,8 +26,8 @@ def faces(n, key=0):
 @pytest.fixture(scope="module")
 def model():
     """A small model of faces, with what it keeps of the training images."""
-    settings = {"architecture": "glow", "levels": 2, "steps_per_level": 2, "width": 16, "alpha": 0.1}
-    fitted = fk.images(faces(240), train={"steps": 60, "batch_size": 48}, key=0, show_progress=False, **settings)
+    settings = {"architecture": "glow", "levels": 2, "steps_per_level": 2, "width": 12, "alpha": 0.1}
+    fitted = fk.images(faces(240), train={"steps": 60, "batch_size": 24}, key=0, show_progress=False, **settings)
     train = faces(240)
     sizes = {name: columns.stop - columns.start for name, columns in fitted.levels.items()}
     empirical = Empirical.fit(fitted.latents(train), sizes)
