@@ -65,8 +65,32 @@ class Hang(BaseException):
 
 _ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 7, 2**31, 2**53 + 1, 2**70, -(2**70), 10**400, 1e300, 0.5, -0.0),
-    *("", "x", "z", "relu", "\x1b[31mred", "a\nb", "<b>", "../../x", "é\ud800", "=1+1", "nan", "y" * 10_000, "0" * 5000),
-    *([], {}, [[]], [None], [1, 2], [1e300, 1], {"a": {"b": None}}, {"class": "Chain", "fields": {}}, {"array": "/model"}),
+    *(
+        "",
+        "x",
+        "z",
+        "relu",
+        "\x1b[31mred",
+        "a\nb",
+        "<b>",
+        "../../x",
+        "é\ud800",
+        "=1+1",
+        "nan",
+        "y" * 10_000,
+        "0" * 5000,
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        [1, 2],
+        [1e300, 1],
+        {"a": {"b": None}},
+        {"class": "Chain", "fields": {}},
+        {"array": "/model"},
+    ),
     *(float("nan"), float("inf"), float("-inf")),
 )
 
@@ -135,9 +159,29 @@ def changed_bytes(rng: random.Random, content: bytes) -> bytes:
             data[at:end] = rng.randbytes(end - at)
         elif how == 6:
             size = rng.choice((2, 4, 8))
-            data[at : at + size] = rng.choice((0, 1, 2**31 - 1, 2**15, -1)).to_bytes(size, rng.choice(("little", "big")), signed=True) if size > 2 else b"\xff\xff"
+            data[at : at + size] = (
+                rng.choice((0, 1, 2**31 - 1, 2**15, -1)).to_bytes(size, rng.choice(("little", "big")), signed=True)
+                if size > 2
+                else b"\xff\xff"
+            )
         elif how == 7:
-            data[at:end] = rng.choice((b"nan", b"inf", b"1e999", b'"', b"\r", b"\x00", b"\xef\xbb\xbf", b",,,,", b"9" * 400, b"=1+1", b"[" * 2000, b"&a [*a]", b"!!python/object:os.system"))
+            data[at:end] = rng.choice(
+                (
+                    b"nan",
+                    b"inf",
+                    b"1e999",
+                    b'"',
+                    b"\r",
+                    b"\x00",
+                    b"\xef\xbb\xbf",
+                    b",,,,",
+                    b"9" * 400,
+                    b"=1+1",
+                    b"[" * 2000,
+                    b"&a [*a]",
+                    b"!!python/object:os.system",
+                )
+            )
         else:
             other = rng.randrange(len(data))
             data[at:end] = data[other : other + end - at]
@@ -198,7 +242,7 @@ def changed_model(rng: random.Random, content: bytes) -> bytes:
     """A model file with another tree, other sizes, or other numbers."""
     head, body = _split_model(content)
     how = rng.randrange(10)
-    with contextlib.suppress(RecursionError):
+    with contextlib.suppress(RecursionError, ValueError):
         if how < 5:
             head["__metadata__"]["flowknife"] = changed_text(rng, json.loads(head["__metadata__"]["flowknife"]))
             return _joined_model(head, body)
@@ -360,15 +404,12 @@ def _pictures() -> dict[str, bytes]:
     return found
 
 
-_SETTINGS = b"""seed: 3
-layers: 4
-scalar: spline
-smoothing: null
-train: {steps: 20, batch_size: 128, learning_rate: 1e-3}
-train.patience: 5
-# a comment
-alpha: &a 0.05
-"""
+_SETTINGS = {
+    "s": b"seed: 3\nlayers: &n 4\nscalar: spline\nsmoothing: null\nwidth: *n\n"
+    b"train: {steps: 20, batch_size: 128, learning_rate: 1e-3}\ntrain.patience: 5\n# a comment\nalpha: 0.05\n",
+    "train": b"{steps: 20, batch_size: 128}",
+    "alpha": b"0.07",
+}
 
 
 # -- how files are opened ----------------------------------------------------------------------------------------------
@@ -387,7 +428,7 @@ def _opened(folder: Path) -> Any:
 
     result = apps.load(folder)
     shown = f"{about(result)} {ends(result.model)} {result!r} {result.flagging} {result.history}"
-    _require_finite((result.model, [getattr(result, name) for name in result.kept]))
+    _require_finite((result.model, result.reference, result.held_out))
     return shown
 
 
@@ -421,7 +462,11 @@ def _change_numpy(rng, content):
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
         for name in old.namelist():
-            new.writestr(name if rng.random() < 0.9 else rng.choice(("x", "../x.npy", "y.npy")), _either(rng, old.read(name), _numpy_bytes), rng.choice((0, 8)))
+            new.writestr(
+                name if rng.random() < 0.9 else rng.choice(("x", "../x.npy", "y.npy")),
+                _either(rng, old.read(name), _numpy_bytes),
+                rng.choice((0, 8)),
+            )
     return packed.getvalue() if rng.random() < 0.7 else changed_bytes(rng, content)
 
 
@@ -430,7 +475,11 @@ def _change_table(rng, content):
 
 
 def _change_packed(rng, content):
-    return gzip.compress(changed_bytes(rng, gzip.decompress(content)), mtime=0) if rng.random() < 0.5 else changed_bytes(rng, content)
+    return (
+        gzip.compress(changed_bytes(rng, gzip.decompress(content)), mtime=0)
+        if rng.random() < 0.5
+        else changed_bytes(rng, content)
+    )
 
 
 def _use_table(folder, name, content):
@@ -455,9 +504,10 @@ def _use_image_array(folder, name, content):
 def _use_settings(folder, name, content):
     path = folder / "s.yaml"
     path.write_bytes(content)
-    configured(fk.DensityConfig, path, [])
+    found = configured(fk.DensityConfig, path, []) if name == "s" else None
     with contextlib.suppress(UnicodeDecodeError):
-        configured(fk.DensityConfig, None, [content.decode()])
+        found = configured(fk.DensityConfig, None, [f"{name}={content.decode()}"]) if name != "s" else found
+    return repr(found)
 
 
 def _use_image(folder, name, content):
@@ -536,7 +586,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "table": Target(tables, _change_table, _use_table),
         "packed": Target(packed, _change_packed, _use_table),
         "array": Target({"i.npy": array.getvalue(), "t.npz": tables["t.npz"]}, _change_numpy, _use_image_array),
-        "settings": Target({"s": _SETTINGS}, changed_bytes, _use_settings),
+        "settings": Target(_SETTINGS, changed_bytes, _use_settings),
         "image": Target(_pictures(), lambda rng, content: _either(rng, content, _png_bytes) if content[:4] == b"\x89PNG" else changed_bytes(rng, content), _use_image),
         "cache": Target(_CACHE_SEEDS, changed_bytes, _use_cache),
     }  # fmt: skip

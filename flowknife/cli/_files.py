@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowknife._files import RUN_FILES, claimed, content_of, is_run
+from flowknife._files import RUN_FILES, claimed, content_of, is_run, replacing
 from flowknife.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -160,7 +160,6 @@ def image_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
 
 def _write_sheet(out, pixels):
     from flowknife.plots import image_grid
-    from flowknife.storage import replacing
 
     with replacing(out) as place:
         image_grid(pixels).savefig(place, format="png")
@@ -168,8 +167,6 @@ def _write_sheet(out, pixels):
 
 def _write_array(out, pixels):
     import numpy as np
-
-    from flowknife.storage import replacing
 
     with replacing(out) as place, place.open("wb") as stream:
         np.save(stream, pixels, allow_pickle=False)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
 from flowknife._settings import Settings
-from flowknife._types import Key, as_count, as_key
+from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.apps._result import Result
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._given import read_given
@@ -197,7 +197,11 @@ class Density(Result[DensityConfig]):
         return map_batches(lambda part: [_encode(self.model, **part)], blocks, ROWS_AT_ONCE)[0]
 
     def _fits(self):
-        return (len(self.names), len(self.given_names)) == (len(self.frame.origin), len(self.given_frame.origin))
+        named = (len(self.names), len(self.given_names)) == (len(self.frame.origin), len(self.given_frame.origin))
+        ends = self.model.partition
+        sizes = [sum(block.size for block in end) for end in (ends.left, ends.cond)]
+        seen = sizes == [self.frame.dim, self.given_frame.dim] and len(ends.left) == 1
+        return named and seen and sizes_agree(("m d", self.reference), ("n d", self.held_out), d=sum(sizes))
 
     def _report(self, folder, others):
         from flowknife.apps.density._report import report_density
