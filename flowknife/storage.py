@@ -21,6 +21,7 @@ import pydantic
 from flowknife._files import NEW, RUN_FILES, WORK, is_run, open_file, own_extras, place_of, read_file, replacing, sync
 from flowknife._record import Record
 from flowknife._trees import load_tree, require_format, save_tree
+from flowknife.data._memory import memory_budget
 from flowknife.errors import StorageError
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -123,18 +124,25 @@ def read_model(folder: str | os.PathLike, record: Record) -> Any:
         StorageError: the file is missing or damaged, or belongs to another run.
     """
     path = place_of(Path(folder), "model.safetensors")
-    _require_unchanged(path, record)
+    try:
+        size, room = path.stat().st_size, memory_budget()
+        if size > room:
+            raise StorageError(
+                f"got {path} of {size / 2**20:,.0f} MiB; expected a model that fits in memory ({room / 2**20:,.0f} MiB)"
+            )
+        checksum = _sha256(path)
+    except FileNotFoundError:
+        return load_tree(path)  # which says so
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"got {path}, which cannot be read ({error.strerror}); try a copy") from None
+    _require_unchanged(path, checksum, record)
     return load_tree(path)
 
 
-def _require_unchanged(path, record):
-    try:
-        found = _sha256(path) if path.exists() else None
-    except OSError as error:
-        raise StorageError(
-            f"got {path}, which cannot be read ({error.strerror}); expected the file that flowknife wrote"
-        ) from None
-    if found is not None and record.files.get(path.name) != found:
+def _require_unchanged(path, checksum, record):
+    if record.files.get(path.name) != checksum:
         raise StorageError(
             f"got {path}, which is damaged or belongs to another run (its checksum is not that of run.json); expected "
             "the file that was written with it; try a copy, or fitting again"
@@ -203,12 +211,15 @@ def read_history(folder: str | os.PathLike, record: Record) -> dict[str, list[fl
     path = place_of(Path(folder), "history.csv")
     if not path.exists():
         return {}
-    _require_unchanged(path, record)
     try:
-        lines = read_file(path).decode("utf-8").splitlines()
+        content = read_file(path)
+        _require_unchanged(path, hashlib.sha256(content).hexdigest(), record)
+        lines = content.decode("utf-8").splitlines()
         names, *rows = [line.split(",") for line in lines if line] or [[]]
         columns = [list(map(float, column)) for column in zip(*rows, strict=True)] or [[] for _ in names]
         return dict(zip(names, columns, strict=True))
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"got {path}, which is damaged ({reason}); expected equal columns of numbers") from None

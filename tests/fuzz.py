@@ -193,8 +193,8 @@ def _numpy_bytes(rng: random.Random, content: bytes) -> bytes:
     start = 10 + struct.unpack("<H", content[8:10])[0]
     head = content[10:start].decode("latin1").rstrip("\n ")
     pieces = {
-        "'<f4'": ("'<f8'", "'|O'", "'<U5'", "'<M8[s]'", "'|V9'", "'>f4'", "'<c8'", "'|b1'", "'<f2'", "'<U0'", "[('a', '<f4')]"),
-        "'<f8'": ("'<f4'", "'|O'", "'<U5'", "'<M8[s]'", "'|V9'", "'>f8'", "'<c16'", "'|b1'", "'<g'", "'<S8'", "[('a', '<f8')]"),
+        "'<f4'": ("'<f8'", "'|O'", "'<U5'", "'<M8[s]'", "'|V9'", "'>f4'", "'<c8'", "'|b1'", "'<f2'", "'<U0'"),
+        "'<f8'": ("'<f4'", "'|O'", "'<U5'", "'<M8[s]'", "'|V9'", "'>f8'", "'<c16'", "'<g'", "'<S8'", "[('a', '<f8')]"),
         "False": ("True", "None", "1", "'x'"),
         "(": ("(-1, ", "(9999999999, ", "(0, ", "((", "(1e9, ", "(True, ", "(2**40, ", "(" * 300),
         ")": (", 0)", ", 4611686018427387904)", ", 1, 1, 1)", "", "))", "'"),
@@ -284,7 +284,7 @@ def small_runs() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(20, 2)).astype(np.float32)
     frame = Frame(np.zeros(2), np.ones(2))
-    history = {"step": [100, 200], "train": [2.0, 1.5], "validation": [2.1, 1.75]}
+    history = {"step": [100.0, 200.0], "train": [2.0, 1.5], "validation": [2.1, 1.75]}
 
     def flow(dim, cond_dim=0):
         couplings = coupling_flow(dim, cond_dim=cond_dim, layers=2, width=2, depth=1, key=0)
@@ -460,7 +460,11 @@ def _change_numpy(rng, content):
     import zipfile
 
     packed = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
+    with (
+        warnings.catch_warnings(action="ignore"),  # of a name that is there twice
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(packed, "w") as new,
+    ):
         for name in old.namelist():
             new.writestr(
                 name if rng.random() < 0.9 else rng.choice(("x", "../x.npy", "y.npy")),
@@ -472,6 +476,10 @@ def _change_numpy(rng, content):
 
 def _change_table(rng, content):
     return _change_numpy(rng, content) if content[:2] in (b"PK", b"\x93N") else changed_bytes(rng, content)
+
+
+def _change_image(rng, content):
+    return _either(rng, content, _png_bytes) if content[:4] == b"\x89PNG" else changed_bytes(rng, content)
 
 
 def _change_packed(rng, content):
@@ -587,7 +595,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "packed": Target(packed, _change_packed, _use_table),
         "array": Target({"i.npy": array.getvalue(), "t.npz": tables["t.npz"]}, _change_numpy, _use_image_array),
         "settings": Target(_SETTINGS, changed_bytes, _use_settings),
-        "image": Target(_pictures(), lambda rng, content: _either(rng, content, _png_bytes) if content[:4] == b"\x89PNG" else changed_bytes(rng, content), _use_image),
+        "image": Target(_pictures(), _change_image, _use_image),
         "cache": Target(_CACHE_SEEDS, changed_bytes, _use_cache),
     }  # fmt: skip
 

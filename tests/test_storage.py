@@ -211,11 +211,7 @@ def test_a_damaged_header_is_refused(header, tmp_path):
 
 
 def test_a_deep_nest_is_refused(tmp_path):
-    refused(
-        write_header(
-            tmp_path / "model", f'{{"format": {FORMAT}, "tree": ' + "[" * 100_000 + "]" * 100_000 + "}"
-        )
-    )
+    refused(write_header(tmp_path / "model", f'{{"format": {FORMAT}, "tree": ' + "[" * 100_000 + "]" * 100_000 + "}"))
 
 
 def test_an_older_format_is_named(tmp_path):
@@ -239,9 +235,7 @@ def test_wrong_fields_are_refused(change, tmp_path):
 
 
 def test_a_field_that_an_older_version_did_not_know_has_its_default(tmp_path):
-    path = write_header(
-        tmp_path / "model", {"format": FORMAT, "tree": {"class": "Pixels", "fields": {"bits": 5}}}
-    )
+    path = write_header(tmp_path / "model", {"format": FORMAT, "tree": {"class": "Pixels", "fields": {"bits": 5}}})
     assert storage.load_tree(path) == Pixels(5)
 
 

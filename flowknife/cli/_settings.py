@@ -15,6 +15,7 @@ _ENDS = {"epochs", "steps", "minutes"}
 
 
 _MOST_BYTES = 2**16  # of a settings file
+_MOST_NESTED = 20  # values
 _MOST_VALUES = 10_000  # with those of aliases counted as often as they are used
 
 
@@ -34,6 +35,14 @@ class _Loader(yaml.SafeLoader):
     def get_single_node(self):
         node = super().get_single_node()
         _count(node, {})
+        return node
+
+    def compose_node(self, parent, index):
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > _MOST_NESTED:
+            raise yaml.YAMLError(f"values nested more than {_MOST_NESTED} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
         return node
 
     def construct_mapping(self, node, deep=False):

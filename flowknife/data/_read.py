@@ -28,6 +28,7 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".npy", ".np
 _LONGEST_LINE = 2**24  # characters
 _MOST_UNPACKED = 2**28  # bytes of a table that may be packed to any size
 _TIGHTEST = 200  # times that a larger one may be packed
+_MOST_TEXT, _TIGHTEST_TEXT = 2**22, 100  # the same of text
 
 _EXPECTED = "expected numbers of shape (n, d) or (n,), a DataFrame, or the path of a table file"
 
@@ -264,24 +265,27 @@ def _require_room(numbers: int, packed: int, label: str) -> None:
 
 @contextmanager
 def _open_lines(path: Path, suffix: str) -> Generator[Iterator[str]]:
-    """The lines of a text file, of limited length; and of a packed file of limited number."""
+    """The lines of a text file, of limited length; a packed file must not be much larger than it looks."""
     with open_file(path) as stream:
-        packed = os.fstat(stream.fileno()).st_size
-        most = max(_MOST_UNPACKED, _TIGHTEST * packed)
-        plain_stream: Any = gzip.GzipFile(fileobj=stream) if suffix.endswith(".gz") else stream
-        with io.TextIOWrapper(plain_stream, encoding="utf-8-sig", newline="") as text:
+        content: Any = stream
+        if suffix.endswith(".gz"):
+            packed = os.fstat(stream.fileno()).st_size
+            content, most = gzip.GzipFile(fileobj=stream), max(_MOST_TEXT, _TIGHTEST_TEXT * packed)
+            unpacked = 0
+            while block := content.read(2**20):  # before any of it is parsed, which takes a hundred times as long
+                unpacked += len(block)
+                if unpacked > most:
+                    raise ValueError(f"more than {most / 2**20:,.0f} MiB, packed to {packed:,} bytes")
+            content.seek(0)
+        with io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as text:
+            yield _short_lines(text)
 
-            def lines() -> Iterator[str]:
-                total = 0
-                while line := text.readline(_LONGEST_LINE):
-                    total += len(line)
-                    if len(line) == _LONGEST_LINE:
-                        raise ValueError(f"a line of more than {_LONGEST_LINE:,} characters")
-                    if total > most and suffix.endswith(".gz"):
-                        raise ValueError(f"more than {most / 2**20:,.0f} MiB, packed to {packed:,} bytes")
-                    yield line
 
-            yield lines()
+def _short_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise ValueError(f"a line of more than {_LONGEST_LINE:,} characters")
+        yield line
 
 
 def _read_text(path: Path, suffix: str, label: str, keep: Sequence[str]) -> Columns:
