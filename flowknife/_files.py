@@ -15,8 +15,9 @@ import secrets
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from flowknife.errors import StorageError
 
@@ -44,7 +45,7 @@ MOST_TEXT = 2**23
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def open_file(path: str | os.PathLike) -> BinaryIO:
+def open_file(path: str | os.PathLike) -> BufferedReader:
     """Open a regular file for reading bytes; opening a pipe or a device could wait, or read, forever.
 
     Raises:

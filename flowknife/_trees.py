@@ -18,7 +18,6 @@ import os
 import types
 import typing
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -216,9 +215,9 @@ class _Reader:
             if declared[field] in _SIZES and not _is_size(value):
                 raise _Damaged(f"sizes {value} at {path}/{field}")
             object.__setattr__(module, field, value)
-        for owner in cls.__mro__:
-            if "__check_init__" in vars(owner):
-                owner.__check_init__(module)
+        for check in (vars(owner).get("__check_init__") for owner in cls.__mro__):
+            if check is not None:
+                check(module)
         return module
 
 
@@ -282,7 +281,7 @@ def _name(declared):
     return declared.__name__ if inspect.isclass(declared) else str(declared).replace("typing.", "")
 
 
-def require_format(path: str | Path, found: Any) -> None:
+def require_format(path: str | os.PathLike, found: Any) -> None:
     """Refuse a format that is not that of this version."""
     if not isinstance(found, int) or isinstance(found, bool):
         raise StorageError(f"got {path} of format {found!r}; expected one that flowknife wrote, of format {FORMAT}")

@@ -5,7 +5,7 @@ import io
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -190,7 +190,7 @@ class _Room:
         self._size, self._taken, self._changed = size, 0, threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, wanted: int) -> Iterator[None]:
+    def taken(self, wanted: int) -> Generator[None]:
         """Hold as many bytes.
 
         Raises:

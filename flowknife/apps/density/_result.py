@@ -140,7 +140,16 @@ class Density(Result[DensityConfig]):
         """Log density of each row, and the anomaly score -log_prob with its p-value; see `Scores`.
 
         Without calibration rows there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
+
+        Raises:
+            InputError: for rows of another width, or with missing or infinite values.
         """
+        bad = np.flatnonzero(~np.isfinite(self._values(x, given)).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"got {len(bad)} rows with missing or infinite values (the first is row {bad[0]}, counted from 0); "
+                "expected finite numbers; try leaving such rows out"
+            )
         log_prob = self.log_prob(x, given)
         columns = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
         return scored(columns, self.flagging, self._p_values(log_prob))
