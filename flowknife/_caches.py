@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -24,3 +26,32 @@ def private_folder(path: Path) -> Path:
             raise PermissionError(errno.EACCES, "it belongs to another user", str(path))
         path.chmod(0o700)
     return path
+
+
+def keep_within(folder: Path, most: int, used: Path) -> None:
+    """Remove what was least recently used of a folder, as long as it takes more than `most` bytes.
+
+    Args:
+        folder: each of its files and folders is one entry; the time of its last change is that of its last use.
+        most: bytes.
+        used: the entry that is in use, which stays.
+    """
+    with suppress(OSError):
+        os.utime(used)
+    entries = []
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):
+            inside = [entry, *entry.rglob("*")] if entry.is_dir() and not entry.is_symlink() else [entry]
+            entries.append((entry.lstat().st_mtime, sum(each.lstat().st_size for each in inside), entry))
+    total = sum(size for _, size, _ in entries)
+    for _, size, entry in sorted(entries):
+        if total <= most:
+            break
+        if entry == used:
+            continue
+        with suppress(OSError):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+            total -= size

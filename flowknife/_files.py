@@ -1,15 +1,21 @@
-"""Which files are flowknife's own, and the claim on a run directory while it is written.
+"""How files are read and written, which are flowknife's own, and the claim on a run directory while it is written.
+
+A file that is read may come from anywhere: `open_file` and `read_file` take regular files only, and no more of them
+than was agreed. A file that is written is written next to its place and moved there: a reader never meets half of one.
 
 Nothing else is ever replaced or deleted: a figure holds the mark of flowknife and its own name, a page its generator, a
 list of skipped files its header, and the other files of a run belong to its `run.json`.
 """
 
+import errno
 import json
 import os
 import platform
 import secrets
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +44,88 @@ ABOUT = "fit.json"
 _CLAIM = f"{WORK}claim"
 _HEAD = 4096  # bytes of a file that hold its mark
 
+MOST_TEXT = 2**23
+"""Bytes of a text file that is read as a whole: a record, the list of a claim."""
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def open_file(path: str | os.PathLike) -> BufferedReader:
+    """Open a regular file for reading bytes; opening a pipe or a device could wait, or read, forever.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_file(path: str | os.PathLike, most: int = MOST_TEXT) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: it cannot be read, is something else, or larger.
+    """
+    with open_file(path) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes", os.fspath(path))
+    return content
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
+    """A temporary path next to `path` that replaces it when the block succeeds; missing folders are made.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+        draft.touch(exist_ok=False)  # its mode follows the umask
+    except OSError as error:
+        raise StorageError(
+            f"could not write {path}: nothing can be written there ({error.strerror}); try another place"
+        ) from None
+    try:
+        yield draft
+        sync(draft)
+        draft.replace(path)
+        sync(path.parent)
+    except StorageError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise StorageError(f"got {path}, which cannot be written ({reason}); try another place") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Bring a file or folder to the disk, where the system can."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# -- which files are flowknife's --------------------------------------------------------------------------------------
+
 
 def mark(name: str) -> str:
     """The mark of a figure with this file name: a copy with another name, or another image, is not ours."""
@@ -58,8 +146,8 @@ def is_run(folder: Path) -> bool:
 def _said(path: Path, *keys: str) -> Any:
     """A value in a file of JSON; None if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError):
         return None
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -79,7 +167,7 @@ def is_checkpoints(folder: Path) -> bool:
 def is_own(path: Path) -> bool:
     """Whether flowknife wrote this page, figure or list of skipped files."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             head = stream.read(_HEAD)
     except OSError:
         return False
@@ -106,6 +194,9 @@ def own_extras(folder: Path) -> list[Path]:
     found = [folder / "report.html", folder / "skipped.csv"]
     found += sorted(figures.iterdir()) if figures.is_dir() and not figures.is_symlink() else []
     return [path for path in found if path.is_file() and not path.is_symlink() and is_own(path)]
+
+
+# -- the claim on a run directory -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -190,10 +281,10 @@ def _create(draft: Path, claim: Path) -> None:
 
 def _read(claim: Path) -> dict[str, Any] | None:
     try:
-        holder = json.loads(claim.read_text(encoding="utf-8"))
+        holder = json.loads(read_file(claim))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

@@ -87,6 +87,22 @@ def as_shape(shape: int | Shape) -> Shape:
     return numbers
 
 
+def sizes_agree(*arrays: tuple[str, Any], **sizes: int) -> bool:
+    """Whether arrays have these axes, and axes of one name one size.
+
+    >>> sizes_agree(("n d", np.zeros((5, 2))), ("n", np.zeros(5)), d=2)
+    True
+    """
+    for names, array in arrays:
+        axes = names.split()
+        if np.ndim(array) != len(axes):
+            return False
+        for name, size in zip(axes, np.shape(array), strict=True):
+            if sizes.setdefault(name, size) != size:
+                return False
+    return True
+
+
 def as_numbers(values: Any, name: str) -> np.ndarray:
     """Real numbers as a new float64 array; masked and missing entries become NaN.
 

@@ -12,11 +12,46 @@ Every message is one line: what was got, what was expected, what to try. The com
 `FlowknifeError`, prints that line and exits with status 1; anything else is a defect of ours and keeps its traceback.
 """
 
+import re
 from typing import Any
+
+_LONGEST_WORD = 400  # characters without a space
+_LONGEST = 2000
+
+
+def printable(text: str) -> str:
+    r"""Text of a file as one line for a terminal: line breaks become spaces, other control characters are written out.
+
+    >>> printable("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else _WRITTEN.get(letter) or _escaped(letter) for letter in text)
+    return text
+
+
+_WRITTEN = dict.fromkeys("\n\r\t", " ")
+
+
+def _escaped(letter):
+    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def shortened(text: str, most: int = _LONGEST) -> str:
+    """Text of at most about `most` characters, without its middle where it is longer."""
+    return text if len(text) <= most else f"{text[: most * 3 // 4]}...{text[-most // 5 :]}"
 
 
 class FlowknifeError(Exception):
-    """Root of every error that a user can cause and fix."""
+    """Root of every error that a user can cause and fix.
+
+    Messages quote what was got, which may come from a file of somebody else: whatever that is, the message is one line
+    of limited length that a terminal shows as it is.
+    """
+
+    def __init__(self, message: Any = "", *args: Any):
+        text = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: shortened(word[0], _LONGEST_WORD), str(message))
+        super().__init__(shortened(printable(text)), *args)
 
 
 class InputError(FlowknifeError, ValueError):

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowknife._types import Key, Shape, as_key, as_shape
+from flowknife._types import Key, Shape, as_key, as_shape, error_in_words
 from flowknife.bijections import Bijection
 from flowknife.errors import InputError
 from flowknife.laws import Data, Law, Noise, Normal, Source, Temperature, as_temperature, beyond_range
@@ -184,6 +184,14 @@ def _unpack(blocks: Sequence[Block], array: Array, batch: Shape) -> Blocks:
     ends = np.cumsum([block.size for block in blocks])[:-1]
     parts = jnp.split(array.reshape(*batch, sum(block.size for block in blocks)), ends, axis=-1)
     return {block.name: part.reshape(*batch, *block.shape) for block, part in zip(blocks, parts, strict=True)}
+
+
+@eqx.filter_jit  # traced, never compiled; models of equal structure are traced once
+def _both_ways(model):
+    """Log density and draws of two items."""
+    given = {block.name: jnp.zeros((2, *block.shape)) for block in model.partition.cond}
+    x = {block.name: jnp.zeros((2, *block.shape)) for block in model.partition.data}
+    return model.log_prob(x, key=0, **given), model.sample_left(0, () if given else 2, **given)
 
 
 @eqx.filter_jit
@@ -340,6 +348,22 @@ class INN(eqx.Module):
     def initialised(self, x: Any, *, key: Key = None, **given: Any) -> "INN":
         """`initialise`, compiled; models and data of equal shapes share one program."""
         return _initialise(self, x, as_key(key), given)
+
+    def require_sound(self) -> None:
+        """Refuse parts that do not fit together, as those of a damaged file may; nothing is computed.
+
+        Raises:
+            InputError: the ends, the conditions or the layers do not fit.
+        """
+        ends = self.partition
+        INN(ends.left, ends.right, self.bijection, ends.cond)
+        try:
+            log_prob, drawn = eqx.filter_eval_shape(_both_ways, self)
+        except Exception as error:  # layers that do not fit fail in many ways
+            raise InputError(f"got a model whose layers do not fit ({error_in_words(error)})") from None
+        shapes = {block.name: (2, *block.shape) for block in ends.left}
+        if log_prob.shape != (2,) or {name: array.shape for name, array in drawn.items()} != shapes:
+            raise InputError("got a model whose layers do not fit its ends; expected numbers for each of them")
 
     def _check_condition(self):
         """A condition that the bijection does not take would be ignored."""

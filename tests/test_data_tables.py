@@ -211,7 +211,7 @@ def test_objects_that_are_no_tables(source, words):
         ("utf16.csv", "a,b\n1,2\n".encode("utf-16"), "utf-8"),
         ("not_packed.csv.gz", "a,b\n1,2\n", "gzip"),
         ("cut.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 1000, mtime=0)[:30], "ended"),
-        ("garbage.npy", "garbage", "not loaded"),
+        ("garbage.npy", "garbage", "damaged"),
         ("empty.npy", b"", "damaged"),
         ("garbage.npz", b"PK\x03\x04garbage", "zip"),
         ("garbage.parquet", "garbage", "damaged"),
@@ -237,7 +237,7 @@ def test_places_that_are_no_files(tmp_path, monkeypatch, write):
     assert "no file" in refusal(tmp_path / "nowhere.csv")
     assert "folder" in refusal(tmp_path)
     path = write("secret.csv", "a\n1\n2\n")
-    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    monkeypatch.setattr("os.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
     assert "no permission" in refusal(str(path))
 
 

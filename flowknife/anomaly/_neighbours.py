@@ -12,6 +12,8 @@ from jaxtyping import Float, UInt8
 
 from flowknife._batches import in_batches
 from flowknife._progress import Report, unreported
+from flowknife._types import sizes_agree
+from flowknife.errors import InputError
 
 ImageArray = UInt8[np.ndarray, "_ _ _ _"]
 
@@ -93,7 +95,10 @@ class Neighbours:
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Neighbours":
         """What `to_tree` returned."""
-        return cls(np.asarray(tree["images"]), bool(tree["mirrored"]), np.asarray(tree["spacing"]))
+        images, spacing = np.asarray(tree["images"]), np.asarray(tree["spacing"])
+        if images.dtype != np.uint8 or not sizes_agree(("n h w c", images), ("n", spacing)):
+            raise InputError(f"got neighbours of shape {images.shape} and {images.dtype}; expected images; try a copy")
+        return cls(images, bool(tree["mirrored"]), spacing)
 
     def _find(self, pixels, k, own=0, report: Report = unreported):
         """The `k` nearest, or as many as there are, and their distances, both (n, k)."""

@@ -5,19 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, get_type_hints
 
 import jax
 import numpy as np
 
 from flowknife._record import Config, Record
 from flowknife._settings import Settings
+from flowknife._trees import accepts
 from flowknife.data import Skipped, write_skipped
 from flowknife.diagnostics import Check, Flagging
 from flowknife.errors import InputError, StorageError
 from flowknife.inn import INN
 from flowknife.storage import read_history, read_model, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
+
+_DATA = ("reference", "held_out")  # attributes that are data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,8 @@ class Result(ABC, Generic[Config]):
         tree = read_model(folder, record)
         try:
             values = {name: _restored(tree[name], cls.parts.get(name)) for name in cls.kept}
+            cls._require_kinds({"model": tree["model"], **values})
+            tree["model"].require_sound()
             history = read_history(folder, record)
             result = cls(model=tree["model"], record=record, history=history, **values, **cls._derived(record))
             fits = record.application == cls.application and result._fits()
@@ -122,6 +127,18 @@ class Result(ABC, Generic[Config]):
             )
         result._stay_in(Path(folder))
         return result
+
+    @classmethod
+    def _require_kinds(cls, values):
+        """Refuse attributes of another type than is declared, and data that are not finite."""
+        declared = get_type_hints(cls)
+        for name, value in values.items():
+            if not accepts(declared[name], value):
+                raise TypeError(f"a {type(value).__name__} as {name}")
+            shown = value.values() if isinstance(value, dict) else (value,)
+            for array in shown if name in _DATA else ():
+                if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+                    raise ValueError(f"{name} that are not finite numbers")
 
     @classmethod
     def _derived(cls, record: Record) -> dict[str, Any]:

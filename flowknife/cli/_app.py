@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowknife import __version__
-from flowknife.errors import CalibrationWarning, FlowknifeError
+from flowknife.errors import CalibrationWarning, FlowknifeError, printable
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
 DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out rows with missing or infinite values.")]
@@ -98,7 +98,7 @@ def _user_error(error: Exception) -> str | None:
 
 def end(status: int, line: str) -> NoReturn:
     """Print one line to standard error and exit."""
-    typer.echo(" ".join(line.splitlines()), err=True)
+    typer.echo(printable(line), err=True)
     raise typer.Exit(status)
 
 
@@ -155,10 +155,10 @@ def _flowknife(
 def show(title: str, rows: Mapping[str, object]) -> None:
     """Print a heading and aligned rows; nothing where there are none."""
     if rows:
-        typer.secho(title, bold=True)
+        typer.secho(printable(title), bold=True)
         width = max(map(len, rows))
-        for name, value in rows.items():
-            typer.echo(f"  {name:<{width}}  {value}")
+        for name, value in rows.items():  # of a run that may come from anybody
+            typer.echo(printable(f"  {name:<{width}}  {value}"))
 
 
 def with_units(fitted: Any) -> dict[str, str]:

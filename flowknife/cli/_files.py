@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowknife._files import CHECKPOINTS, RUN_FILES, WORK, claimed, content_of, is_checkpoints, is_partial, is_run
+from flowknife._files import (
+    CHECKPOINTS,
+    RUN_FILES,
+    WORK,
+    claimed,
+    content_of,
+    is_checkpoints,
+    is_partial,
+    is_run,
+    replacing,
+)
 from flowknife.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -199,7 +209,6 @@ def image_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
 
 def _write_sheet(out, pixels):
     from flowknife.plots import image_grid
-    from flowknife.storage import replacing
 
     with replacing(out) as place:
         image_grid(pixels).savefig(place, format="png")
@@ -207,8 +216,6 @@ def _write_sheet(out, pixels):
 
 def _write_array(out, pixels):
     import numpy as np
-
-    from flowknife.storage import replacing
 
     with replacing(out) as place, place.open("wb") as stream:
         np.save(stream, pixels, allow_pickle=False)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flowknife._files import replacing
 from flowknife.cli._app import Run, app, verb
 from flowknife.cli._files import Replace, require_output
 from flowknife.errors import InputError
@@ -121,7 +122,5 @@ def _require_ending(out: Path, *endings: str) -> None:
 
 
 def _save(figure, out):
-    from flowknife.storage import replacing
-
     with replacing(out) as place:
         figure.savefig(place, format="png")

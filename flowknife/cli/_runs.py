@@ -11,7 +11,7 @@ from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_unit
 from flowknife.cli._files import Replace, require_output, write_columns
 from flowknife.cli._images import number_in
 from flowknife.cli._kinds import ROWS, Choice, Items, given_in, kind_of, only_for
-from flowknife.errors import InputError
+from flowknife.errors import InputError, printable
 
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
 OfPartition = Annotated[
@@ -193,7 +193,7 @@ def _score(
 def _flagged(fitted, scores):
     """The number of flagged scores; if none can be flagged, a line with the reason."""
     if fitted.flagging.note:
-        typer.echo(f"note: {fitted.flagging.note}", err=True)
+        typer.echo(printable(f"note: {fitted.flagging.note}"), err=True)
     return f"; {int(scores['flag'].sum()):,} flagged (p < {fitted.config.alpha:g})" if "flag" in scores else ""
 
 
@@ -333,7 +333,7 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     write(np.column_stack([part.astype(str) for part in rows] if as_text else rows))
     _tell_left_out(items, out)
     if posterior.flagging.note:
-        typer.echo(f"note: {posterior.flagging.note}", err=True)
+        typer.echo(printable(f"note: {posterior.flagging.note}"), err=True)
     if flagged := int(np.sum(scores.get("flag", 0))):
         alpha = posterior.config.alpha
         typer.echo(f"{flagged} of {len(drawn)} observations are unlike the simulations (p < {alpha:g})", err=True)
@@ -428,6 +428,6 @@ def _check(
         verdict = "passed" if check.passed else "FAILED"
         typer.echo(f"{verdict}  {check.name:<{width}}  {check.value:.3g}, at most {check.limit:.3g}")
         if check.note:
-            typer.echo(f"        {check.note}")
+            typer.echo(printable(f"        {check.note}"))
     if failed := sum(not check.passed for check in checks):
         end(1, f"error: {failed} of {len(checks)} checks failed")

@@ -7,10 +7,16 @@ from typing import Any, ClassVar
 
 import yaml
 
+from flowknife._files import read_file
 from flowknife._settings import Config, leaves, merged, validated
 from flowknife.errors import InputError
 
 _ENDS = {"epochs", "steps", "minutes"}
+
+
+_MOST_BYTES = 2**16  # of a settings file
+_MOST_NESTED = 20  # values
+_MOST_VALUES = 10_000  # with those of aliases counted as often as they are used
 
 
 class _DuplicateKeyError(Exception):
@@ -26,6 +32,19 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
+    def get_single_node(self):
+        node = super().get_single_node()
+        _count(node, {})
+        return node
+
+    def compose_node(self, parent, index):
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > _MOST_NESTED:
+            raise yaml.YAMLError(f"values nested more than {_MOST_NESTED} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_mapping(self, node, deep=False):
         keys = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -38,6 +57,23 @@ class _Loader(yaml.SafeLoader):
         if self.resolve(yaml.ScalarNode, node.value, (True, False)) != node.tag:  # a tag that is written out
             raise yaml.YAMLError(f"{node.value!r} is no {node.tag.rpartition(':')[2]}")
         return self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
+
+
+def _count(node: yaml.Node | None, counted: dict[int, int]) -> int:
+    """The number of values below a node.
+
+    Raises:
+        YAMLError: there are too many, or a node holds itself.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = _MOST_VALUES  # until it is known: a node that holds itself never ends
+        inside = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        counted[id(node)] = 1 + sum(_count(part, counted) for part in inside)
+    if counted[id(node)] >= _MOST_VALUES:
+        raise yaml.YAMLError(f"more than {_MOST_VALUES:,} values, or values within themselves")
+    return counted[id(node)]
 
 
 for _tag in ("int", "float"):
@@ -107,19 +143,19 @@ def _setting(text: str) -> Iterable[tuple[str, Any]]:
         return leaves({key.strip(): yaml.load(value, _Loader)})
     except _DuplicateKeyError as error:
         raise InputError(f"{error} of the setting {text!r}; expected each key once") from None
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError, OverflowError):
         raise InputError(f"got the setting {text!r}; expected a plain value; try quotes around a text") from None
 
 
 def _read(file: Path) -> Mapping[Any, Any]:
     example = "expected lines such as seed: 1"
     try:
-        content = yaml.load(file.read_text(encoding="utf-8-sig"), _Loader)
+        content = yaml.load(read_file(file, _MOST_BYTES).decode("utf-8-sig"), _Loader)
     except _DuplicateKeyError as error:
         raise InputError(f"{error} of the settings {file}; expected each key once; try leaving one out") from None
     except OSError as error:
         raise InputError(f"got the settings {file}, which cannot be read ({error.strerror}); {example}") from None
-    except (UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"got the settings {file}, which are no YAML ({reason}); {example}") from None
     if not isinstance(content, Mapping | None):

@@ -3,8 +3,10 @@
 import contextlib
 import csv
 import hashlib
+import io
 import os
 import secrets
+import zlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from flowknife._caches import cache_root, private_folder
+from flowknife._caches import cache_root, keep_within, private_folder
+from flowknife._files import open_file, read_file
+from flowknife.data._arrays import read_header
 from flowknife.data._stores import Unread
 from flowknife.errors import StorageError
 
@@ -23,6 +27,7 @@ Outcome = bool | str
 """Whether an image is grey; or the reason why there is none."""
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+_MOST_BYTES = 2**34  # of the images of all requests
 _FLUSH_EVERY = 256  # images; what is lost if a run is killed
 
 
@@ -44,6 +49,10 @@ class _Held:
 class ImageCache:
     """The images of one request: `ID.npy` holds them, `ID.csv` says which file is in which row, or why in none.
 
+    Every line of `ID.csv` ends with a checksum of itself and its image. What does not agree is left out, as if it had
+    never been kept, and is decoded anew. Of all requests, those that were not used for longest are removed where they
+    take more than 16 GiB.
+
     Files are only ever appended to, images before the lines that tell of them: what a run leaves that was killed can
     be used by the next, and runs that fill one cache at a time do not harm each other.
 
@@ -54,10 +63,15 @@ class ImageCache:
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]):
         self._folder, self._shape = folder, shape
-        self._stored = [stored for path in sorted(folder.glob("*.csv")) if (stored := _read(path, shape))]
+        self._stored = []
+        with contextlib.suppress(OSError):  # it belongs to another user, who could put anything there
+            if folder.is_dir():
+                journals = sorted(private_folder(folder).glob("*.csv"))
+                self._stored = [stored for path in journals if (stored := _read(path, shape))]
 
     def get(self, items: Sequence[Item]) -> tuple[np.ndarray, list[Outcome]] | None:
         """The memory-mapped images of exactly these files, in this order, and what each file was; None if new."""
+        keep_within(self._folder.parent, _MOST_BYTES, self._folder)
         for stored in self._stored:
             if all(item in stored.outcomes for item in items):
                 rows = [stored.rows[item] for item in items if item in stored.rows]
@@ -95,13 +109,16 @@ class ImageCache:
             for item, result in zip(items, results, strict=True):
                 if isinstance(result, str):
                     outcomes.append(str(result))
-                    lines += [] if isinstance(result, Unread) else [(*item, "", result)]
+                    line = (*item, "", str(result))
+                    lines += [] if isinstance(result, Unread) else [(*line, _checksum(line))]
                 else:
                     outcomes.append(result.shape[-1] == 1)
-                    lines.append((*item, str(row), "grey" if outcomes[-1] else "colour"))
+                    line = (*item, str(row), "grey" if outcomes[-1] else "colour")
+                    content = np.broadcast_to(result, self._shape).tobytes()
+                    lines.append((*line, _checksum(line, content)))
                     row += 1
                     with self._writing():
-                        pixels.write(np.broadcast_to(result, self._shape).tobytes())
+                        pixels.write(content)
                 if len(lines) >= _FLUSH_EVERY:
                     self._tell(pixels, journal, lines)
             self._tell(pixels, journal, lines)
@@ -111,6 +128,7 @@ class ImageCache:
                 pixels.flush()
             # from the open file: another run that ends now may remove its name
             mapped = _mapped(pixels, start, (row, *self._shape))
+        keep_within(self._folder.parent, _MOST_BYTES, self._folder)
         for other in self._folder.iterdir():
             if other.stem != path.name:
                 with contextlib.suppress(OSError):
@@ -138,37 +156,49 @@ class ImageCache:
 def cached_text(key: Sequence[object], compute: Callable[[], str]) -> str:
     """The cached text for this key, else `compute()`; an empty text is not cached."""
     path = cache_folder(*key).with_suffix(".txt")
-    with contextlib.suppress(OSError):
-        return path.read_text()
+    with contextlib.suppress(OSError, ValueError):
+        checksum, word = read_file(path).decode().split(" ", 1)
+        if checksum == _checksum((word,)):
+            return word
     word = compute()
     if word:
         with contextlib.suppress(OSError):  # it can be computed again
             private_folder(path.parent)
-            path.write_text(word)
+            path.write_text(f"{_checksum((word,))} {word}")
     return word
+
+
+def _checksum(line: Sequence[str], content: bytes = b"") -> str:
+    """Of a line and its image: another image, or the image of another file, has another one."""
+    return f"{zlib.crc32(content, zlib.crc32(repr(tuple(line)).encode())):08x}"
 
 
 def _read(journal: Path, shape: tuple[int, int, int]) -> _Held | None:
     """What a run left, complete or not; None if it cannot be used."""
     rows, outcomes = {}, {}
     try:
-        with journal.with_suffix(".npy").open("rb") as stream:
-            np.lib.format.read_magic(stream)
-            (_, *found), fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        with open_file(journal.with_suffix(".npy")) as stream:
+            (_, *found), fortran, dtype = read_header(stream)
             start, count = stream.tell(), (os.fstat(stream.fileno()).st_size - stream.tell()) // int(np.prod(shape))
             if (tuple(found), fortran, dtype) != (shape, False, np.uint8):
                 return None
             pixels = _mapped(stream, start, (count, *shape))
-        with journal.open(**_TEXT) as lines:
+        with open_file(journal) as content, io.TextIOWrapper(content, **_TEXT) as lines:
             for line in csv.reader(lines):
-                if len(line) != 4:  # the last one of a run that was killed
+                if len(line) != 5:  # the last one of a run that was killed
                     continue
-                name, stamp, row, what = line
-                if not row:
-                    outcomes[name, stamp] = what
-                elif what in ("grey", "colour") and int(row) < count:
-                    rows[name, stamp], outcomes[name, stamp] = int(row), what == "grey"
-    except (OSError, ValueError, csv.Error):
+                name, stamp, row, what = line[:4]
+                content = b""
+                if row:
+                    if what not in ("grey", "colour") or int(row) >= count:
+                        continue
+                    content = np.ascontiguousarray(pixels[int(row)]).tobytes()
+                if line[4] != _checksum(line[:4], content):
+                    continue
+                outcomes[name, stamp] = what == "grey" if row else what
+                if row:
+                    rows[name, stamp] = int(row)
+    except (OSError, ValueError, IndexError, csv.Error):
         return None
     return _Held(pixels, rows, outcomes)
 

@@ -90,6 +90,23 @@ def beyond_double(cell: Any) -> str:
     return f"{str(cell).strip()}, which double precision cannot hold exactly"
 
 
+_FORMULA = tuple("=+-@\t\r")
+
+
+def inert(cell: str) -> str:
+    """Text as it is written to a file that a spreadsheet may open: what it would compute is quoted by an apostrophe.
+
+    >>> inert("=cmd|' /C calc'!A0"), inert("-1.5"), as_named(inert("-left"))
+    ("'=cmd|' /C calc'!A0", '-1.5', '-left')
+    """
+    return f"'{cell}" if cell.startswith(_FORMULA) and number_in(cell) is None else cell
+
+
+def as_named(cell: str) -> str:
+    """Text of a file without the apostrophe of `inert`."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+
+
 def is_missing(value: Any) -> bool:
     """Whether a value is missing: None, NaN, NA, NaT or an empty cell."""
     if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
@@ -107,19 +124,28 @@ def as_written(cells: Sequence[str]) -> np.ndarray:
     They are of a kind only if every cell is written exactly as Python writes it: 1 and 2, but not 01; 0.5, but not
     5e-1; True, but not true. So different cells stay different, and none changes. Empty cells become None, in text "".
     """
-    text = [cell.strip() for cell in cells]
+    text = [as_named(cell.strip()) for cell in cells]
     known = [cell for cell in text if cell]
     for kind, fits in ((int, _is_whole), (float, _is_float), (_truth, _is_truth)):
         if known and all(map(fits, known)):
             values = [kind(cell) if cell else None for cell in text]
             return array_of(values)
-    return np.array(text, dtype=str)
+    return text_array(text)
+
+
+_MOST_TEXT = 2**24  # characters of an array of text, in which every cell takes as many as the longest
+
+
+def text_array(cells: Sequence[str]) -> np.ndarray:
+    """An array of text; of objects, where one long cell would make it huge."""
+    longest = max(map(len, cells), default=0)
+    return np.array(cells, dtype=str if longest * len(cells) <= _MOST_TEXT else object)
 
 
 def array_of(values: Sequence[Any]) -> np.ndarray:
     """An array of these values as they are: of objects, where numpy would turn them into others."""
-    array = np.asarray(values)
     kinds = {type(value) for value in values}
+    array = text_array(values) if kinds == {str} else np.asarray(values)
     if len(kinds) <= 1 and array.ndim == 1 and array.dtype.kind in "biufUO" and array.tolist() == list(values):
         return array
     objects = np.empty(len(values), dtype=object)

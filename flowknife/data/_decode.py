@@ -4,6 +4,8 @@ import contextlib
 import io
 import stat
 import sys
+import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -18,6 +20,7 @@ _FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
 _MAX_PIXELS = 100_000_000
 _MIN_SIDE = 4
 _MAX_ASPECT = 20
+_MAX_SCANNED = 10**9  # pixels times scans of a progressive JPEG
 _FAINT = 2**12  # of 16 bits: below, less than 4 bits are left of 8
 _TOO_LARGE = f"more than {_MAX_PIXELS // 10**6} megapixels"
 
@@ -105,10 +108,15 @@ def _is_png_of_bytes(path):
 
 def _largest(image):
     if isinstance(image, np.ndarray):
-        values = image
-    else:
-        _require_usable(image)
-        values = _values(image) if image.mode not in ("1", "L", "P") else None
+        return _largest_of(image)
+    _require_usable(image)
+    if image.mode in ("1", "L", "P"):
+        return EIGHT_BITS
+    with _decoding(image, image.width * image.height):
+        return _largest_of(_values(image))
+
+
+def _largest_of(values):
     if values is None or values.dtype == np.uint8 or not np.isfinite(values).all() or values.min() == values.max():
         return EIGHT_BITS
     largest = max(float(values.max()), 0.0)
@@ -166,20 +174,72 @@ def _require_usable(image):
         raise InputError(f"smaller than {_MIN_SIDE} pixels on a side")
     if long > _MAX_ASPECT * short:
         raise InputError(f"longer than {_MAX_ASPECT} to 1")
+    if image.format == "JPEG" and image.info.get("progressive"):
+        place = image.fp.tell()
+        image.fp.seek(0)
+        scans = image.fp.read().count(b"\xff\xda")
+        image.fp.seek(place)
+        if scans * short * long > _MAX_SCANNED:
+            raise InputError(f"a JPEG of {scans} scans, which takes too long")
+
+
+class _Room:
+    """The memory in which images are decoded, by all threads together; who finds none left waits."""
+
+    def __init__(self, size: int):
+        self._size, self._taken, self._changed = size, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, wanted: int) -> Generator[None]:
+        """Hold as many bytes.
+
+        Raises:
+            InputError: for more than there are.
+        """
+        if wanted > self._size:
+            raise InputError(f"more than {self._size // 2**20} MiB to decode")
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + wanted <= self._size)
+            self._taken += wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= wanted
+                self._changed.notify_all()
+
+
+_ROOM = _Room(2**30)
+
+
+def _decoding(image, full: int) -> contextlib.AbstractContextManager[None]:
+    """Room for decoding an image of `full` pixels, of which `image.size` are decoded."""
+    deep = image.mode[0] in "IF" or any(";16" in _raw_mode(tile) for tile in getattr(image, "tile", ()))
+    each = 36 if deep else 24 if image.has_transparency_data else 12  # bytes per pixel, as measured
+    each += 16 if image.format == "WEBP" else 0
+    coefficients = 6 * full if image.format == "JPEG" and image.info.get("progressive") else 0
+    return _ROOM.taken(each * image.width * image.height + coefficients)
 
 
 def _fit(image: "Image.Image | np.ndarray", form: Form) -> np.ndarray:
     """Orient, turn into 8-bit grey or RGB, scale and crop; an InputError carries the reason why not."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(image, np.ndarray):
         image = Image.fromarray(_bytes(image, form.white))
     _require_usable(image)
+    full, short = image.width * image.height, min(image.size)
     size = (form.width, form.height)
-    short = min(image.size)
     # A JPEG decodes at 1/2, 1/4 or 1/8 of its size for less; twice the wanted size leaves the filter something to do.
     enough = 2 * max(size) / (short * form.crop)
     image.draft(None, (int(enough * image.width), int(enough * image.height)))
+    with _decoding(image, full):
+        return _scaled(image, form, size)
+
+
+def _scaled(image, form, size):
+    from PIL import Image, ImageOps
+
     values = _values(image)
     grey = image if values is None else _of_bytes(_bytes(values, form.white), image)
     with contextlib.suppress(Exception):  # unreadable EXIF: the image itself is sound
@@ -259,6 +319,9 @@ def _bytes(values: np.ndarray, white: White) -> np.ndarray:
         raise InputError("32-bit pixels outside 0 to 65535")
     if not scale and 0 < values.max() < _FAINT:
         raise InputError(f"16-bit pixels that reach only {values.max()} of 65535, which would be black")
+    if values.dtype == np.uint16:  # by a table, in a tenth of the memory
+        levels = np.arange(2**16)
+        return np.clip(np.rint(levels * (255 / (scale or 65535))), 0, 255).astype(np.uint8)[values]
     return np.clip(np.rint(values * (255 / (scale or 65535))), 0, 255).astype(np.uint8)
 
 

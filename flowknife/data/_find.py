@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from flowknife._files import read_file
 from flowknife.data._arrays import array_file, read_images
 from flowknife.data._decode import Content
 from flowknife.data._stores import Entry, Store, is_url
@@ -29,6 +30,8 @@ _PARTITIONS: dict[str, Partition] = {"0": "train", "1": "validation", "2": "test
 
 
 _NO_IMAGE = "not an image"
+_MOST_NESTED = 100  # folders
+_MOST_LIST = 2**27  # bytes of a list of partitions
 
 
 class Skipped(NamedTuple):
@@ -219,6 +222,7 @@ def _walk(folder: Path) -> Found:
         raise InputError(f"got the file {os.fspath(folder)!r}; expected a folder of images; try the folder it lies in")
     candidates, skipped, seen = [], [], set()
     top: list[str] = []
+    deepest = len(folder.parts) + _MOST_NESTED
 
     def name_of(path: str | Path) -> str:
         return Path(path).relative_to(folder).as_posix()
@@ -230,10 +234,18 @@ def _walk(folder: Path) -> Found:
         here = Path(place)
         if here == folder:
             top = [name for name in subfolders if not name.startswith(".")]
-        if here.resolve() in seen:  # a link that leads back up would never end
+        try:
+            real = here.stat()
+        except OSError:  # gone in the meantime, or a link to itself
             subfolders.clear()
             continue
-        seen.add(here.resolve())
+        if (real.st_dev, real.st_ino) in seen:  # a link that leads back up would never end
+            subfolders.clear()
+            continue
+        seen.add((real.st_dev, real.st_ino))
+        if len(here.parts) >= deepest and subfolders:
+            skipped.append(Skipped(name_of(here), f"folders nested more than {_MOST_NESTED} deep"))
+            subfolders.clear()
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for path in (here / name for name in files if not name.startswith(".")):
             if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -256,6 +268,6 @@ def _walk(folder: Path) -> Found:
 
 def _text(path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_file(path, _MOST_LIST)
     except OSError:
         return None

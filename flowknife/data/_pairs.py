@@ -1,13 +1,13 @@
 """Tables in two parts: rows and their labels, or parameters and the data that belong to them."""
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowknife.data._arrays import UnreadableError, arrays_in
 from flowknife.data._read import names_in, read_columns, some
 from flowknife.data.tables import Table, load_table, table_of
 from flowknife.errors import InputError
@@ -130,15 +130,16 @@ def arrays_of(path: str | os.PathLike, names: tuple[str, str]) -> tuple[np.ndarr
     label = repr(os.fspath(path))
     held: list[str] = []
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as content:
-            held = content.files
+        with arrays_in(Path(path).expanduser()) as content:
+            held = list(content)
             first, second = (content[name] for name in names)
     except KeyError:
         raise InputError(
             f"got {label} with the arrays {some(held) or 'none'}; expected {names[0]} and {names[1]}"
         ) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"got {label}, which cannot be read ({error}); expected an .npz file of two arrays") from None
+    except (OSError, UnreadableError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "more than fits in memory"
+        raise InputError(f"got {label}, which cannot be read ({reason}); expected an .npz file of two arrays") from None
     if not first.ndim or not second.ndim or len(first) != len(second):
         raise InputError(
             f"got {names[0]} of shape {first.shape} and {names[1]} of shape {second.shape} in {label}; expected as "

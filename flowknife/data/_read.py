@@ -2,13 +2,14 @@
 
 import csv
 import gzip
+import io
 import os
 import reprlib
-import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,11 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from flowknife.data._cells import as_written, beyond_double, is_beyond_double, number_in, numbers_of, plain
+from flowknife._files import open_file
+from flowknife.data._arrays import arrays_in
+from flowknife.data._cells import as_named, as_written, beyond_double, is_beyond_double, number_in, numbers_of, plain
 from flowknife.errors import InputError
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".npy", ".npz")
 """The file formats of tables."""
+
+_LONGEST_LINE = 2**24  # characters
+_MOST_UNPACKED = 2**28  # bytes of a table that may be packed to any size
+_TIGHTEST = 200  # times that a larger one may be packed
+_MOST_TEXT, _TIGHTEST_TEXT = 2**22, 100  # the same of text
 
 _EXPECTED = "expected numbers of shape (n, d) or (n,), a DataFrame, or the path of a table file"
 
@@ -74,8 +82,9 @@ def places_of(wanted: Sequence[str], names: Sequence[str], labels: Sequence[str]
             f"got {source} with {len(names)} columns without names; expected {len(wanted)}, the columns {some(wanted)}"
         )
     for there, asked in ((names, wanted), (labels, wanted), *([(labels, counted)] if unnamed else [])):
-        if set(asked) <= set(there):
-            return [list(there).index(name) for name in asked]
+        places = {name: place for place, name in reversed(list(enumerate(there)))}
+        if set(asked) <= set(places):
+            return [places[name] for name in asked]
     missing = [name for name in wanted if name not in names]
     if len(names) == len(wanted) == len(missing) and (unnamed or _is_default(names)):
         return list(range(len(wanted)))
@@ -203,50 +212,94 @@ def _read_file(path: Path, label: str, keep: Sequence[str]) -> Columns:
         if suffix in (".npy", ".npz"):
             return _read_array(_numpy_array(path, label), label, keep)
         if suffix == ".parquet":
-            return _read_object(pandas().read_parquet(path), label, keep)
+            return _read_object(_parquet(path, label), label, keep)
         return _read_text(path, suffix, label, keep)
     except InputError:
         raise
     except PermissionError:
         raise InputError(f"no permission to read {label}; expected a readable table file; check its mode") from None
-    except (ValueError, OSError, EOFError, MemoryError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{label} is damaged or not what its ending says ({first_line(error)}); save it again"
-        ) from None
+    except (ValueError, OSError, EOFError, MemoryError, OverflowError, csv.Error, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{label} is damaged or not what its ending says ({reason}); save it again") from None
+
+
+def _parquet(path: Path, label: str) -> Any:
+    """A DataFrame; decoders of foreign bytes fail in many ways."""
+    frames = pandas()
+    from pyarrow.parquet import ParquetFile
+
+    with open_file(path) as stream:
+        packed = os.fstat(stream.fileno()).st_size
+        try:
+            described = ParquetFile(stream).metadata
+            numbers = described.num_rows * described.num_columns
+            sizes = [described.row_group(i).total_byte_size for i in range(described.num_row_groups)]
+        except Exception as error:
+            raise ValueError(first_line(error)) from None
+        _require_room(max(numbers, sum(sizes) // 8), packed, label)
+        stream.seek(0)
+        try:
+            return frames.read_parquet(stream)
+        except Exception as error:
+            raise ValueError(first_line(error)) from None
 
 
 def _numpy_array(path: Path, label: str) -> np.ndarray:
-    try:
-        with path.open("rb") as stream:
-            content = np.load(stream, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return content
-            if len(content.files) != 1:
-                arrays = some(content.files) or "none"
-                raise InputError(
-                    f"got {label} with {len(content.files)} arrays ({arrays}); expected one; save it alone"
-                )
-            return content[content.files[0]]
-    except ValueError as error:
-        if "pickle" not in str(error):
-            raise
-        raise InputError(f"{label} holds no plain array; expected numbers, Python objects are not loaded") from None
+    with arrays_in(path) as content:
+        if len(content) != 1:
+            arrays = some(list(content)) or "none"
+            raise InputError(f"got {label} with {len(content)} arrays ({arrays}); expected one; save it alone")
+        (values,) = content.values()
+    if values.dtype.kind in "SU":
+        raise InputError(f"got {label} with an array of text ({values.dtype}); expected numbers; try a .csv file")
+    return values
+
+
+def _require_room(numbers: int, packed: int, label: str) -> None:
+    """Refuse a table that is much larger in memory than its file, before it is read."""
+    if 8 * numbers > max(_MOST_UNPACKED, _TIGHTEST * packed):
+        raise InputError(
+            f"got {label} with {numbers:,} cells in {packed:,} bytes; expected a table of data; try it unpacked"
+        )
+
+
+@contextmanager
+def _open_lines(path: Path, suffix: str) -> Generator[Iterator[str]]:
+    """The lines of a text file, of limited length; a packed file must not be much larger than it looks."""
+    with open_file(path) as stream:
+        content: Any = stream
+        if suffix.endswith(".gz"):
+            packed = os.fstat(stream.fileno()).st_size
+            content, most = gzip.GzipFile(fileobj=stream), max(_MOST_TEXT, _TIGHTEST_TEXT * packed)
+            unpacked = 0
+            while block := content.read(2**20):  # before any of it is parsed, which takes a hundred times as long
+                unpacked += len(block)
+                if unpacked > most:
+                    raise ValueError(f"more than {most / 2**20:,.0f} MiB, packed to {packed:,} bytes")
+            content.seek(0)
+        with io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as text:
+            yield _short_lines(text)
+
+
+def _short_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise ValueError(f"a line of more than {_LONGEST_LINE:,} characters")
+        yield line
 
 
 def _read_text(path: Path, suffix: str, label: str, keep: Sequence[str]) -> Columns:
     """Parse a CSV or TSV file in one pass, row by row."""
-    opener: Callable[..., Any] = gzip.open if suffix.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
-        first = stream.readline()
+    with _open_lines(path, suffix) as lines:
+        first = next(lines, "")
         delimiter = "\t" if ".tsv" in suffix else max(",;\t", key=first.count)
-        stream.seek(0)
-        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=True)
         rows = ((reader.line_num, row) for row in reader if len(row) > 1 or "".join(row).strip())
         first_line_number, cells = next(rows, (0, []))
         if not cells:
             raise InputError(f"got the empty file {label}, with no rows; expected a table of numbers")
         if is_header(cells):
-            header = [cell.strip() for cell in cells]
+            header = [as_named(cell.strip()) for cell in cells]
             header[0] = header[0].removeprefix("#").strip()  # as numpy.savetxt writes it
             _refuse_data_as_header(header, label)
         else:

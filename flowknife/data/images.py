@@ -21,14 +21,16 @@ from typing import Any
 
 import numpy as np
 
+from flowknife._files import replacing
 from flowknife._progress import progress
 from flowknife._threads import prefetch
 from flowknife.data._cache import ImageCache, Outcome, cache_folder, cached_text
+from flowknife.data._cells import inert
 from flowknife.data._decode import EIGHT_BITS, Channels, Form, White, decode, largest_values, shorter_side
 from flowknife.data._find import IMAGE_SUFFIXES, Candidate, Found, Partition, Skipped, find_images
 from flowknife.data._memory import memory_budget
 from flowknife.data._stores import Entry
-from flowknife.errors import InputError, StorageError
+from flowknife.errors import InputError
 
 _BATCH_FILES, _BATCH_BYTES = 256, 2**26  # read at a time; three such batches are in memory
 
@@ -216,13 +218,13 @@ def write_skipped(path: str | os.PathLike, skipped: Iterable[Skipped]) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    try:
-        with Path(path).open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(Skipped._fields)
-            writer.writerows(skipped)
-    except OSError as error:
-        raise StorageError(f"cannot write {os.fspath(path)!r} ({error.strerror}); try another place") from error
+    with (
+        replacing(path) as place,
+        place.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(Skipped._fields)
+        writer.writerows(map(inert, item) for item in skipped)
 
 
 def fingerprint(items: ImageSet | np.ndarray) -> str:

@@ -6,12 +6,11 @@
 ((2, 2), ('x1', 'x2'), (2,))
 """
 
-import contextlib
 import csv
 import gzip
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flowknife._files import replacing
+from flowknife.data._cells import inert
 from flowknife.data._read import (
     TABLE_SUFFIXES,
     Columns,
-    first_line,
     in_order,
     is_header,
     names_in,
@@ -32,7 +32,7 @@ from flowknife.data._read import (
     some,
     suffix_of,
 )
-from flowknife.errors import InputError, StorageError
+from flowknife.errors import InputError
 
 __all__ = [
     "TABLE_SUFFIXES",
@@ -185,7 +185,8 @@ def save_table(path: str | os.PathLike, values: ArrayLike, names: Sequence[str] 
                 gzip.compress(text, mtime=0) if suffix.endswith(".gz") else text
             )  # undated: the same each time
 
-    _write_whole(path, write)
+    with replacing(path) as place, place.open("wb") as stream:
+        write(stream)
 
 
 def _finite_rows(
@@ -224,21 +225,9 @@ def _narrowed(values: np.ndarray) -> np.ndarray:
 def _as_text(header: Sequence[str], matrix: np.ndarray, delimiter: str) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(matrix.astype(str).tolist())  # numpy's text has the fewest digits that survive the round trip
+    writer.writerow(map(inert, header))
+    if matrix.dtype.kind == "O":  # not as an array of text, in which every cell takes as much as the longest
+        writer.writerows([inert(cell) if isinstance(cell, str) else str(cell) for cell in row] for row in matrix)
+    else:
+        writer.writerows(matrix.astype(str).tolist())  # the fewest digits that survive the round trip
     return text.getvalue().encode("utf-8", "backslashreplace")  # names of files need not be text
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write next to `path`, then rename: a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            write(stream)
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {os.fspath(path)!r} ({first_line(error)}); try another place") from error
-    finally:
-        with contextlib.suppress(OSError):  # renamed already, or never made
-            partial.unlink()

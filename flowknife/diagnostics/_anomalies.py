@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from flowknife._types import sizes_agree
 from flowknife.bijections._linear import shrunk_covariance
 from flowknife.diagnostics._check import Values
 from flowknife.diagnostics._conformal import conformal_p_values
@@ -113,6 +114,17 @@ _WIDTH = 0.9  # the quantile whose distance from the median says how wide a dist
 _FOLDS = 10
 
 
+_AXES = {
+    "mean": "k",
+    "scale": "k",
+    "precisions": "g k k",
+    "upward": "u",
+    "weights": "u",
+    "usual": "n v",
+    "held_out": "m",
+}
+
+
 class Typicality(eqx.Module):
     """How far a feature vector is from those of normal items, in both directions.
 
@@ -167,7 +179,14 @@ class Typicality(eqx.Module):
         """
         if "weights" not in tree:
             raise InputError("got a detector of an earlier version; expected one of this; try fitting again")
-        return cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
+        made = cls(**{item.name: np.asarray(tree[item.name]) for item in fields(cls)})
+        arrays = {item.name: getattr(made, item.name) for item in fields(cls)}
+        fit = sizes_agree(*((_AXES[name], array) for name, array in arrays.items()))
+        groups, places = len(made.precisions), made.upward
+        if not fit or made.usual.shape[1] != groups + len(places) or not np.isin(places, range(len(made.mean))).all():
+            shapes = {name: array.shape for name, array in arrays.items()}
+            raise InputError(f"got a detector with arrays of shapes {shapes}, which do not fit; try a copy of the file")
+        return made
 
     @classmethod
     def fit(

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowknife._files import mark
+from flowknife._files import mark, replacing
 from flowknife.errors import InputError
 from flowknife.plots import _style as style
 from flowknife.plots._style import Values
-from flowknife.storage import replacing
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, SupportsFloat
 import numpy as np
 from jaxtyping import UInt8
 
+from flowknife._files import replacing
 from flowknife.errors import InputError
 from flowknife.plots import _style as style
 from flowknife.plots._sheet import Block, checked_images, sheet
 from flowknife.plots._style import Values
-from flowknife.storage import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowknife._files import mark, require_own
+from flowknife._files import mark, replacing, require_own
 from flowknife.diagnostics import Check, Flagging
 from flowknife.inn import INN
 from flowknife.report._page import Frame, PageImage, Section
-from flowknife.storage import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from flowknife._files import GENERATOR
+from flowknife._files import GENERATOR, replacing
 from flowknife.diagnostics import ranked
 from flowknife.plots import heat_maps
 from flowknife.report._page import PAGE, STYLE
-from flowknife.storage import replacing
 
 MOST_SHOWN = 500  # images of a gallery
 

@@ -16,9 +16,8 @@ from math import isfinite
 from pathlib import Path
 from typing import SupportsFloat
 
-from flowknife._files import GENERATOR, require_own
+from flowknife._files import GENERATOR, replacing, require_own
 from flowknife.errors import InputError
-from flowknife.storage import replacing
 
 UNITS = {
     "nll": ("Negative log-likelihood, held out", "nats per item"),
@@ -329,18 +328,22 @@ def _network(x: float, middle: float) -> str:
     )
 
 
-PAGE = """<!doctype html>
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""What a page may do: nothing but show what is in it. Should markup of foreign text ever get in, no browser runs it."""
+
+PAGE = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-{generator}
-<title>{title}</title>
-<style>{style}</style>
+{{generator}}
+<title>{{title}}</title>
+<style>{{style}}</style>
 </head>
 <body>
 <main>
-{body}
+{{body}}
 </main>
 </body>
 </html>

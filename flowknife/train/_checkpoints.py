@@ -33,10 +33,11 @@ from flowknife._files import ABOUT, is_checkpoints
 from flowknife._progress import note
 from flowknife._record import FORMAT, package_versions
 from flowknife._settings import Settings, leaves
+from flowknife._trees import load_tree, save_tree
 from flowknife._types import as_key
 from flowknife.data._simulators import Outcome, Way
 from flowknife.errors import InputError, StorageError
-from flowknife.storage import load_tree, save_tree, write_json
+from flowknife.storage import write_json
 
 _SECONDS = 60.0  # between checkpoints, unless steps are asked for
 _COST = 0.01  # share of the time that checkpoints may take

@@ -16,7 +16,7 @@ from flowknife._batches import IMAGES_AT_ONCE, ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import Settings
-from flowknife._types import Key, as_count, as_key
+from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.anomaly._scores import complexity
 from flowknife.apps._result import Result
 from flowknife.apps.classify._config import ClassifyConfig
@@ -318,7 +318,17 @@ class Classifier(Result[ClassifyConfig]):
         ]
 
     def _fits(self):
-        return len(self.classes) == len(self.log_prior) and len(self.names) == len(self.frame.origin)
+        shape = self.model.partition.left[0].shape
+        axes = " ".join("hwc"[: len(shape)]) if len(shape) > 1 else "d"
+        return len(self.names) == len(self.frame.origin) and sizes_agree(
+            ("k", self.log_prior),
+            (f"m {axes}", self.reference),
+            ("m", self.reference_labels),
+            (f"n {axes}", self.held_out),
+            ("n", self.held_out_labels),
+            **dict(zip(axes.split(), shape, strict=True)),
+            k=len(self.classes),
+        )
 
     def _report(self, folder, others):
         from flowknife.apps.classify._report import report_classify

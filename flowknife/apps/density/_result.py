@@ -14,7 +14,7 @@ from jaxtyping import Float
 from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
 from flowknife._settings import Settings
-from flowknife._types import Key, as_count, as_key
+from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.apps._result import Result
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._given import read_given
@@ -140,7 +140,16 @@ class Density(Result[DensityConfig]):
         """Log density of each row, and the anomaly score -log_prob with its p-value; see `Scores`.
 
         Without calibration rows there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
+
+        Raises:
+            InputError: for rows of another width, or with missing or infinite values.
         """
+        bad = np.flatnonzero(~np.isfinite(self._values(x, given)).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"got {len(bad)} rows with missing or infinite values (the first is row {bad[0]}, counted from 0); "
+                "expected finite numbers; try leaving such rows out"
+            )
         log_prob = self.log_prob(x, given)
         columns = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
         return scored(columns, self.flagging, self._p_values(log_prob))
@@ -197,7 +206,11 @@ class Density(Result[DensityConfig]):
         return map_batches(lambda part: [_encode(self.model, **part)], blocks, ROWS_AT_ONCE)[0]
 
     def _fits(self):
-        return (len(self.names), len(self.given_names)) == (len(self.frame.origin), len(self.given_frame.origin))
+        named = (len(self.names), len(self.given_names)) == (len(self.frame.origin), len(self.given_frame.origin))
+        ends = self.model.partition
+        sizes = [sum(block.size for block in end) for end in (ends.left, ends.cond)]
+        seen = sizes == [self.frame.dim, self.given_frame.dim] and len(ends.left) == 1
+        return named and seen and sizes_agree(("m d", self.reference), ("n d", self.held_out), d=sum(sizes))
 
     def _report(self, folder, others):
         from flowknife.apps.density._report import report_density

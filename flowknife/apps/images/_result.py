@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from flowknife._batches import draw_batches, map_batches
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import Settings
-from flowknife._types import Key, as_count, as_key
+from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.anomaly._features import bits_of, level_squares, look
 from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
 from flowknife.anomaly._neighbours import Nearest, Neighbours, thumbnails
@@ -40,7 +40,7 @@ from flowknife.diagnostics import (
     scored,
 )
 from flowknife.errors import InputError
-from flowknife.laws import LARGEST_TEMPERATURE, as_temperature
+from flowknife.laws import LARGEST_TEMPERATURE, Pixels, as_temperature
 
 _FEWEST_COMPARED = 8  # images that a simple model can be fitted to
 
@@ -386,7 +386,27 @@ class Images(Result[ImagesConfig]):
         return [reference_check("bits per dimension", bits, simple, _AS_GOOD)]
 
     def _fits(self):
-        return self.record.data.kind == "images" and len(self.levels) == self.held_out_squares.shape[1]
+        law, height_width_channels = self.model.partition.left[0].law, self.shape
+        levels = {name: columns.stop - columns.start for name, columns in self.levels.items()}
+        directions = [
+            sizes_agree(("d", level.mean), ("k d", level.directions), ("k", level.variances), d=levels.get(name, -1))
+            for name, level in self.empirical.levels.items()
+        ]
+        return (
+            self.record.data.kind == "images"
+            and isinstance(law, Pixels)
+            and law.bits == self.config.bits
+            and list(self.empirical.levels) == list(levels)
+            and all(directions)
+            and sizes_agree(
+                ("n l", self.held_out_squares),
+                ("n", self.held_out_bits),
+                ("m h w c", self.held_out),
+                ("o h w c", self.reference),
+                l=len(levels),
+                **dict(zip("hwc", height_width_channels, strict=True)),
+            )
+        )
 
     def _report(self, folder, others):
         from flowknife.apps.images._report import report_images

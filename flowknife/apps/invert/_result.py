@@ -15,7 +15,7 @@ from jaxtyping import Float
 from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
 from flowknife._settings import Settings
-from flowknife._types import Key, as_count, as_key
+from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.apps._result import Result
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.data import load_table
@@ -397,7 +397,18 @@ class Posterior(Result[InvertConfig]):
         return {"forward": problem().forward if problem else None}
 
     def _fits(self):
-        return len(self.y_names) == len(self.frame.origin) and self.record.data.names == self.names
+        named = len(self.y_names) == len(self.frame.origin) and self.record.data.names == self.names
+        conditional = bool(self.model.partition.cond)
+        return (
+            named
+            and conditional == (self.config.form == "conditional")
+            and sizes_agree(
+                ("m d", self.reference["x"]),
+                ("m k", self.reference["y"]),
+                ("n d", self.held_out["x"]),
+                ("n k", self.held_out["y"]),
+            )
+        )
 
     def _report(self, folder, others):
         from flowknife.apps.invert._report import report_invert

@@ -1,0 +1,295 @@
+"""The safe model file: a tree of modules, arrays and plain values in one safetensors file.
+
+Its header lists registered classes with plain values, its body the arrays by their path in that tree. Nothing in the
+file can run code: only classes defined in flowknife's own modules are built, field by field, from numbers, strings and
+arrays.
+
+A file may come from anybody. So whatever is read is compared with what `save_tree` writes: every field with the type
+that its class declares, every array with the one place where it belongs, numbers with what is finite; and nothing is
+allocated before its size is known to be that of the file.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import AbstractArray
+
+from flowknife import bijections, inn, laws, nets, priors
+from flowknife._files import open_file, replacing
+from flowknife._record import FORMAT
+from flowknife._types import Constant, Shape
+from flowknife.errors import StorageError
+
+_HEADER = "flowknife"
+_MOST_HEADER = 2**24  # bytes; a thousandth of it is usual
+_MOST_DEPTH = 100  # of the tree; 35 is usual
+_LARGEST = 2**20  # of whole numbers of a module, which are sizes and places
+_MOST_NUMBERS = 2**27  # of one event
+_SIZES = (Shape, Shape | None)
+_PLACES = {"indices"}  # fields that hold permutations: any other map of places would not be invertible
+_ENDLESS = {"limits", "moments", "low", "high"}  # fields that hold bounds, which may be infinite
+
+
+@functools.cache
+def _classes() -> dict[str, type[eqx.Module]]:
+    """Every module class that a file may name."""
+    members = [member for room in (bijections, nets, laws, inn, priors) for member in vars(room).values()]
+    modules = [member for member in members if inspect.isclass(member) and issubclass(member, eqx.Module)]
+    return {module.__name__: module for module in (Constant, *modules) if not inspect.isabstract(module)}
+
+
+def save_tree(path: str | os.PathLike, tree: Any) -> None:
+    """Write a tree of modules, dicts, tuples, arrays and plain values to one safetensors file.
+
+    Raises:
+        StorageError: if the tree holds anything else, or the file cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, np.ndarray] = {}
+    header = {"format": FORMAT, "tree": _describe(tree, "", arrays, _classes())}
+    with replacing(path) as place:
+        save_file(arrays, place, metadata={_HEADER: json.dumps(header)})
+
+
+def _describe(value, path, arrays, classes):
+    if isinstance(value, eqx.Module):
+        name = type(value).__name__
+        if classes.get(name) is not type(value):
+            raise StorageError(
+                f"got a {type(value).__module__}.{name} at {path or 'the root'} of the model; expected flowknife's own "
+                "classes, which a file can name; try equinox.tree_serialise_leaves for your own"
+            )
+        fields = {
+            item.name: _describe(getattr(value, item.name), f"{path}/{item.name}", arrays, classes)
+            for item in dataclasses.fields(value)
+        }
+        return {"class": name, "fields": fields}
+    if isinstance(value, (jax.Array, np.ndarray)):
+        arrays[path] = np.asarray(value, order="C")
+        return {"array": path}
+    if isinstance(value, Mapping):
+        return {"dict": {key: _describe(item, _step(path, key), arrays, classes) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_describe(item, f"{path}/{i}", arrays, classes) for i, item in enumerate(value)]
+    if isinstance(value, (np.integer, np.floating)):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise StorageError(f"got a {type(value).__name__} at {path} of the model; expected arrays and plain values")
+
+
+def _step(path, key):
+    """The path of a value of a mapping; a slash inside a key would look like a step of the path."""
+    return f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
+
+
+def load_tree(path: str | os.PathLike, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
+    """Read what `save_tree` wrote.
+
+    Args:
+        path: the file.
+        convert: what arrays become; default arrays of JAX, in single precision unless JAX has double.
+
+    Raises:
+        StorageError: for a file that is missing, damaged, of a newer format, or written by something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open_file(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+            if text is None:
+                raise StorageError(f"got {path}, safetensors without a flowknife header; expected a flowknife model")
+            if len(text) > _MOST_HEADER:
+                raise _Damaged(f"a header of {len(text):,} characters")
+            header = json.loads(text)
+            require_format(path, header["format"])
+            return _Reader(file.get_tensor, set(file.keys()), convert).build(header["tree"], "", Any, False)
+    except FileNotFoundError:
+        raise StorageError(f"got {path}, which does not exist; expected a model file") from None
+    except StorageError:
+        raise
+    except MemoryError:
+        raise StorageError(
+            f"got {path}, a model of {size / 2**20:,.0f} MiB; expected one that fits in memory"
+        ) from None
+    except (*_FAILURES, SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StorageError(f"got {path}, a damaged model file ({reason}); expected one that flowknife wrote") from None
+
+
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class _Damaged(ValueError):
+    """What is wrong with a model file."""
+
+
+class _Reader:
+    """Builds a tree, and takes each array once.
+
+    Args:
+        tensor: gives an array by its name.
+        names: of all arrays.
+        convert: what arrays become.
+    """
+
+    def __init__(self, tensor: Callable[[str], np.ndarray], names: set[str], convert: Callable[[np.ndarray], Any]):
+        self._left = names
+        self._tensor, self._convert = tensor, convert
+
+    def build(self, node: Any, path: str, declared: Any, inside: bool, depth: int = 0) -> Any:
+        """The value at `path` of the tree.
+
+        Args:
+            node: what the header says of it.
+            path: where it is.
+            declared: the type that it must have.
+            inside: whether it belongs to a module, whose numbers are finite.
+            depth: of the path.
+        """
+        if depth > _MOST_DEPTH:
+            raise _Damaged(f"a tree of more than {_MOST_DEPTH} levels")
+        value = self._built(node, path, inside, depth + 1)
+        if not accepts(declared, value):
+            raise _Damaged(f"{_word(value)} at {path}; expected {_name(declared)}")
+        return value
+
+    def _built(self, node, path, inside, depth):
+        if isinstance(node, list):
+            return tuple(self.build(item, f"{path}/{i}", Any, inside, depth) for i, item in enumerate(node))
+        if not isinstance(node, dict):
+            if inside and isinstance(node, float) and not math.isfinite(node):
+                raise _Damaged(f"{node} at {path}; expected a finite number")
+            if inside and isinstance(node, int) and abs(node) > _LARGEST:
+                raise _Damaged(f"a whole number beyond {_LARGEST} at {path}")
+            return node
+        if set(node) == {"array"}:
+            return self._array(node["array"], path, inside)
+        if set(node) == {"dict"}:
+            return {key: self.build(item, _step(path, key), Any, inside, depth) for key, item in node["dict"].items()}
+        return self._module(node, path, depth)
+
+    def _array(self, name, path, inside):
+        if name != path or name not in self._left:
+            raise _Damaged(f"the array {name!r} at {path}; expected its own")
+        self._left.remove(name)
+        stored = self._tensor(name)
+        array = self._convert(stored)
+        if array.dtype.kind in "iu" and array.dtype != stored.dtype and not np.array_equal(array, stored):
+            raise _Damaged(f"whole numbers at {path} that do not fit in {array.dtype}")
+        endless = not _ENDLESS.isdisjoint(path.split("/")[-2:])
+        if not _PLACES.isdisjoint(path.split("/")[-2:]):
+            if not array.ndim or not bool(jnp.all(jnp.sort(array, axis=-1) == jnp.arange(array.shape[-1]))):
+                raise _Damaged(f"places at {path} that are not each there once")
+        elif inside and not bool(jnp.all(~jnp.isnan(array) if endless else jnp.isfinite(array))):
+            raise _Damaged(f"numbers at {path} that are not finite")
+        return array
+
+    def _module(self, node, path, depth):
+        name, fields = node["class"], node["fields"]
+        classes = _classes()
+        if not isinstance(name, str) or name not in classes:
+            raise StorageError(f"got a model with a layer {name!r}; expected one of flowknife's; try a newer one")
+        cls = classes[name]
+        names = {item.name: item.default for item in dataclasses.fields(cls)}
+        # a field with a default is one that an older version may not have known
+        required = {field for field, default in names.items() if default is dataclasses.MISSING}
+        if not required <= set(fields) <= set(names):
+            raise StorageError(f"got fields {sorted(fields)} of {name}; expected {sorted(names)}")
+        module, declared = object.__new__(cls), _declared(cls)
+        for field, default in names.items():
+            value = default
+            if field in fields:
+                value = self.build(fields[field], f"{path}/{field}", declared[field], True, depth)
+            if declared[field] in _SIZES and not _is_size(value):
+                raise _Damaged(f"sizes {value} at {path}/{field}")
+            object.__setattr__(module, field, value)
+        for check in (vars(owner).get("__check_init__") for owner in cls.__mro__):
+            if check is not None:
+                check(module)
+        return module
+
+
+# -- declared types ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _declared(cls: type) -> dict[str, Any]:
+    """The types of the fields of a class."""
+    return typing.get_type_hints(cls)
+
+
+def accepts(declared: Any, value: Any) -> bool:
+    """Whether a value has a declared type: of arrays the kind of numbers, since layers that are stacked have more axes.
+
+    >>> accepts(tuple[int, ...], (1, 2)), accepts(float | None, "1")
+    (True, False)
+    """
+    if declared is Any:
+        return True
+    if declared is None:
+        return value is None
+    origin, parts = typing.get_origin(declared), typing.get_args(declared)
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(part, value) for part in parts)
+    if origin is typing.Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(kinds) == len(value) and all(map(accepts, kinds, value))
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            accepts(parts[0], k) and accepts(parts[1], v) for k, v in value.items()
+        )
+    if origin is not None:
+        return isinstance(value, origin)
+    if not inspect.isclass(declared):
+        return True  # a type variable
+    if declared is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if declared is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if issubclass(declared, AbstractArray):
+        kinds = declared.dtypes  # a sentinel where any is right
+        known = not isinstance(kinds, (list, tuple)) or str(getattr(value, "dtype", "")) in kinds
+        return isinstance(value, declared.array_type) and known
+    return isinstance(value, declared)
+
+
+def _is_size(shape):
+    return shape is None or (min(shape, default=0) >= 0 and math.prod(shape) < _MOST_NUMBERS)
+
+
+def _word(value):
+    return f"a {type(value).__name__}"
+
+
+def _name(declared):
+    return declared.__name__ if inspect.isclass(declared) else str(declared).replace("typing.", "")
+
+
+def require_format(path: str | os.PathLike, found: Any) -> None:
+    """Refuse a format that is not that of this version."""
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise StorageError(f"got {path} of format {found!r}; expected one that flowknife wrote, of format {FORMAT}")
+    if found != FORMAT:
+        advice = "an older flowknife wrote it; try fitting again" if found < FORMAT else "try a newer flowknife"
+        raise StorageError(f"got {path} of format {found}; expected format {FORMAT}; {advice}")
