@@ -126,21 +126,27 @@ def failed(result):
     return [check.name for check in result.check() if not check.passed]
 
 
+def in_corners(rows, seed=0):
+    """Two far values in each column: training starts at a Gaussian, which histograms describe much better."""
+    rng = np.random.default_rng(seed)
+    return rng.choice([-3.0, 3.0], (rows, 2)) + 0.1 * rng.normal(size=(rows, 2))
+
+
 @pytest.fixture(scope="module")
 def untrained():
-    return fk.density(correlated(600), train={"steps": 3}, show_progress=False, **QUICK)
+    return fk.density(in_corners(600), train={"steps": 3}, show_progress=False, **QUICK)
 
 
 def test_a_density_that_did_not_train_fails(untrained):
     names = " ".join(failed(untrained))
-    assert "training steps" in names and "nll" in names and "a Gaussian" in names
+    assert "training steps" in names and "nll" in names and "histograms" in names
     assert "takes at least" in untrained.record.training.sentence
 
 
 def test_the_shell_says_so_too(untrained, tmp_path):
     run = untrained.save(tmp_path / "run")
     result = call("check", run, status=1)
-    assert "FAILED" in result.output and "training steps" in result.output and "a Gaussian" in result.output
+    assert "FAILED" in result.output and "training steps" in result.output and "histograms" in result.output
 
 
 def test_the_end_of_the_fit_says_so(capsys):
@@ -155,9 +161,9 @@ def test_a_density_that_trained_passes():
 
 
 @pytest.mark.slow
-def test_one_outlier_is_found_and_told(capsys):
+def test_outliers_are_found_and_told(capsys):
     x = correlated(1500)
-    x[7, 0] = 1e10
+    x[:5, 0] = 1e10  # some of them are trained on
     flow = fk.density(x, train={"steps": 150}, show_progress=True, **QUICK)
     assert any("round trip" in name for name in failed(flow))
     assert "heavy tails in x1" in capsys.readouterr().err
