@@ -180,7 +180,7 @@ def test_report_writes_a_page_and_its_figures(place, density):
         ("ragged.csv", "a,b\n1,2\n3\n", "line 3"),
         ("few.csv", "a,b\n1,2\n", "rows"),
         ("table.xlsx", "", ".csv"),
-        ("broken.npy", "nothing of the kind", "no plain array"),
+        ("broken.npy", "nothing of the kind", "damaged"),
         ("folder.csv", Path, "folder"),
     ],
 )
