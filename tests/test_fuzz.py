@@ -260,10 +260,10 @@ def png(width, height, bits, kind, channels):
 
 
 def test_images_that_are_small_on_disk_and_huge_in_memory_are_skipped(tmp_path, monkeypatch, as_in_use):
-    clear = png(7000, 7000, 8, 6, 4)
+    clear = png(7500, 7500, 8, 6, 4)
     for i in range(3):
         (tmp_path / f"clear{i}.png").write_bytes(clear)
-    (tmp_path / "deep.png").write_bytes(png(6000, 5500, 16, 2, 3))
+    (tmp_path / "deep.png").write_bytes(png(6500, 6500, 16, 2, 3))
     (tmp_path / "fine.png").write_bytes(png(64, 64, 8, 2, 3))
     found = {}
     read, why = fuzz.outcome(lambda: found.update(images=load_images(tmp_path, 8)))

@@ -86,8 +86,8 @@ def load_images(
     scaled to 8 bits by one number for all images: the largest value that the bits of the set can hold (1023 for values
     up to 1000; bits are counted in twos), or 1 where no value is larger. For an address they count as 16 bits, and
     skipped where they reach only a sixteenth of them. Files whose name starts with a
-    dot are ignored. Files that are no images, damaged, larger than 100 megapixels, smaller than 4 pixels on a side or
-    longer than 20 to 1 are skipped.
+    dot are ignored. Files that are no images, damaged, larger than 100 megapixels, smaller than 4 pixels on a side,
+    longer than 20 to 1, or in need of more than 1 GiB to be decoded are skipped.
 
     Images of an address, and those that do not fit in memory, are kept below $FLOWKNIFE_CACHE (~/.cache/flowknife) as
     they were decoded: another time only what is new or has changed is read.
