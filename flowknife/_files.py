@@ -94,13 +94,15 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
-        draft.touch(exist_ok=False)  # its mode follows the umask
+        draft.touch(exist_ok=False)
+        mode = draft.stat().st_mode & 0o777  # which follows the umask; a writer may put another file there
     except OSError as error:
         raise StorageError(
             f"could not write {path}: nothing can be written there ({error.strerror}); try another place"
         ) from None
     try:
         yield draft
+        draft.chmod(mode)
         sync(draft)
         draft.replace(path)
         sync(path.parent)

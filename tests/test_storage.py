@@ -438,13 +438,14 @@ def test_a_changed_bit_of_a_file_is_noticed(name, tmp_path):
     assert "checksum" in one_line(caught) and name in one_line(caught)
 
 
-def test_the_mode_of_a_file_follows_the_umask(tmp_path):
-    before = os.umask(0o077)
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_the_mode_of_a_file_follows_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
     try:
         folder = write_run(tmp_path / "run", RECORD, {}, HISTORY)
     finally:
         os.umask(before)
-    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()} == {mode}
 
 
 @pytest.mark.parametrize(
