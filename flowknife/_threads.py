@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+from flowknife._interrupts import deferred
 from flowknife.errors import Interrupted
 
 
@@ -43,6 +44,8 @@ def prefetch(items: Iterator, size: int = 4) -> Generator:
 
 
 _worker = threading.local()
+
+_LOOKS = 0.1  # seconds between looks for an interruption
 
 
 def raise_if_interrupted() -> None:
@@ -92,16 +95,14 @@ def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
                 stirred.set()
 
     workers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(calls)))]
-    while not errors and len(ended) < len(calls):
-        try:
+    with deferred() as late:
+        while not errors and len(ended) < len(calls):
             while workers:
                 workers.pop().start()
-            stirred.wait()
+            stirred.wait(_LOOKS)  # a signal that is only noted wakes nobody
             stirred.clear()
-        except KeyboardInterrupt:
-            if interrupted.is_set():
-                raise
-            interrupted.set()
+            if late:
+                interrupted.set()
     if errors:
         raise errors[0]
     if interrupted.is_set():

@@ -26,7 +26,7 @@ def asked(monkeypatch):
     """The configuration that `fit images` asks for, without training."""
     seen = []
 
-    def stop(data, config, given=None):
+    def stop(data, config, given=None, **places):
         seen.append(config)
         raise InputError("enough")
 

@@ -178,9 +178,9 @@ def test_training_is_one_compiled_program_and_a_second_fit_of_its_shapes_needs_n
         return sum(program._cached._cache_size() for program in (_steps.advance, _steps.evaluate))
 
     start = programs()
-    fit(affine(), rows(), steps=120)
+    fit(affine(dim=7), rows(dim=7), steps=120)  # a shape of its own
     assert programs() == start + 2
-    fit(affine(), rows(count=199, seed=1), steps=60, learning_rate=1e-3, weight_decay=1.0, key=1)
+    fit(affine(dim=7), rows(count=199, dim=7, seed=1), steps=60, learning_rate=1e-3, weight_decay=1.0, key=1)
     assert programs() == start + 2
 
 
