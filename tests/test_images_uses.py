@@ -276,7 +276,7 @@ def test_what_was_kept_of_the_training_images_is_saved(model, tmp_path):
 
 
 def test_scores_tell_anomalous_images_in_both_directions(model):
-    normal = model.score(faces(200, key=12))
+    normal = model.score(faces(100, key=12))
     grey = np.full((8, 16, 16, 3), 90, np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     for other in (grey, noise):

@@ -15,7 +15,7 @@ from flowknife.bijections import ActNorm, Affine, Chain, Channels, Coupling, Mat
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block, Partition
 from flowknife.laws import ClassMixture, Data, Given, Noise, Normal, Pad, Padding, Pixels
-from tests.catalogue import MLP, perturbed
+from tests.catalogue import MLP, perturbed, quick_jit
 
 
 def linear(matrix):
@@ -30,7 +30,8 @@ def points(seed, *shape):
 
 def conditional(dim, cond_shape, seed=0):
     """A coupling that moves all of x, steered by the condition alone."""
-    coupling = Coupling(Channels(dim, kept=0), ShiftScale(), MLP, cond_shape=cond_shape, key=seed)
+    make = quick_jit(lambda: Coupling(Channels(dim, kept=0), ShiftScale(), MLP, cond_shape=cond_shape, key=seed))
+    coupling = make()
     return perturbed(coupling, np.random.default_rng(seed), 1.0)
 
 
@@ -114,15 +115,17 @@ def test_labels_known_unknown_and_mixed():
     joint = np.log(1 / 3) + NORMAL(z[:, None, :] - np.asarray(law.means)).sum(axis=-1) + log_det
     unknown = scipy.special.logsumexp(joint, axis=1)
     labels = np.array([0, 1, 2, 2, -1, -1])
-    np.testing.assert_allclose(inn.log_prob(x), unknown, rtol=1e-5)
-    np.testing.assert_allclose(inn.log_prob(x, y=None), unknown, rtol=1e-5)
-    np.testing.assert_allclose(inn.log_prob(x, y=np.array(1)), joint[:, 1], rtol=1e-5)
-    np.testing.assert_allclose(
-        inn.log_prob(x, y=labels), np.where(labels < 0, unknown, joint[np.arange(6), labels]), rtol=1e-5
-    )
-    of_class = inn.encode(inn.sample(0, 2000, y=1))["y"]
+
+    @quick_jit
+    def look(inn, x, labels):
+        known = [inn.log_prob(x), inn.log_prob(x, y=None), inn.log_prob(x, y=np.array(1)), inn.log_prob(x, y=labels)]
+        return known, inn.encode(inn.sample(0, 2000, y=1))["y"], inn.sample(0, 4, y=np.arange(3))
+
+    found, of_class, of_each = look(inn, x, labels)
+    mixed = np.where(labels < 0, unknown, joint[np.arange(6), labels])
+    np.testing.assert_allclose(found, [unknown, unknown, joint[:, 1], mixed], rtol=1e-5)
     np.testing.assert_allclose(np.mean(of_class, axis=0), law.means[1], atol=0.1)
-    assert inn.sample(0, 4, y=np.arange(3)).shape == (4, 3, 3)
+    assert of_each.shape == (4, 3, 3)
 
 
 @pytest.mark.parametrize("bits", [8, 5])
@@ -162,20 +165,24 @@ def test_several_conditions_are_one_vector_in_their_order():
     joined = INN([Block("x", 2)], [Block("z", 2)], inn.bijection, cond=[Block("c", 5)])
     x, a, b = points(0, 4, 2), points(1, 4, 2, 2), points(2, 4, 1)
     c = np.concatenate([a.reshape(4, 4), b], axis=1)
-    np.testing.assert_allclose(inn.log_prob(x, b=b, a=a), joined.log_prob(x, c=c), rtol=1e-6)
-    np.testing.assert_allclose(inn.sample(0, 3, a=a, b=b), joined.sample(0, 3, c=c), rtol=1e-5)
+    look = quick_jit(lambda inn, x, given: (inn.log_prob(x, **given), inn.sample(0, 3, **given)))
+    for ours, theirs in zip(look(inn, x, {"b": b, "a": a}), look(joined, x, {"c": c}), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_a_single_condition_keeps_its_shape():
     net = partial(nets.ConvNet, width=4)
     shape = (2, 2, 1)
-    flow = Coupling(Channels(shape, kept=0), ShiftScale(), net, cond_shape=(2, 2, 3), key=0)
-    flow = perturbed(flow, np.random.default_rng(0))
+    make = quick_jit(lambda: Coupling(Channels(shape, kept=0), ShiftScale(), net, cond_shape=(2, 2, 3), key=0))
+    flow = perturbed(make(), np.random.default_rng(0))
     inn = INN([Block("x", shape)], [Block("z", shape)], flow, cond=[Block("low", (2, 2, 3))])
     x, low = points(0, 4, *shape), points(1, 4, 2, 2, 3)
-    z, log_det = flow.encode(jnp.asarray(x), jnp.asarray(low))
-    np.testing.assert_allclose(inn.log_prob(x, low=low), NORMAL(z).sum(axis=(1, 2, 3)) + log_det, rtol=1e-5)
-    assert inn.sample(0, 2, low=low).shape == (2, 4, *shape)
+    look = quick_jit(
+        lambda inn, x, low: (inn.bijection.encode(x, low), inn.log_prob(x, low=low), inn.sample(0, 2, low=low))
+    )
+    (z, log_det), log_p, drawn = look(inn, x, low)
+    np.testing.assert_allclose(log_p, NORMAL(z).sum(axis=(1, 2, 3)) + log_det, rtol=1e-5)
+    assert drawn.shape == (2, 4, *shape)
 
 
 # -- samples follow the density ---------------------------------------------------------------------------------------
