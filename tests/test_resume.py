@@ -468,16 +468,21 @@ def jobs(folder):
 @pytest.mark.parametrize("job", ["density", "images", "invert", "simulations"])
 def test_processes_that_are_killed_end_bit_by_bit_the_same(tmp_path, job):
     command = ["fit", *jobs(tmp_path)[job]]
-    began = time.monotonic()
     whole = start(*command, "--out", tmp_path / "whole")
     errors = whole.communicate()[1]
     assert whole.returncode == 0, errors
-    took = time.monotonic() - began
-    chance, kills = random.Random(os.getpid()), 0
-    for attempt in range(40):
-        process = start(*command, "--out", tmp_path / "run", *(["--resume"] if attempt else []))
-        try:
-            errors = process.communicate(timeout=None if attempt == 39 else chance.uniform(0.3, 1.2) * took)[1]
+    chance, kills, kept = random.Random(os.getpid()), 0, tmp_path / "run" / CHECKPOINTS
+
+    def states():
+        return set(kept.rglob("*.safetensors"))
+
+    while True:
+        process = start(*command, "--out", tmp_path / "run", *(["--resume"] if kills else []))
+        before = states()
+        while kills < 5 and process.poll() is None and states() == before:
+            time.sleep(0.01)
+        try:  # at a random moment after one more checkpoint
+            errors = process.communicate(timeout=chance.uniform(0, 0.5) if kills < 5 else None)[1]
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

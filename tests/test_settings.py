@@ -77,7 +77,7 @@ def test_settings_of_images_refit_them(settings):
     model = assert_refits(lambda **k: fk.images(IMAGES[:120], **k), 3, width=8, **settings, train={"steps": 3})
     assert model.config.train.validation is None and model.used.train.validation is None
     assert model.used.image_size == 8 and model.used.augment.flip is not None
-    assert len(model.held_out_bits) == 18  # 24 of 120, of which 6 decide when to stop
+    assert len(model.held_out_bits) == 20  # 24 of 120, of which 4 decide when to stop
 
 
 @pytest.mark.slow
