@@ -350,7 +350,7 @@ class INN(eqx.Module):
         return _initialise(self, x, as_key(key), given)
 
     def require_sound(self) -> None:
-        """Refuse parts that do not fit together, as those of a damaged file may; nothing is computed.
+        """Check that ends, conditions and layers fit together, which a damaged file may violate; traces, runs nothing.
 
         Raises:
             InputError: the ends, the conditions or the layers do not fit.

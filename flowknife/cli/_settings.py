@@ -16,7 +16,7 @@ _ENDS = {"epochs", "steps", "minutes"}
 
 _MOST_BYTES = 2**16  # of a settings file
 _MOST_NESTED = 20  # values
-_MOST_VALUES = 10_000  # with those of aliases counted as often as they are used
+_MOST_VALUES = 10_000  # values; what an alias stands for counts at each use
 
 
 class _DuplicateKeyError(Exception):

@@ -102,7 +102,7 @@ def simulate(
             `apply_async` (`multiprocessing`) or `map`. The random streams of NumPy and Python are seeded for each
             chunk, so that results do not depend on the number of processes.
         on_progress: called with (done, total).
-        kept: where finished chunks are kept; those of an earlier process are not made again.
+        kept: stores finished chunks; chunks that an earlier process stored are not simulated again.
 
     Returns:
         the pairs whose simulation did not fail.
@@ -186,7 +186,7 @@ def _in_chunks(
 ) -> list[Outcome]:
     """The observations of all rows; one by one from the start as soon as a batch cannot be trusted.
 
-    Those of the first rows may be `known`; the others are `kept` as they come.
+    `known` holds the observations of the first rows. New ones are stored in `kept` as they arrive.
     """
     size = runs.chunk_size(way)
     done = len(known) // size if len(known) < rows else -(-rows // size)  # whole chunks

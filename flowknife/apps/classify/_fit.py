@@ -80,7 +80,7 @@ def classify(
 
     Raises:
         InputError: for items or labels that cannot be used, or settings that do not apply to them.
-        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
+        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
         Interrupted: by Ctrl-C during training; its `result` is the classifier with the best weights so far.
 
     Warns:

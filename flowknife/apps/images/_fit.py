@@ -88,7 +88,7 @@ def images(
     Raises:
         InputError: for a folder without usable images, or an image without a class where classes are given. Single
             files that cannot be used are listed in `.skipped`.
-        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
+        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
         Interrupted: by Ctrl-C during training; its `result` is the model with the best weights so far.
 
     Warns:

@@ -105,7 +105,7 @@ def invert(
 
     Raises:
         InputError: for a simulator or pairs that cannot be used, or settings without effect.
-        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
+        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
         Interrupted: by Ctrl-C during training; its `result` is the posterior with the best weights so far.
 
     Warns:
