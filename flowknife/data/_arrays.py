@@ -17,8 +17,13 @@ import numpy as np
 from flowknife._files import open_file
 from flowknife.errors import InputError
 
-_MOST_PACKED = 2**28  # bytes of an array that may be packed to any size
+_MOST_PACKED = 2**28  # bytes that may be packed to any size
 _TIGHTEST = 200  # times that a larger one may be packed
+
+
+def packed_too_tightly(size: int, packed: int) -> bool:
+    """Whether `size` bytes of data are more than an honest file of `packed` bytes holds."""
+    return size > max(_MOST_PACKED, _TIGHTEST * packed)
 
 
 class UnreadableError(ValueError):
@@ -72,7 +77,7 @@ class _Packed(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name):
         item = self._members[name]
-        if item.file_size > max(_MOST_PACKED, _TIGHTEST * item.compress_size):
+        if packed_too_tightly(item.file_size, item.compress_size):
             raise UnreadableError(f"{item.file_size / 2**20:,.0f} MiB, packed to {item.compress_size:,} bytes")
         with _in_words(), self._packed.open(item) as stream:
             return _array(stream, item.file_size, None)
@@ -84,6 +89,8 @@ def _in_words():
         yield
     except UnreadableError:
         raise
+    except MemoryError:
+        raise UnreadableError("more than fits in memory") from None
     except Exception as error:  # the readers of NumPy and zipfile fail in many ways
         words = " ".join(str(error).split())[:200]
         raise UnreadableError(f"damaged: {words}" if words else f"damaged: {type(error).__name__}") from None
@@ -155,8 +162,8 @@ def read_images(path: Path, name: str) -> np.ndarray:
                     continue
     except InputError:
         raise
-    except (OSError, UnreadableError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or "more than fits in memory"
+    except (OSError, UnreadableError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"got {os.fspath(path)!r}, which cannot be read ({reason}); expected an .npy or .npz file of images"
         ) from None

@@ -137,8 +137,8 @@ def arrays_of(path: str | os.PathLike, names: tuple[str, str]) -> tuple[np.ndarr
         raise InputError(
             f"got {label} with the arrays {some(held) or 'none'}; expected {names[0]} and {names[1]}"
         ) from None
-    except (OSError, UnreadableError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or "more than fits in memory"
+    except (OSError, UnreadableError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(f"got {label}, which cannot be read ({reason}); expected an .npz file of two arrays") from None
     if not first.ndim or not second.ndim or len(first) != len(second):
         raise InputError(

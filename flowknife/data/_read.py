@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from flowknife._files import open_file
-from flowknife.data._arrays import arrays_in
+from flowknife.data._arrays import arrays_in, packed_too_tightly
 from flowknife.data._cells import as_named, as_written, beyond_double, is_beyond_double, number_in, numbers_of, plain
 from flowknife.errors import InputError
 
@@ -26,9 +26,8 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".npy", ".np
 """The file formats of tables."""
 
 _LONGEST_LINE = 2**24  # characters
-_MOST_UNPACKED = 2**28  # bytes of a table that may be packed to any size
-_TIGHTEST = 200  # times that a larger one may be packed
-_MOST_TEXT, _TIGHTEST_TEXT = 2**22, 100  # the same of text
+_MOST_TEXT = 2**22  # bytes of text that may be packed to any size
+_TIGHTEST_TEXT = 100  # times that a larger one may be packed
 
 _EXPECTED = "expected numbers of shape (n, d) or (n,), a DataFrame, or the path of a table file"
 
@@ -257,7 +256,7 @@ def _numpy_array(path: Path, label: str) -> np.ndarray:
 
 def _require_room(numbers: int, packed: int, label: str) -> None:
     """Refuse a table that is much larger in memory than its file, before it is read."""
-    if 8 * numbers > max(_MOST_UNPACKED, _TIGHTEST * packed):
+    if packed_too_tightly(8 * numbers, packed):
         raise InputError(
             f"got {label} with {numbers:,} cells in {packed:,} bytes; expected a table of data; try it unpacked"
         )

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowknife._files import ABOUT, is_checkpoints
+from flowknife._files import ABOUT, is_checkpoints, read_file
 from flowknife._progress import note
 from flowknife._record import FORMAT, package_versions
 from flowknife._settings import Settings, leaves
@@ -55,6 +55,20 @@ def about_fit(name: str, settings: Settings, **data: Any) -> dict[str, Any]:
     return {"fit": name, **settings.model_dump(mode="json", exclude=own, exclude_none=True), **data}
 
 
+def words_of(key: jax.Array | None) -> list[int] | None:
+    """The plain numbers that make a key."""
+    return None if key is None else np.asarray(jax.random.key_data(key)).tolist()
+
+
+def digest_of(arrays: Sequence[Any]) -> str:
+    """The SHA-256 of arrays, their shapes and their types."""
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 class Checkpoints:
     """The checkpoints of one fit; without a folder, nothing is kept.
 
@@ -72,7 +86,7 @@ class Checkpoints:
 
     Raises:
         InputError: `resume` without a folder.
-        StorageError: the folder has checkpoints and is not to be resumed, those of another fit, or other files.
+        StorageError: the folder holds checkpoints and `resume` is False, or checkpoints of another fit, or other files.
     """
 
     def __init__(
@@ -96,8 +110,7 @@ class Checkpoints:
                 )
             return
         made_by = {name: version for name, version in package_versions().items() if name != "python"}
-        words = None if key is None else np.asarray(jax.random.key_data(key)).tolist()
-        self._about = {"checkpoints": FORMAT, "fit": {**(about or {}), "versions": made_by}, "key": words}
+        self._about = {"checkpoints": FORMAT, "fit": {**(about or {}), "versions": made_by}, "key": words_of(key)}
         if is_checkpoints(self.folder):
             if not resume:
                 raise StorageError(
@@ -111,21 +124,21 @@ class Checkpoints:
             note(f"no checkpoints in {self.folder}: starting from the beginning", show)
 
     def _resume(self, folder):
-        stored = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        stored = json.loads(read_file(folder / ABOUT))
         asked = json.loads(json.dumps(self._about["fit"]))
         changed = _changed(stored.get("fit", {}), asked)
         if changed or stored["checkpoints"] != FORMAT:
             what = changed or f"format={stored['checkpoints']} then, {FORMAT} now"
             raise StorageError(
-                f"got {folder}, the checkpoints of another fit ({what}); expected those of this one; try what it was "
-                "then, or a new folder"
+                f"got {folder}, the checkpoints of another fit ({what}); expected the same settings, data and "
+                "versions; try the earlier ones, or a new folder"
             )
         note(f"going on from the checkpoints in {folder}", self.show)
         self._about = stored
         if self.key is not None:
             self.key = as_key(jnp.asarray(stored["key"], jnp.uint32))
         with contextlib.suppress(OSError, ValueError, KeyError):
-            self.began -= float(json.loads((folder / _CLOCK).read_text(encoding="utf-8"))["seconds"])
+            self.began -= float(json.loads(read_file(folder / _CLOCK))["seconds"])
 
     def part(self, name: str) -> "Part":
         """The part of this name."""
@@ -142,7 +155,7 @@ class Checkpoints:
         with self._lock:
             if not is_checkpoints(self.folder):
                 write_json(self.folder / ABOUT, self._about)
-        save_tree(place, {"arrays": arrays, "plain": dict(plain), "digest": _digest(arrays)})
+        save_tree(place, {"arrays": arrays, "plain": dict(plain), "digest": digest_of(arrays)})
         write_json(self.folder / _CLOCK, {"seconds": time.monotonic() - self.began})
 
 
@@ -152,14 +165,6 @@ def _changed(then, now) -> str:
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     words = [f"{name}={then.get(name, 'open')} then, {now.get(name, 'open')} now" for name in names[:3]]
     return "; ".join([*words, f"and {len(names) - 3} more"] if len(names) > 3 else words)
-
-
-def _digest(arrays) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 class Part:
@@ -219,14 +224,14 @@ class Part:
                 place.unlink(missing_ok=True)
 
     def _states(self):
-        return [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors"))
+        return self._files("step")
 
     # -- simulations ----------------------------------------------------------------------------------------------
 
     def read(self) -> tuple[Way | None, list[Outcome]]:
         """The simulations that were made, from the first row on, and how the simulator took its rows."""
         way, outcomes = None, []
-        for place in [] if self.folder is None else sorted(self.folder.glob("rows-*.safetensors")):
+        for place in self._files("rows"):
             found = self._read(place, None)
             if found is None or found[1]["first"] != len(outcomes):
                 break
@@ -253,10 +258,14 @@ class Part:
 
     def forget(self) -> None:
         """Remove simulations that cannot be trusted."""
-        for place in [] if self.folder is None else sorted(self.folder.glob("rows-*.safetensors")):
+        for place in self._files("rows"):
             place.unlink(missing_ok=True)
 
     # -- files ----------------------------------------------------------------------------------------------------
+
+    def _files(self, kind):
+        """The files of this part of a kind, "step" or "rows", in their order."""
+        return [] if self.folder is None else sorted(self.folder.glob(f"{kind}-*.safetensors"))
 
     def _write(self, name, leaves, plain) -> bool:
         """Write a file; a full disk ends no training."""
@@ -277,7 +286,7 @@ class Part:
         try:
             tree = load_tree(place, np.asarray)
             arrays, plain = list(tree["arrays"]), tree["plain"]
-            if tree["digest"] != _digest(arrays):
+            if tree["digest"] != digest_of(arrays):
                 raise StorageError("its checksum is another")
             return (arrays if like is None else _like(arrays, like)), plain
         except (StorageError, KeyError, TypeError) as error:

@@ -1,7 +1,6 @@
 """`fit`: from data and settings to a result."""
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from flowknife.data import fingerprint
 from flowknife.errors import Interrupted, TrainingError
 from flowknife.inn import INN
 from flowknife.objectives import Objective, nll, split_batch
-from flowknife.train._checkpoints import Checkpoints, Part, about_fit
+from flowknife.train._checkpoints import Checkpoints, Part, about_fit, digest_of, words_of
 from flowknife.train._feeds import make_feed
 from flowknife.train._loop import Trainer
 from flowknife.train._result import FitResult
@@ -78,7 +77,7 @@ def fit(
 
     Raises:
         InputError: for data that do not fit the model, or settings without effect.
-        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
+        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
         TrainingError: with `throw`, at the non-finite objective or gradient that ended training.
         Interrupted: by Ctrl-C during training; a KeyboardInterrupt whose `result` has the best weights so far.
     """
@@ -112,22 +111,14 @@ def _part_of(checkpoints, resume, key, made_of, show) -> tuple[Part, Array]:
         about = about_fit(
             "fit",
             training,
-            key=None if key is None else np.asarray(jax.random.key_data(as_key(key))).tolist(),
-            model=_fingerprint_of(model),
+            key=words_of(None if key is None else as_key(key)),
+            model=digest_of(jax.tree.leaves(eqx.filter(model, eqx.is_array))),
             data=_fingerprint(data),
             held_out=_fingerprint(held_out),
             objective=getattr(objective, "__qualname__", type(objective).__name__),
         )
-    drawn = as_key(key)
-    kept = Checkpoints(checkpoints, about, resume=resume, key=drawn, show=show)
-    return kept.part("training"), drawn if kept.key is None else kept.key
-
-
-def _fingerprint_of(model) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)):
-        digest.update(fingerprint(np.asarray(leaf).reshape(-1)).encode())
-    return digest.hexdigest()[:16]
+    kept = Checkpoints(checkpoints, about, resume=resume, key=as_key(key), show=show)
+    return kept.part("training"), as_key(kept.key)
 
 
 def _fingerprint(data) -> Any:

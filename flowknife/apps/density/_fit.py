@@ -74,7 +74,7 @@ def density(
 
     Raises:
         InputError: for a table that cannot be used.
-        StorageError: the folder has checkpoints that are not to be resumed, or those of another fit.
+        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
         Interrupted: by Ctrl-C during training; its `result` is the density with the best weights so far.
 
     Warns:
@@ -150,7 +150,7 @@ def density(
         fit,
         model,
         ends(train_rows, dim),
-        training.left(began).model_copy(update={"validation": 0.0}),  # rows are held out above
+        training.left(kept.began).model_copy(update={"validation": 0.0}),  # rows are held out above
         objective=Noisy(nll, "x", LocalSpread.of(train_x, spread).scaled(used.smoothing)),
         held_out=ends(stopping, dim) if len(stopping) else None,
         key=fit_key,
@@ -211,7 +211,7 @@ def _weight_decay(rows_per_column):
 
 
 def _batch_size(columns):
-    """Rows per step: of wide tables fewer, since each row tells more and takes longer."""
+    """Rows per step: fewer for wide tables, whose steps take longer."""
     return int(np.clip(2 ** round(np.log2(60_000 / columns)), 64, 512))
 
 

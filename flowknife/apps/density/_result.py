@@ -114,7 +114,10 @@ class Density(Result[DensityConfig]):
         Columns that are constant in training count for nothing, and any other value of them is impossible; so are
         values beyond single precision. A path or DataFrame is read like the training table.
         """
-        values = self._values(x, given)
+        return self._log_prob_at(self._values(x, given))
+
+    def _log_prob_at(self, values):
+        """Log density of rows in the user's units."""
         possible = self.frame.possible(values[:, : len(self.names)])
         return np.where(possible, self._log_prob_of(self.joint_frame.to_model(values)), -np.inf)
 
@@ -144,13 +147,14 @@ class Density(Result[DensityConfig]):
         Raises:
             InputError: for rows of another width, or with missing or infinite values.
         """
-        bad = np.flatnonzero(~np.isfinite(self._values(x, given)).all(axis=1))
+        values = self._values(x, given)
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise InputError(
                 f"got {len(bad)} rows with missing or infinite values (the first is row {bad[0]}, counted from 0); "
                 "expected finite numbers; try leaving such rows out"
             )
-        log_prob = self.log_prob(x, given)
+        log_prob = self._log_prob_at(values)
         columns = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
         return scored(columns, self.flagging, self._p_values(log_prob))
 
