@@ -72,6 +72,37 @@ def test_maximum_likelihood_finds_mean_and_standard_deviation():
     assert result.loss == pytest.approx(entropy, abs=0.01)
 
 
+def test_a_fit_ends_where_its_rival_was_better_after_as_many_steps():
+    settings = {"steps": 40, "evaluate_every": 5}
+    alone = fit(affine(), rows(), **settings)
+    steps, losses = alone.history["step"], np.array(alone.history["validation"])
+
+    def rival(shift):
+        return dataclasses.replace(alone, history={**alone.history, "validation": (losses + shift).tolist()})
+
+    beaten = fit(affine(), rows(), rival=rival(-1e-3), **settings)
+    assert beaten.stopped == "behind" and beaten.history["step"] == steps[:2]  # a quarter of 40 steps
+    assert beaten.history["validation"] == losses[:2].tolist()
+    for equal_or_worse in (rival(0.0), rival(1e-3)):
+        same = fit(affine(), rows(), rival=equal_or_worse, **settings)
+        assert same.stopped == "budget" and same_model(same, alone)
+
+
+def test_products_of_matrices_are_as_precise_as_asked(monkeypatch):
+    traced = []
+
+    def objective(model, batch, key):
+        traced.append(jax.config.jax_default_matmul_precision)
+        return train._fit.nll(model, batch, key)
+
+    with pytest.raises(InputError, match=r"got train\.matmul='bfloat16' on a CPU"):
+        fit(affine(), rows(), steps=2, matmul="bfloat16")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # XLA's products on a CPU stay in float32
+    fit(affine(), rows(), EVERY_ROW, steps=2, objective=objective, matmul="bfloat16")
+    fit(affine(), rows(), EVERY_ROW, steps=2, objective=objective)
+    assert traced[0] == "BF16_BF16_F32" and traced[-1] is None
+
+
 def test_the_result_tells_how_training_went():
     result = fit(affine(), rows(), steps=35, evaluate_every=10)
     assert isinstance(result, FitResult)

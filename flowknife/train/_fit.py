@@ -45,6 +45,7 @@ def fit(
     label: str = "training",
     show_progress: bool = True,
     throw: bool = False,
+    rival: FitResult | None = None,
     checkpoints: str | os.PathLike[str] | Part | None = None,
     resume: bool = False,
     **settings: Any,
@@ -68,6 +69,8 @@ def fit(
         label: what the progress bar says.
         show_progress: whether there is one.
         throw: raise `TrainingError` when training stopped at a non-finite number.
+        rival: the result of another fit to the same data: training ends where its loss was lower after as many steps,
+            once a quarter of its steps were made.
         checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; or a part of it.
         resume: go on from the checkpoints, if there are any. A stream has to give the same batches again.
         **settings: fields of `Training`, merged over those in `training`.
@@ -88,7 +91,7 @@ def fit(
     if initialise:
         model = _initialise(model, feed.first, init_key)
     objectives = objective, held_out_objective or objective
-    trainer = Trainer(model, where, training, objectives, held_out, valid_key, part)
+    trainer = Trainer(model, where, training, objectives, held_out, valid_key, part, rival)
     with progress(label, show_progress) as report, contextlib.closing(feed), deferred() as late:
         result = trainer.run(feed, key, report, late)
     if late or result.stopped is Stopped.INTERRUPTED:

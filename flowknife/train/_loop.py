@@ -14,9 +14,10 @@ from jaxtyping import Array
 from flowknife._record import Stopped
 from flowknife._threads import raise_if_interrupted
 from flowknife._types import split_trainable
+from flowknife.errors import InputError
 from flowknife.train._faults import at_limits, first_fault
 from flowknife.train._result import FitResult
-from flowknife.train._steps import Numbers, Rules, advance, evaluate, join, optimiser_of, step_shares
+from flowknife.train._steps import MATMUL, Numbers, Rules, advance, evaluate, join, optimiser_of, step_shares
 
 _SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
 
@@ -25,6 +26,8 @@ _FIRST_EVALUATIONS = 25  # steps between them
 _IN_A_ROW = 3  # steps with a number that is not finite, after which training goes back to its best weights
 
 _RETURNS = 3  # to the best weights, each at half the learning rate
+
+_FAIR = 0.25  # share of the steps of a rival from which on the two are compared
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,14 @@ _COLUMNS = ("step", "seconds", "train", "validation")
 class Trainer:
     """The loop and what it carries."""
 
-    def __init__(self, model, where, training, objectives, held_out, valid_key, part):
+    def __init__(self, model, where, training, objectives, held_out, valid_key, part, rival=None):
         self.training, self.held_out, self.valid_key, self.part = training, held_out, valid_key, part
+        self.rival = rival
+        if training.matmul not in (None, "float32") and jax.default_backend() == "cpu":
+            raise InputError(
+                f"got train.matmul={training.matmul!r} on a CPU, which computes in float32; expected a GPU or TPU; try "
+                "without it"
+            )
         objective, self.held_out_objective = objectives
         self.rules = Rules(objective, where, training.optimiser, training.schedule)
         self.numbers = Numbers.of(training)
@@ -153,7 +162,9 @@ class Trainer:
                 return None
             if done_fraction() >= 1:
                 return Stopped.BUDGET
-            return Stopped.PATIENCE if t.patience and now.stale >= t.patience else None
+            if t.patience and now.stale >= t.patience:
+                return Stopped.PATIENCE
+            return Stopped.BEHIND if self._behind() else None
 
         order_key, step_key = jax.random.split(key)
         rounds = iter(feed.rounds(order_key, reached.round))
@@ -178,9 +189,10 @@ class Trainer:
                 place = map(jnp.asarray, (reached.row, count, reached.step, elapsed(), rate))
                 numbers = self.numbers._replace(learning_rate=self.numbers.learning_rate * 0.5**reached.returns)
                 fixed = self.rules, numbers, self.shares
-                state, losses, made = advance(
-                    *fixed, reached.state, self.rest, arrays, order, reached.total, *place, step_key
-                )
+                with jax.default_matmul_precision(MATMUL[t.matmul]):
+                    state, losses, made = advance(
+                        *fixed, reached.state, self.rest, arrays, order, reached.total, *place, step_key
+                    )
                 made = int(made)
                 if compiled:
                     seconds = time.monotonic() - before
@@ -219,6 +231,15 @@ class Trainer:
         if stopped is not Stopped.NON_FINITE:  # which other settings have to answer
             self.part.finish(reached.best, plain | {"stopped": str(stopped)})
         return self._result(reached.best, plain, stopped)
+
+    def _behind(self) -> bool:
+        """Whether the rival's best loss was lower after as many steps."""
+        if self.rival is None:
+            return False
+        steps, losses = (self.rival.history[name] for name in ("step", "validation"))
+        now = self.reached
+        seen = [loss for step, loss in zip(steps, losses, strict=True) if step <= now.step]
+        return bool(seen) and now.step >= _FAIR * steps[-1] and now.best_loss > min(seen)
 
     def _until_evaluation(self, most: int) -> int:
         """Steps up to the next evaluation: few at first, where a table may have told all, and later a whole round."""

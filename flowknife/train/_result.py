@@ -17,7 +17,8 @@ class FitResult:
         step: the step at which `model` was kept.
         steps: steps made.
         seconds: wall-clock time.
-        stopped: why it ended: "budget", "patience", "stream" (no more batches), "non-finite" or "interrupted".
+        stopped: why it ended: "budget", "patience", "stream" (no more batches), "non-finite", "interrupted" or "behind"
+            (a rival).
         history: columns step, seconds, train, validation, one row per evaluation.
         fault: where a number was not finite, and what to try; "" where all were.
         dropped: steps that were left out, since a number was not finite.

@@ -24,6 +24,10 @@ OPTIMISERS = {
 }
 
 
+MATMUL = {None: None, "float32": "F32_F32_F32", "tensorfloat32": "TF32_TF32_F32", "bfloat16": "BF16_BF16_F32"}
+"""Algorithms of matrix products: the precision of both factors, and of the sums."""
+
+
 class Rules(NamedTuple):
     """What training computes: static, so that fits with equal rules and shapes share one compiled program.
 

@@ -40,6 +40,11 @@ class Training(Settings):
         None, ge=0, description="pull of the weights to zero, per unit of learning rate (AdamW)"
     )
     average: float | None = pydantic.Field(None, ge=0, lt=1, description="decay of the moving average of the weights")
+    matmul: Literal["float32", "tensorfloat32", "bfloat16"] | None = pydantic.Field(
+        None,
+        description="precision of the matrix products of training; sums, weights and evaluations stay in float32; "
+        "default: that of the device, float32 on a CPU and tensorfloat32 on most GPUs",
+    )
     validation: float | None = pydantic.Field(
         None, ge=0, lt=1, description="share of the rows held out for early stopping and calibration; default 0.15"
     )

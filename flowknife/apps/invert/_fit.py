@@ -47,7 +47,7 @@ from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
 from flowknife.objectives import Independence, Noisy, Objective, Weighted, matching_data, matching_latent, nll
 from flowknife.problems import PROBLEMS, Problem
-from flowknife.train import Checkpoints, Part, Training, about_fit, fit
+from flowknife.train import Checkpoints, FitResult, Part, Training, about_fit, fit
 
 _KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
 
@@ -170,21 +170,27 @@ def invert(
     start_y = train["y"] if config.form == "partitioned" else noisy
     model = model.initialised(train["x"][:_START_ROWS], key=keys[4], y=start_y[:_START_ROWS])
     candidates = _candidates(training, len(train["x"]))
+    trained: list[FitResult] = []
 
     def train_one(i, training):
         share = 1 / (len(candidates) - i)  # of the time, which the candidates before may not have used up
-        return fit(
+        result = fit(
             model,
             train,
             training.left(kept.began, share=share).model_copy(update={"validation": 0.0}),  # pairs are held out above
             objective=_objective(used, prior.inner, noise_at),
             held_out=stopping if len(parts.stopping) else None,
             key=keys[5],
-            label="posterior" if len(candidates) == 1 else f"posterior, {i + 1} of {len(candidates)}",
+            label="posterior"
+            if len(candidates) == 1
+            else f"weight decay {training.weight_decay:g}, {i + 1} of {len(candidates)}",
             show_progress=show_progress,
             throw=True,
+            rival=min(trained, key=lambda result: result.loss, default=None),
             checkpoints=kept.part(f"candidate-{i + 1}"),
         )
+        trained.append(result)
+        return result
 
     calls = [partial(train_one, i, training) for i, training in enumerate(candidates)]
     results, interrupted = until_interrupted(partial(in_threads, calls, threads=1))
