@@ -5,9 +5,10 @@ Rows that were trained on, or that decided when to stop, never calibrate: the ch
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Int
+
+from flowknife._types import as_generator
 
 SHARE = 0.15
 """Default share of held-out rows; 0.1 without calibration."""
@@ -117,7 +118,7 @@ def split(rows: int, sizes: Sizes, key: Array, *, groups: Int[np.ndarray, " n"] 
         key: JAX key.
         groups: such as classes, by number; one row of each, drawn at random, is trained on in any case.
     """
-    order = np.asarray(jax.random.permutation(key, rows))
+    order = as_generator(key).permutation(rows)
     if groups is not None:
         first = np.zeros(rows, bool)
         first[np.unique(groups[order], return_index=True)[1]] = True

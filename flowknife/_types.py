@@ -3,6 +3,7 @@
 import operator
 import secrets
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -47,6 +48,20 @@ def as_key(key: Key) -> Array:
         if key.dtype == np.uint32 and key.shape == (2,):
             return jax.random.wrap_key_data(key)
     raise InputError(f"got key={key!r}; expected an int, a JAX key or None; try key=0")
+
+
+def as_generator(key: Key, *numbers: int) -> np.random.Generator:
+    """The NumPy generator of a key: for what is shuffled or computed outside of JAX.
+
+    With numbers, such as that of an epoch, another generator for each.
+    """
+    return np.random.default_rng([*map(int, np.ravel(jax.random.key_data(as_key(key)))), *numbers])
+
+
+@partial(jax.jit, static_argnums=1)
+def keys_of(key: Array, count: int) -> tuple[Array, ...]:
+    """`count` independent keys, by one compiled program."""
+    return tuple(jax.random.split(key, count))
 
 
 def as_count(n: Any, of: str) -> int:

@@ -231,7 +231,7 @@ class PrincipalRotation(Bijection):
         self.shape, self.whiten, self.back = as_shape(shape), whiten, back
         n = self.shape[-1]
         self.mean, self.log_scale = Constant(jnp.zeros(n)), Constant(jnp.zeros(n))
-        self.rotation, self.initialised = Constant(jnp.eye(n)), Constant(jnp.asarray(False))
+        self.rotation, self.initialised = Constant(jnp.asarray(np.eye(n))), Constant(jnp.asarray(False))
 
     @property
     def variances(self) -> Float[Array, " n"]:
@@ -251,6 +251,7 @@ class PrincipalRotation(Bijection):
         x = (y * jnp.exp(self.log_scale.value)) @ self.rotation.value
         return x + self.mean.value, self._log_det(y)
 
+    @eqx.filter_jit
     def fit(self, x: ArrayLike) -> "PrincipalRotation":
         """Fit mean, rotation and variances to rows `x` of shape `(rows, ..., n)`."""
         rows = jnp.reshape(jnp.asarray(x), (-1, self.shape[-1]))

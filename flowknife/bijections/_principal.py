@@ -62,6 +62,7 @@ class LeadingRotation(Bijection):
     def decode(self, y, cond=None):
         return self._turn(y, -1.0) + self.mean.value, jnp.zeros(batch_of(y, self.shape), y.dtype)
 
+    @eqx.filter_jit
     def fit(self, x: ArrayLike) -> "LeadingRotation":
         """Fit mean and rotation to rows `x` of shape `(rows, dim)`; to fewer directions where there are few rows."""
         rows = jnp.asarray(x)

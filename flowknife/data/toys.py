@@ -63,9 +63,11 @@ class Toy:
         Raises:
             InputError: n is not a whole number >= 0, or `key` is not an int, a JAX key or None.
         """
+        from flowknife._types import as_generator  # here, since toys are read without JAX too
+
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
             raise InputError(f"got n={n!r}; expected a whole number of points, 0 or more; try n=1000")
-        return self.draw(int(n), _generator(key)).astype(np.float32)
+        return self.draw(int(n), as_generator(key)).astype(np.float32)
 
     def log_prob(self, x: ArrayLike) -> np.ndarray:
         """Log density in nats at points of shape (..., 2); float64 of shape (...).
@@ -295,15 +297,6 @@ def _rotate(x: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """Rotate points (..., 2) counter-clockwise by `angle` (...)."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([cos * x[..., 0] - sin * x[..., 1], sin * x[..., 0] + cos * x[..., 1]], axis=-1)
-
-
-def _generator(key: "Key") -> np.random.Generator:
-    """A numpy generator seeded from an int, a JAX key or None."""
-    import jax
-
-    from flowknife._types import as_key
-
-    return np.random.default_rng(np.asarray(jax.random.key_data(as_key(key))))
 
 
 TOYS: dict[str, Toy] = {

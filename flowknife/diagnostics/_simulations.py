@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_generator
 from flowknife.diagnostics._anomalies import Typicality
 from flowknife.diagnostics._check import Check, Values, p_text
 from flowknife.errors import InputError
@@ -111,7 +110,7 @@ def misspecification(
             "and (m, k) or (k,)"
         )
     if calibration is None:
-        order = np.asarray(jax.random.permutation(as_key(key), len(simulated)))
+        order = as_generator(key).permutation(len(simulated))
         half = len(simulated) // 2
         simulated, calibrating = simulated[order[:half]], simulated[order[half:]]
     else:

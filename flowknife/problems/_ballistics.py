@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife._types import as_generator
 from flowknife.priors import Histogram, Normal, Product, Uniform
 from flowknife.problems._importance import Weighted
-from flowknife.problems._problem import Problem, generator
+from flowknife.problems._problem import Problem
 
 GRAVITY, DRAG, MASS = 9.81, 0.25, 0.2
 _TIME = MASS / DRAG
@@ -111,5 +112,5 @@ def _propose(noise, y, numbers, m):
 
 
 def _reference(noise, key, y, n):
-    numbers = generator(key)
+    numbers = as_generator(key)
     return Weighted.gather(partial(_propose, noise, y), numbers, 12 * n).draw(numbers, n)

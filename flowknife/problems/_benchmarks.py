@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife._types import as_generator
 from flowknife.errors import InputError
 from flowknife.priors import Normal, Uniform
-from flowknife.problems._problem import Problem, check_count, generator
+from flowknife.problems._problem import Problem, check_count
 
 _VARIANCE = 0.1  # of the prior and of the noise of `gaussian_linear`
 _RADIUS = 0.1, 0.01
@@ -38,7 +39,7 @@ def gaussian_linear(dim: int = 10) -> Problem:
 
 
 def _halfway(key, y, n):
-    return y / 2 + (_VARIANCE / 2) ** 0.5 * generator(key).standard_normal((n, len(y)))
+    return y / 2 + (_VARIANCE / 2) ** 0.5 * as_generator(key).standard_normal((n, len(y)))
 
 
 def two_moons() -> Problem:
@@ -88,7 +89,7 @@ def _draw_crescents(key, theta):
 
 
 def _crescents_of(key, y, n):
-    numbers = generator(key)
+    numbers = as_generator(key)
     parts, found, tries = [], 0, 0
     while found < n:
         theta = _unfold(numbers, y, 2 * n + 1000)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from flowknife._types import as_generator
 from flowknife.errors import InputError
 from flowknife.priors import Normal
-from flowknife.problems._problem import Problem, generator
+from flowknife.problems._problem import Problem
 
 THICKNESS = np.repeat([0.1, 0.2], 5)
 """Of the layers, in km; the last one is a half-space."""
@@ -119,7 +120,7 @@ def _forward(theta):
 
 
 def _reference(noise, key, y, n):
-    return _MEAN + _SCALE * _sample_posterior(generator(key), y, noise, n)
+    return _MEAN + _SCALE * _sample_posterior(as_generator(key), y, noise, n)
 
 
 def _sample_posterior(numbers, y, noise, n):

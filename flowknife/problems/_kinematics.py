@@ -5,9 +5,10 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife._types import as_generator
 from flowknife.priors import Normal
 from flowknife.problems._importance import Weighted
-from flowknife.problems._problem import Problem, generator
+from flowknife.problems._problem import Problem
 
 LENGTHS = (0.5, 0.5, 1.0)
 """Of the three segments."""
@@ -61,7 +62,7 @@ def _hand(theta):
 
 
 def _reference(noise, key, y, n):
-    numbers = generator(key)
+    numbers = as_generator(key)
     # many more than n: few of them are then drawn twice
     return Weighted.gather(lambda g, m: propose(g, m, y, noise), numbers, 12 * n).draw(numbers, n)
 

@@ -128,8 +128,3 @@ def check_count(name: str, value: Any, what: str = "") -> None:
     """Refuse anything but a whole number of at least 1."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise InputError(f"got {name}={value!r}; expected a whole number, at least 1{f' {what}' if what else ''}")
-
-
-def generator(key: Array) -> np.random.Generator:
-    """The numpy generator of a JAX key: references are computed in double precision, outside of JAX."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))

@@ -7,9 +7,8 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_generator
 from flowknife.errors import InputError
-from flowknife.problems._problem import generator
 
 CENTRES = np.array(
     [[-2.4142, 1], [-1, 2.4142], [1, 2.4142], [2.4142, 1], [2.4142, -1], [1, -2.4142], [-1, -2.4142], [-2.4142, -1]]
@@ -48,7 +47,7 @@ class Ring:
 
     def sample(self, n: int, *, key: Key = None) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
         """Draw n points, float32 of shape (n, 2), and their labels, int of shape (n,)."""
-        numbers = generator(as_key(key))
+        numbers = as_generator(key)
         mode = numbers.integers(8, size=n)
         x = CENTRES[mode] + self.sd * numbers.standard_normal((n, 2))
         return x.astype(np.float32), np.asarray(self.mode_labels)[mode]

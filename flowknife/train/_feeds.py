@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -12,6 +11,7 @@ from jaxtyping import Array
 from flowknife._batches import bucket
 from flowknife._split import rounded, split, split_sizes
 from flowknife._threads import prefetch
+from flowknife._types import as_generator
 from flowknife.errors import InputError
 from flowknife.inn import INN
 
@@ -161,16 +161,11 @@ class _Arrays:
         return self.ahead
 
     def _orders(self, key, skip):
-        for number in itertools.count():
-            key, round_key = jax.random.split(key)
-            if number < skip:
-                continue
-            passes = -(-self.round // self.steps_per_epoch)
-            orders = [
-                jax.random.permutation(k, self.rows)[: self.steps_per_epoch * self.batch]
-                for k in jax.random.split(round_key, passes)
-            ]
-            yield jnp.concatenate(orders).reshape(-1, self.batch)[: self.round]
+        for number in itertools.count(skip):
+            generator = as_generator(key, number)
+            passes = range(-(-self.round // self.steps_per_epoch))
+            orders = [generator.permutation(self.rows)[: self.steps_per_epoch * self.batch] for _ in passes]
+            yield jnp.asarray(np.concatenate(orders).reshape(-1, self.batch)[: self.round], np.int32)
 
     def _read(self, order):
         rows = np.asarray(order).reshape(-1)

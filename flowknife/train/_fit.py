@@ -14,7 +14,7 @@ from flowknife._interrupts import deferred
 from flowknife._progress import note, progress
 from flowknife._record import Stopped
 from flowknife._settings import asked
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_key, keys_of
 from flowknife.data import fingerprint
 from flowknife.errors import Interrupted, TrainingError
 from flowknife.inn import INN
@@ -86,7 +86,7 @@ def fit(
     """
     training = asked(Training, training, settings).with_defaults()
     part, key = _part_of(checkpoints, resume, key, (model, data, held_out, training, objective), show_progress)
-    key, split_key, init_key, valid_key = jax.random.split(key, 4)
+    key, split_key, init_key, valid_key = keys_of(key, 4)
     feed, held_out = make_feed(model, data, held_out, training, split_key)
     if initialise:
         model = _initialise(model, feed.first, init_key)

@@ -13,11 +13,11 @@ from jaxtyping import Array
 
 from flowknife._record import Stopped
 from flowknife._threads import raise_if_interrupted
-from flowknife._types import split_trainable
+from flowknife._types import keys_of, split_trainable
 from flowknife.errors import InputError
 from flowknife.train._faults import at_limits, first_fault
 from flowknife.train._result import FitResult
-from flowknife.train._steps import MATMUL, Numbers, Rules, advance, evaluate, join, optimiser_of, step_shares
+from flowknife.train._steps import MATMUL, Numbers, Rules, advance, evaluate, fresh, join, step_shares
 
 _SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
 
@@ -132,7 +132,7 @@ class Trainer:
         return _Reached(state, best, total, **plain)
 
     def _fresh(self, params):
-        return optimiser_of(self.rules, self.numbers).init(params)
+        return fresh(self.rules.optimiser, self.numbers, params)
 
     def _run(self, feed, key, report, late) -> FitResult:
         reached = self.reached = self._begin()
@@ -166,7 +166,7 @@ class Trainer:
                 return Stopped.PATIENCE
             return Stopped.BEHIND if self._behind() else None
 
-        order_key, step_key = jax.random.split(key)
+        order_key, step_key = keys_of(key, 2)
         rounds = iter(feed.rounds(order_key, reached.round))
         compiled = False
         arrays, order = None, ()

@@ -57,11 +57,11 @@ class Numbers(NamedTuple):
         return cls(*(jnp.asarray(getattr(training, name) or 0.0, jnp.float32) for name in cls._fields))
 
 
-def optimiser_of(rules: Rules, numbers: Numbers) -> optax.GradientTransformation:
+def _optimiser(rule: str, numbers: Numbers) -> optax.GradientTransformation:
     """The rule of the settings, without the learning rate."""
     return optax.chain(
         optax.clip_by_global_norm(numbers.clip),
-        OPTIMISERS[rules.optimiser](),
+        OPTIMISERS[rule](),
         optax.add_decayed_weights(numbers.weight_decay),
     )
 
@@ -73,13 +73,19 @@ def join(where, params, rest):
 
 
 @eqx.filter_jit
+def fresh(rule, numbers, params):
+    """The state of an optimiser before its first step."""
+    return _optimiser(rule, numbers).init(params)
+
+
+@eqx.filter_jit
 def advance(rules, numbers, shares, state, rest, arrays, order, total, first, count, step, elapsed, rate, key):
     """`count` steps on the rows `order[first:]`; stops before the first update with a non-finite number.
 
     No number depends on how many steps are made in one call: the schedule follows the number of a step, and the sum
     of the losses, `total`, is carried from call to call.
     """
-    optimiser = optimiser_of(rules, numbers)
+    optimiser = _optimiser(rules.optimiser, numbers)
 
     def scheduled(i):
         done = jnp.clip(jnp.maximum(elapsed, rate * (step + i)), 0.0, 1.0)

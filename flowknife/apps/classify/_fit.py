@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +14,7 @@ from flowknife._progress import note
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
-from flowknife._types import Key, as_key, as_seed, built
+from flowknife._types import Key, as_key, as_seed, built, keys_of
 from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
 from flowknife.apps.classify._models import image_model, table_model
 from flowknife.apps.classify._result import Classifier
@@ -142,7 +141,7 @@ def classify(
     own_data = {"data": known.fingerprint, "names": known.names, "labels": fingerprint(codes)}
     about = about_fit("classify", config, **own_data, class_names=list(map(str, classes)))
     kept = Checkpoints(checkpoints, about, resume=resume, began=began, show=show_progress)
-    model_key, fit_key, split_key = jax.random.split(key, 3)
+    model_key, fit_key, split_key = keys_of(key, 3)
     training = config.train
     spare = len(items) - len(np.unique(codes))
     sizes = split_sizes(len(items), training.validation, config.alpha, spare=spare)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import jax
+import equinox as eqx
 import numpy as np
 
 from flowknife._frame import Frame, LocalSpread, heavy_tails
@@ -15,7 +15,7 @@ from flowknife._progress import note
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked
 from flowknife._split import split, split_sizes
-from flowknife._types import Key, as_key, as_seed, built
+from flowknife._types import Key, as_key, as_seed, built, keys_of
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._given import read_joined
 from flowknife.apps.density._result import Density, ends
@@ -102,7 +102,7 @@ def density(
         own["calibration"] = fingerprint(calibration)
     about = about_fit("density", config, **own)
     kept = Checkpoints(checkpoints, about, resume=resume, began=began, show=show_progress)
-    model_key, fit_key, split_key = jax.random.split(key, 3)
+    model_key, fit_key, split_key = keys_of(key, 3)
     frame = Frame.of(table.values[:, : len(names)], drop_constant=True)
     conditions = table.values[:, len(names) :]
     given_frame = Frame.of(conditions, drop_constant=True) if given_names else Frame((), ())
@@ -196,8 +196,12 @@ def _start(rows, standardise):
     """
     if rows.shape[1] == 1:
         return [standardise]
-    rows = standardise.encode(rows[:_START_ROWS])[0]
-    return [standardise, PrincipalRotation(rows.shape[1], back=True).fit(rows)]
+    return [standardise, _whitening(standardise, rows[:_START_ROWS])]
+
+
+@eqx.filter_jit
+def _whitening(standardise, rows):
+    return PrincipalRotation(rows.shape[1], back=True).fit(standardise.encode(rows)[0])
 
 
 def _weight_decay(rows_per_column):

@@ -13,7 +13,7 @@ from flowknife._progress import progress
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import Sizes, split, split_sizes
-from flowknife._types import Key, as_key, as_seed, built
+from flowknife._types import Key, as_key, as_seed, built, keys_of
 from flowknife.anomaly._features import bits_of, level_squares
 from flowknife.anomaly._neighbours import Neighbours, thumbnails
 from flowknife.anomaly._scores import features_of, fit_detector
@@ -118,7 +118,7 @@ def images(
     if codes is not None:
         own["given"] = fingerprint(codes)
     kept = Checkpoints(checkpoints, about_fit("images", config, **own), resume=resume, began=began, show=show_progress)
-    model_key, split_key, fit_key = jax.random.split(key, 3)
+    model_key, split_key, fit_key = keys_of(key, 3)
 
     training = config.train.completed(minutes=_MINUTES)
     sizes = split_sizes(

@@ -25,7 +25,7 @@ from flowknife._record import DataRecord, Record, Stopped, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._threads import in_threads
-from flowknife._types import Key, as_key, as_seed, built
+from flowknife._types import Key, as_key, as_seed, built, keys_of
 from flowknife.apps.invert._config import TASK, InvertConfig
 from flowknife.apps.invert._result import Posterior
 from flowknife.architectures import coupling_flow, flow_given
@@ -123,12 +123,12 @@ def invert(
     began = time.monotonic()
     config = asked(InvertConfig, config, settings, as_seed(key))
     key = as_key(config.seed if key is None else key)
-    keys = jax.random.split(key, 6)
+    keys = keys_of(key, 6)
     task = _task(simulator, prior, pairs, config, names, y_names)
     used = _used(config, task)
     prior = task.prior
     _check_resolved(prior)
-    draw_key, simulate_key = jax.random.split(keys[0])
+    draw_key, simulate_key = keys_of(keys[0], 2)
     if task.pairs:
         theta, own = task.pairs.theta, {"data": _of_pairs(task.pairs)}
     else:  # in double precision, since a simulator may add large numbers to them
@@ -163,7 +163,7 @@ def invert(
 
     noisy, held_noisy = (
         part["y"] + np.asarray(noise_at(part["y"]) * jax.random.normal(k, part["y"].shape))
-        for part, k in zip((train, held_out), jax.random.split(keys[2]), strict=True)
+        for part, k in zip((train, held_out), keys_of(keys[2], 2), strict=True)
     )
     make = _partitioned if config.form == "partitioned" else _conditional
     model = make(used, prior.inner, noisy, noise, keys[3])
