@@ -5,6 +5,7 @@ Of simple models, for comparison: `reference_check`, `gaussian_losses`, `histogr
 `image_losses`.
 Of anomalies: `Typicality`, `conformal_p_values`, `Flagging`, `radius_p_values`, `combined_p_values`,
 `adjusted_p_values`, `benjamini_hochberg`, `ranked`, `auroc`.
+Of coverage that is promised: `conformal_quantile`, `Region`.
 Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
 Of two sets of samples: `mmd2`, `c2st`.
 Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
@@ -34,6 +35,7 @@ from flowknife.diagnostics._references import (
     image_losses,
     reference_check,
 )
+from flowknife.diagnostics._regions import Region, conformal_quantile
 from flowknife.diagnostics._samples import c2st, mmd2
 from flowknife.diagnostics._scores import Scores, scored
 from flowknife.diagnostics._simulations import Misspecification, Resimulation, misspecification, resimulation_error
@@ -44,6 +46,7 @@ __all__ = [
     "Flagging",
     "Misspecification",
     "Ranks",
+    "Region",
     "Reliability",
     "Resimulation",
     "Scores",
@@ -56,6 +59,7 @@ __all__ = [
     "class_losses",
     "combined_p_values",
     "conformal_p_values",
+    "conformal_quantile",
     "confusion",
     "coverage",
     "cross_entropies",

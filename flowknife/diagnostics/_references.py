@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from scipy.special import log_ndtr, logsumexp, softmax
-from scipy.stats import norm
+from scipy.special import logsumexp, ndtr, softmax
 
 from flowknife._frame import robust_spread
 from flowknife.diagnostics._check import Check
@@ -165,7 +164,7 @@ def image_losses(
     mean, spread = train.mean(axis=0), np.maximum(train.std(axis=0), 0.3)
     upper, lower = (images + 0.5 - mean) / spread, (images - 0.5 - mean) / spread
     upper, lower = np.where(images == levels - 1, np.inf, upper), np.where(images == 0, -np.inf, lower)
-    mass = np.where(lower > 0, norm.sf(lower) - norm.sf(upper), np.exp(log_ndtr(upper)) - np.exp(log_ndtr(lower)))
+    mass = np.where(lower > 0, ndtr(-lower) - ndtr(-upper), ndtr(upper) - ndtr(lower))
     counts = np.bincount(train.ravel(), minlength=levels) + 0.5
     shares = {"normal pixels": mass, "histogram of all pixels": (counts / counts.sum())[images]}
     flat = {name: share.reshape(len(images), -1) for name, share in shares.items()}

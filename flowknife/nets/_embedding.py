@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import ndtr, ndtri
 
 from flowknife._split import rounded
 from flowknife._types import Constant, Key
@@ -79,12 +80,10 @@ def _slope(knots, scores):
 
 def _normal_scores(y: np.ndarray, most: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Knots (m, k), ascending, and the normal scores there; those of equal knots are their mean."""
-    from scipy.stats import norm
-
     count = max(min(most, rounded(len(y) // 4)), 2)
-    levels = norm.cdf(np.linspace(-1, 1, count) * norm.ppf(1 - 1 / max(len(y) / 4, 4)))
+    levels = ndtr(np.linspace(-1, 1, count) * ndtri(1 - 1 / max(len(y) / 4, 4)))
     knots = np.quantile(np.asarray(y, np.float64), levels, axis=0).T.astype(np.float32)
-    scores = np.broadcast_to(norm.ppf(levels), knots.shape)
+    scores = np.broadcast_to(ndtri(levels), knots.shape)
     # ties (discrete numbers, a constant) have one score; values between them lie on lines from one to the next
     equal = [np.unique(row, return_inverse=True)[1] for row in knots]
     means = [np.bincount(place, own) / np.bincount(place) for place, own in zip(equal, scores, strict=True)]

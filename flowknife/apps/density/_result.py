@@ -23,8 +23,10 @@ from flowknife.data.tables import names_in
 from flowknife.diagnostics import (
     Check,
     Flagging,
+    Region,
     Scores,
     conformal_p_values,
+    conformal_quantile,
     gaussian_losses,
     histogram_losses,
     ks_normal,
@@ -157,6 +159,28 @@ class Density(Result[DensityConfig]):
         log_prob = self._log_prob_at(values)
         columns = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
         return scored(columns, self.flagging, self._p_values(log_prob))
+
+    def region(self, level: float = 0.9, given: Any = None) -> Region:
+        """Where the log density is high enough for a new row to lie there with a probability of `level`.
+
+        The bound comes from calibration rows, so that the promise holds however short training was, on average over
+        new rows (and over their conditions).
+
+        Args:
+            level: the coverage.
+            given: one row of conditions, where there are conditions.
+
+        Raises:
+            InputError: without calibration rows.
+        """
+        self.flagging.require_held_out()
+        bound = -conformal_quantile(-self._held_out_log_prob, level)
+        return Region(
+            level,
+            bound,
+            lambda x: self.log_prob(x, given=given),
+            lambda n, key: self.sample(n, key=key, given=given),
+        )
 
     @property
     def flagging(self) -> Flagging:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float
+from scipy.special import ndtri
 
 from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
@@ -18,6 +19,7 @@ from flowknife._settings import Settings
 from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.apps._result import Result
 from flowknife.apps.invert._config import InvertConfig
+from flowknife.apps.invert._regions import intervals, region, scores
 from flowknife.data import load_table
 from flowknife.data._pairs import is_table, read_pairs
 from flowknife.data._read import by_name, names_in
@@ -25,6 +27,7 @@ from flowknife.diagnostics import (
     Check,
     Flagging,
     Misspecification,
+    Region,
     Scores,
     coverage,
     hpd_coverage,
@@ -320,6 +323,45 @@ class Posterior(Result[InvertConfig]):
         nll, prior_nll = -np.mean(self._log_density(x, y)), -np.mean(self.prior.inner.log_prob(x))
         return self.flagging.named({"nll": float(nll) - units, "prior_nll": float(prior_nll) - units})
 
+    def region(self, y: Any, level: float = 0.9, *, local: bool = False) -> Region:
+        """Where log p(x | y) is high enough for the true parameters to lie there with a probability of `level`.
+
+        The bound comes from calibration pairs, so that the promise holds however short training was: on average over
+        parameters of the prior and their data (split-conformal, see `diagnostics.conformal_quantile`).
+
+        Args:
+            y: one observation (m,).
+            level: the coverage.
+            local: compare log p(x | y) with that of draws for the same y, so that observations with wide and with
+                narrow posteriors are covered alike (as in CP4SBI, arXiv 2508.17077).
+
+        Raises:
+            InputError: without calibration pairs, or for several observations.
+        """
+        self.flagging.require_held_out()
+        rows, _ = self._observations(y)
+        if len(rows) > 1:
+            raise InputError(f"got {len(rows)} observations; expected one at a time")
+        return region(self, rows[0], level, local)
+
+    def intervals(self, y: Any, level: float = 0.9) -> Float[np.ndarray, "*k 2 d"]:
+        """Lower and upper end of each parameter, (2, d) or (k, 2, d), that hold the true one at a rate of `level`.
+
+        Quantiles of the posterior, widened or narrowed by what calibration pairs show (conformalised quantiles, Romano
+        et al. 2019, arXiv 1905.03222), within the support of the prior.
+
+        Raises:
+            InputError: without calibration pairs.
+        """
+        self.flagging.require_held_out()
+        rows, single = self._observations(y)
+        return _plain(intervals(self, rows, level), single)
+
+    @cached_property
+    def calibration_scores(self) -> dict[str, Float[np.ndarray, " m"]]:
+        """How unlikely the true parameters of each calibration pair are, "global" and "local"; see `region`."""
+        return scores(self)
+
     @cached_property
     def calibration(self) -> dict[str, Any]:
         """Ranks, coverage and re-simulation of held-out pairs, by name; each has a `verdict` and a `check`.
@@ -450,14 +492,12 @@ class Posterior(Result[InvertConfig]):
 
     def _features(self, y):
         """Normal scores of observations, in which a distance means something."""
-        from scipy.stats import norm
-
         ordered = np.sort(self.reference["y"], axis=0)  # not of the pairs that calibrate: their ranks are no draws
         count = len(ordered)
         below = np.stack([np.interp(c, o, np.arange(1, count + 1)) for c, o in zip(y.T, ordered.T, strict=True)], 1)
         spread = np.maximum(ordered.std(axis=0), 1e-12)
         beyond = np.maximum(y - ordered[-1], 0) / spread - np.maximum(ordered[0] - y, 0) / spread
-        return norm.ppf((below - 0.5) / count) + beyond
+        return ndtri((below - 0.5) / count) + beyond
 
     def _ends(self, x, y):
         """The left end as one array, and the condition, of pairs."""

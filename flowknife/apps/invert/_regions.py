@@ -1,0 +1,56 @@
+"""Regions and intervals of a posterior whose coverage holds whatever the training was."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from flowknife.diagnostics import Region, conformal_quantile
+
+DRAWS = 200
+"""Draws of each posterior by which log densities, or parameters, are compared between observations."""
+
+_SPREAD = 1e-3  # nats, or a share of the prior's width: the least spread of draws
+
+
+def region(posterior: Any, y: np.ndarray, level: float, local: bool) -> Region:
+    """The region of one observation (m,); see `Posterior.region`."""
+    score = posterior.calibration_scores["local" if local else "global"]
+    centre, spread = (part[0] for part in _places(posterior, y[None])) if local else (0.0, 1.0)
+    bound = float(centre - spread * conformal_quantile(score, level))
+    return Region(level, bound, partial(posterior.log_prob, y=y), lambda n, key: posterior.sample(n, y=y, key=key))
+
+
+def scores(posterior: Any) -> dict[str, Float[np.ndarray, " m"]]:
+    """How unlikely the parameters of each calibration pair are: -log p(x | y), and the same relative to draws."""
+    pairs = posterior.held_out_pairs
+    log_prob = posterior.log_prob(pairs["x"], pairs["y"])
+    centre, spread = _places(posterior, pairs["y"])
+    return {"global": -log_prob, "local": (centre - log_prob) / spread}
+
+
+def _places(posterior, y):
+    """Median and spread of the log density of draws, for each observation (k, m)."""
+    log_prob = posterior.log_prob(posterior.sample(DRAWS, y=y, key=0), y)
+    low, centre, high = np.quantile(log_prob, (0.1, 0.5, 0.9), axis=1)
+    return centre, np.maximum(high - low, _SPREAD)
+
+
+def intervals(posterior: Any, y: np.ndarray, level: float) -> Float[np.ndarray, "k 2 d"]:
+    """Lower and upper ends for observations (k, m); see `Posterior.intervals`."""
+    pairs = posterior.held_out_pairs
+    low, high = _central(posterior, pairs["y"], level)
+    width = np.maximum(high - low, _SPREAD * np.ptp(pairs["x"], axis=0))
+    beyond = np.maximum(low - pairs["x"], pairs["x"] - high) / width
+    more = np.array([conformal_quantile(column, level) for column in beyond.T])
+    low, high = _central(posterior, y, level)
+    width = np.maximum(high - low, _SPREAD * np.ptp(pairs["x"], axis=0))
+    with np.errstate(invalid="ignore"):
+        ends = np.stack([low - more * width, high + more * width], axis=1)
+    return np.clip(ends, np.asarray(posterior.prior.low), np.asarray(posterior.prior.high))
+
+
+def _central(posterior, y, level):
+    drawn = posterior.sample(5 * DRAWS, y=y, key=0)
+    return np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=1)

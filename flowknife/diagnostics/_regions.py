@@ -1,0 +1,93 @@
+"""Conformal regions: where a density is high enough, with a coverage that holds however good the density is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from flowknife._types import Key, as_count, as_generator
+from flowknife.errors import InputError
+
+_AT_ONCE = 4000  # draws
+_MOST = 1_000_000  # draws, after which a thousandth of the rows must have been found
+
+
+def conformal_quantile(scores: Float[np.ndarray, " m"], level: float) -> float:
+    """The bound that a new score stays below with a probability of at least `level`.
+
+        q = the ceil((m + 1) level)-th smallest of m scores, infinite where m < level / (1 - level)
+
+    The probability is between `level` and level + 1 / (m + 1), if the new item comes from the same distribution as the
+    m items and had as little part in training (Vovk et al. 2005; Lei et al. 2018, arXiv 1604.04173, theorem 2.2).
+
+    Args:
+        scores: of items that had no part in training; larger is more unusual, NaN counts as largest.
+        level: between 0 and 1.
+
+    Raises:
+        InputError: for a level out of range.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"got level={level}; expected a number between 0 and 1; try 0.9")
+    ordered = np.sort(np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf))
+    rank = math.ceil((len(ordered) + 1) * level - 1e-9)
+    return float(ordered[rank - 1]) if rank <= len(ordered) else np.inf
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a log density is at least `bound`: a new item lies in it with a probability of at least `level`.
+
+    The bound comes from calibration items. So the promise holds for any density, on average over all new items that
+    come from the same distribution as those; a better density makes the region smaller.
+
+    Attributes:
+        level: the coverage that is promised.
+        bound: of the log density; -inf, and the region is everything, where there are too few calibration items.
+        log_prob: the log density of rows (n, d).
+        draw: `draw(n, key)`, n rows of this density.
+    """
+
+    level: float
+    bound: float
+    log_prob: Callable[[Any], np.ndarray] = field(repr=False)
+    draw: Callable[[int, Any], np.ndarray] = field(repr=False)
+
+    def contains(self, x: Any) -> Bool[np.ndarray, " n"]:
+        """Whether each row of `x`, shape (n, d), lies in the region."""
+        return self.log_prob(x) >= self.bound
+
+    def sample(self, n: int, *, key: Key = None) -> Float[np.ndarray, "n d"]:
+        """Draw `n` rows of the density, given that they lie in the region.
+
+        Raises:
+            InputError: if hardly any draw lies in it.
+        """
+        n = as_count(n, "row")
+        generator, found, drawn = as_generator(key), [], 0
+        while sum(map(len, found)) < n:
+            rows = self.draw(max(n, _AT_ONCE), int(generator.integers(2**32)))
+            found.append(rows[self.contains(rows)])
+            drawn += len(rows)
+            if drawn > _MOST and sum(map(len, found)) < n * 1e-3:
+                raise InputError(
+                    f"got {sum(map(len, found))} of {drawn:,} draws inside of the region; expected more; its density "
+                    "is far from the calibration items; try a larger level, or a longer training"
+                )
+        return np.concatenate(found)[:n]
+
+    def volume(self, n: int = 20_000, *, key: Key = None) -> float:
+        """The volume of the region, in the units of x, from `n` draws of the density.
+
+            V = E[1(log p(x) >= bound) / p(x)],  x ~ p
+
+        The terms are at most exp(-bound). Infinite where the region is everything.
+        """
+        if self.bound == -np.inf:
+            return np.inf
+        log_prob = self.log_prob(self.draw(as_count(n, "draw"), as_generator(key).integers(2**32)))
+        inside = log_prob >= self.bound
+        return float(np.sum(np.exp(self.bound - log_prob[inside])) / n * np.exp(-self.bound))

@@ -1,0 +1,96 @@
+"""Regions and intervals whose coverage is promised: right values, and the promise over many calibrations."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import flowknife as fk
+from flowknife.diagnostics import Region, conformal_quantile
+from flowknife.errors import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def normal_region(level, calibration, scale=1.0, dim=2):
+    """The region of N(0, scale^2 I), calibrated with rows."""
+    law = stats.multivariate_normal(np.zeros(dim), scale**2 * np.eye(dim))
+    bound = -conformal_quantile(-law.logpdf(calibration), level)
+    return Region(level, bound, lambda x: np.atleast_1d(law.logpdf(x)), lambda n, key: law.rvs(n, random_state=key))
+
+
+def test_the_quantile_is_the_rank_that_keeps_the_promise():
+    scores = np.arange(1.0, 10.0)
+    assert [conformal_quantile(scores, level) for level in (0.1, 0.5, 0.9)] == [1, 5, 9]
+    assert conformal_quantile(scores, 0.91) == np.inf  # takes ten
+    assert conformal_quantile(np.array([np.nan, 0.0, 1.0]), 0.75) == np.inf  # NaN is the largest
+    for level in (0, 1, -0.5):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            conformal_quantile(scores, level)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_regions_hold_new_rows_at_the_rate_promised_whatever_the_density(scale):
+    rates = [
+        normal_region(0.8, RNG.normal(size=(19, 2)), scale).contains(RNG.normal(size=(50, 2))).mean()
+        for _ in range(1000)
+    ]
+    assert np.mean(rates) == pytest.approx(0.8, abs=4 * np.std(rates) / 1000**0.5)
+
+
+def test_a_region_of_a_normal_distribution_is_a_disc():
+    region = normal_region(0.9, RNG.normal(size=(20_000, 2)))
+    radius = np.sqrt(stats.chi2(2).ppf(0.9))
+    assert region.volume(100_000, key=0) == pytest.approx(np.pi * radius**2, rel=0.03)
+    inside = region.sample(3000, key=0)
+    assert inside.shape == (3000, 2) and region.contains(inside).all()
+    assert np.linalg.norm(inside, axis=1).max() == pytest.approx(radius, rel=0.02)
+    everything = normal_region(0.9, RNG.normal(size=(5, 2)))  # too few to promise anything else
+    assert everything.bound == -np.inf and everything.contains([[1e3, 0.0]]).all() and everything.volume() == np.inf
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    """x + noise, where the noise grows with |x|; trained for a few steps, so that it is wrong."""
+    x = RNG.normal(size=(3000, 2))
+    y = x + (0.1 + 0.5 * np.abs(x)) * RNG.normal(size=x.shape)
+    quick = {"layers": 2, "width": 8, "depth": 1, "features": 4, "train": {"steps": 30, "validation": 0.5}}
+    return fk.invert(pairs=(x, y), prior=fk.Normal([0, 0], [1, 1]), key=0, show_progress=False, **quick)
+
+
+def fresh(count):
+    x = RNG.normal(size=(count, 2))
+    return x, x + (0.1 + 0.5 * np.abs(x)) * RNG.normal(size=x.shape)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_posterior_regions_hold_the_truth_at_the_rate_promised(posterior, local):
+    x, y = fresh(200)
+    inside = [posterior.region(one, 0.8, local=local).contains(truth[None])[0] for truth, one in zip(x, y, strict=True)]
+    m = posterior.flagging.rows
+    assert np.mean(inside) == pytest.approx(0.8, abs=3.5 * (0.16 / 200 + 0.16 / m) ** 0.5)
+
+
+def test_intervals_hold_each_parameter_at_the_rate_promised(posterior):
+    x, y = fresh(300)
+    low, high = np.moveaxis(posterior.intervals(y, 0.8), 1, 0)
+    rates = np.mean((x >= low) & (x <= high), axis=0)
+    m = posterior.flagging.rows
+    np.testing.assert_allclose(rates, 0.8, atol=3.5 * (0.16 / 300 + 0.16 / m) ** 0.5)
+    assert posterior.intervals(y[0], 0.8).shape == (2, 2)
+
+
+def test_regions_of_a_density_are_calibrated_too():
+    x = RNG.normal(size=(400, 1)) ** 3
+    flow = fk.density(x, layers=1, width=4, depth=1, train={"steps": 3}, key=0, show_progress=False)
+    region = flow.region(0.8)
+    inside = region.contains(RNG.normal(size=(4000, 1)) ** 3).mean()
+    assert inside == pytest.approx(0.8, abs=3.5 * (0.16 / 2000 + 0.16 / flow.flagging.rows) ** 0.5)
+    assert region.contains(region.sample(50, key=0)).all()
+
+
+def test_regions_need_calibration_and_one_observation(posterior):
+    with pytest.raises(InputError, match="one at a time"):
+        posterior.region([[0, 0], [1, 1]])
+    bare = fk.density(RNG.normal(size=(50, 1)), layers=1, width=4, depth=1, train={"steps": 1, "validation": 0}, key=0)
+    with pytest.raises(InputError, match="without held-out rows"):
+        bare.region()
