@@ -36,8 +36,13 @@ check-slow: $(INSTALLED)-dev $(INSTALLED)-digits ## run the slow tests, which tr
 bench: $(INSTALLED)-dev $(INSTALLED)-digits ## run the benchmarks; ARGS=NAME runs one
 	$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(INSTALLED)-docs ## build the documentation into site/
+docs: $(INSTALLED)-docs docs/figures/.made ## run the tutorials, and build the documentation into site/
 	$(BIN)/zensical build --clean --strict
+
+# The tutorials run again when one of them has changed; `make clean` makes all run.
+docs/figures/.made: docs/figures.py $(wildcard docs/tutorials/*.md) | $(INSTALLED)-docs
+	$(BIN)/python docs/figures.py
+	@touch $@
 
 settings: $(INSTALLED)-dev ## write the settings of the configuration classes into the help and docs/settings.md
 	$(BIN)/python -m tests.settings
@@ -48,7 +53,7 @@ lock: $(INSTALLED)-dev ## update all versions in requirements.lock
 	    --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean: ## remove .venv and everything else that make created, except runs/
-	rm -rf $(VENV) build dist site .cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site docs/figures .cache .pytest_cache .ruff_cache .import_linter_cache
 	find flowknife tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first interpreter that is new enough makes the environment. Where Python comes without ensurepip (Debian without
@@ -79,7 +84,7 @@ endef
 # What a target needs: extras of flowknife, and a dependency group.
 NEEDS_demo := --editable ".[demo]"
 NEEDS_dev := --editable ".[demo,s3,tables]" --group dev
-NEEDS_docs := --editable . --group docs
+NEEDS_docs := --editable ".[demo]" --group docs
 
 $(INSTALLED)-uv: | $(BIN)/python
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || uv --version >/dev/null 2>&1 \

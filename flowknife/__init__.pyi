@@ -35,6 +35,7 @@ from .inn import INN as INN
 from .inn import Block as Block
 from .inn import Partition as Partition
 from .priors import LogNormal as LogNormal
+from .priors import LogUniform as LogUniform
 from .priors import Normal as Normal
 from .priors import Uniform as Uniform
 from .train import FitResult as FitResult

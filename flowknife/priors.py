@@ -295,6 +295,41 @@ def LogNormal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Word
     return _of_logarithm(Affine(mean, scale), mean, scale, names, units, frame)
 
 
+def LogUniform(low: Numbers, high: Numbers, *, names: Words = None, units: Words = None) -> Prior:
+    """Independent positive parameters with uniform logarithms: u = Φ^-1(log(theta / low) / log(high / low)).
+
+    Every decade between the bounds has the same probability.
+
+    Args:
+        low: lower bounds, one number or one for each parameter.
+        high: upper bounds.
+        names: of the parameters; default x1, x2, ...
+        units: of the parameters.
+
+    Raises:
+        InputError: unless 0 < low < high, both within the range of floating point numbers.
+
+    Example:
+        >>> import flowknife as fk
+        >>> fk.LogUniform(low=0.001, high=1000.0).log_prob([[0.01], [10.0], [2000.0]]).round(2)
+        Array([ 1.98, -4.93,   -inf], dtype=float32)
+    """
+    low, high = _vectors(low=low, high=high)
+    if not (np.all(low > 0) and np.all(low < high) and np.all(low > 1e-35) and np.all(high < 1e35)):
+        raise InputError(
+            f"got low={low}, high={high}; expected 0 < low < high, from 1e-35 to 1e35; try other units, or "
+            "fk.Uniform(low, high) for bounds that are not positive"
+        )
+    span = np.log(high / low)
+    mean = (high - low) / span
+    std = np.sqrt((high - low) * (high + low) / (2 * span) - mean**2)
+    margin = 4 * float(jnp.finfo(jnp.zeros(()).dtype).eps)  # since exp rounds too
+    edges = np.log(low) + margin, np.log(high) - margin
+    uniform = HistogramToNormal(np.stack(edges, axis=-1), np.ones((len(low), 1)))
+    bijection = Chain([Elementwise(Log(), len(low)), uniform])
+    return Prior(bijection, low=low, high=high, mean=mean, std=std, names=names, units=units)
+
+
 def _of_logarithm(bijection: Bijection, mean, scale, names, units, frame=None) -> Prior:
     """The prior of theta when `bijection` maps log theta, of these moments, to N(0, I)."""
     largest = float(np.log(jnp.finfo(jnp.zeros(()).dtype).max))

@@ -403,3 +403,11 @@ def test_a_defect_of_ours_keeps_its_traceback(tmp_path, table, monkeypatch, erro
     monkeypatch.setattr(apps, "density", stop)
     with pytest.raises(type(error), match="ours"):
         call("fit", "density", table, "--out", tmp_path / "run")
+
+
+def test_the_list_of_commands_has_whole_sentences_in_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for path in ([], ["fit"]):
+        commands = call(*path, "--help").stdout.partition("Commands:\n")[2]
+        assert commands.count("\n  ") >= 3 and "..." not in commands
+        assert all(len(line) <= 80 for line in commands.splitlines())

@@ -185,6 +185,18 @@ def test_history_marks_the_best_held_out_record():
     assert "held-out" in sentence(figure) and "1.5" in sentence(figure) and "2,000" in sentence(figure)
 
 
+def test_history_of_a_result_is_that_of_its_columns():
+    columns = {
+        "level": [0.0, 1.0, 1.0],
+        "step": [5.0, 10.0, 20.0],
+        "train": [9.0, 2.0, 1.0],
+        "validation": [9.0, 3.0, 4.0],
+    }
+    axes = plots.history(columns).axes[0]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[10, 2], [20, 1]])
+    np.testing.assert_array_equal(axes.lines[1].get_xydata(), [[10, 3], [20, 4]])
+
+
 def test_history_without_held_out_data_marks_the_best_training_record():
     figure = plots.history([3.0, 1.0, np.nan, 2.0])
     np.testing.assert_allclose(figure.axes[0].collections[-1].get_offsets()[0], [2, 1.0])
@@ -317,6 +329,7 @@ def test_point_colours_tell_labels_from_numbers():
         lambda: plots.mapping(table(5, 2), table(5, 2), colour=np.zeros(4)),
         lambda: plots.history([1.0, 2.0], [1.0]),
         lambda: plots.history([np.nan]),
+        lambda: plots.history({"step": [1.0]}),
         lambda: plots.latents([np.nan]),
         lambda: plots.radius_histogram([1.0], 0),
         lambda: plots.anomaly_scores([1.5]),

@@ -9,7 +9,17 @@ from scipy import stats
 import flowknife as fk
 from flowknife.bijections import Affine, Concatenate, HistogramToNormal, Reshape, TruncatedToNormal
 from flowknife.errors import InputError
-from flowknife.priors import GaussianProcess, Histogram, LogNormal, Normal, Prior, Product, Truncated, Uniform
+from flowknife.priors import (
+    GaussianProcess,
+    Histogram,
+    LogNormal,
+    LogUniform,
+    Normal,
+    Prior,
+    Product,
+    Truncated,
+    Uniform,
+)
 from tests.catalogue import quick_jit
 
 POISSON = stats.poisson(15)
@@ -25,6 +35,7 @@ SINGLE = {
     "Uniform, far from zero": (lambda: Uniform(1000.0, 1000.5), stats.uniform(1000.0, 0.5)),
     "Normal": (lambda: Normal(2.0, 0.5), stats.norm(2.0, 0.5)),
     "LogNormal": (lambda: LogNormal(-1.0, 0.7), stats.lognorm(0.7, scale=np.exp(-1.0))),
+    "LogUniform": (lambda: LogUniform(0.5, 40.0), stats.loguniform(0.5, 40.0)),
     "Truncated": (lambda: Truncated(0.5, 1.0, -0.2, 1.0), truncated(0.5, 1.0, -0.2, 1.0)),
     "Truncated below": (lambda: Truncated(0.0, 2.0, 1.0, np.inf), truncated(0.0, 2.0, 1.0, np.inf)),
     "Truncated above": (lambda: Truncated(-3.0, 0.5, -np.inf, -3.0), truncated(-3.0, 0.5, -np.inf, -3.0)),
@@ -44,6 +55,7 @@ SEVERAL = {
     "Uniform": lambda: Uniform([-2.0, 0.1, 1e6], [2.0, 0.3, 1e6 + 8], names=["a", "b", "c"], units=["m", "s", ""]),
     "Normal": lambda: Normal([0.0, 1.0], 2.0),
     "LogNormal": lambda: LogNormal(0.0, [1.0, 0.1]),
+    "LogUniform": lambda: LogUniform([1e-9, 0.5], [1e9, 0.7]),
     "Truncated": lambda: Truncated(0.0, 1.0, [-1.0, 0.1, -np.inf], [0.7, np.inf, np.inf]),
     "GaussianProcess": lambda: GaussianProcess(np.linspace(0, 3, 7), np.arange(7.0), 0.8, 0.6),
     "GaussianProcess, log": lambda: GaussianProcess(np.linspace(0, 3, 7), 0.5, 0.3, 0.6, log=True, kernel="matern"),
@@ -233,7 +245,7 @@ def test_a_product_names_its_components():
 
 
 def test_the_top_level_names_are_the_priors():
-    assert (fk.Uniform, fk.Normal, fk.LogNormal) == (Uniform, Normal, LogNormal)
+    assert (fk.Uniform, fk.Normal, fk.LogNormal, fk.LogUniform) == (Uniform, Normal, LogNormal, LogUniform)
 
 
 def test_a_prior_of_ones_own():
@@ -253,6 +265,8 @@ def test_a_prior_of_ones_own():
         (lambda: Uniform([], []), "one number for each parameter"),
         (lambda: Normal(0.0, 0.0), "positive scales"),
         (lambda: LogNormal(np.nan, 1.0), "finite"),
+        (lambda: LogUniform(0.0, 1.0), "0 < low < high"),
+        (lambda: LogUniform(1.0, 1e200), "other units"),
         (lambda: Truncated(0.0, -1.0, 0.0, 1.0), "positive scales"),
         (lambda: Truncated(0.0, 1.0, 2.0, 1.0), "low < high"),
         (lambda: Truncated(0.0, 1.0, 30.0, 31.0), "nearer to the bounds"),

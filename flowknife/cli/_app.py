@@ -32,7 +32,17 @@ def arguments() -> tuple[str, ...]:
     return _arguments.get()
 
 
-class _Verbs(TyperGroup):
+class Group(TyperGroup):
+    """A group whose help lists each command with the whole first line of its help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each verb with the whole first line of its help, wrapped where the terminal is narrow."""
+        verbs = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, (verb.help or "").partition("\n")[0]) for name, verb in verbs if verb])
+
+
+class _Verbs(Group):
     """Turns errors that a user can fix into one line and an exit status; others keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -122,7 +132,6 @@ def verb(
 app = typer.Typer(
     cls=_Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help comes twice as fast
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},

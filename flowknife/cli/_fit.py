@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from flowknife._files import CHECKPOINTS, is_checkpoints, is_partial, is_run
 from flowknife._interrupts import finish, until_interrupted
-from flowknife.cli._app import DropInvalid, Written, app, arguments, show, verb, with_examples, with_units
+from flowknife.cli._app import DropInvalid, Group, Written, app, arguments, show, verb, with_examples, with_units
 from flowknife.cli._files import remove_checkpoints, run_to_write
 from flowknife.errors import InputError, Interrupted
 
@@ -43,7 +43,7 @@ Set = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a fit that was stopped, from RUN/checkpoints.")]
 
-fit = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+fit = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(
     fit,
     name="fit",
@@ -123,7 +123,7 @@ def _density(
     )
     # conditions are read from a table, here that of training
     draws = f"-n 1 --given {shlex.quote(data)}" if columns else "-n 100"
-    _keep(found, out, _sample_and_score("samples.csv", data, draws), recipe)
+    _keep(found, out, _sample_and_score("samples.csv", f"new{Path(data).suffix}", draws), recipe)
 
 
 @_fits(
@@ -161,7 +161,7 @@ def _images(
     found = until_interrupted(lambda: images(data, chosen, given=given, **_kept(out, resume)))
     classes = found[0].classes
     draws = "-n 100" + (f" --given {shlex.quote(str(classes[0]))}" if classes else "")
-    _keep(found, out, _sample_and_score("samples.png", data, draws), recipe)
+    _keep(found, out, _sample_and_score("samples.png", "new", draws), recipe)
 
 
 @_fits(
@@ -282,6 +282,7 @@ def _configured(kind: Any, application: str, recipe: str | None, file: Path | No
 
 
 def _sample_and_score(samples: str, data: str, draws: str) -> tuple[str, ...]:
+    """The verbs to try next; what is scored is named as something new, since training data say nothing."""
     return f"sample {{run}} {draws} --out {samples}", f"score {{run}} {shlex.quote(data)} --out scores.csv"
 
 

@@ -31,12 +31,21 @@ class Check:
         value: the number.
         limit: the largest value that passes.
         note: what it means and what to try, where that needs words.
+
+    Example:
+        >>> print(Check("share of rows flagged", 0.04, 0.1))
+        passed  share of rows flagged: 0.04, at most 0.1
     """
 
     name: str
     value: float
     limit: float
     note: str = ""
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        note = f"; {self.note}" if self.note else ""
+        return f"{verdict}  {self.name}: {self.value:.3g}, at most {self.limit:.3g}{note}"
 
     @property
     def passed(self) -> bool:

@@ -122,14 +122,21 @@ def misspecification(
 
 def _verdict(p_values, calibrating):
     count, smallest = len(p_values), p_text(float(p_values.min()))
-    if unlike := int(np.sum(count * p_values < 0.05)):
+    unlike = int(np.sum(count * p_values < 0.05))
+    if count == 1 and unlike:
+        return f"The observation is unlike the simulations ({smallest}): its posterior cannot be trusted."
+    if unlike:
+        are = "is" if unlike == 1 else "are"
         return (
-            f"{unlike:,} of {count:,} observations are unlike the simulations (smallest {smallest}): no posterior of "
+            f"{unlike:,} of {count:,} observations {are} unlike the simulations (smallest {smallest}): no posterior of "
             "theirs can be trusted."
         )
     if count / (calibrating + 1) >= 0.05:  # the smallest p-value that there can be, after Bonferroni's correction
+        what = "the observation looks like the" if count == 1 else f"{count:,} observations look like"
         return (
-            f"{calibrating:,} simulations for calibration are too few to say whether {count:,} observations look like "
-            f"simulations (smallest {smallest}); try at least {20 * count:,}."
+            f"{calibrating:,} simulations for calibration are too few to say whether {what} simulations "
+            f"(smallest {smallest}); try at least {20 * count:,}."
         )
+    if count == 1:
+        return f"The observation looks like the simulations ({smallest})."
     return f"The {count:,} observations look like simulations (smallest {smallest})."

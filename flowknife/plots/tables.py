@@ -1,6 +1,6 @@
 """Figures of tables: data and samples, a density, a mapping between two planes, a training curve."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -276,7 +276,7 @@ def _two_arrows(axes: "Axes") -> None:
 
 
 def history(
-    train: Values,
+    train: Values | Mapping[str, Sequence[float]],
     validation: Values | None = None,
     steps: Values | None = None,
     ylabel: str = "negative log-likelihood (nats)",
@@ -284,7 +284,8 @@ def history(
     """Training curve: the objective on training and held-out data, with its best value marked.
 
     Args:
-        train: objective at each record; NaN where none was taken.
+        train: objective at each record, NaN where none was taken; or the `history` of a result, which brings
+            `validation` and `steps` along. Of an image model the curve of its finest level is drawn.
         validation: the same on held-out data.
         steps: training step of each record; 1, 2, ... if None.
         ylabel: the objective and its unit.
@@ -292,6 +293,13 @@ def history(
     Raises:
         InputError: if the lengths differ or nothing is finite.
     """
+    if isinstance(train, Mapping):
+        columns = {name: np.asarray(values, np.float64) for name, values in train.items()}
+        if missing := {"train", "validation", "step"} - set(columns):
+            raise InputError(f"got no {', '.join(sorted(missing))}; expected the history of a result; try flow.history")
+        levels = columns.get("level", np.zeros(len(columns["step"])))
+        last = levels == levels.max(initial=0)
+        train, validation, steps = (columns[name][last] for name in ("train", "validation", "step"))
     train = np.asarray(train, dtype=np.float64)
     steps = np.arange(1, train.size + 1) if steps is None else np.asarray(steps)
     held_out = np.full(train.shape, np.nan) if validation is None else np.asarray(validation, dtype=np.float64)
