@@ -95,6 +95,9 @@ class DataRecord(_Part):
         names: of the columns, or of the parameters; none for images.
         y_names: of the data of an inverse problem.
         given_names: of the conditions of a density.
+        categories: of a table with categories, the dictionary of each such column.
+        dates: of columns of dates, the unit, days or seconds.
+        missing: of columns with missing values, what stands in place of a missing number.
         fingerprint: sixteen digits that change with any value.
         left_out: items that could not be used: rows with missing values, files, failed simulations.
         reason: why the first simulation failed.
@@ -113,6 +116,9 @@ class DataRecord(_Part):
     names: tuple[str, ...] = ()
     y_names: tuple[str, ...] = ()
     given_names: tuple[str, ...] = ()
+    categories: dict[str, tuple[bool | int | float | str, ...]] = {}
+    dates: dict[str, Literal["D", "s"]] = {}
+    missing: dict[str, float] = {}
     fingerprint: str = ""
     left_out: int = pydantic.Field(0, ge=0)
     reason: str = ""
