@@ -180,9 +180,17 @@ class Record(_Part, Generic[Config]):
     created: pydantic.AwareDatetime = pydantic.Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
     versions: dict[str, str] = pydantic.Field(default_factory=package_versions)
 
+    def __reduce__(self) -> Any:
+        """A class with a parameter has no name by which a pickle could find it."""
+        return _restored, (type(self.config), self.model_dump_json())
+
     def __repr__(self) -> str:
         of = f"{self.data.rows} {self.data.kind} of {self.data.source}"
         return f"Record({self.application}: {of}, {self.training.steps} steps, {self.created:%Y-%m-%d})"
+
+
+def _restored(kind: type, text: str) -> Any:
+    return Record[kind].model_validate_json(text)
 
 
 def described(source: Any) -> str:

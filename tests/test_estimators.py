@@ -37,7 +37,6 @@ APPLY = (
     "check_set_params",
     "check_do_not_raise_errors_in_init_or_set_params",
     "check_estimators_unfitted",
-    "check_estimators_nan_inf",
     "check_complex_data",
     "check_estimators_empty_data_messages",
 )

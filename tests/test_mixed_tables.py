@@ -61,7 +61,7 @@ def test_columns_come_back_from_numbers_as_they_are_in_the_table(table, form, tm
     encoding = Encoding.of(source, list(table.columns), categories="auto", dates="auto", missing=True)
     assert dict(encoding.categories) == {"city": ("Bern", "Chur", "Genf"), "member": (False, True)}
     assert dict(encoding.dates) == {"since": "D"} and set(encoding.missing) == {"city", "spent"}
-    assert encoding.columns == (*table.columns, "missing(spent)") and encoding.sizes == {0: 4, 1: 2, 5: 2}
+    assert encoding.columns == (*table.columns, "missing(spent)") and encoding.sizes == {0: 4, 1: 2, 6: 2}
     coded = encoding.read(source)
     assert np.isfinite(coded.values).all() and coded.names == encoding.columns
     back = pd.DataFrame(encoding.decode(coded.values))
@@ -168,7 +168,7 @@ def test_probabilities_of_two_dependent_columns_sum_to_one_and_are_those_of_the_
     assert probability.sum() == pytest.approx(1.0, abs=0.05)
     rows = flow.encoding.read(every).values.astype(np.float32)
     better = np.exp(flow._log_prob_of(rows, draws=4096))
-    assert better.sum() == pytest.approx(1.0, abs=0.003)
+    assert better.sum() == pytest.approx(1.0, abs=0.006)
     np.testing.assert_allclose(probability, better, atol=0.03)
     drawn = flow.sample(40_000, key=0)
     shares = [np.mean((drawn["x1"] == a) & (drawn["x2"] == b)) for a, b in every.to_numpy()]

@@ -57,9 +57,11 @@ class _Column:
     size: int | None
 
 
-def explained(
-    flow: "Density", values: np.ndarray, log_prob: Callable[[np.ndarray, int, int], np.ndarray]
-) -> Explanation:
+LogProb = Callable[[np.ndarray, int, int], np.ndarray]
+"""From rows of the model, a number of draws and the size of a batch to log densities."""
+
+
+def explained(flow: "Density", values: np.ndarray, log_prob: LogProb) -> Explanation:
     """The gains of rows in the user's units, the conditions last."""
     parts = [_explained(flow, values[i : i + _ROWS_AT_ONCE], log_prob) for i in range(0, len(values), _ROWS_AT_ONCE)]
     gains, best = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
