@@ -31,6 +31,7 @@ from .estimators import AnomalyDetector as AnomalyDetector
 from .estimators import FlowClassifier as FlowClassifier
 from .estimators import FlowDensity as FlowDensity
 from .estimators import FlowRegressor as FlowRegressor
+from .estimators import FlowTransformer as FlowTransformer
 from .inn import INN as INN
 from .inn import Block as Block
 from .inn import Partition as Partition

@@ -71,6 +71,13 @@ class Frame(eqx.Module):
             return None
         return cls(np.where(far, centre, 0.0), np.where(far | extreme, _powers_of_two(spread), 1.0))
 
+    def plain_at(self, places: Any) -> "Frame":
+        """The same frame, in which the columns at these places keep their values."""
+        plain = np.isin(np.arange(len(self.origin)), np.asarray(places, int))
+        constant = np.isin(np.arange(len(self.origin)), np.asarray(self.constant, int))
+        origin = np.where(plain & ~constant, 0.0, self.origin)
+        return Frame(origin, np.where(plain, 1.0, self.scale), self.constant)
+
     @property
     def dim(self) -> int:
         """Number of columns that the model sees."""

@@ -97,6 +97,9 @@ class DataRecord(_Part):
         names: of the columns, or of the parameters; none for images.
         y_names: of the data of an inverse problem.
         given_names: of the conditions of a density.
+        categories: of a table with categories, the dictionary of each such column.
+        dates: of columns of dates, the unit, days or seconds.
+        missing: of columns with missing values, what stands in place of a missing number.
         fingerprint: sixteen digits that change with any value.
         left_out: items that could not be used: rows with missing values, files, failed simulations.
         reason: why the first simulation failed.
@@ -115,6 +118,9 @@ class DataRecord(_Part):
     names: tuple[str, ...] = ()
     y_names: tuple[str, ...] = ()
     given_names: tuple[str, ...] = ()
+    categories: dict[str, tuple[bool | int | float | str, ...]] = {}
+    dates: dict[str, Literal["D", "s"]] = {}
+    missing: dict[str, float] = {}
     fingerprint: str = ""
     left_out: int = pydantic.Field(0, ge=0)
     reason: str = ""
@@ -176,9 +182,17 @@ class Record(_Part, Generic[Config]):
     created: pydantic.AwareDatetime = pydantic.Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
     versions: dict[str, str] = pydantic.Field(default_factory=package_versions)
 
+    def __reduce__(self) -> Any:
+        """A class with a parameter has no name by which a pickle could find it."""
+        return _restored, (type(self.config), self.model_dump_json())
+
     def __repr__(self) -> str:
         of = f"{self.data.rows} {self.data.kind} of {self.data.source}"
         return f"Record({self.application}: {of}, {self.training.steps} steps, {self.created:%Y-%m-%d})"
+
+
+def _restored(kind: type, text: str) -> Any:
+    return Record[kind].model_validate_json(text)
 
 
 def described(source: Any) -> str:

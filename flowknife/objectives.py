@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowknife._frame import LocalSpread
+from flowknife._mixed import Mixed
 from flowknife._types import Key
 from flowknife.data import Augmentation, augment
 from flowknife.inn import INN, RightEnd
@@ -72,6 +73,28 @@ class Noisy(eqx.Module):
         rows = batch[self.block]
         noisy = rows + self.noise(rows) * jax.random.normal(noise_key, rows.shape)
         return self.objective(model, {**batch, self.block: noisy}, key)
+
+
+class Dequantised(eqx.Module):
+    """An objective of batches in which the discrete columns of one block are continuous, drawn again for every batch.
+
+    It is then the bound -E log q(v) / r(v | x) of the negative log-likelihood; see `flowknife._mixed`.
+
+    Args:
+        objective: of the continuous batch.
+        block: name of the block.
+        mixed: its discrete columns.
+    """
+
+    objective: Objective
+    block: str = eqx.field(static=True)
+    mixed: Mixed
+
+    def __call__(self, model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
+        draw_key, key = jax.random.split(key)
+        rows = batch[self.block]
+        filled, weight = self.mixed.fill(rows, jax.random.uniform(draw_key, (*rows.shape[:-1], self.mixed.draws)))
+        return self.objective(model, {**batch, self.block: filled}, key) - jnp.mean(weight)
 
 
 class Augmented(eqx.Module):

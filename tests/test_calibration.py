@@ -247,7 +247,7 @@ def test_rows_of_ones_own_may_calibrate():
 def test_a_detector_calibrates_whatever_its_settings_hold_out():
     pytest.importorskip("sklearn")
     x = np.random.default_rng(0).normal(size=(120, 2))
-    settings = {"layers": 1, "width": 8, "train": {**STEPS, "validation": 0}}
-    detector = fk.AnomalyDetector(contamination=0.1, settings=settings, random_state=0).fit(x)
+    settings = {"layers": 1, "width": 8, **STEPS, "validation": 0}
+    detector = fk.AnomalyDetector(contamination=0.1, **settings, random_state=0).fit(x)
     assert len(detector.calibration_scores_) == detector.flow_.flagging.rows == 30
     np.testing.assert_array_equal(detector.p_values(x), detector.flow_.score(x)["p_value"])

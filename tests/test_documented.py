@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import flowknife as fk
+from flowknife import estimators
 from flowknife._settings import described
 from flowknife.data import digits, write_folder
 from tests.command import call
@@ -47,7 +48,8 @@ def test_help_shows_every_setting_within_the_width_of_the_terminal(width, monkey
 
 ROOT = Path(__file__).parents[1]
 FITS = {f"apps.{name}._fit" for name in fk.apps.APPLICATIONS}
-TRAINING = {*FITS, "estimators"}  # examples that train
+DOORS = {f"estimators.{name}" for name in ("_anomalies", "_density", "_supervised")}
+TRAINING = {*FITS, *DOORS}  # examples that train
 MODULES = [each.name for each in pkgutil.walk_packages(fk.__path__, "flowknife.") if "__main__" not in each.name]
 
 
@@ -113,7 +115,12 @@ def quick(tmp_path, monkeypatch):
     x = fk.data.TOYS["moons"].sample(5000, key=0)
     labels = ["cat", "dog"] * 2500
     y = np.array([1.0, 1.0])
-    monkeypatch.setattr(fk, "AnomalyDetector", partial(fk.AnomalyDetector, settings=vectors))
+    few = {"layers": 1, "width": 4, "depth": 1, "steps": 2, "minutes": None}
+    for name in ("AnomalyDetector", "FlowDensity", "FlowClassifier", "FlowRegressor", "FlowTransformer"):
+        door = getattr(fk, name)
+        monkeypatch.setattr(fk, name, lambda *args, door=door, **given: door(*args, **{**given, **few}))
+    pyod = estimators.PyODDetector
+    monkeypatch.setattr(estimators, "PyODDetector", lambda **given: pyod(**{**given, **few}))
     return {
         "x": x,
         "y": x,

@@ -141,7 +141,7 @@ def test_observations_and_parameters_are_matched_by_name():
 
 def test_estimators_match_columns_that_are_named_by_numbers():
     frame = pd.DataFrame(ROWS)
-    door = fk.FlowDensity(settings=QUICK, random_state=0).fit(frame)
+    door = fk.FlowDensity(layers=1, width=8, depth=1, steps=5, random_state=0).fit(frame)
     np.testing.assert_array_equal(door.score_samples(frame[[2, 1, 0]]), door.score_samples(frame))
 
 

@@ -108,7 +108,10 @@ class Result(ABC, Generic[Config]):
         record = read_run(folder, cls.settings)
         tree = read_model(folder, record)
         try:
-            values = {name: _restored(tree[name], cls.parts.get(name)) for name in cls.kept}
+            values = {
+                name: _restored(tree.get(name) if name in cls.parts else tree[name], cls.parts.get(name))
+                for name in cls.kept
+            }
             cls._require_kinds({"model": tree["model"], **values})
             tree["model"].require_sound()
             history = read_history(folder, record)

@@ -26,6 +26,8 @@ from flowknife.errors import InputError, StorageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowknife.data.encoding import Encoding
+
 
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 _MOST_ON_A_SHEET = 400
@@ -183,6 +185,39 @@ def row_writer(out: Path, names: tuple[str, ...]) -> "Callable[[np.ndarray], Any
     return lambda rows: save_table(out, rows, names)
 
 
+def encoded_writer(out: Path, names: tuple[str, ...], encoding: "Encoding") -> "Callable[[np.ndarray], Any]":
+    """A function that writes rows of numbers as the columns that they stand for, the conditions last.
+
+    Raises:
+        InputError: `out` is a file of numbers alone; raised before anything is drawn.
+    """
+    import numpy as np
+
+    from flowknife.data.encoding import to_frame
+
+    name = out.name.lower()
+    if not name.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")):
+        raise InputError(f"got --out {out} for rows of words and numbers; expected an ending of .csv, .tsv or .parquet")
+
+    def write(rows):
+        own, given = np.split(rows, [len(encoding.columns)], axis=1)
+        columns = {**encoding.decode(own), **dict(zip(names[len(encoding.names) :], given.T, strict=True))}
+        if name.endswith(".parquet"):
+            with replacing(out) as place, place.open("wb") as stream:
+                to_frame(columns).to_parquet(stream, index=False)
+        else:
+            write_columns(out, {key: _without_gaps(column) for key, column in columns.items()})
+
+    return write
+
+
+def _without_gaps(column):
+    """Values as text files have them: nothing where one is missing."""
+    cells = column.astype(object)
+    cells[[cell is None or cell != cell for cell in cells]] = ""
+    return cells
+
+
 def image_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
     """A function that writes n images to `out`: one sheet (.png), one array (.npy), or a file each in a new folder.
 
@@ -222,9 +257,11 @@ def _write_array(out, pixels):
 
 
 def write_columns(out: Path, columns: "Mapping[str, np.ndarray]") -> None:
-    """Write columns of numbers, words and truth values as a text table."""
+    """Write columns of numbers, words and truth values as a text table; a cell that is None is empty."""
     import numpy as np
 
     from flowknife.data import save_table
 
-    save_table(out, np.stack([column.astype(object) for column in columns.values()], axis=1), list(columns))
+    cells = np.stack([column.astype(object) for column in columns.values()], axis=1)
+    cells[np.reshape([cell is None for cell in cells.flat], cells.shape)] = ""
+    save_table(out, cells, list(columns))

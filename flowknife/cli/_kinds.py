@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowknife.cli._data import read_images, read_observations, read_rows
-from flowknife.cli._files import image_writer, row_writer
+from flowknife.cli._files import encoded_writer, image_writer, row_writer
 from flowknife.cli._images import number_in
 from flowknife.errors import InputError
 
@@ -120,9 +120,28 @@ def _rows(fitted, data, choice):
     conditions = fitted.given_names if choice.given is None else ()
     names = (*fitted.names, *conditions)
     keep = [name for name in (label, choice.id) if name is not None and name not in names]
+    if getattr(fitted, "encoding", None) is not None:
+        return _encoded_rows(fitted, data, choice, conditions)
     table = read_rows(data, names, keep, drop_invalid=choice.for_rows())
     items = Items.of_table(table, choice.carried(table, data), table.kept.get(label), len(conditions))
     return items if choice.given is None else replace(items, given=given_in(fitted, choice.given))
+
+
+def _encoded_rows(fitted, data, choice, conditions):
+    """Rows of a table with categories, dates or missing values."""
+    from flowknife.data.encoding import Coded
+
+    keep = () if choice.id is None or choice.id in (*fitted.names, *conditions) else (choice.id,)
+    table = fitted.encoding.read(data, conditions, keep, drop_invalid=choice.for_rows())
+    items = Items.of_table(table, _carried(fitted, choice, table, data), conditions=len(conditions))
+    given = items.given if choice.given is None else given_in(fitted, choice.given)
+    return replace(items, values=Coded(items.values), given=given)
+
+
+def _carried(fitted, choice, table, data):
+    if choice.id not in fitted.names:
+        return choice.carried(table, data)
+    return {choice.id: fitted.encoding.decoded(choice.id, table.values)}
 
 
 def _images(fitted, data, choice):
@@ -156,7 +175,10 @@ def _judged_images(fitted, data, choice):
 
 
 def _row_writer(fitted, out, n):
-    return row_writer(out, (*fitted.names, *fitted.given_names))
+    names = (*fitted.names, *fitted.given_names)
+    if getattr(fitted, "encoding", None) is None:
+        return row_writer(out, names)
+    return encoded_writer(out, names, fitted.encoding)
 
 
 def _image_writer(fitted, out, n):

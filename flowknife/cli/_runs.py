@@ -95,7 +95,8 @@ def _sample(
     if given is not None and fitted.application == "density":
         options["given"], n = _each(fitted, options["given"], n)
     write = kind.writer(fitted, out, n)
-    drawn = fitted.sample(n, key=seed, **options)
+    draw = fitted.sample_numbers if fitted.application == "density" else fitted.sample
+    drawn = draw(n, key=seed, **options)
     write(np.column_stack([drawn, options["given"]]) if kind is ROWS and given is not None else drawn)
     typer.echo(f"wrote {n:,} {kind.word} to {out}")
 
@@ -132,6 +133,7 @@ def _class_of(classifier, label):
     app,
     "score",
     "flowknife score runs/points new.csv --out scores.csv",
+    "flowknife score runs/points new.csv --explain --out scores.csv",
     "flowknife score runs/cats data/val --out scores.csv --gallery anomalies.html",
     "flowknife score runs/arm observations.csv --out scores.csv",
 )
@@ -152,6 +154,9 @@ def _score(
             help="The class of all images, or conditions of all rows as in a=1,b=2; if left out, those in DATA.",
         ),
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Name the columns that make a row unusual; a density only.")
+    ] = False,
     identity: Id = None,
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
@@ -177,9 +182,11 @@ def _score(
     fitted: Any = load(run)
     only_for(["images"], fitted, gallery=gallery)
     only_for(["density", "images"], fitted, given=given)
+    only_for(["density"], fitted, explain=explain or None)
     items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition, identity, given))
     options = {"show_progress": True} if fitted.application in ("images", "classify") else {}
     options |= {} if items.given is None else {"given": items.given}
+    options |= {"explain": True} if explain else {}
     columns = _numbered(fitted.score(items.values, **options), items)
     order = ranked(columns) if fitted.application == "images" else slice(None)
     write_columns(out, {name: column[order] for name, column in columns.items()})

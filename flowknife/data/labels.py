@@ -93,6 +93,15 @@ def label_codes(labels: Any, rows: int, classes: int | None = None) -> tuple[Nam
     return order, np.array([-1 if name is None else place[name] for name in names], np.int32)
 
 
+def names_of(labels: Any) -> Names:
+    """The classes that occur among labels, sorted.
+
+    Raises:
+        InputError: for labels of a kind that no class can have.
+    """
+    return tuple(sorted({name for name in _of_one_kind(_listed(labels)) if name is not None}))
+
+
 def _listed(labels):
     """Labels as values of Python, None where unknown."""
     values = labels.tolist() if hasattr(labels, "tolist") else list(labels)

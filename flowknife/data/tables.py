@@ -114,8 +114,15 @@ def load_table(
     return table_of(read_columns(source, keep), columns, drop_invalid=drop_invalid, min_rows=min_rows)
 
 
-def table_of(found: Columns, columns: Sequence[str] | None = None, *, drop_invalid: bool, min_rows: int) -> Table:
-    """The table of columns that were read; see `load_table`."""
+def table_of(
+    found: Columns,
+    columns: Sequence[str] | None = None,
+    *,
+    drop_invalid: bool,
+    min_rows: int,
+    narrow: bool = True,
+) -> Table:
+    """The table of columns that were read, see `load_table`; without `narrow` always in double precision."""
     if columns is None:
         places = [place for place, name in enumerate(found.names) if name not in found.kept]
         names = tuple(found.names[place] for place in places)
@@ -128,7 +135,7 @@ def table_of(found: Columns, columns: Sequence[str] | None = None, *, drop_inval
     foreign = {name: found.foreign[place] for name, place in zip(names, places, strict=True) if place in found.foreign}
     _refuse_foreign(foreign, found.source)
     values = found.values if places == list(range(len(found.names))) else found.values[:, places]
-    return _finite_rows(values, names, found, drop_invalid, min_rows)
+    return _finite_rows(values, names, found, drop_invalid, min_rows, narrow)
 
 
 def _refuse_foreign(foreign: dict[str, str], label: str) -> None:
@@ -190,7 +197,7 @@ def save_table(path: str | os.PathLike, values: ArrayLike, names: Sequence[str] 
 
 
 def _finite_rows(
-    values: np.ndarray, names: tuple[str, ...], found: Columns, drop_invalid: bool, min_rows: int
+    values: np.ndarray, names: tuple[str, ...], found: Columns, drop_invalid: bool, min_rows: int, narrow: bool
 ) -> Table:
     """Check for missing values and too few rows; float64 in, the finished table out."""
     label = found.source
@@ -209,7 +216,7 @@ def _finite_rows(
         dropped = f", {len(invalid_rows)} with missing or infinite values dropped" if invalid_rows else ""
         raise InputError(f"got {label} with too few usable rows ({len(kept)}{dropped}); expected at least {min_rows}")
     beside = {name: column[valid] for name, column in found.kept.items()}
-    return Table(_narrowed(kept), names, len(invalid_rows), invalid_rows, beside)
+    return Table(_narrowed(kept) if narrow else kept, names, len(invalid_rows), invalid_rows, beside)
 
 
 def _narrowed(values: np.ndarray) -> np.ndarray:

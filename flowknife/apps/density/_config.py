@@ -37,5 +37,12 @@ class DensityConfig(Settings):
         ge=0,
         description="noise on the training rows, in standard deviations; default 3.6/sqrt(rows), at most 0.1",
     )
+    categories: Literal["auto"] | tuple[str, ...] | None = pydantic.Field(
+        None, description="columns of categories, by name; auto: those of words or truth values; default: none"
+    )
+    dates: Literal["auto"] | tuple[str, ...] | None = pydantic.Field(
+        None, description="columns of dates, by name; auto: those that hold nothing but dates; default: none"
+    )
+    missing: Literal["refuse", "model"] = pydantic.Field("refuse", description="what to do with missing values")
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="rows with a p-value below it are flagged")
     train: Training = pydantic.Field(Training(), description="how to train, see `Training`")

@@ -11,21 +11,23 @@ import numpy as np
 
 from flowknife._frame import Frame, LocalSpread, heavy_tails
 from flowknife._interrupts import finish, until_interrupted
+from flowknife._mixed import Mixed
 from flowknife._progress import note
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed, built, keys_of
 from flowknife.apps.density._config import DensityConfig
-from flowknife.apps.density._given import read_joined
+from flowknife.apps.density._given import read_table
 from flowknife.apps.density._result import Density, ends
 from flowknife.architectures import coupling_flow, flow_given
 from flowknife.bijections import Affine, Chain, PrincipalRotation
 from flowknife.data import fingerprint, load_table
+from flowknife.data.encoding import Encoding
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
-from flowknife.objectives import Noisy, nll
+from flowknife.objectives import Dequantised, Noisy, nll
 from flowknife.train import Checkpoints, about_fit, fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -53,6 +55,9 @@ def density(
     The rows are standardised inside the model and mapped to N(0, I) by rational-quadratic spline couplings. Training
     rows get a little Gaussian noise, which keeps a flexible density from following single rows (Rothfuss et al. 2019,
     arXiv 1907.08982). Columns that are constant stay outside of the network: they come back as they are.
+
+    Words, truth values, dates and missing values are refused, unless the settings `categories`, `dates` and `missing`
+    say that they are part of the model: then samples have them too, and come as a DataFrame.
 
     Args:
         x: array (n, d), DataFrame, or path of a .csv, .parquet or .npy file.
@@ -92,18 +97,24 @@ def density(
     """
     began = time.monotonic()
     config = asked(DensityConfig, config, settings, as_seed(key))
-    table, given_names = read_joined(x, given, names, drop_invalid)
+    table, given_names, encoding = read_table(x, given, names, config, drop_invalid)
     names = table.names[: len(table.names) - len(given_names)]
     key = as_key(config.seed if key is None else key)
     data = fingerprint(table.values)
     own = {"names": table.names, "given": len(given_names), "data": data}
     if calibration is not None:
-        calibration = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1).values
+        if encoding is None:
+            found = load_table(calibration, columns=table.names, drop_invalid=drop_invalid, min_rows=1)
+        else:
+            found = encoding.read(calibration, given_names, drop_invalid=drop_invalid)
+        calibration = found.values
         own["calibration"] = fingerprint(calibration)
     about = about_fit("density", config, **own)
     kept = Checkpoints(checkpoints, about, resume=resume, began=began, show=show_progress)
     model_key, fit_key, split_key = keys_of(key, 3)
     frame = Frame.of(table.values[:, : len(names)], drop_constant=True)
+    discrete = sorted(encoding.sizes) if encoding else []
+    frame = frame.plain_at(discrete)
     conditions = table.values[:, len(names) :]
     given_frame = Frame.of(conditions, drop_constant=True) if given_names else Frame((), ())
     if given_frame.constant:
@@ -113,7 +124,8 @@ def density(
         raise InputError(
             f"got a table in which no column varies ({len(table.values)} equal rows); expected at least one that does"
         )
-    tails = heavy_tails(table.values, table.names)
+    continuous = np.setdiff1d(np.arange(len(table.names)), discrete)
+    tails = heavy_tails(table.values[:, continuous], [table.names[place] for place in continuous])
     note(tails, show_progress)
     joint = frame.join(given_frame)
     rows = joint.to_model(table.values)
@@ -126,6 +138,9 @@ def density(
 
     dim = frame.dim
     train_x, train_y = np.split(train_rows, [dim], axis=1)
+    mixed = _mixed(train_x, frame, encoding)
+    if mixed is not None:
+        train_x, _ = mixed.at_random(train_x)
     standardise = Affine.standardise(train_x)
     spread = np.abs(np.asarray(standardise.scale.value))
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5)
@@ -146,12 +161,14 @@ def density(
         patience=8,
         weight_decay=float(len(rows) <= _FEW) if given_names else _weight_decay(len(train_rows) / dim),
     ).with_defaults()
+    spread = np.where(np.isin(frame.kept, discrete), 0.0, spread)
+    objective = Noisy(nll, "x", LocalSpread.of(train_x, spread).scaled(used.smoothing))
     train = partial(
         fit,
         model,
         ends(train_rows, dim),
         training.left(kept.began).model_copy(update={"validation": 0.0}),  # rows are held out above
-        objective=Noisy(nll, "x", LocalSpread.of(train_x, spread).scaled(used.smoothing)),
+        objective=objective if mixed is None else Dequantised(objective, "x", mixed),
         held_out=ends(stopping, dim) if len(stopping) else None,
         key=fit_key,
         label="density",
@@ -165,6 +182,7 @@ def density(
         model=result.model,
         frame=frame,
         given_frame=given_frame,
+        mixed=mixed,
         reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
         held_out=held_out,
         history=result.history,
@@ -176,8 +194,11 @@ def density(
                 kind="rows",
                 rows=len(rows),
                 source=described(x),
-                names=names,
+                names=encoding.names if encoding else names,
                 given_names=given_names,
+                categories=dict(encoding.categories) if encoding else {},
+                dates=dict(encoding.dates) if encoding else {},
+                missing=dict(encoding.missing) if encoding else {},
                 fingerprint=data,
                 left_out=table.dropped,
             ),
@@ -186,6 +207,18 @@ def density(
         ),
     )
     return finish(lambda: fitted, interrupted)
+
+
+def _mixed(rows: np.ndarray, frame: Frame, encoding: Encoding | None) -> Mixed | None:
+    """The discrete columns of rows of the model; None where there are none."""
+    if not encoding:
+        return None
+    place = {int(own): i for i, own in enumerate(frame.kept)}
+    sizes = {place[own]: size for own, size in encoding.sizes.items() if own in place}
+    if not sizes:
+        return None
+    gaps = [(encoding.names.index(name), encoding.flag(name)) for name in encoding.gaps]
+    return Mixed.of(rows, sizes, [(place[own], place[flag]) for own, flag in gaps if own in place and flag in place])
 
 
 def _start(rows, standardise):

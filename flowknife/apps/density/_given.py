@@ -6,10 +6,46 @@ from typing import Any
 
 import numpy as np
 
+from flowknife.apps.density._config import DensityConfig
 from flowknife.data import Table, load_table
 from flowknife.data._read import by_name, read_columns
+from flowknife.data.encoding import Encoding, remedy
 from flowknife.data.tables import table_of
 from flowknife.errors import InputError
+
+
+def read_table(
+    x: Any, given: Any, names: Sequence[str] | None, config: DensityConfig, drop_invalid: bool
+) -> tuple[Table, tuple[str, ...], Encoding | None]:
+    """The table of a density, of numbers alone, the names of its conditions, and how its columns became numbers.
+
+    Raises:
+        InputError: for a table that cannot be used; the message names the settings that would help.
+    """
+    if config.categories is None and config.dates is None and config.missing == "refuse":
+        try:
+            return *read_joined(x, given, names, drop_invalid), None
+        except InputError as error:
+            try:
+                helps = remedy(x, names, drop_invalid)
+            except InputError:
+                helps = ""
+            if not helps:
+                raise
+            raise InputError(f"{error}; or have them modelled: try {helps}") from None
+    conditions = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
+    if given is not None and not (conditions and all(isinstance(name, str) for name in conditions)):
+        raise InputError(
+            "got conditions beside a table that is encoded; expected names of its columns; try given=[...]"
+        )
+    found = read_columns(x)
+    if absent := [name for name in conditions if name not in found.names]:
+        raise InputError(f"got the condition {absent[0]!r}; expected some of the columns {', '.join(found.names)}")
+    own = tuple(names or (name for name in found.names if name not in conditions))
+    how = {"categories": config.categories, "dates": config.dates, "missing": config.missing == "model"}
+    encoding = Encoding.of(x, own, **how)
+    table = encoding.read(x, conditions, drop_invalid=drop_invalid, min_rows=2, at_random=True)
+    return table, conditions, encoding
 
 
 def read_joined(x: Any, given: Any, names: Sequence[str] | None, drop_invalid: bool) -> tuple[Table, tuple[str, ...]]:

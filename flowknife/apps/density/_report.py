@@ -9,6 +9,7 @@ import numpy as np
 
 from flowknife import plots
 from flowknife._files import require_own
+from flowknife.data.encoding import Coded
 from flowknife.report._figures import flagging_text, keep, training, trust, which
 from flowknife.report._page import PageImage, Section
 from flowknife.report._run import write_page
@@ -19,18 +20,20 @@ if TYPE_CHECKING:
 
 _POINTS = 2000
 
+_UNUSUAL = 5  # rows of which the report says why
+
 _COLUMNS = 6  # drawn at most
 
 
 def report_density(flow: "Density", folder: str | Path) -> Path:
     """Write figures and `report.html` of a fitted density into `folder`; return the page's path."""
     data = flow.joint_frame.from_model(flow.reference[:_POINTS])
-    given = data[:, len(flow.names) :]
-    generated = flow.sample(len(data), key=0, given=given if flow.given_names else None)
+    given = data[:, len(flow.columns) :]
+    generated = flow.sample_numbers(len(data), key=0, given=given if flow.given_names else None)
     generated = np.concatenate([generated, given], axis=1)
     wide = f" The first {_COLUMNS} of {data.shape[1]} columns are drawn." if data.shape[1] > _COLUMNS else ""
     shown = slice(0, _COLUMNS)
-    names = [*flow.names, *flow.given_names][shown]
+    names = [*flow.columns, *flow.given_names][shown]
     if flow.given_names:
         wide += f" Samples are drawn given the {', '.join(flow.given_names)} of the data."
     sections = [
@@ -40,11 +43,12 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
             [keep(plots.samples(data[:, shown], generated[:, shown], names), folder, "samples")],
         )
     ]
-    if data.shape[1] == flow.frame.dim == 2:
+    if flow.encoding:
+        wide += " Categories are drawn as numbers, in the order of the alphabet, and dates as days since 1970."
+    if data.shape[1] == flow.frame.dim == 2 and not flow.encoding:
         sections += [_density_section(flow, data, folder), _mapping_section(flow, data, folder)]
     rows = flow.joint_frame.from_model((flow.held_out if flow.flagging.rows else flow.reference)[:5000])
-    x, given = np.split(rows, [len(flow.names)], axis=1)
-    z = flow.encode(x, given if flow.given_names else None)
+    z = flow.encode(Coded(rows))
     sections += [
         Section(
             "Latents",
@@ -52,10 +56,37 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
             [keep(plots.latents(z), folder, "latents")],
         ),
         Section("Flags", flagging_text(flow.flagging)),
+        _unusual_section(flow, rows),
     ]
     sections.append(trust(flow))
     sections += training(flow.history, folder, flow.record.training.sentence)
     return write_page(flow, folder, sections)
+
+
+def _unusual_section(flow, rows):
+    """The least likely rows, and the columns that make them so."""
+    log_prob = flow.log_prob(Coded(rows))
+    first = np.argsort(log_prob, kind="stable")[:_UNUSUAL]
+    found = flow.explain(Coded(rows[first])).reasons(2)
+    values = flow.encoding.decode(rows[first]) if flow.encoding else dict(zip(flow.names, rows[first].T, strict=False))
+    table = [("Log density", "Column", "Value", "Most likely", "Gain in nats")]
+    for row in range(len(first)):
+        for place in range(1, 3):
+            if f"reason_{place}" in found:
+                name, likely = found[f"reason_{place}"][row], found[f"likely_{place}"][row]
+                log_density = f"{log_prob[first[row]]:.1f}" if place == 1 else ""
+                shown = (_shown(values[name][row]), _shown(likely), f"{found[f'gain_{place}'][row]:.1f}")
+                table.append((log_density, str(name), *shown))
+    return Section(
+        "Unusual rows",
+        f"The least likely of the {which(flow.flagging).lower()} rows, and the columns that make them so: how much the "
+        "log density would gain, had this column alone its most likely value.",
+        table=table,
+    )
+
+
+def _shown(value):
+    return f"{value:.5g}" if isinstance(value, (float, np.floating)) else "missing" if value is None else str(value)
 
 
 def _density_section(flow, data, folder):

@@ -61,6 +61,11 @@ def _sample(model, key, n, temperature, y):
 
 
 @eqx.filter_jit
+def _sample_common(model, key, n, temperature, y):
+    return jax.vmap(lambda row: model.sample_left(key, n, temperature=temperature, y=row)["x"])(y)
+
+
+@eqx.filter_jit
 def _sample_noise(model, key, n, y):
     blocks = model.sample_left(key, n, y=y)
     return tuple(jnp.moveaxis(blocks[name], 0, -2) for name in ("x", "noise"))
@@ -172,7 +177,9 @@ class Posterior(Result[InvertConfig]):
     def _x_frame(self):
         return self.prior.frame or plain_frame(self.prior.dim)
 
-    def sample(self, n: int, *, y: Any, key: Key = None, temperature: float | int = 1.0) -> Float[np.ndarray, "*k n d"]:
+    def sample(
+        self, n: int, *, y: Any, key: Key = None, temperature: float | int = 1.0, common: bool = False
+    ) -> Float[np.ndarray, "*k n d"]:
         """Draw `n` parameters that explain an observation: shape (n, d), or (k, n, d) for k observations.
 
         Args:
@@ -180,6 +187,8 @@ class Posterior(Result[InvertConfig]):
             y: one observation (m,) or several (k, m).
             key: int, JAX key or None.
             temperature: scale of the latents; 1 is the posterior.
+            common: draw from the same latents for every observation, so that what is drawn for one does not depend on
+                the others, and differences between them are less noisy.
 
         Raises:
             InputError: for an observation of another length, or with a number that is not finite.
@@ -188,6 +197,11 @@ class Posterior(Result[InvertConfig]):
         n = as_count(n, "draw")
         scale, rows = jnp.asarray(as_temperature(temperature)), self._given(rows)
         size = bucket(n)
+        if common:
+            each = as_key(key)
+            most = max(2 ** int(np.log2(max(_NUMBERS_AT_ONCE // (size * self.prior.dim), 1))), 1)
+            found = map_batches(lambda part: [_sample_common(self.model, each, size, scale, part)], rows, most)
+            return _plain(self._x_frame.from_model(found[0][:, :n]), single)
         most = max(_NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations at a time
         keys = iter(jax.random.split(as_key(key), -(-len(rows) // most)))
         drawn = [

@@ -1,0 +1,329 @@
+"""Tables with categories, dates and missing values as tables of numbers, and back.
+
+category   its place in the sorted dictionary, 0, 1, ...; a missing one has one more place; -1 is none of them
+date       days since 1970-01-01, in double precision
+missing    instead of a number any observed one, and 1 in a further column, "missing(NAME)", where others have 0
+"""
+
+import datetime
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from flowknife.data._cells import array_of, is_missing, number_in
+from flowknife.data._read import Columns, read_columns, some
+from flowknife.data.labels import Names, codes_of, names_of
+from flowknife.data.tables import Table, table_of
+from flowknife.errors import InputError
+
+Unit = Literal["D", "s"]
+"""Of dates: whole days, or seconds."""
+
+_DAY = 86_400e6  # microseconds
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?", re.ASCII)
+_MOST_SHARE = 0.5  # of the rows: more categories than that are names of single rows
+_AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Rows of a table as numbers, in the columns of an `Encoding` (and the conditions, last)."""
+
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the columns of a table become numbers, and numbers become such columns.
+
+    Attributes:
+        names: of the columns.
+        categories: the dictionary of each column of categories, sorted.
+        dates: the columns of dates, and their unit.
+        missing: the columns with missing values, and what stands in place of a missing number.
+    """
+
+    names: tuple[str, ...]
+    categories: Mapping[str, Names] = field(default_factory=dict)
+    dates: Mapping[str, Unit] = field(default_factory=dict)
+    missing: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        source: Any,
+        names: Sequence[str],
+        *,
+        categories: Sequence[str] | str | None = None,
+        dates: Sequence[str] | str | None = None,
+        missing: bool = False,
+    ) -> "Encoding":
+        """The encoding of the columns of a table.
+
+        Args:
+            source: as for `load_table`.
+            names: of the columns.
+            categories: names of columns of categories, whatever they hold; "auto" for those of words or truth values.
+            dates: names of columns of dates; "auto" for those that hold nothing but dates.
+            missing: whether there may be missing values.
+
+        Raises:
+            InputError: a column is not what is said of it, or nearly every row has a category of its own.
+        """
+        found = read_columns(source)
+        written = _as_written(source, found, names, (*_listed(categories), *_listed(dates)))
+        kinds: dict[str, Names] = {}
+        days: dict[str, Unit] = {}
+        gaps: dict[str, float] = {}
+        for name, place in zip(names, found.places(names), strict=True):
+            cells, of_words = written.get(name), place in found.foreign
+            numbers = found.values[:, place]
+            if cells is not None:
+                time = _days(cells)
+                if name in _listed(dates) or (dates == _AUTO and time is not None and of_words):
+                    if time is None:
+                        raise InputError(f"got {name!r} as dates; expected such as 2024-01-31; try categories='auto'")
+                    days[name], numbers = _unit(time), time
+                elif name in _listed(categories) or (
+                    categories == _AUTO and ((of_words and time is None) or _of_truths(cells))
+                ):
+                    kinds[name] = _dictionary(name, cells)
+                    numbers = np.where(codes_of(cells, kinds[name]) == -1, np.nan, 0.0)
+            if missing and np.isnan(numbers).any() and not (of_words and name not in {**kinds, **days}):
+                observed = numbers[np.isfinite(numbers)]
+                if not len(observed):
+                    raise InputError(f"got {name!r} without any value; expected some; try the table without it")
+                gaps[name] = float(np.sort(observed)[len(observed) // 2])
+        return cls(tuple(names), kinds, days, gaps)
+
+    def __bool__(self) -> bool:
+        return bool(self.categories or self.dates or self.missing)
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """The columns of numbers or dates with missing values."""
+        return tuple(name for name in self.names if name in self.missing and name not in self.categories)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of numbers."""
+        return (*self.names, *(f"missing({name})" for name in self.gaps))
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """How many values each discrete column of numbers has, by its place."""
+        own = {self.names.index(name): len(known) + (name in self.missing) for name, known in self.categories.items()}
+        return own | {len(self.names) + place: 2 for place in range(len(self.gaps))}
+
+    def flag(self, name: str) -> int | None:
+        """The place of the column that says where numbers of the column `name` are missing; None if none are."""
+        return len(self.names) + self.gaps.index(name) if name in self.gaps else None
+
+    def read(
+        self,
+        source: Any,
+        others: Sequence[str] = (),
+        keep: Sequence[str] = (),
+        *,
+        drop_invalid: bool = False,
+        min_rows: int = 1,
+        at_random: bool = False,
+    ) -> Table:
+        """A table of numbers: `columns`, and after them the columns `others`, which hold numbers already.
+
+        Args:
+            source: as for `load_table`, with the columns `names`.
+            others: names of more columns.
+            keep: names of columns that are kept as written, if they are there.
+            drop_invalid: leave out rows with missing values where training had none.
+            min_rows: how many usable rows are needed at least.
+            at_random: in place of a missing number stands one of the others of its column, at random; default always
+                the same one.
+
+        Raises:
+            InputError: as by `load_table`.
+        """
+        text = [name for name in self.names if name in self.categories or name in self.dates]
+        found = read_columns(source, (*text, *keep))
+        places = found.places((*self.names, *others))
+        here = {name: found.names[place] for name, place in zip(self.names, places, strict=False)}
+        if not {here[name] for name in text} <= set(found.kept):  # columns that have other names here, or none
+            found = read_columns(source, (*(here[name] for name in text), *keep))
+        coded = [self._numbers(name, found, place) for name, place in zip(self.names, places, strict=False)]
+        gaps = {name: np.isnan(column) for name, column in zip(self.names, coded, strict=True) if name in self.gaps}
+        generator = np.random.default_rng(0)
+        for place, name in enumerate(self.names):
+            if name in gaps:
+                observed = coded[place][~gaps[name]]
+                fill = generator.choice(observed, len(found.values)) if at_random else self.missing[name]
+                coded[place] = np.where(gaps[name], fill, coded[place])
+        beside = found.values[:, places[len(self.names) :]]
+        values = np.column_stack([*coded, *(gaps[name].astype(float) for name in self.gaps), beside])
+        names = (*self.columns, *others)
+        plain = {name: place for name, place in zip(self.names, places, strict=False) if name not in text}
+        foreign = {names.index(name): found.foreign[place] for name, place in plain.items() if place in found.foreign}
+        kept = {name: found.kept[name] for name in keep if name in found.kept}
+        table = Columns(found.source, names, names, values, foreign, kept)
+        return table_of(table, names, drop_invalid=drop_invalid, min_rows=min_rows, narrow=not self.dates)
+
+    def _numbers(self, name, found, place):
+        """A column as numbers, NaN where they are missing."""
+        if name in self.categories:
+            codes = codes_of(found.kept[found.names[place]], self.categories[name])
+            gap = len(self.categories[name]) if name in self.missing else np.nan
+            return np.where(codes == -1, gap, np.maximum(codes, -1))
+        if name in self.dates:
+            time = _days(found.kept[found.names[place]])
+            if time is None:
+                raise InputError(f"got {found.source} with {name!r} that are no dates; expected such as 2024-01-31")
+            return time
+        return found.values[:, place].copy()
+
+    def decode(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns of rows of numbers (n, columns), by name: categories, dates, and numbers with gaps."""
+        return {name: self.decoded(name, values) for name in self.names}
+
+    def decoded(self, name: str, values: np.ndarray) -> np.ndarray:
+        """One column of rows of numbers."""
+        column, flag = values[:, self.names.index(name)], self.flag(name)
+        if name in self.categories:
+            known = [*self.categories[name], None]
+            codes = np.clip(np.round(column), 0, len(known) - 1).astype(int)
+            return array_of([known[code] for code in codes])
+        if name in self.dates:
+            ticks = np.round(column * (1 if self.dates[name] == "D" else _DAY / 1e6))
+            column = ticks.astype(np.int64).astype(f"datetime64[{self.dates[name]}]")
+        if flag is None:
+            return column
+        return np.where(values[:, flag] > 0.5, _MISSING[name in self.dates], column)
+
+
+_MISSING = {False: np.float64(np.nan), True: np.datetime64("NaT")}
+
+
+def to_frame(columns: Mapping[str, np.ndarray]) -> Any:
+    """Columns as a pandas DataFrame.
+
+    Raises:
+        InputError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise InputError('pandas is not installed; try pip install "flowknife[tables]"') from None
+    return pandas.DataFrame(dict(columns))
+
+
+def remedy(source: Any, names: Sequence[str] | None, drop_invalid: bool) -> str:
+    """The settings that a table needs which is no table of finite numbers, in words; "" where none would help."""
+    found = read_columns(source)
+    names = found.names if names is None else names
+    written = _as_written(source, found, names, ())
+    foreign = [name for name, place in zip(names, found.places(names), strict=True) if place in found.foreign]
+    of_dates = [name for name in foreign if _days(written[name]) is not None]
+    gaps = np.isnan(found.values[:, found.places([name for name in names if name not in foreign])]).any()
+    needed = {
+        "categories": _AUTO if len(of_dates) < len(foreign) else "",
+        "dates": _AUTO if of_dates else "",
+        "missing": "model" if (gaps or any(map(is_missing, _all(written[name] for name in foreign)))) else "",
+    }
+    needed = {name: value for name, value in needed.items() if value and not (name == "missing" and drop_invalid)}
+    if not needed:
+        return ""
+    python = ", ".join(f'{name}="{value}"' for name, value in needed.items())
+    return f"{python} (command line: {' '.join(f'--set {name}={value}' for name, value in needed.items())})"
+
+
+def _all(columns: Iterable[Any]) -> Iterable[Any]:
+    return (cell for column in columns for cell in column)
+
+
+def _listed(names: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Names of columns that are spelt out."""
+    return () if names is None or names == _AUTO else (names,) if isinstance(names, str) else tuple(names)
+
+
+def _as_written(source: Any, found: Columns, names: Sequence[str], listed: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those columns as written, by name, that are no numbers, are listed, or may be truth values."""
+    if missing := [name for name in listed if name not in names]:
+        raise InputError(f"got no column {missing[0]!r} of {found.source}; expected some of {some(list(names))}")
+
+    def truths(place):
+        column = found.values[:, place]
+        return np.isin(column[~np.isnan(column)], (0.0, 1.0)).all()
+
+    here = {
+        name: found.names[place]
+        for name, place in zip(names, found.places(names), strict=True)
+        if place in found.foreign or name in listed or truths(place)
+    }
+    kept = read_columns(source, tuple(here.values())).kept if here else {}
+    return {name: kept[own] for name, own in here.items()}
+
+
+def _of_truths(cells: np.ndarray) -> bool:
+    """Whether the cells that are there are truth values."""
+    values = [cell for cell in cells.tolist() if not is_missing(cell)]
+    return bool(values) and all(
+        isinstance(cell, (bool, np.bool_)) or (isinstance(cell, str) and cell.strip().lower() in ("true", "false"))
+        for cell in values
+    )
+
+
+def _dictionary(name: str, cells: np.ndarray) -> Names:
+    known = names_of(cells)
+    if not known:
+        raise InputError(f"got {name!r} without any category; expected some; try the table without it")
+    if len(known) > max(_MOST_SHARE * len(cells), 2):
+        raise InputError(
+            f"got {name!r} with {len(known)} categories in {len(cells)} rows; expected categories that repeat; try the "
+            "table without it, as by names=[...]"
+        )
+    return known
+
+
+def _days(cells: np.ndarray) -> np.ndarray | None:
+    """Days since 1970-01-01, NaN where a date is missing; None for cells that are no dates."""
+    if cells.dtype.kind == "M":
+        stamps = cells.astype("datetime64[us]")
+    elif cells.dtype.kind in "OUT":
+        stamps = np.array([_stamp(cell) for cell in cells.tolist()], dtype=object)
+        if any(stamp is None for stamp in stamps):
+            return None
+        stamps = stamps.astype("datetime64[us]")
+    else:
+        return None
+    gone = np.isnat(stamps)
+    return None if gone.all() else np.where(gone, np.nan, stamps.astype(np.int64) / _DAY)
+
+
+def _stamp(cell: Any) -> np.datetime64 | None:
+    """The moment that a cell says, in microseconds; NaT for none, None for anything else."""
+    if is_missing(cell):
+        return np.datetime64("NaT", "us")
+    if isinstance(cell, datetime.datetime):
+        utc = cell if cell.tzinfo is None else cell.astimezone(datetime.UTC).replace(tzinfo=None)
+        return np.datetime64(utc, "us")
+    if isinstance(cell, datetime.date):
+        return np.datetime64(cell, "us")
+    if isinstance(cell, str):
+        text = cell.strip()
+        if _DATE.fullmatch(text):
+            try:
+                return np.datetime64(text.replace(" ", "T"), "us")
+            except ValueError:
+                return None
+        number = number_in(text)
+        return np.datetime64("NaT", "us") if number is not None and np.isnan(number) else None
+    return None
+
+
+def _unit(days: np.ndarray) -> Unit:
+    known = days[np.isfinite(days)]
+    return "D" if np.array_equal(known, np.round(known)) else "s"

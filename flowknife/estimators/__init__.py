@@ -1,0 +1,17 @@
+"""Estimators for scikit-learn: `FlowDensity`, `AnomalyDetector`, `FlowClassifier`, `FlowRegressor`, `FlowTransformer`.
+
+Each fits in a pipeline, is cloned, pickled, searched and cross-validated like any estimator. Every setting of training
+and of the network is an argument; None leaves it open, to be chosen from the data. What was fitted is in `flow_`, with
+all that a result of `flowknife.apps` can do. They work on any table of numbers, features of other networks
+too. Needs scikit-learn: `pip install "flowknife[sklearn]"`.
+
+>>> import flowknife as fk
+>>> detector = fk.AnomalyDetector(contamination=0.01, minutes=1)
+>>> detector.fit(x_train).predict(x_test)  # doctest: +SKIP
+"""
+
+from flowknife.estimators._anomalies import AnomalyDetector, PyODDetector
+from flowknife.estimators._density import FlowDensity, FlowTransformer
+from flowknife.estimators._supervised import FlowClassifier, FlowRegressor
+
+__all__ = ["AnomalyDetector", "FlowClassifier", "FlowDensity", "FlowRegressor", "FlowTransformer", "PyODDetector"]

@@ -1,0 +1,187 @@
+"""Detectors of anomalous rows: for scikit-learn, and in the convention of PyOD."""
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import OutlierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
+
+from flowknife._split import Sizes, split
+from flowknife._types import as_key
+from flowknife.apps import DensityConfig, density
+from flowknife.diagnostics import Scores, adjusted_p_values, conformal_p_values
+from flowknife.errors import CalibrationWarning, InputError
+from flowknife.estimators._base import seed_of
+from flowknife.estimators._density import DensityEstimator
+
+_ROUNDING = 1e-9  # 0.1 x 300 is 30, and not a little more
+
+
+def _of_novelties(detector):
+    if not detector.novelty:
+        raise AttributeError("got novelty=False, which calibrates no p-values; try novelty=True")
+    return True
+
+
+def _of_training(detector):
+    if detector.novelty:
+        raise AttributeError("got novelty=True, where contamination is a rate among new rows; try novelty=False")
+    return True
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class AnomalyDetector(OutlierMixin, DensityEstimator):
+    """Detects rows that are unlike the training rows, at a chosen false-alarm rate.
+
+    A density is fitted to one part of the rows and calibrated with the other (split-conformal; Bates et al. 2023, arXiv
+    2104.08279): of new rows of the same kind a share `contamination` is flagged and no more, whatever the data.
+
+    With `novelty=False` the anomalies are looked for in the training rows themselves, of which a share `contamination`
+    is flagged, as in `LocalOutlierFactor` of scikit-learn; there are no p-values then.
+
+    Args:
+        contamination: the rate of false alarms among normal rows, more than 0, at most 0.5.
+        calibration: share of the rows that is held out for calibration and for nothing else.
+        novelty: whether new rows are judged, or those of training.
+
+    Attributes:
+        flow_: the fitted `Density`.
+        calibration_scores_: log density of the calibration rows (of all rows with `novelty=False`), ascending.
+        offset_: rows of smaller log density are flagged.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(400, 2))
+        >>> detector = AnomalyDetector(contamination=0.05, layers=2, steps=20, random_state=0).fit(x)
+        >>> detector.predict([[0.0, 0.0], [9.0, 9.0]]).tolist()
+        [1, -1]
+    """
+
+    contamination: float | int = field(default=0.01, kw_only=False)
+    calibration: float | int = 0.25
+    novelty: bool = True
+
+    def fit(self, X: Any, y: Any = None) -> "AnomalyDetector":
+        """Fit the density and calibrate it.
+
+        Raises:
+            InputError: for a rate out of range, or too few rows to keep it.
+        """
+        if not 0 < self.contamination <= 0.5:
+            raise InputError(f"got contamination={self.contamination}; expected more than 0, at most 0.5; try 0.01")
+        if not 0 < self.calibration < 1:
+            raise InputError(f"got calibration={self.calibration}; expected a share between 0 and 1; try 0.25")
+        X = self._rows(X, reset=True)
+        options = {"alpha": self.contamination, **self._options(DensityConfig, self._seed())}
+        with warnings.catch_warnings():
+            # as many rows as are asked for below; at a rate of exactly 1 / (count + 1) `predict` flags, p < alpha not
+            warnings.simplefilter("ignore", CalibrationWarning)
+            calibrate = self._fit_new if self.novelty else self._fit_training
+            scores, flagged = calibrate(X, options)
+        self.calibration_scores_ = np.sort(scores)
+        self.offset_ = float(self.calibration_scores_[flagged])
+        return self
+
+    def _seed(self):
+        return seed_of(check_random_state(self.random_state))
+
+    def _fit_new(self, X, options):
+        """Scores of the calibration rows, and how many of them are flagged."""
+        count = round(self.calibration * len(X))
+        # the smallest p-value that m calibration rows can give is 1 / (m + 1)
+        least = math.ceil(1 / self.contamination - 1 - _ROUNDING)
+        if count < least:
+            raise InputError(
+                f"got n_samples = {len(X)}, {count} of them for calibration; expected at least {least} for a rate of "
+                f"{self.contamination:g}; try more rows, or contamination={1 / (count + 1):.2g}"
+            )
+        parts = split(len(X), Sizes(0, count), as_key(options["key"]))
+        self.flow_ = density(X[parts.train], calibration=X[parts.calibration], **options)
+        scores = self.flow_.log_prob(X[parts.calibration]).astype(np.float64)
+        return scores, math.floor(self.contamination * (count + 1) + _ROUNDING) - 1
+
+    def _fit_training(self, X, options):
+        """Scores of all rows, and how many of them are flagged."""
+        self.flow_ = density(X, **options)
+        return self.flow_.log_prob(X).astype(np.float64), math.floor(self.contamination * len(X) + _ROUNDING)
+
+    def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
+        """Log density of each row, in nats; the smaller, the more anomalous."""
+        rows = self._rows(X)
+        return self.flow_.log_prob(rows).astype(np.float64)
+
+    @available_if(_of_novelties)
+    def p_values(self, X: Any) -> Float[np.ndarray, " n"]:
+        """Split-conformal p-value of each row; see `flowknife.diagnostics.benjamini_hochberg` for many rows at once."""
+        return conformal_p_values(-self.score_samples(X), -self.calibration_scores_)
+
+    @available_if(_of_novelties)
+    def scores(self, X: Any) -> Scores:
+        """Columns of each row, with p_value, q_value and flag (as `predict` has it); see `Scores`."""
+        log_prob = self.score_samples(X)
+        p_value = conformal_p_values(-log_prob, -self.calibration_scores_)
+        q_value = adjusted_p_values(p_value)
+        decisions = {"flag": log_prob < self.offset_, "q_value": q_value, "discovery": q_value <= self.contamination}
+        rows = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
+        return Scores({**rows, "p_value": p_value, **decisions})
+
+    def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
+        """Log density minus `offset_`: negative where a row is flagged, its p-value at most `contamination`."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """1 for rows like those of training, -1 for others, shape (n,)."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    @available_if(_of_training)
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and predict the training rows; with `novelty=False` only."""
+        return self.fit(X).predict(X)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PyODDetector(DensityEstimator):
+    """A detector in the convention of PyOD: larger scores are more anomalous, and 1 is the label of an anomaly.
+
+    Args:
+        contamination: share of the training rows that is flagged.
+
+    Attributes:
+        detector_: the fitted `AnomalyDetector`, with `novelty=False`.
+        decision_scores_: scores of the training rows.
+        threshold_: larger scores are flagged.
+        labels_: of the training rows, 0 or 1.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(400, 2))
+        >>> detector = PyODDetector(contamination=0.05, layers=2, steps=20, random_state=0).fit(x)
+        >>> int(detector.labels_.sum()), detector.predict([[0.0, 0.0], [9.0, 9.0]]).tolist()
+        (20, [0, 1])
+    """
+
+    contamination: float | int = field(default=0.1, kw_only=False)
+
+    def fit(self, X: Any, y: Any = None) -> "PyODDetector":
+        """Fit the density, and flag the training rows."""
+        self.detector_ = AnomalyDetector(**self.get_params(), novelty=False).fit(X)
+        self.decision_scores_, self.threshold_ = self.decision_function(X), -self.detector_.offset_
+        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+        return self
+
+    def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
+        """Negative log density of each row, in nats."""
+        return -self.detector_.score_samples(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """1 for anomalous rows, 0 for others, shape (n,)."""
+        return (self.decision_function(X) > self.threshold_).astype(int)
+
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and return `labels_`."""
+        return self.fit(X).labels_

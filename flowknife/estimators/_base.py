@@ -1,0 +1,93 @@
+"""What all estimators share: settings as arguments, rows by the names of their columns, and seeds."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from flowknife._settings import Settings
+from flowknife.data.tables import in_order, names_in
+from flowknife.errors import InputError
+from flowknife.train import Training
+
+try:
+    from sklearn.base import BaseEstimator
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError:
+    raise InputError('scikit-learn is not installed; try pip install "flowknife[sklearn]"') from None
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FlowEstimator(BaseEstimator):
+    """Base of the estimators: how to train, and the sizes of the network.
+
+    Args:
+        layers: couplings.
+        width: hidden units of each coupling's network.
+        depth: hidden layers of each coupling's network.
+        epochs: passes over the training rows; training ends at whichever of `epochs`, `steps` and `minutes` is first.
+        steps: optimiser steps.
+        minutes: time budget of the whole fit.
+        batch_size: rows per step.
+        learning_rate: peak learning rate.
+        optimiser: rule that turns gradients into steps.
+        schedule: course of the learning rate after the warm-up.
+        decay: final / peak rate of the exponential schedule.
+        warmup: steps of linear warm-up.
+        clip: largest global norm of the gradient.
+        weight_decay: pull of the weights to zero, per unit of learning rate.
+        average: decay of the moving average of the weights.
+        validation: share of the rows held out for early stopping and calibration.
+        evaluate_every: steps between evaluations.
+        patience: evaluations without improvement before stopping; 0: train to the end.
+        random_state: seed of the split, of training and of draws.
+        verbose: show a progress bar.
+    """
+
+    layers: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    epochs: float | int | None = None
+    steps: int | None = None
+    minutes: float | int | None = None
+    batch_size: int | None = None
+    learning_rate: float | int | None = None
+    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] | None = None
+    schedule: Literal["cosine", "exponential", "constant"] | None = None
+    decay: float | int | None = None
+    warmup: int | None = None
+    clip: float | int | None = None
+    weight_decay: float | int | None = None
+    average: float | int | None = None
+    validation: float | int | None = None
+    evaluate_every: int | None = None
+    patience: int | None = None
+    random_state: Any = None
+    verbose: bool = False
+
+    def _options(self, config: type[Settings], seed: int) -> dict[str, Any]:
+        """The arguments of a fit whose settings are of the class `config`."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        settings = {name: value for name, value in own.items() if name in config.model_fields}
+        train = {name: value for name, value in own.items() if name in Training.model_fields}
+        return {**settings, "train": train, "key": seed, "show_progress": bool(self.verbose)}
+
+    def _rows(self, X: Any, reset: bool = False) -> np.ndarray:
+        """Rows of numbers, in the columns of training."""
+        if not reset:
+            check_is_fitted(self)
+        X = self._by_name(X, reset)
+        return validate_data(self, X, dtype=np.float64, reset=reset, ensure_min_samples=2 if reset else 1)
+
+    def _by_name(self, X: Any, reset: bool = False) -> Any:
+        """The columns of a DataFrame in the order of training; scikit-learn compares names only where all are words."""
+        if reset:
+            self._columns = names_in(X)
+        elif self._columns is not None and not all(isinstance(name, str) for name in getattr(X, "columns", "x")):
+            X = in_order(X, self._columns)
+        return X
+
+
+def seed_of(generator: np.random.RandomState) -> int:
+    """The next seed of a generator."""
+    return int(generator.randint(2**31 - 1))
