@@ -192,7 +192,7 @@ class Record(_Part, Generic[Config]):
 
 
 def _restored(kind: type, text: str) -> Any:
-    return Record[kind].model_validate_json(text)
+    return Record[kind].model_validate_json(text)  # ty: ignore[invalid-type-form]
 
 
 def described(source: Any) -> str:
