@@ -189,8 +189,9 @@ class Record(_Part, Generic[Config]):
         return f"Record({self.application}: {of}, {self.training.steps} steps, {self.created:%Y-%m-%d})"
 
 
-def _restored(kind: type, text: str) -> Any:
-    return Record[kind].model_validate_json(text)
+def _restored(config: Any, text: str) -> Any:
+    generic: Any = Record
+    return generic[config].model_validate_json(text)
 
 
 def described(source: Any) -> str:
