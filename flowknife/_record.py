@@ -30,7 +30,6 @@ class Stopped(StrEnum):
     STREAM = "stream"
     NON_FINITE = "non-finite"
     INTERRUPTED = "interrupted"
-    BEHIND = "behind"
 
     @property
     def sentence(self) -> str:
@@ -44,7 +43,6 @@ _SENTENCES = {
     Stopped.STREAM: "the stream of batches ended",
     Stopped.NON_FINITE: "training met a number that is not finite",
     Stopped.INTERRUPTED: "training was interrupted",
-    Stopped.BEHIND: "another candidate was better after as many steps",
 }
 
 
@@ -191,8 +189,9 @@ class Record(_Part, Generic[Config]):
         return f"Record({self.application}: {of}, {self.training.steps} steps, {self.created:%Y-%m-%d})"
 
 
-def _restored(kind: type, text: str) -> Any:
-    return Record[kind].model_validate_json(text)  # ty: ignore[invalid-type-form]
+def _restored(config: Any, text: str) -> Any:
+    generic: Any = Record
+    return generic[config].model_validate_json(text)
 
 
 def described(source: Any) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp
 
 from flowknife.data._cells import array_of
 
@@ -86,13 +87,13 @@ def _explained(flow, values, log_prob):
         flag = kept.get(flags[i]) if flags[i] is not None else None
         if i in kept:
             column = _Column(kept[i], flag, sizes.get(i))
-            top, best[:, i] = _best(flow, rows, own, column, log_prob)
-            with np.errstate(invalid="ignore"):
-                gains[:, i] = np.nan_to_num(top - own, nan=0.0, posinf=np.inf)
         elif flag is not None:
-            top, best[:, i] = _best(flow, rows, own, _Column(flag, None, 2), log_prob)
-            with np.errstate(invalid="ignore"):
-                gains[:, i] = np.nan_to_num(top - own, nan=0.0, posinf=np.inf)
+            column = _Column(flag, None, 2)
+        else:
+            continue
+        top, best[:, i] = _best(flow, rows, own, column, log_prob)
+        with np.errstate(invalid="ignore"):
+            gains[:, i] = np.maximum(np.nan_to_num(top - own, nan=0.0, posinf=np.inf), 0.0)
     gains[impossible] = np.inf
     return gains, best
 
@@ -112,47 +113,47 @@ def _impossible(flow, values):
 
 
 def _best(flow, rows, own, column, log_prob):
-    """The largest log density over the values of one column, and the rows that have it."""
-    top, best = own, rows
+    """The largest log density over the values of one column, and the rows that have it.
 
-    def try_each(candidates):
-        """Candidates (n, c, columns changed): keep what is better; the place of the best of each row."""
+    A number is compared with other numbers; that it is missing, a probability, with the probability that it is not.
+    """
+    gone = np.zeros(len(rows), bool) if column.flag is None else rows[:, column.flag] > 0.5
+    places = [column.place] if column.flag is None else [column.place, column.flag]
+    top, best, each = np.where(gone, -np.inf, own), rows, np.arange(len(rows))
+
+    def try_each(numbers):
+        """Numbers (n, c) in place of those of the column: keep what is better; all log densities."""
         nonlocal top, best
-        count = candidates.shape[1]
-        changed = np.repeat(rows, count, axis=0).astype(np.float32)
-        for place, numbers in zip(places, np.moveaxis(candidates, -1, 0), strict=True):
-            changed[:, place] = numbers.ravel()
-        found = _log_probs(log_prob, changed).reshape(len(rows), count)
+        changed = np.repeat(rows, numbers.shape[1], axis=0).astype(np.float32)
+        changed[:, places] = 0.0  # there is a number
+        changed[:, column.place] = numbers.ravel()
+        found = _log_probs(log_prob, changed).reshape(numbers.shape)
         first = found.argmax(axis=1)
-        chosen = found[np.arange(len(rows)), first]
-        better = chosen > top
-        top = np.where(better, chosen, top)
-        best = np.where(better[:, None], changed.reshape(len(rows), count, -1)[np.arange(len(rows)), first], best)
-        return first
+        better = found[each, first] > top
+        top = np.where(better, found[each, first], top)
+        best = np.where(better[:, None], changed.reshape(*numbers.shape, -1)[each, first], best)
+        return found
 
     if column.size is not None:
-        places = [column.place]
-        try_each(np.tile(np.arange(column.size, dtype=float)[:, None], (len(rows), 1, 1)))
+        try_each(np.tile(np.arange(column.size, dtype=float), (len(rows), 1)))
         return top, best
-    places = [column.place] if column.flag is None else [column.place, column.flag]
-    if column.flag is not None:
-        try_each(np.ones((len(rows), 1, 2)) * [float(flow.mixed.means[_gap(flow, column)]), 1.0])
-    reference = flow.reference if column.flag is None else flow.reference[flow.reference[:, column.flag] == 0]
+    reference = flow.reference if column.flag is None else flow.reference[flow.reference[:, column.flag] < 0.5]
     grid = np.quantile(reference[:, column.place].astype(np.float64), np.linspace(0, 1, _GRID))
-    low, high = np.broadcast_to(grid[0], len(rows)), np.broadcast_to(grid[-1], len(rows))
     numbers = np.broadcast_to(grid, (len(rows), _GRID))
-    for zoom in range(_ZOOMS + 1):
-        if zoom:
-            numbers = np.linspace(low, high, _FINE, axis=1)
-        first = try_each(np.stack([numbers, np.zeros_like(numbers)], axis=-1)[..., : len(places)])
-        last = numbers.shape[1] - 1
-        each = np.arange(len(rows))
-        low, high = numbers[each, np.maximum(first - 1, 0)], numbers[each, np.minimum(first + 1, last)]
+    found = coarse = try_each(numbers)
+    for _ in range(_ZOOMS):
+        first, last = found.argmax(axis=1), numbers.shape[1] - 1
+        ends = numbers[each, np.maximum(first - 1, 0)], numbers[each, np.minimum(first + 1, last)]
+        numbers = np.linspace(*ends, _FINE, axis=1)
+        found = try_each(numbers)
+    if gone.any():
+        widths = (
+            np.gradient(grid) * flow.frame.widths_from_model(np.ones(flow.frame.dim))[flow.frame.kept][column.place]
+        )
+        there = logsumexp(coarse, b=np.maximum(widths, 0.0), axis=1)
+        top = np.where(gone, there, top)
+        best = np.where((gone & (there <= own))[:, None], rows, best)
     return top, best
-
-
-def _gap(flow, column):
-    return [place for place, _ in flow.mixed.gaps].index(column.place)
 
 
 def _log_probs(log_prob, rows):

@@ -184,7 +184,15 @@ class Density(Result[DensityConfig]):
         mixed, points = self.mixed, jnp.asarray(self.mixed.points(draws))
         (found,) = map_batches(lambda part: [_mixed_log_prob(self.model, mixed, points, **part)], blocks, most)
         known = (rows[:, list(mixed.places)] >= 0).all(axis=1)
-        return np.where(known, found + self.frame.log_det, -np.inf)
+        return np.where(known, found + self._log_units(rows), -np.inf)
+
+    def _log_units(self, rows):
+        """log|d model / d value| of rows: a number that is missing has no unit."""
+        found = np.full(len(rows), self.frame.log_det)
+        scale = np.asarray(self.frame.scale)[self.frame.kept]
+        for place, flag in self.mixed.gaps if self.mixed else ():
+            found += np.where(rows[:, flag] > 0.5, np.log(scale[place]), 0.0)
+        return found
 
     def encode(self, x: Any, given: Any = None) -> Float[np.ndarray, "n k"]:
         """The latent of each row, standard normal for rows of the same distribution.
@@ -232,8 +240,8 @@ class Density(Result[DensityConfig]):
 
         For a Gaussian it is half the squared distance of x_j from its mean given the other columns, in standard
         deviations. Where either of two columns could be wrong, both gain. The maximum is looked for on a grid of
-        training values, and finer around the best of them; of a category among all of them. An impossible value has an
-        infinite gain.
+        training values, and finer around the best of them; of a category among all of them. What is missing is
+        compared with the probability that it is not. An impossible value has an infinite gain.
 
         Returns:
             gains (n, d) in nats, and the most likely values.
@@ -298,7 +306,7 @@ class Density(Result[DensityConfig]):
         back = self.frame.from_model(_decode(self.model, self._encoded(every), known))
         # a Kolmogorov-Smirnov distance of 0.05 is visible in a histogram; below, sampling noise of few rows is allowed
         limit = 0.05 + 1.5 / np.sqrt(z.size)
-        units = self.frame.log_det + weight
+        units = self._log_units(rows) + weight
         simple = {
             # log p(x, y) - log p(y) of a joint Gaussian
             "a Gaussian": gaussian_losses(reference, filled)
