@@ -246,8 +246,8 @@ def _take(claim: Path) -> None:
         with suppress(FileExistsError):
             # written first and then linked to its name, so that nobody reads half of it
             draft = claim.with_name(f"{claim.name}-{secrets.token_hex(6)}")
-            draft.write_text(json.dumps(own), encoding="utf-8")
             try:
+                draft.write_text(json.dumps(own), encoding="utf-8")
                 _create(draft, claim)
             finally:
                 draft.unlink(missing_ok=True)
@@ -277,8 +277,14 @@ def _create(draft: Path, claim: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without links
-        with claim.open("x", encoding="utf-8") as stream:
-            stream.write(draft.read_text(encoding="utf-8"))
+        text = draft.read_text(encoding="utf-8")
+        with claim.open("x", encoding="utf-8"):
+            pass
+        try:
+            claim.write_text(text, encoding="utf-8")
+        except OSError:  # a full disk: an empty claim would be nobody's
+            claim.unlink(missing_ok=True)
+            raise
 
 
 def _read(claim: Path) -> dict[str, Any] | None:

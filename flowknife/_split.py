@@ -92,7 +92,7 @@ def split_sizes(
     calibration = held_out - stopping
     if share is None:
         few = min(round(_SHARE_OF_FEW * rows), fewest_calibration_rows(alpha, _RANKS))
-        calibration = min(max(calibration, few), most.calibration)
+        calibration = min(max(calibration, few), most.calibration, spare - stopping)
         stopping = rounded(min(max(stopping, min(round(rows / 10), _FEW_STOPPING)), most.stopping, spare - calibration))
     if calibration < 2:  # of one score no p-value is small, and a detector needs the place and the width of several
         return Sizes(stopping + calibration, 0)

@@ -93,8 +93,8 @@ def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Map
             path.unlink(missing_ok=True)
         with suppress(OSError):  # there is none, or something else in it
             (folder / "figures").rmdir()
-    except StorageError:
-        raise
+    except StorageError as error:
+        raise StorageError(str(error).replace(str(draft), str(folder))) from None
     except OSError as error:
         raise StorageError(f"got {folder}, where a run cannot be written ({error.strerror or error})") from None
     finally:

@@ -1,8 +1,8 @@
 """Damaged and hostile files: seeds, what is done to them, and how each is opened.
 
 Whatever a file holds, opening it ends in a result or in an error of `flowknife.errors`, within one second of computing
-and one gibibyte of memory, and no number that is not finite comes out. `python -m tests.fuzz --seconds 600` counts what
-it has tried, and writes every input that broke this to a folder.
+and one gibibyte of memory, and no number that is not finite comes out. `python -m tests.fuzz --minutes 10 --workers 2`
+counts what it has tried, and writes an input of each kind that broke this to a folder.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -22,6 +23,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -319,7 +321,7 @@ def small_runs() -> dict[str, Any]:
         record=_record(fk.Posterior, "pairs", names=("u", "v"), y_names=("d",)),
     )
     images = rng.integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
-    bijection = lattice((8, 8, 1), 32, levels=1, width=2, features=2, key=0)
+    bijection = lattice((8, 8, 1), 32, levels=2, width=2, features=2, key=0)
     model = image_model((8, 8, 1), Pixels(5), bijection)
     features = rng.normal(size=(12, 4))
     levels = {
@@ -614,18 +616,42 @@ class Failure:
     content: bytes = field(repr=False)
 
 
-def _memory() -> int:
+_PROCESS = Path("/proc/self")
+
+
+def peak_memory() -> int:
     """The most memory of this process since the last call, in bytes; 0 where the system does not tell."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        peak = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-        Path("/proc/self/clear_refs").write_text("5")
+    with contextlib.suppress(OSError):
+        peak = _peak()
+        (_PROCESS / "clear_refs").write_text("5")
         return peak
     return 0
 
 
+def _peak():
+    with (_PROCESS / "status").open("rb") as stream:
+        return int(stream.read().partition(b"VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+
+
+def _at_hand():
+    """Bytes of memory that this process has now, and a peak that is at most half of MEMORY above it."""
+    try:
+        with (_PROCESS / "statm").open("rb") as stream:
+            now = int(stream.read().split()[1]) * _PAGE
+        if _peak() - now > MEMORY // 2:  # that of an earlier input, which would hide what the next one takes
+            peak_memory()
+        return now
+    except OSError:
+        return 0
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
 @contextlib.contextmanager
-def _limited(seconds: float) -> Iterator[None]:
+def limited(seconds: float) -> Iterator[None]:
+    """End the block after so many seconds of the clock, with a `Hang`."""
+
     def stop(number, frame):
         raise Hang
 
@@ -640,17 +666,16 @@ def _limited(seconds: float) -> Iterator[None]:
 
 def outcome(use: Callable[[], Any]) -> tuple[bool, str]:
     """Whether opening something ended well (True: read, False: refused), and what was wrong with how it ended."""
-    _memory()
-    before, began = _memory(), time.process_time()
+    before, began = _at_hand(), time.process_time()
     read, why = False, ""
     try:
-        with _limited(_WAIT), warnings.catch_warnings():
+        with limited(_WAIT), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             use()
         read = True
     except FlowknifeError as error:
         text = str(error)
-        if "\n" in text or any(not letter.isprintable() for letter in text) or len(text) > 2000:
+        if not text.isprintable() or len(text) > 2000:
             why = f"a message that is not one printable line: {text[:200]!r}"
     except Hang:
         return False, "waited without end"
@@ -660,7 +685,7 @@ def outcome(use: Callable[[], Any]) -> tuple[bool, str]:
         why = f"{type(error).__name__} in {Path(ours[-1].filename).name}:{ours[-1].lineno}: {str(error)[:100]!r}"
     if (took := time.process_time() - began) > SECONDS:
         why = why or f"took {took:.1f} s"
-    if (more := _memory() - before) > MEMORY:
+    if before and (more := _peak() - before) > MEMORY:
         why = why or f"took {more / 2**20:.0f} MiB"
     return read, why
 
@@ -699,27 +724,40 @@ def search(
     return counts, failures
 
 
+def _search_all(seed: int, seconds: float, names: list[str]) -> tuple[Counter, list[Failure]]:
+    with tempfile.TemporaryDirectory() as folder:
+        every = targets(Path(folder))
+        return search({name: every[name] for name in names or every}, seed=seed, seconds=seconds)
+
+
 def main() -> None:
     """Search for a time, and print what was found, each kind of failure once."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--targets", nargs="*")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with a seed of its own")
+    parser.add_argument("--seed", type=int, default=0, help="of the first process; of the others the next ones")
+    parser.add_argument("--targets", nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=Path("fuzz"), help="where the inputs that failed are written")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        every = targets(Path(folder))
-        chosen = {name: every[name] for name in given.targets or every}
-        counts, failures = search(chosen, seed=given.seed, seconds=given.seconds)
-    print(f"seed {given.seed}: {sum(counts.values())} inputs")
+    counts, failures, seeds = Counter(), [], range(given.seed, given.seed + given.workers)
+    with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        work = [pool.submit(_search_all, seed, 60 * given.minutes, given.targets) for seed in seeds]
+        for seed, done in zip(seeds, work, strict=True):
+            own, failed = done.result()
+            print(f"seed {seed}: {sum(own.values()):,} inputs, {len(failed)} failed")
+            counts += own
+            failures += [(seed, failure) for failure in failed]
+    print(f"{sum(counts.values()):,} inputs in {given.minutes:g} minutes")
     for name, count in sorted(counts.items()):
-        print(f"  {name}: {count}")
-    kinds = Counter((failure.target, failure.why.split(": ")[0]) for failure in failures)
-    for (target, why), count in kinds.most_common():
-        first = next(each for each in failures if (each.target, each.why.split(": ")[0]) == (target, why))
+        print(f"  {name}: {count:,}")
+    kinds: dict[tuple[str, str], list[tuple[int, Failure]]] = {}
+    for seed, failure in failures:
+        kinds.setdefault((failure.target, failure.why.split(": ")[0]), []).append((seed, failure))
+    for (target, _), found in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        seed, first = found[0]
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / f"{target}-{first.seed}-{first.number}").write_bytes(first.content)
-        print(f"  {count} x {target}: {first.why}  ({first.seed}, number {first.number})")
+        (given.out / f"{target}-{first.seed}-{seed}-{first.number}").write_bytes(first.content)
+        print(f"  {len(found)} x {target}: {first.why}  ({first.seed}, seed {seed}, number {first.number})")
     raise SystemExit(bool(failures))
 
 

@@ -64,7 +64,8 @@ def test_damaged_files_are_read_or_refused(every, as_in_use):
 
 @pytest.mark.slow
 def test_many_damaged_files_are_read_or_refused(every, as_in_use):
-    counts = searched(every, seed=2, seconds=300)
+    """For FUZZ_MINUTES, 5 unless they are set; `python -m tests.fuzz` has several processes."""
+    counts = searched(every, seed=2, seconds=60 * float(os.environ.get("FUZZ_MINUTES", 5)))
     print(sum(counts.values()), "inputs")
 
 

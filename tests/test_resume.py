@@ -1,15 +1,9 @@
 """Checkpoints: a fit that was stopped at any moment goes on, and ends as if it had never been."""
 
-import json
-import os
-import random
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -429,72 +423,3 @@ def test_an_interruption_names_the_command_that_goes_on(tmp_path, table, monkeyp
     flow = fk.load(run)
     assert flow.record.training.steps == STEPS["steps"] and not flow.record.training.partial
     assert list(tmp_path.glob("run*")) == [run]
-
-
-# -- real processes ---------------------------------------------------------------------------------------------------
-
-
-def start(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(Path(fk.__file__).parents[1])}
-    words = [sys.executable, "-m", "flowknife", *map(str, arguments)]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def jobs(folder):
-    save_table(folder / "points.csv", np.random.default_rng(0).normal(size=(400, 3)), ("a", "b", "c"))
-    np.savez(folder / "digits.npz", x=digits()[0][:300])
-    np.savez(folder / "pairs.npz", x=(x := np.random.default_rng(0).normal(size=(400, 2))), y=x + x[:, ::-1] ** 2)
-    small = ["--set=layers=2", "--set=width=8", "--set=depth=1"]
-    steps = ["--set=train.checkpoint_every=20", "--set=train.batch_size=32"]
-    return {
-        "density": ["density", folder / "points.csv", *small, *steps, "--set=train.steps=1500"],
-        "images": [
-            *("images", f"{folder / 'digits.npz'}:x", "--set=levels=2", "--set=width=16", "--set=architecture=wavelet"),
-            *(*steps, "--set=train.steps=300"),
-        ],
-        # the budget is far away: three candidates, whose steps the fit chooses
-        "invert": [
-            "invert",
-            folder / "pairs.npz",
-            *small,
-            *steps,
-            "--set=train.minutes=60",
-            "--set=train.schedule=constant",
-        ],
-        "simulations": ["invert", "kinematics", *small, *steps, "--set=num_simulations=400", "--set=train.steps=600"],
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("job", ["density", "images", "invert", "simulations"])
-def test_processes_that_are_killed_end_bit_by_bit_the_same(tmp_path, job):
-    command = ["fit", *jobs(tmp_path)[job]]
-    whole = start(*command, "--out", tmp_path / "whole")
-    errors = whole.communicate()[1]
-    assert whole.returncode == 0, errors
-    chance, kills, kept = random.Random(os.getpid()), 0, tmp_path / "run" / CHECKPOINTS
-
-    def states():
-        return set(kept.rglob("*.safetensors"))
-
-    while True:
-        process = start(*command, "--out", tmp_path / "run", *(["--resume"] if kills else []))
-        before = states()
-        while kills < 5 and process.poll() is None and states() == before:
-            time.sleep(0.01)
-        try:  # at a random moment after one more checkpoint
-            errors = process.communicate(timeout=chance.uniform(0, 0.5) if kills < 5 else None)[1]
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-        else:
-            assert process.returncode == 0, errors
-            break
-    assert kills, "the process was faster than every signal"
-    assert not (tmp_path / "run" / CHECKPOINTS).exists()
-    one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "run"))
-    assert one.read_bytes() == other.read_bytes()
-    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "run")]
-    assert records[0]["metrics"] == records[1]["metrics"]
-    assert records[0]["training"]["steps"] == records[1]["training"]["steps"]

@@ -17,7 +17,7 @@ import numpy as np
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)", re.ASCII | re.IGNORECASE)
 _WHOLE = re.compile(r"0|-?[1-9]\d*", re.ASCII)
 _LONG_WHOLE = re.compile(r"[+-]?\d{16,}", re.ASCII)
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "<na>", "-", "?"}
+_MISSING = {"", "na", "n/a", "nan", "+nan", "-nan", "null", "none", "<na>", "-", "?"}
 _TRUTH = {"true": 1.0, "false": 0.0}
 
 
@@ -96,15 +96,22 @@ _FORMULA = tuple("=+-@\t\r")
 def inert(cell: str) -> str:
     """Text as it is written to a file that a spreadsheet may open: what it would compute is quoted by an apostrophe.
 
+    Text that begins like what is quoted is quoted too, so that `as_named` gives back every text.
+
     >>> inert("=cmd|' /C calc'!A0"), inert("-1.5"), as_named(inert("-left"))
     ("'=cmd|' /C calc'!A0", '-1.5', '-left')
     """
-    return f"'{cell}" if cell.startswith(_FORMULA) and number_in(cell) is None else cell
+    return f"'{cell}" if _computed(cell) and number_in(cell) is None else cell
 
 
 def as_named(cell: str) -> str:
     """Text of a file without the apostrophe of `inert`."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+    return cell[1:] if cell.startswith("'") and _computed(cell) else cell
+
+
+def _computed(cell):
+    """Whether a spreadsheet may compute this text, or text within its apostrophes."""
+    return cell.lstrip("'").startswith(_FORMULA)
 
 
 def is_missing(value: Any) -> bool:
