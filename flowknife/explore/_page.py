@@ -76,15 +76,7 @@ def write_page(result: Any, folder: str | Path, job: str, parts: Mapping[str, An
         StorageError: the folder cannot be written, or has an `explore.html` that flowknife did not write.
     """
     title = f"{Path(folder).resolve().name}: {result.title}"
-    content = content_of(result, title, job, parts)
-    style, code = _read("style.css"), script()
-    policy = (
-        f"default-src 'none'; img-src data:; script-src '{_hash(code)}'; style-src '{_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    page = _PAGE.format(
-        policy=policy, generator=GENERATOR, title=escape(title), style=style, model=content, script=code
-    )
+    page = assembled(title, content_of(result, title, job, parts))
     if len(page) > _LARGEST:
         raise InputError(
             f"got a model for whose page {len(page) / 1e6:.1f} MB are needed; expected at most {_LARGEST / 1e6:g} MB; "
@@ -97,8 +89,20 @@ def write_page(result: Any, folder: str | Path, job: str, parts: Mapping[str, An
     return path
 
 
+def assembled(title: str, content: str) -> str:
+    """The page around its content."""
+    style, code = _read("style.css"), script()
+    policy = (
+        f"default-src 'none'; img-src data:; script-src '{_hash(code)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return _PAGE.format(
+        policy=policy, generator=GENERATOR, title=escape(title), style=style, model=content, script=code
+    )
+
+
 def content_of(result: Any, title: str, job: str, parts: Mapping[str, Any]) -> str:
-    """What the page reads, as JSON without a character that could end its block."""
+    """What the page reads, as JSON."""
     model = describe(result.model)  # first: what the page cannot evaluate, it cannot show
     everything = {
         "title": title,
@@ -111,7 +115,12 @@ def content_of(result: Any, title: str, job: str, parts: Mapping[str, Any]) -> s
         "model": model,
         **parts,
     }
-    return json.dumps(_finite(packed(everything)), allow_nan=False).replace("<", "\\u003c")
+    return as_json(everything)
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """What the page reads, without a character that could end its block."""
+    return json.dumps(_finite(packed(dict(content))), allow_nan=False).replace("<", "\\u003c")
 
 
 def _trust(result):

@@ -7,14 +7,13 @@ function densityPage(page) {
   const z = engine.encode(data, n, conditions, n);
   const at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] }; // the columns that are shown
   const flat = size === 2 && latent === 2;
-  let temperature = 1, seed = 1, draws = null, shown = "both", brushed = null, mode = "move", marker = new Float64Array(latent);
+  let temperature = 1, seed = 1, draws = null, shown = "both", brushed = null, mode = "move", marker = z.slice(0, latent);
 
   const top = section("One map, both ways",
     `Each row of the data (left) has a place in a standard normal space (right), and every place there is a row. ${
       flat ? "The straight grid on the right becomes the bent grid on the left." : "Choose which columns are shown."}`);
   const bar = element("div", { className: "controls" }, top), pair = element("div", { className: "pair" }, top);
 
-  const unit = () => Math.max(latent > 1 ? 4 : 4, 4);
   const pick = (rows, width, [a, b], spread = false) => {
     const out = new Float64Array((2 * rows.length) / width);
     for (let i = 0; 2 * i < out.length; i++) {
@@ -39,7 +38,7 @@ function densityPage(page) {
   // the grid: straight lines of the latent plane, and their images
   const grid = flat ? straightGrid(3, 13, 61) : null;
   let bent = null;
-  const patch = straightGrid(0.6, 5, 9);
+  const patch = straightGrid(0.5, 5, 41);
 
   const left = new Plot(pair, {
     title: "Data, x", label: "rows of the data and of the model", xlabel: names[0], ylabel: names[at.x[1]], x: [0, 1], y: [0, 1],
@@ -47,7 +46,7 @@ function densityPage(page) {
       if (bent && shown !== "none") plot.lines(bent, 61, colour("quiet"), 1, 0.35);
       if (shown !== "draws") plot.points(pick(data, size, at.x, true), shade, 3, 0.75);
       if (shown !== "data" && draws) plot.points(pick(draws, size, at.x, true), colour("accent"), 3, 0.5);
-      if (flat) plot.lines(pick(decode(moved(patch), patch.length / 2), size, at.x), 9, colour("warm"), 1.5, 0.9);
+      if (flat) plot.lines(pick(decode(moved(patch), patch.length / 2), size, at.x), 41, colour("warm"), 1.5, 0.9);
       const own = pick(decode(marker, 1), size, at.x);
       plot.ring(own[0], own[1], colour("warm"));
       if (mode === "brush" && plot === drawn.plot) frameOf(plot);
@@ -58,7 +57,7 @@ function densityPage(page) {
     draw(plot) {
       if (grid && shown !== "none") plot.lines(grid, 61, colour("quiet"), 1, 0.35);
       plot.points(pick(z, latent, at.z, true), shade, 3, 0.75);
-      if (flat) plot.lines(moved(patch), 9, colour("warm"), 1.5, 0.9);
+      if (flat) plot.lines(moved(patch), 41, colour("warm"), 1.5, 0.9);
       plot.ring(marker[at.z[0]], at.z[0] === at.z[1] ? 0 : marker[at.z[1]], colour("warm"));
       if (mode === "brush" && plot === drawn.plot) frameOf(plot);
     },
@@ -141,7 +140,7 @@ function densityPage(page) {
   function reframe() {
     const xy = pick(data, size, at.x, true), even = (k) => xy.filter((_, i) => i % 2 === k);
     Object.assign(left, { x: span(even(0), 0.12, 0.002), y: at.x[0] === at.x[1] ? [-3, 3] : span(even(1), 0.12, 0.002), xlabel: names[at.x[0]], ylabel: at.x[0] === at.x[1] ? "" : names[at.x[1]] });
-    Object.assign(right, { x: [-unit(), unit()], y: [-unit(), unit()], xlabel: `z${at.z[0] + 1}`, ylabel: at.z[0] === at.z[1] ? "" : `z${at.z[1] + 1}` });
+    Object.assign(right, { x: [-4, 4], y: [-4, 4], xlabel: `z${at.z[0] + 1}`, ylabel: at.z[0] === at.z[1] ? "" : `z${at.z[1] + 1}` });
     hue = hues();
     redraw();
   }
