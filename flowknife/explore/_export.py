@@ -40,8 +40,10 @@ def describe(model: INN) -> Node:
 def packed(value: Any) -> Any:
     """Plain values with arrays as base64, `{"f4": ...}`, `{"f8": ...}` or `{"i4": ...}`: what `unpacked` of the page reads.
 
-    Single precision stays single; whole numbers have 32 bits.
+    Single precision stays single; whole numbers have 32 bits. Bytes are `{"u1": ...}`.
     """
+    if isinstance(value, bytes):
+        return {"u1": base64.b64encode(value).decode("ascii")}
     if isinstance(value, dict):
         return {name: packed(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
 """One file that answers: the model, its evaluator and the page around them, without anything to fetch.
 
-The content security policy allows the page's own script and style, by their hashes, and nothing else; whatever came
-from a user stands in a block of JSON, which no browser runs, and is shown as text.
+The content security policy allows the page's own script and style, by their hashes, and nothing else ('wasm-unsafe-eval'
+lets that script compile WebAssembly, and evaluates no text); whatever came from a user stands in a block of JSON, which no browser runs, and is shown as text.
 """
 
 import base64
@@ -18,6 +18,7 @@ from typing import Any
 from flowknife._files import GENERATOR, replacing, require_own
 from flowknife.errors import InputError
 from flowknife.explore._export import describe, packed
+from flowknife.explore._kernel import kernel
 from flowknife.report import flagging_text, measured
 
 EVALUATOR = ("numbers", "nets", "scalars", "layers", "model", "engines")
@@ -93,7 +94,7 @@ def assembled(title: str, content: str) -> str:
     """The page around its content."""
     style, code = _read("style.css"), script()
     policy = (
-        f"default-src 'none'; img-src data:; script-src '{_hash(code)}'; style-src '{_hash(style)}'; "
+        f"default-src 'none'; img-src data:; script-src '{_hash(code)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return _PAGE.format(
@@ -120,7 +121,7 @@ def content_of(result: Any, title: str, job: str, parts: Mapping[str, Any]) -> s
 
 def as_json(content: Mapping[str, Any]) -> str:
     """What the page reads, without a character that could end its block."""
-    return json.dumps(_finite(packed(dict(content))), allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(_finite(packed({**content, "kernel": kernel()})), allow_nan=False).replace("<", "\\u003c")
 
 
 def _trust(result):

@@ -22,7 +22,7 @@ function inversionPage(page) {
     scene.show(y, x, DRAWN);
     clearTimeout(update.later);
     if (cornerToo) details();
-    else update.later = setTimeout(details, 60); // what the eye does not follow may wait until the hand rests
+    else update.later = setTimeout(details, 150); // what the eye does not follow may wait until the hand rests
     possible(engine.pValue(y), page.alpha, "The simulator could have made this observation",
       "The simulator hardly ever makes such an observation: do not trust this posterior",
       "Whether the simulator could have made this observation is not known: no pairs were held out.");

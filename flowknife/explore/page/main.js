@@ -4,6 +4,7 @@ const PAGES = { density: densityPage, classify: classificationPage, invert: inve
 
 if (typeof document !== "undefined") {
   const page = JSON.parse(document.getElementById("model").textContent);
+  startKernel(unpacked(page.kernel));
   heading(page);
   window.explored = PAGES[page.job](page);
   document.documentElement.dataset.ready = "yes";

@@ -4,7 +4,7 @@
 function unpacked(value) {
   if (Array.isArray(value)) return value.map(unpacked);
   if (value === null || typeof value !== "object") return value;
-  const kinds = { f4: Float32Array, f8: Float64Array, i4: Int32Array };
+  const kinds = { f4: Float32Array, f8: Float64Array, i4: Int32Array, u1: Uint8Array };
   const [first] = Object.keys(value);
   if (first in kinds) {
     const text = atob(value[first]), bytes = new Uint8Array(text.length);

@@ -47,7 +47,7 @@ const NETS = {
         activate(inner);
         const hidden = runDense(one, inner, n);
         activate(hidden);
-        for (let i = 0; i < x.length; i++) x[i] += two.bias[i % two.outputs];
+        for (let row = 0, i = 0; row < n; row++) for (let j = 0; j < two.outputs; j++) x[i++] += two.bias[j];
         addProduct(hidden, n, two.weight, x);
       }
       activate(x);

@@ -3,17 +3,58 @@
 
 // -- matrices ---------------------------------------------------------------------------------------------------------
 
+/** The product as WebAssembly (`_kernel.py`) and its memory; null where a browser has none. */
+let kernel = null;
+
+function startKernel(bytes) {
+  try {
+    const memory = new WebAssembly.Memory({ initial: 16 });
+    const { product } = new WebAssembly.Instance(new WebAssembly.Module(bytes), { m: { m: memory } }).exports;
+    kernel = { memory, product, view: new Float64Array(memory.buffer), used: 0, x: null, out: null };
+  } catch {
+    kernel = null;
+  }
+}
+
+/** A place for so many numbers in the kernel's memory. */
+function placeFor(count) {
+  const start = kernel.used;
+  kernel.used += count + (count % 2);
+  const missing = kernel.used * 8 - kernel.memory.buffer.byteLength;
+  if (missing > 0) {
+    kernel.memory.grow(Math.ceil(missing / 65536) + 16);
+    kernel.view = new Float64Array(kernel.memory.buffer);
+  }
+  return { start, count };
+}
+
 /** Weights (k, m) in pairs of columns, each pair contiguous: one pair then serves all rows from the cache. */
 function packed(weight, inputs, outputs) {
   const data = new Float64Array(inputs * (outputs + (outputs % 2)));
   for (let i = 0; i < inputs; i++) {
     for (let j = 0; j < outputs; j++) data[(j >> 1) * 2 * inputs + 2 * i + (j & 1)] = weight[i * outputs + j];
   }
-  return { data, inputs, outputs };
+  const place = kernel && inputs * outputs >= 64 ? placeFor(data.length) : null;
+  if (place) kernel.view.set(data, place.start);
+  return { data, inputs, outputs, place };
 }
 
-/** out += x w, for n rows x; four rows and two columns at a time, whose eight sums stay in registers. */
+/** out += x w, for n rows x. */
 function addProduct(x, n, w, out) {
+  const { inputs: k, outputs: m } = w;
+  if (!w.place || n < 8) { addPlainly(x, n, w, out); return; }
+  const even = m + (m % 2), rows = n + ((4 - (n % 4)) % 4);
+  if (!kernel.x || kernel.x.count < rows * k) kernel.x = placeFor(rows * k);
+  if (!kernel.out || kernel.out.count < rows * even) kernel.out = placeFor(rows * even);
+  const { view } = kernel, from = kernel.out.start;
+  view.set(x, kernel.x.start);
+  kernel.product(kernel.x.start * 8, rows, k, w.place.start * 8, even, from * 8);
+  if (m === even) for (let i = 0; i < n * m; i++) out[i] += view[from + i];
+  else for (let row = 0, to = 0; row < n; row++) for (let j = 0; j < m; j++) out[to++] += view[from + row * even + j];
+}
+
+/** The same without the kernel; four rows and two columns at a time, whose eight sums stay in registers. */
+function addPlainly(x, n, w, out) {
   const { data, inputs: k, outputs: m } = w;
   for (let j = 0; j < m; j += 2) {
     const column = j * k, both = j + 1 < m;
