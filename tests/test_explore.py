@@ -33,15 +33,15 @@ def node():
         return shutil.which("node") or pytest.skip("no Node.js: pip install playwright, or apt-get install nodejs")
 
 
-def evaluated(code, given, fast=True):
+def evaluated(code, given):
     """What JavaScript makes of `given`: `code` is the body of a function of it, in which the evaluator is in scope."""
     page = resources.files("flowknife.explore").joinpath("page")
     parts = [page.joinpath(f"{name}.js").read_text() for name in EVALUATOR]
-    start = "const all = JSON.parse(require('fs').readFileSync(0, 'utf8')); if (all.fast) startKernel(unpacked(all.kernel));"
+    start = "const all = JSON.parse(require('fs').readFileSync(0, 'utf8')); startKernel(unpacked(all.kernel));"
     numbers = "(_, v) => (ArrayBuffer.isView(v) ? Array.from(v, (n) => (Number.isFinite(n) ? n : String(n))) : v)"
-    run = f"const answer = ((given) => {{ {code} }})(all.given); if (all.fast && !kernel) throw Error('no kernel');"
+    run = f"const answer = ((given) => {{ {code} }})(all.given); if (!kernel) throw Error('no kernel');"
     script = "\n".join([*parts, start, run, f"process.stdout.write(JSON.stringify(answer, {numbers}));"])
-    text = json.dumps(packed({"given": given, "kernel": kernel(), "fast": fast}))
+    text = json.dumps(packed({"given": given, "kernel": kernel()}))
     done = subprocess.run([node(), "-e", script], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -61,7 +61,8 @@ def narrow(module):
 
 _LAYERS = """
 return given.map(({ node, x, y, n, cond }) => {
-  const own = makeLayer(unpacked(node)), values = unpacked(cond), known = values && { data: values, rows: n, size: values.length / n };
+  const own = makeLayer(unpacked(node)), values = unpacked(cond);
+  const known = values && { data: values, rows: n, size: values.length / n };
   const there = new Float64Array(n), back = new Float64Array(n);
   return [own.encode(unpacked(x), n, known, there), there, own.decode(unpacked(y), n, known, back), back];
 });
@@ -108,7 +109,8 @@ def test_one_condition_serves_all_rows(key):
     x, cond = np.random.default_rng(1).normal(size=(5, 3)), np.array([0.3, -1.2])
     code = """
       const own = makeLayer(unpacked(given.node)), x = unpacked(given.x), cond = unpacked(given.cond);
-      return [1, 5].map((rows) => own.encode(x, 5, { data: rowsOf(cond, rows, 2), rows, size: 2 }, new Float64Array(5)));
+      const given5 = (rows) => ({ data: rowsOf(cond, rows, 2), rows, size: 2 });
+      return [1, 5].map((rows) => own.encode(x, 5, given5(rows), new Float64Array(5)));
     """
     one, each = evaluated(code, {"node": layer(flow), "x": x.ravel(), "cond": cond})
     CLOSE(one, each)
@@ -118,7 +120,8 @@ def test_the_kernel_multiplies_as_javascript_does():
     code = """
       const random = new Random(1);
       return given.sizes.map(([n, k, m]) => {
-        const x = random.normals(n * k), w = packed(random.normals(k * m), k, m), out = random.normals(n * m), same = out.slice();
+        const x = random.normals(n * k), w = packed(random.normals(k * m), k, m);
+        const out = random.normals(n * m), same = out.slice();
         addProduct(x, n, w, out);
         addPlainly(x, n, w, same);
         return Math.max(...out.map((v, i) => Math.abs(v - same[i])));
@@ -174,10 +177,10 @@ def test_density(tmp_path, given):
     z = rng.normal(size=(5, flow.frame.dim)).astype(np.float32)
     usual = known[:1] if given else None
     code = """
-      const own = new DensityEngine(given.page), x = unpacked(given.x), z = unpacked(given.z), known = given.known && unpacked(given.known);
+      const own = new DensityEngine(given.page), [x, z, known] = unpacked([given.x, given.z, given.known]);
       const first = known && known.subarray(0, 1), log = own.logProb(x, 7, known, 7);
-      return [log, own.encode(x, 7, known, 7), own.decode(z, 5, first), Array.from(log.subarray(0, 6), (v) => own.pValue(v)),
-        own.sample(4000, { seed: 1, given: first })];
+      const p = Array.from(log.subarray(0, 6), (v) => own.pValue(v));
+      return [log, own.encode(x, 7, known, 7), own.decode(z, 5, first), p, own.sample(4000, { seed: 1, given: first })];
     """
     asked = {"page": page, "x": rows.ravel(), "z": z.ravel(), "known": None if known is None else known.ravel()}
     log, encoded, decoded, p, drawn = evaluated(code, asked)
@@ -188,7 +191,9 @@ def test_density(tmp_path, given):
         CLOSE(log[:-1], right[:-1])
         CLOSE(np.reshape(encoded, (7, -1)), exact.encode(rows, given=known))
         CLOSE(np.reshape(decoded, (5, -1)), exact.decode(z, given=usual))
-        CLOSE(p, exact.score(rows[:-1], given=None if known is None else known[:-1])["p_value"], atol=0.03)  # ties: some rows calibrate
+        CLOSE(
+            p, exact.score(rows[:-1], given=None if known is None else known[:-1])["p_value"], atol=0.03
+        )  # ties: some rows calibrate
     ours = flow.sample(4000, key=0, given=usual)
     np.testing.assert_allclose(
         np.mean(np.reshape(drawn, ours.shape), axis=0), ours.mean(axis=0), atol=0.15 * max(ours.std(), 1e-3)
@@ -205,7 +210,8 @@ def test_classify(tmp_path, law):
     assert (page["pad"] is None) == (law == "mixture")
     code = """
       const own = new ClassifierEngine(given.page), x = unpacked(given.x), joint = own.joint(x, 9);
-      return [own.probabilitiesOf(joint), own.logProb(x, 9), own.sample(300, { label: 1, seed: 3 }), own.decode(own.encode(x, 9), 9)];
+      const drawn = own.sample(300, { label: 1, seed: 3 });
+      return [own.probabilitiesOf(joint), own.logProb(x, 9), drawn, own.decode(own.encode(x, 9), 9)];
     """
     probability, log, drawn, back = evaluated(code, {"page": page, "x": x[:9].ravel()})
     with jax.enable_x64(True):
@@ -240,13 +246,14 @@ def test_invert(tmp_path, settings):
     posterior = moved(fk.invert(_blurred, PRIOR, num_simulations=300, train=TRAIN, **settings, **TINY))
     page = page_of(posterior, tmp_path)
     x, y = (posterior.example_pairs[name] for name in ("x", "y"))
-    outside = x[:1] + [[5.0, 0, 0]]
+    outside = x[:1] + np.array([[5.0, 0, 0]])
     points = np.concatenate([x[:5], outside])
     far = np.array([[40.0, -3.0]])
     seen = np.concatenate([y[:6], far])
     code = """
-      const own = new PosteriorEngine(given.page), x = unpacked(given.x), y = unpacked(given.y), first = y.subarray(0, 2);
-      return [own.logProb(x, 6, { y: first }), Array.from({ length: 7 }, (_, i) => own.pValue(y.subarray(2 * i, 2 * i + 2))),
+      const own = new PosteriorEngine(given.page), [x, y] = unpacked([given.x, given.y]), first = y.subarray(0, 2);
+      const p = Array.from({ length: 7 }, (_, i) => own.pValue(y.subarray(2 * i, 2 * i + 2)));
+      return [own.logProb(x, 6, { y: first }), p,
         own.decode(own.encode(x, 5, { y: first }), 5, { y: first }), given.page.forward ? own.predict(x, 5) : null,
         own.sample(2000, { y: first, seed: 5 })];
     """

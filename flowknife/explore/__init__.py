@@ -2,17 +2,17 @@
 
 from flowknife.explore._export import describe, described_frame, layer, packed, thinned
 from flowknife.explore._kernel import kernel
-from flowknife.explore._page import EVALUATOR, NAME, content_of, script, write_page
+from flowknife.explore._page import EVALUATOR, as_json, assembled, write_page
 
 __all__ = [
     "EVALUATOR",
-    "NAME",
-    "content_of",
+    "as_json",
+    "assembled",
     "describe",
     "described_frame",
+    "kernel",
     "layer",
     "packed",
-    "script",
     "thinned",
     "write_page",
 ]

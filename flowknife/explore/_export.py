@@ -38,7 +38,7 @@ def describe(model: INN) -> Node:
 
 
 def packed(value: Any) -> Any:
-    """Plain values with arrays as base64, `{"f4": ...}`, `{"f8": ...}` or `{"i4": ...}`: what `unpacked` of the page reads.
+    """Plain values with arrays as base64, `{"f4": ...}`, `{"f8": ...}`, `{"i4": ...}`: what `unpacked` of a page reads.
 
     Single precision stays single; whole numbers have 32 bits. Bytes are `{"u1": ...}`.
     """
@@ -134,7 +134,7 @@ def _wide(array: Any) -> np.ndarray:
 
 
 def _linear(shape, weight, inverse, log_det=0.0, mean=None):
-    """y = (x - mean) A at each position, x = y B + mean."""
+    """The layer y = (x - mean) A at each position, x = y B + mean."""
     positions = math.prod(shape[:-1])
     mean = np.zeros(shape[-1]) if mean is None else _wide(mean)
     return {"kind": "linear", "mean": mean, "weight": weight, "inverse": inverse, "log_det": positions * float(log_det)}

@@ -42,14 +42,20 @@ def _moved(local: int, by: bytes) -> bytes:
 def _body() -> bytes:
     first, *others = _POINTERS
     step = [
-        _get(total) + _get(pointer) + _LOAD_SPLAT + _get(_PAIR) + _MULTIPLY + _ADD + _set(total) + _moved(pointer, _number(8))
+        _get(total)
+        + _get(pointer)
+        + _LOAD_SPLAT
+        + _get(_PAIR)
+        + _MULTIPLY
+        + _ADD
+        + _set(total)
+        + _moved(pointer, _number(8))
         for total, pointer in zip(_SUMS, _POINTERS, strict=True)
     ]
     inner = _get(_AT) + _LOAD_PAIR + _set(_PAIR) + b"".join(step) + _moved(_AT, _number(16))
     inner = _LOOP + inner + _get(_AT) + _get(_END) + _LESS + _AGAIN + _DONE
     start = b"".join(
-        _get(before) + _get(_ROW_BYTES) + _PLUS + _set(after)
-        for before, after in zip(_POINTERS, others, strict=False)
+        _get(before) + _get(_ROW_BYTES) + _PLUS + _set(after) for before, after in zip(_POINTERS, others, strict=False)
     )
     start += b"".join(_ZERO + _set(total) for total in _SUMS)
     start += _get(_W) + _set(_AT) + _get(_W) + _get(_K) + _number(4) + _SHIFT + _PLUS + _set(_END)

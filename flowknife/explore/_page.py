@@ -1,7 +1,8 @@
 """One file that answers: the model, its evaluator and the page around them, without anything to fetch.
 
-The content security policy allows the page's own script and style, by their hashes, and nothing else ('wasm-unsafe-eval'
-lets that script compile WebAssembly, and evaluates no text); whatever came from a user stands in a block of JSON, which no browser runs, and is shown as text.
+The content security policy allows the page's own script and style, by their hashes, and nothing else;
+'wasm-unsafe-eval' lets that script compile WebAssembly, and evaluates no text. What came from a user stands in a block
+of JSON, which no browser runs, and is shown as text.
 """
 
 import base64
@@ -94,8 +95,8 @@ def assembled(title: str, content: str) -> str:
     """The page around its content."""
     style, code = _read("style.css"), script()
     policy = (
-        f"default-src 'none'; img-src data:; script-src '{_hash(code)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; script-src '{_hash(code)}' 'wasm-unsafe-eval'; "
+        f"style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
     )
     return _PAGE.format(
         policy=policy, generator=GENERATOR, title=escape(title), style=style, model=content, script=code

@@ -11,7 +11,8 @@ function densityPage(page) {
 
   const top = section("One map, both ways",
     `Each row of the data (left) has a place in a standard normal space (right), and every place there is a row. ${
-      flat ? "The straight grid on the right becomes the bent grid on the left." : "Choose which columns are shown."}`);
+      flat ? "The straight grid on the right becomes the bent grid on the left." : "Choose which columns are shown."
+    } A row has the same colour on both sides; draws of the model are blue. Drag the marker, or mark rows, on either side.`);
   const bar = element("div", { className: "controls" }, top), pair = element("div", { className: "pair" }, top);
 
   const pick = (rows, width, [a, b], spread = false) => {
