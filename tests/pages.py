@@ -54,7 +54,7 @@ def _density(dim, rng, given=0):
 def _classes(dim, rng):
     labels = rng.integers(3, size=200)
     rows = rng.normal(size=(200, dim)) + 4 * np.eye(3, dim)[labels]
-    law = laws.ClassMixture(3, dim).fit(jnp.asarray(rows), labels)
+    law = laws.ClassMixture(3, dim).fit(jnp.asarray(rows), jnp.asarray(labels))
     return _page(
         "classify",
         fk.INN([fk.Block("x", dim)], [fk.Block("y", dim, law)], Chain([_flow(dim, rng)])),

@@ -76,6 +76,7 @@ def test_every_control_works(opened, name):
     for control in page.query_selector_all("select"):
         for value in range(control.evaluate("(own) => own.options.length")):
             control.select_option(str(value))
+        control.select_option("0")
     for control in page.query_selector_all("input[type=range]"):
         control.focus()
         page.keyboard.press("ArrowRight")
@@ -127,6 +128,21 @@ def test_pages_fit_small_and_dark_screens(opened, name):
         }"""
     )
     assert low == []
+
+
+def test_marked_rows_are_marked_in_both_spaces(opened):
+    page = opened("density")
+    page.select_option("text=Drag to >> xpath=../select", label="mark rows")
+    left, right = page.query_selector_all("canvas.movable")
+    before = right.evaluate("(own) => own.toDataURL()")
+    box = left.bounding_box()
+    page.mouse.move(box["x"] + 80, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 120, box["y"] + box["height"] - 120, steps=3)
+    page.mouse.up()
+    settled(page)
+    assert "of 200 rows are marked, in both spaces" in page.inner_text("main")
+    assert right.evaluate("(own) => own.toDataURL()") != before
 
 
 def test_rows_of_the_reader_are_judged(opened):
