@@ -50,7 +50,7 @@ def packed(value: Any) -> Any:
         return [packed(item) for item in value]
     if isinstance(value, np.ndarray):
         kind = {"f": f"f{min(value.dtype.itemsize, 8)}", "i": "i4", "u": "i4", "b": "i4"}[value.dtype.kind]
-        return {kind: base64.b64encode(np.ascontiguousarray(value, f"<{kind}")).decode("ascii")}
+        return {kind: base64.b64encode(np.asarray(value, f"<{kind}").tobytes()).decode("ascii")}
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -339,7 +339,7 @@ def _(bijection: b.TruncatedToNormal):
 
 # -- maps of single numbers -------------------------------------------------------------------------------------------
 
-_PLAIN = {
+_PLAIN: dict[type, str] = {
     b.Shift: "shift",
     b.SigmoidScale: "sigmoid_scale",
     b.Sigmoid: "sigmoid",
