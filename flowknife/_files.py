@@ -193,7 +193,7 @@ def require_own(path: Path) -> None:
 def own_extras(folder: Path) -> list[Path]:
     """Files of a run directory that flowknife wrote in addition to `RUN_FILES`: report, figures, skipped files."""
     figures = folder / "figures"
-    found = [folder / "report.html", folder / "skipped.csv"]
+    found = [folder / "report.html", folder / "explore.html", folder / "skipped.csv"]
     found += sorted(figures.iterdir()) if figures.is_dir() and not figures.is_symlink() else []
     return [path for path in found if path.is_file() and not path.is_symlink() and is_own(path)]
 

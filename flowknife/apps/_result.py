@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, get_type_hints
 import jax
 import numpy as np
 
+from flowknife._progress import note
 from flowknife._record import Config, Record
 from flowknife._settings import Settings
 from flowknife._trees import accepts
@@ -189,12 +190,15 @@ class Result(ABC, Generic[Config]):
     @abstractmethod
     def _checks(self, data, given, /) -> list[Check]: ...
 
-    def report(self, folder: str | Path | None = None, *, others: Any = None) -> Path:
+    def report(self, folder: str | Path | None = None, *, others: Any = None, interactive: bool = False) -> Path:
         """Write the figures and `report.html`; return the page's path.
 
         Args:
             folder: where; default the run directory that this was loaded from, or saved to last.
             others: of images and classifiers, data of other things to show beside the held-out ones.
+            interactive: write `explore.html` instead, one page with the model in it, which the browser evaluates:
+                densities, classifiers of rows, posteriors. Of any other model a note says why not, and the report is
+                written.
 
         Raises:
             InputError: without a folder, for a result that was never saved; or for `others` where they have no place.
@@ -202,7 +206,17 @@ class Result(ABC, Generic[Config]):
         place = folder or self.folder
         if place is None:
             raise InputError("got a result that was never saved; expected a folder; try report('runs/mine')")
+        if interactive:
+            self._without(others=others)
+            try:
+                return self._explore(place)
+            except InputError as reason:
+                note(f"no interactive page: {reason}")
         return self._report(place, others)
+
+    def _explore(self, folder) -> Path:
+        """Write `explore.html`; refuse a model that the page cannot evaluate."""
+        raise InputError("got a model of images; expected one of rows or of an inverse problem")
 
     @abstractmethod
     def _report(self, folder, others) -> Path: ...

@@ -80,7 +80,7 @@ def require_output(out: Path, *inputs: "str | Path | None", run: Path | None = N
 
 def _files_of(run):
     figures = run / "figures"
-    names = (*RUN_FILES, "report.html", "skipped.csv")
+    names = (*RUN_FILES, "report.html", "explore.html", "skipped.csv")
     return [*(run / name for name in names), *(figures.iterdir() if figures.is_dir() else ())]
 
 

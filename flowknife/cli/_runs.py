@@ -347,26 +347,39 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     typer.echo(f"wrote {n:,} draws for each of {len(drawn):,} observations to {out}")
 
 
-@verb(app, "report", "flowknife report runs/points", "flowknife report runs/cats --others data/dogs")
+@verb(
+    app,
+    "report",
+    "flowknife report runs/points",
+    "flowknife report runs/cats --others data/dogs",
+    "flowknife report runs/arm --interactive",
+)
 def _report(
     run: Run,
     others: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Images or rows of other things, to compare with the held-out ones."),
     ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Write RUN/explore.html instead, a page with the model in it.")
+    ] = False,
 ) -> None:
     """Draw the figures of a run and write its report.
 
-    The report is RUN/report.html, one page that opens offline; its figures are in RUN/figures.
+    The report is RUN/report.html, one page that opens offline; its figures are in RUN/figures. With --interactive it is
+    RUN/explore.html, in which the model itself answers, in the browser and offline: of rows and of inverse problems.
     """
     from flowknife.apps import load
 
     fitted: Any = load(run)
     only_for(["images", "classify"], fitted, others=others)
+    if interactive and others is not None:
+        raise InputError("got --others with --interactive; expected one of them; try without --others")
     if others is not None and Path(others).expanduser().resolve().is_relative_to((run / "figures").resolve()):
         raise InputError(f"got --others {others}, among the figures that the report overwrites; expected another place")
-    page = fitted.report(run, others=None if others is None else kind_of(fitted).read(fitted, others, Choice()).values)
-    typer.echo(f"report: {page}")
+    shown = None if others is None else kind_of(fitted).read(fitted, others, Choice()).values
+    options = {"interactive": True} if interactive else {}
+    typer.echo(f"report: {fitted.report(run, others=shown, **options)}")
 
 
 @verb(app, "info", "flowknife info runs/points")

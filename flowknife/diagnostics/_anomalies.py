@@ -262,6 +262,12 @@ class Typicality(eqx.Module):
         squares = np.einsum("ni,gij,nj->ng", difference, self.precisions, difference, optimize=True)
         return np.column_stack([np.sqrt(squares), features[:, self.upward]])
 
+    def tail(self, column: int) -> dict[str, float]:
+        """Of a column of `usual`: where its tail starts, the surprisal `there`, and the mean `excess` beyond."""
+        reference = self.usual[:, column]
+        beyond, start, there = _tail(reference)
+        return {"start": float(start), "there": float(there), "excess": _excess(reference, beyond, start)}
+
     def p_values(self, features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """Cross-conformal p-values of new items; none is below 1 / (1 + held-out items)."""
         return conformal_p_values(self.score(features), self.held_out)
@@ -278,8 +284,13 @@ def _precision(features, group):
 def _surprisal(t, reference):
     """-log P(T >= t) under the sorted reference values, with an exponential tail beyond the largest."""
     beyond, start, there = _tail(reference)
-    excess = max(np.mean(reference[-beyond:]) - start, 1e-9)
+    excess = _excess(reference, beyond, start)
     return np.where(t <= start, -np.log(conformal_p_values(t, reference)), there + (t - start) / excess)
+
+
+def _excess(reference, beyond, start):
+    """Mean distance of the tail from its start."""
+    return max(float(np.mean(reference[-beyond:])) - float(start), 1e-9)
 
 
 def _tail(reference):

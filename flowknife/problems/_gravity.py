@@ -16,7 +16,8 @@ NEWTON = 6.67430e-11
 WIDTH, CONTRAST, HEIGHT = 16.0, -300.0, 0.001
 """Width of the basin in km, density contrast of its filling in kg/m^3, height of the stations above it in km."""
 
-_MGAL_PER_KM = NEWTON * 1e3 * 1e5  # metres per km, mGal per m/s^2
+ATTRACTION = CONTRAST * NEWTON * 1e3 * 1e5
+"""Of the filling, in mGal per km: metres per km, mGal per m/s^2."""
 _SMALL_NOISE = 0.1
 
 
@@ -43,7 +44,7 @@ def prism_anomaly(x: ArrayLike, edges: ArrayLike, depth: ArrayLike) -> Array:
         logarithm = t * jnp.log1p((bottom**2 - top**2) / (t**2 + top**2))
         return logarithm + 2 * bottom * jnp.arctan(t / bottom) - 2 * top * jnp.arctan(t / top)
 
-    return CONTRAST * _MGAL_PER_KM * jnp.sum(term(t[:, 1:]) - term(t[:, :-1]), axis=-1)
+    return ATTRACTION * jnp.sum(term(t[:, 1:]) - term(t[:, :-1]), axis=-1)
 
 
 def gravity(prisms: int = 32, stations: int = 16, noise: float | int = 0.0) -> Problem:

@@ -1,9 +1,9 @@
 """Reports: one self-contained page per run, with its figures."""
 
-from flowknife.report._figures import ends
+from flowknife.report._figures import ends, flagging_text
 from flowknife.report._gallery import MOST_SHOWN, write_gallery
 from flowknife.report._page import UNITS, Frame, PageImage, Section, ends_svg, write_report
-from flowknife.report._run import about, item_of, write_page
+from flowknife.report._run import about, item_of, measured, write_page
 
 __all__ = [
     "MOST_SHOWN",
@@ -14,7 +14,9 @@ __all__ = [
     "about",
     "ends",
     "ends_svg",
+    "flagging_text",
     "item_of",
+    "measured",
     "write_gallery",
     "write_page",
     "write_report",

@@ -192,18 +192,22 @@ def _width(content: bytes) -> str:
 def _metrics_table(metrics: Mapping[str, SupportsFloat | str], item: str) -> str:
     if not metrics:
         return ""
-    rows = []
-    for name, value in metrics.items():
-        label, unit = _label_and_unit(name)
-        unit = unit.replace("item", item)
-        cells = f'<th scope="row">{escape(label)}</th><td>{escape(_number(value))}</td><td>{escape(unit)}</td>'
-        rows.append(f"<tr>{cells}</tr>")
+    rows = [
+        f'<tr><th scope="row">{escape(label)}</th><td>{escape(value)}</td><td>{escape(unit)}</td></tr>'
+        for label, value, unit in metric_rows(metrics, item)
+    ]
     head = '<tr><th scope="col">Measured</th><th scope="col">Value</th><th scope="col">Unit</th></tr>'
     return (
         f'<section><table class="metrics"><thead>{head}</thead>\n<tbody>'
         + "\n".join(rows)
         + "</tbody></table></section>"
     )
+
+
+def metric_rows(metrics: Mapping[str, SupportsFloat | str], item: str) -> list[tuple[str, str, str]]:
+    """Title, value and unit of each metric, in words."""
+    named = ((*_label_and_unit(name), value) for name, value in metrics.items())
+    return [(label, _number(value), unit.replace("item", item)) for label, unit, value in named]
 
 
 def _label_and_unit(name: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat
 from flowknife._record import Record
 from flowknife._settings import given, leaves
 from flowknife.report._figures import ends
-from flowknife.report._page import Section, write_report
+from flowknife.report._page import Section, metric_rows, write_report
 
 
 def write_page(
@@ -57,6 +57,11 @@ def _versions(result: Any) -> dict[str, str]:
 def item_of(result: Any) -> str:
     """What one item of a result is called, for units: row, image or pair."""
     return result.record.data.kind.removesuffix("s")
+
+
+def measured(result: Any) -> list[tuple[str, str, str]]:
+    """Title, value and unit of each metric of a result, in words."""
+    return metric_rows(result.metrics, item_of(result))
 
 
 _LEFT_OUT = {"rows": "rows left out", "images": "skipped files", "pairs": "failed simulations"}

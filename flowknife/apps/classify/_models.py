@@ -176,14 +176,18 @@ def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
 # -- what is known of data --------------------------------------------------------------------------------------------
 
 
+def padding_draws(model: INN, key: Key = 0) -> Float[Array, "m 1 k"]:
+    """Draws of the padding, over which p(x | class) is averaged: the same for every row, whatever its neighbours."""
+    pad = model.partition.left[1]
+    return pad.law.prepare(as_key(key), None, (_PAD_DRAWS, 1), pad.shape)
+
+
 @eqx.filter_jit
 def look_at_rows(model: INN, rows: Array, key: Array) -> Float[Array, "n k"]:
     """Log p(x | class) of rows, averaged over a few draws of the padding."""
     if len(model.partition.left) == 1:
         return class_log_probs(model, rows, key=key)
-    # the same draws for every row, whatever its neighbours
-    pad = model.partition.left[1]
-    draws = pad.law.prepare(key, None, (_PAD_DRAWS, 1), pad.shape)
+    pad, draws = model.partition.left[1], padding_draws(model, key)
     left = {
         "x": jnp.broadcast_to(rows, (_PAD_DRAWS, *rows.shape)),
         "pad": jnp.broadcast_to(draws, (_PAD_DRAWS, len(rows), *pad.shape)),

@@ -335,6 +335,11 @@ class Classifier(Result[ClassifyConfig]):
 
         return report_classify(self, folder, others)
 
+    def _explore(self, folder):
+        from flowknife.apps.classify._explore import explore_classify
+
+        return super()._explore(folder) if self.of_images else explore_classify(self, folder)
+
     # -- items as the model takes them ----------------------------------------------------------------------------
 
     def calibrated(self, items: np.ndarray, codes: np.ndarray, looked_at: np.ndarray) -> "Classifier":

@@ -341,6 +341,11 @@ class Density(Result[DensityConfig]):
         self._without(others=others)
         return report_density(self, folder)
 
+    def _explore(self, folder):
+        from flowknife.apps.density._explore import explore_density
+
+        return explore_density(self, folder)
+
     @property
     def joint_frame(self) -> Frame:
         """Origin and scale of the columns and the conditions, in this order."""

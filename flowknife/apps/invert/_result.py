@@ -472,6 +472,11 @@ class Posterior(Result[InvertConfig]):
         self._without(others=others)
         return report_invert(self, folder)
 
+    def _explore(self, folder):
+        from flowknife.apps.invert._explore import explore_invert
+
+        return explore_invert(self, folder)
+
     def _observations(self, y) -> tuple[np.ndarray, bool]:
         """Observations as rows (k, m), and whether there is only one, given without an axis for it."""
         if names_in(y) is not None:

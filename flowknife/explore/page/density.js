@@ -1,0 +1,184 @@
+// The page of a density: data and model, x and z side by side, and rows that the reader brings.
+
+function densityPage(page) {
+  const engine = new DensityEngine(page), { names } = page, size = names.length, latent = engine.units.dim;
+  const data = unpacked(page.rows), n = data.length / size, conditions = page.given_names.length ? unpacked(page.given) : null;
+  const given = page.given_names.length ? Float64Array.from(page.given_usual) : null;
+  const z = engine.encode(data, n, conditions, n);
+  const at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] }; // the columns that are shown
+  const flat = size === 2 && latent === 2;
+  let temperature = 1, seed = 1, draws = null, shown = "both", brushed = null, mode = "move", marker = z.slice(0, latent);
+
+  const top = section("One map, both ways",
+    `Each row of the data (left) has a place in a standard normal space (right), and every place there is a row. ${
+      flat ? "The straight grid on the right becomes the bent grid on the left." : "Choose which columns are shown."
+    } A row has the same colour on both sides; draws of the model are blue. Drag the marker, or mark rows, on either side.`);
+  const bar = element("div", { className: "controls" }, top), pair = element("div", { className: "pair" }, top);
+
+  const pick = (rows, width, [a, b], spread = false) => {
+    const out = new Float64Array((2 * rows.length) / width);
+    for (let i = 0; 2 * i < out.length; i++) {
+      out[2 * i] = rows[i * width + a];
+      out[2 * i + 1] = a === b ? (spread ? jitter(i) : 0) : rows[i * width + b];
+    }
+    return out;
+  };
+  const jitter = (i) => ((i * 0.6180339887) % 1) * 1.6 - 0.8; // a single column is spread out, so that points are seen
+  const hues = () => {
+    const xy = pick(data, size, at.x), [mx, my] = [0, 1].map((k) => xy.filter((_, i) => i % 2 === k).reduce((s, v) => s + v, 0) / n);
+    const [sx, sy] = [0, 1].map((k) => { const [l, h] = span(xy.filter((_, i) => i % 2 === k), 0); return h - l || 1; });
+    return Array.from({ length: n }, (_, i) => Math.round(((Math.atan2((xy[2 * i + 1] - my) / sy, (xy[2 * i] - mx) / sx) / Math.PI + 1) * 180) / 15) * 15);
+  };
+  let hue = hues();
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const shade = (i) => {
+    if (brushed && !brushed[i]) return colour("rule");
+    return `hsl(${hue[i]} 60% ${dark.matches ? 65 : 42}%)`;
+  };
+
+  // the grid: straight lines of the latent plane, and their images
+  const grid = flat ? straightGrid(3, 13, 61) : null;
+  let bent = null;
+  const patch = straightGrid(0.5, 5, 41);
+
+  const left = new Plot(pair, {
+    title: "Data, x", label: "rows of the data and of the model", xlabel: names[0], ylabel: names[at.x[1]], x: [0, 1], y: [0, 1],
+    draw(plot) {
+      if (bent && shown !== "none") plot.lines(bent, 61, colour("quiet"), 1, 0.35);
+      if (shown !== "draws") plot.points(pick(data, size, at.x, true), shade, 3, 0.75);
+      if (shown !== "data" && draws) plot.points(pick(draws, size, at.x, true), colour("accent"), 3, 0.5);
+      if (flat) plot.lines(pick(decode(moved(patch), patch.length / 2), size, at.x), 41, colour("warm"), 1.5, 0.9);
+      const own = pick(decode(marker, 1), size, at.x);
+      plot.ring(own[0], own[1], colour("warm"));
+      if (mode === "brush" && plot === drawn.plot) frameOf(plot);
+    },
+  });
+  const right = new Plot(pair, {
+    title: "Latents, z", label: "the same rows in latent space", xlabel: "z1", ylabel: latent > 1 ? "z2" : "", x: [-4, 4], y: [-4, 4],
+    draw(plot) {
+      if (grid && shown !== "none") plot.lines(grid, 61, colour("quiet"), 1, 0.35);
+      plot.points(pick(z, latent, at.z, true), shade, 3, 0.75);
+      if (flat) plot.lines(moved(patch), 41, colour("warm"), 1.5, 0.9);
+      plot.ring(marker[at.z[0]], at.z[0] === at.z[1] ? 0 : marker[at.z[1]], colour("warm"));
+      if (mode === "brush" && plot === drawn.plot) frameOf(plot);
+    },
+  });
+
+  const decode = (zs, count) => engine.decode(zs, count, given);
+  const moved = (lines) => lines.map((v, i) => v + marker[i % 2]);
+  const redraw = () => { left.redraw(); right.redraw(); };
+
+  // -- the marker, and the brush ----------------------------------------------------------------------------------------
+  const drawn = { plot: null, from: null, to: null };
+  function frameOf(plot) {
+    if (!drawn.from) return;
+    const [a, b] = [drawn.from, drawn.to];
+    plot.lines(Float64Array.of(a[0], a[1], b[0], a[1], b[0], b[1], a[0], b[1], a[0], a[1]), 5, colour("ink"), 1.5);
+  }
+  function pointer(plot, rows, width, columns, move) {
+    return (x, y, phase) => {
+      if (mode === "move" || phase === "key") { move(x, y); tell(); redraw(); return; }
+      if (phase === "start") Object.assign(drawn, { plot, from: [x, y] });
+      drawn.to = [x, y];
+      const [xs, ys] = [[drawn.from[0], x], [drawn.from[1], y]].map((pair) => pair.sort((a, b) => a - b));
+      const points = pick(rows, width, columns, true);
+      brushed = Array.from({ length: n }, (_, i) => points[2 * i] >= xs[0] && points[2 * i] <= xs[1] && points[2 * i + 1] >= ys[0] && points[2 * i + 1] <= ys[1]);
+      if (phase === "end" && !brushed.some(Boolean)) brushed = null;
+      if (phase === "end") drawn.from = null;
+      note();
+      redraw();
+    };
+  }
+  function connect() {
+    right.movable((...event) => pointer(right, z, latent, at.z, (x, y) => {
+      marker[at.z[0]] = x;
+      if (at.z[0] !== at.z[1]) marker[at.z[1]] = y;
+    })(...event), () => [marker[at.z[0]], marker[at.z[1]]]);
+    left.movable((...event) => pointer(left, data, size, at.x, (x, y) => {
+      const row = decode(marker, 1).slice();
+      row[at.x[0]] = x;
+      if (at.x[0] !== at.x[1]) row[at.x[1]] = y;
+      const place = engine.encode(row, 1, given);
+      if (place.every(Number.isFinite)) marker = place.map((v) => Math.min(Math.max(v, -8), 8));
+    })(...event), () => { const row = decode(marker, 1); return [row[at.x[0]], row[at.x[1]]]; });
+  }
+
+  // -- controls -----------------------------------------------------------------------------------------------------------
+  choice("Show", bar, ["data and draws", "data", "draws"], 0, (i) => { shown = ["both", "data", "draws"][i]; redraw(); });
+  choice("Drag to", bar, ["move the marker", "mark rows"], 0, (i) => { mode = ["move", "brush"][i]; redraw(); });
+  slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
+  button("New draws", bar, () => { seed++; draw(); });
+  if (size > 2) {
+    ["across", "up"].forEach((way, k) => choice(`x ${way}`, bar, names, at.x[k], (j) => { at.x[k] = j; reframe(); }));
+  }
+  if (latent > 2) {
+    const zs = Array.from({ length: latent }, (_, j) => `z${j + 1}`);
+    ["across", "up"].forEach((way, k) => choice(`z ${way}`, bar, zs, at.z[k], (j) => { at.z[k] = j; reframe(); }));
+  }
+  page.given_names.forEach((name, j) => {
+    const own = conditions.filter((_, i) => i % page.given_names.length === j), [low, high] = span(own, 0.02);
+    slider(`given ${name}`, bar, { low, high, value: given[j] }, (v) => { given[j] = v; draw(); tell(); });
+  });
+
+  const line = element("p", { className: "readout" }, top), marked = element("p", { className: "readout" }, top);
+  line.setAttribute("aria-live", "polite");
+  const judged = verdict(top);
+  function tell() {
+    const row = decode(marker, 1), log = engine.logProb(row, 1, given)[0];
+    const parts = names.slice(0, 8).map((name, j) => `${clipped(name, 20)} = ${short(row[j], 4)}`);
+    line.textContent = `At the marker: ${parts.join(", ")}${size > 8 ? ", …" : ""}; log p = ${short(log, 4)}`;
+    judged(engine.pValue(log), page.alpha, "A usual row", "An unusual row", "No p-value: no rows were held out.");
+  }
+  function note() {
+    const count = brushed ? brushed.filter(Boolean).length : 0;
+    marked.textContent = count ? `${count} of ${n} rows are marked, in both spaces.` : "";
+  }
+  function draw() {
+    draws = engine.sample(Math.min(n, 1000), { seed, temperature, given });
+    if (grid) bent = pick(decode(grid, grid.length / 2), size, at.x);
+    redraw();
+  }
+  function reframe() {
+    const xy = pick(data, size, at.x, true), even = (k) => xy.filter((_, i) => i % 2 === k);
+    Object.assign(left, { x: span(even(0), 0.12, 0.002), y: at.x[0] === at.x[1] ? [-3, 3] : span(even(1), 0.12, 0.002), xlabel: names[at.x[0]], ylabel: at.x[0] === at.x[1] ? "" : names[at.x[1]] });
+    Object.assign(right, { x: [-4, 4], y: [-4, 4], xlabel: `z${at.z[0] + 1}`, ylabel: at.z[0] === at.z[1] ? "" : `z${at.z[1] + 1}` });
+    hue = hues();
+    redraw();
+  }
+  reframe();
+  connect();
+  tell();
+  draw();
+
+  // -- the reader's rows ---------------------------------------------------------------------------------------------------
+  const own = section("Your rows", "Each row gets its log density, a p-value, and the columns to blame: how many nats likelier it would be with another value of that column alone.");
+  const all = [...names, ...page.given_names], tried = triedValues(data, size);
+  const example = [all.join(","), ...[0, 1].map((i) => [...data.subarray(i * size, (i + 1) * size), ...(conditions ? conditions.subarray(i * page.given_names.length, (i + 1) * page.given_names.length) : [])].map((v) => +v.toPrecision(5)).join(","))];
+  dropBox(own, all, example.join("\n"), (values, rows, place) => {
+    const split = shared(values, rows, [size, page.given_names.length]), [x, known] = split;
+    const log = engine.logProb(x, rows, known, rows), p = Array.from(log, (v) => engine.pValue(v));
+    const order = Array.from(log.keys()).sort((a, b) => log[a] - log[b]).slice(0, MOST_EXPLAINED);
+    const flagged = p.filter((v) => v !== null && v < page.alpha).length;
+    element("p", { className: `verdict ${flagged ? "bad" : "good"}`, textContent: p[0] === null ? "No p-values: no rows were held out." : `${flagged} of ${rows} rows are flagged (p < ${short(page.alpha)}).` }, place);
+    table([["row", "log p", "p-value", "columns to blame"], ...order.map((i) => {
+      const condition = known.length ? known.subarray(i * page.given_names.length, (i + 1) * page.given_names.length) : null;
+      const gains = blame(x.subarray(i * size, (i + 1) * size), tried, (candidates, count) => engine.logProb(candidates, count, condition));
+      return [i + 1, log[i], p[i] === null ? "–" : p[i], blamed(gains, names)];
+    })], place, (i) => (p[order[i]] !== null && p[order[i]] < page.alpha ? "bad" : ""));
+  });
+  return engine;
+}
+
+/** Straight lines of a square, `count` each way, with `length` points each. */
+function straightGrid(half, count, length) {
+  const out = [];
+  for (const across of [true, false]) {
+    for (let i = 0; i < count; i++) {
+      for (let t = 0; t < length; t++) {
+        const c = (i / (count - 1)) * 2 * half - half, v = (t / (length - 1)) * 2 * half - half;
+        out.push(...(across ? [v, c] : [c, v]));
+      }
+    }
+  }
+  return Float64Array.from(out);
+}

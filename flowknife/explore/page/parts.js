@@ -1,0 +1,174 @@
+// Parts that every page has: elements, controls, what is known of trust, and rows that the reader brings.
+
+/** A new element; text goes in as text, so that no name can be markup. */
+function element(tag, properties = {}, parent = null, children = []) {
+  const made = Object.assign(document.createElement(tag), properties);
+  for (const child of children) made.append(child);
+  if (parent) parent.append(made);
+  return made;
+}
+
+function section(title, text, parent = document.querySelector("main")) {
+  const made = element("section", {}, parent);
+  if (title) element("h2", { textContent: title }, made);
+  if (text) element("p", { textContent: text }, made);
+  return made;
+}
+
+function button(text, parent, act) {
+  const made = element("button", { type: "button", textContent: text }, parent);
+  made.addEventListener("click", act);
+  return made;
+}
+
+let controls = 0;
+const labelled = (text, control, parent) => {
+  control.id = `control-${controls++}`;
+  const box = element("div", { className: "control" }, parent);
+  element("label", { textContent: text, htmlFor: control.id }, box);
+  box.append(control);
+  return box;
+};
+
+/** A slider with its value beside it; `changed` is called with the number. */
+function slider(text, parent, { low, high, value, step = (high - low) / 200, show = short }, changed) {
+  const input = element("input", { type: "range", min: low, max: high, step });
+  input.value = value;
+  const box = labelled(text, input, parent), output = element("output", { textContent: show(value) }, box);
+  const set = (v) => { input.value = v; output.textContent = show(v); };
+  input.addEventListener("input", () => { output.textContent = show(+input.value); changed(+input.value); });
+  return { set, get value() { return +input.value; } };
+}
+
+function checkbox(text, parent, checked, changed) {
+  const input = element("input", { type: "checkbox", checked });
+  labelled(text, input, parent).classList.add("check");
+  input.addEventListener("change", () => changed(input.checked));
+  return input;
+}
+
+function choice(text, parent, names, chosen, changed) {
+  const select = element("select");
+  names.forEach((name, i) => element("option", { value: i, textContent: name, selected: i === chosen }, select));
+  labelled(text, select, parent);
+  select.addEventListener("change", () => changed(+select.value));
+  return select;
+}
+
+/** A table of words and numbers; the first row is its head. */
+function table(rows, parent, mark = () => "") {
+  const wide = element("div", { className: "wide", tabIndex: 0 }, parent);
+  wide.setAttribute("role", "group");
+  wide.setAttribute("aria-label", "table");
+  const made = element("table", {}, wide), head = element("tr", {}, element("thead", {}, made));
+  for (const name of rows[0]) element("th", { scope: "col", textContent: name }, head);
+  const body = element("tbody", {}, made);
+  rows.slice(1).forEach((row, i) => {
+    const line = element("tr", { className: mark(i) }, body);
+    for (const cell of row) element("td", { textContent: typeof cell === "number" ? short(cell, 4) : cell }, line);
+  });
+  return wide;
+}
+
+/** Bars of shares, 0 to 1, with their names; `set` moves them. */
+function bars(parent, names, shades) {
+  const list = element("dl", { className: "bars" }, parent);
+  const rows = names.map((name, i) => {
+    element("dt", { textContent: clipped(name, 24) }, list);
+    const line = element("dd", {}, list), bar = element("span", { className: "bar" }, line);
+    bar.style.background = shades(i);
+    return { bar, words: element("span", { className: "words" }, line) };
+  });
+  return (shares, words) => rows.forEach(({ bar, words: text }, i) => {
+    bar.style.width = `${100 * Math.min(Math.max(shares[i], 0), 1) * 0.7}%`;
+    text.textContent = words(i);
+  });
+}
+
+const pText = (p) => (p < 0.001 ? "p < 0.001" : `p = ${short(p, 2)}`);
+
+/** A sentence on a p-value, kept where the thing is that it is about. */
+function verdict(parent) {
+  const made = element("p", { className: "verdict" }, parent);
+  made.setAttribute("role", "status");
+  return (p, alpha, good, bad, none) => {
+    made.className = `verdict ${p === null ? "unknown" : p < alpha ? "bad" : "good"}`;
+    made.textContent = p === null ? none : `${p < alpha ? bad : good} (${pText(p)}${p < alpha ? `, below ${short(alpha)}` : ""})`;
+  };
+}
+
+/** The top of the page: what this is, and whether it can be trusted. */
+function heading(page) {
+  const header = document.querySelector("header");
+  element("h1", { textContent: page.title }, header);
+  element("p", { className: "lead", textContent: page.lead }, header);
+  const { checks, flagging, partial } = page.trust, failed = checks.filter((check) => !check.passed);
+  const words = !checks.length ? "Nothing was held out, so this model could not be checked."
+    : failed.length ? `${failed.length} of ${checks.length} checks failed: do not trust this model.`
+      : `All ${checks.length} checks on held-out data passed.`;
+  const box = element("details", { className: `trust ${checks.length && !failed.length && !partial ? "good" : "bad"}` }, header);
+  element("summary", { textContent: partial ? `${partial} ${words}` : words }, box);
+  element("p", { textContent: flagging }, box);
+  if (checks.length) {
+    const ordered = [...failed, ...checks.filter((check) => check.passed)];
+    table([["Check", "Value", "At most", ""],
+      ...ordered.map((c) => [c.name, c.value, c.limit, c.passed ? "passed" : c.note ? `FAILED: ${c.note}` : "FAILED"])], box);
+  }
+  if (page.metrics.length) table([["Measured", "Value", "Unit"], ...page.metrics], box);
+  if (failed.length) box.open = true;
+}
+
+// -- rows that the reader brings --------------------------------------------------------------------------------------
+
+/** Rows of text as columns of numbers, by the names in the first line or in the order of `names`. */
+function parseRows(text, names) {
+  const lines = text.split(/\r?\n/).filter((line) => line.trim());
+  if (!lines.length) throw new Error("got no rows; expected one row of numbers in each line");
+  const mark = ["\t", ";", ","].find((m) => lines[0].includes(m)) || /\s+/;
+  const cells = (line) => line.trim().split(mark).map((cell) => cell.trim().replace(/^"(.*)"$/, "$1"));
+  const head = cells(lines[0]), named = head.some((cell) => cell !== "" && Number.isNaN(Number(cell)));
+  const places = names.map((name, j) => (named ? head.indexOf(name) : j));
+  const missing = names.filter((_, j) => places[j] < 0 || (!named && places[j] >= head.length));
+  if (missing.length) throw new Error(`got the columns ${head.slice(0, 8).join(", ")}; expected ${names.join(", ")}`);
+  const body = lines.slice(named ? 1 : 0), values = new Float64Array(body.length * names.length);
+  body.forEach((line, row) => {
+    const found = cells(line);
+    places.forEach((place, j) => {
+      const v = found[place] === undefined || found[place] === "" ? NaN : Number(found[place]);
+      if (!Number.isFinite(v)) throw new Error(`got ${found[place] || "nothing"} as ${names[j]} of row ${row + 1}; expected a number`);
+      values[row * names.length + j] = v;
+    });
+  });
+  return { values, rows: body.length };
+}
+
+const MOST_ROWS = 5000;
+
+/** A place to paste or drop rows; `answer(values, rows, place)` shows what the model says of them. */
+function dropBox(parent, names, example, answer) {
+  const box = element("div", { className: "drop" }, parent);
+  const area = element("textarea", { rows: 4, spellcheck: false, value: example });
+  labelled(`Rows of ${names.length > 6 ? `${names.length} columns` : names.join(", ")}; paste them, or drop a CSV file here`, area, box);
+  const line = element("div", { className: "controls" }, box), file = element("input", { type: "file", accept: ".csv,.tsv,.txt,text/csv" });
+  button("Evaluate", line, () => run());
+  labelled("File", file, line);
+  const place = element("div", { className: "answer" }, box);
+  place.setAttribute("aria-live", "polite");
+  function run() {
+    place.replaceChildren();
+    try {
+      const { values, rows } = parseRows(area.value, names);
+      if (rows > MOST_ROWS) element("p", { textContent: `The first ${MOST_ROWS} of ${rows} rows.` }, place);
+      const count = Math.min(rows, MOST_ROWS);
+      answer(values.subarray(0, count * names.length), count, place);
+    } catch (error) {
+      element("p", { className: "verdict bad", textContent: error.message }, place);
+    }
+  }
+  const read = async (from) => { if (from) { area.value = (await from.text()).slice(0, 2 ** 21); run(); } };
+  file.addEventListener("change", () => read(file.files[0]));
+  box.addEventListener("dragover", (event) => { event.preventDefault(); box.classList.add("over"); });
+  box.addEventListener("dragleave", () => box.classList.remove("over"));
+  box.addEventListener("drop", (event) => { event.preventDefault(); box.classList.remove("over"); read(event.dataTransfer.files[0]); });
+  run();
+}
