@@ -1,6 +1,7 @@
 """Runs a row: every side in a process of its own, in turn, and what they say as one file of results."""
 
 import json
+import math
 import os
 import platform
 import selectors
@@ -18,6 +19,7 @@ from benchmarks.environments import OWN, PLACE, ROOT, Unable, python_of
 from benchmarks.rows import Row, Side
 
 PROGRAMS = Path(__file__).parent / "programs"
+_MOST_OF_THE_TIME = 0.6  # that is left, for one side to be ready
 _FOLDER_OF_PROGRAMS = "FLOWKNIFE_CACHE"  # of compiled ones
 
 
@@ -92,9 +94,11 @@ def run_row(
         most: seconds, if fewer than the row may take.
     """
     start, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    deadline = start + min(row.limit, most if most is not None else row.limit)
+    limit = 3 * row.limit if small else row.limit  # a trial may run beside other work
+    deadline = start + min(limit, math.inf if most is None else most)
     repeats = repeats or (1 if small else row.repeats)
-    settings = {**row.settings, **(row.small if small else {})}
+    trial = row.small if small else {}
+    settings = {**row.settings, **trial}
     systems: dict[str, dict[str, Any]] = {
         label: {"unable": side} for label, side in row.sides.items() if isinstance(side, str)
     }
@@ -113,7 +117,7 @@ def run_row(
             settings |= row.prepare(settings, folder)
         sides = {label: side for label, side in row.sides.items() if label in pythons}
         measured = _fresh if row.fresh else _waiting
-        for label, found in measured(row, sides, pythons, settings, folder, repeats, deadline, small).items():
+        for label, found in measured(row, sides, pythons, settings, folder, repeats, deadline, trial).items():
             systems[label] = summary(row, found)
     plain = {key: value for key, value in settings.items() if key not in ("data", "out")}
     return {
@@ -136,10 +140,10 @@ def _worker(side: Side, python: str, settings: Mapping[str, Any], cache: Path) -
     else:
         environment.pop("PYTHONPATH", None)
     program = PROGRAMS / f"{side.program}.py"
-    return Worker([python, str(program), json.dumps({**settings, **side.settings})], environment)
+    return Worker([python, str(program), json.dumps(settings)], environment)
 
 
-def _waiting(row, sides, pythons, settings, folder, repeats, deadline, small):
+def _waiting(row, sides, pythons, settings, folder, repeats, deadline, trial):
     """Each side is one process; they measure in turn, and every round begins with the next."""
     del folder
     found: dict[str, dict[str, Any]] = {label: {"samples": []} for label in sides}
@@ -153,12 +157,14 @@ def _waiting(row, sides, pythons, settings, folder, repeats, deadline, small):
             workers.pop(label).close()
 
     # compiled programs are kept from run to run: what they cost is another row
-    cache = PLACE / ("small" if small else "programs")
+    cache = PLACE / ("small" if trial else "programs")
     try:
         for label, side in sides.items():
-            workers[label] = _worker(side, pythons[label], {**settings, "repeat": 0}, cache)
-            # one after the other, so that none compiles while another does
-            attempt(label, lambda label=label: found[label].update(workers[label].read("about", deadline)))
+            workers[label] = _worker(side, pythons[label], {**settings, **side.settings, **trial, "repeat": 0}, cache)
+            # one after the other, so that none compiles while another does; and none takes the time of all others
+            now = time.monotonic()
+            ready = now + _MOST_OF_THE_TIME * (deadline - now)
+            attempt(label, lambda label=label, ready=ready: found[label].update(workers[label].read("about", ready)))
         for i in range(repeats):
             labels = list(workers)
             turn = i % max(len(labels), 1)
@@ -170,9 +176,8 @@ def _waiting(row, sides, pythons, settings, folder, repeats, deadline, small):
     return found
 
 
-def _fresh(row, sides, pythons, settings, folder, repeats, deadline, small):
+def _fresh(row, sides, pythons, settings, folder, repeats, deadline, trial):
     """Each sample is a process of its own."""
-    del small
     found: dict[str, dict[str, Any]] = {label: {"samples": []} for label in sides}
     cache = folder / "cache"
     for i in range(repeats):
@@ -182,7 +187,7 @@ def _fresh(row, sides, pythons, settings, folder, repeats, deadline, small):
             if side.cache == "cold":
                 shutil.rmtree(cache, ignore_errors=True)
             place = cache if side.cache else folder / "none"
-            worker = _worker(side, pythons[label], {**settings, "repeat": i}, place)
+            worker = _worker(side, pythons[label], {**settings, **side.settings, **trial, "repeat": i}, place)
             try:
                 found[label].update(worker.read("about", deadline))
                 sample = worker.sample(deadline)
@@ -192,7 +197,7 @@ def _fresh(row, sides, pythons, settings, folder, repeats, deadline, small):
             finally:
                 worker.close()
             if row.judge:
-                sample |= row.judge({**settings, **side.settings}, folder)
+                sample |= row.judge(settings, folder)
             found[label]["samples"].append(sample)
     return found
 

@@ -17,11 +17,12 @@ from flowjax.train.train_utils import step as library_step
 
 
 def build(s):
+    """Seven knots within the interval are eight bins."""
     make = masked_autoregressive_flow if s["kind"] == "autoregressive" else coupling_flow
     return make(
         jax.random.key(0),
         base_dist=StandardNormal((s["dim"],)),
-        transformer=RationalQuadraticSpline(knots=8, interval=3) if s["scalar"] == "spline" else Affine(),
+        transformer=RationalQuadraticSpline(knots=7, interval=3) if s["scalar"] == "spline" else Affine(),
         flow_layers=s["layers"],
         nn_width=s["width"],
         nn_depth=2,

@@ -1,4 +1,4 @@
-"""Flows of FrEIA: couplings of one half with an MLP, and a permutation in each."""
+"""Flows of FrEIA: affine couplings of one half with an MLP, and a permutation in each."""
 
 import FrEIA.framework as Ff
 import FrEIA.modules as Fm
@@ -20,11 +20,7 @@ def build(s):
 
     flow = Ff.SequenceINN(dim)
     for _ in range(s["layers"]):
-        if s["scalar"] == "spline":
-            flow.append(Fm.RationalQuadraticSpline, subnet_constructor=net, bins=8)
-            flow.append(Fm.PermuteRandom)
-        else:
-            flow.append(Fm.AllInOneBlock, subnet_constructor=net)
+        flow.append(Fm.AllInOneBlock, subnet_constructor=net)
     base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(dim), torch.ones(dim)), 1)
 
     def log_prob(x):
