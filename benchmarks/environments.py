@@ -29,7 +29,7 @@ def names() -> list[str]:
 def wanted(name: str) -> list[str]:
     """What `uv pip install` is given for an environment."""
     if name == INSTALLED:
-        return ["--constraint", "requirements.lock", "."]
+        return ["--constraint", "requirements.lock", "--editable", "."]  # so that changes are seen
     return ["--requirements", str((PEERS / f"{name}.txt").relative_to(ROOT))]
 
 

@@ -46,8 +46,8 @@ def train():
             if left() < 30:
                 return
             s = {"dim": dim, "batch": batch, "width": width, "layers": 8, "scalar": scalar, "kind": "coupling"}
-            s |= {"seconds": 0.5, "short": 100}
-            s |= {"seconds": 0.05, "short": 20, "layers": 2, "batch": 32, "width": 16} if SMALL else {}
+            s |= {"seconds": 0.5, "short": 10}
+            s |= {"seconds": 0.05, "short": 5, "layers": 2, "batch": 32, "width": 16} if SMALL else {}
             flow, architecture = flows_flowknife.build(s)
             model = fk.INN([fk.Block("x", dim)], [fk.Block("z", dim)], flow)
             sample = flows_flowknife.train(s, model)

@@ -129,8 +129,8 @@ def _training(dim: int, batch: int, width: int, scalar: str, kind: str = "coupli
         f"batches of {batch}, 8 layers, two hidden layers of {width}",
         {"ms": Measure("ms per step", digits=2)},
         _flows("train", scalar, kind=kind, ours=ours, flowjax={"width": 248} if equal else None),
-        settings={**numbers, "seconds": 0.6, "short": 100},
-        small={"seconds": 0.05, "short": 30, "layers": 2, "batch": 32, "width": 16},
+        settings={**numbers, "seconds": 0.6, "short": 10},
+        small={"seconds": 0.05, "short": 5, "layers": 2, "batch": 32, "width": 16},
         limit=limit,
     )
 
@@ -286,8 +286,8 @@ def _work() -> Row:
             "best_rate": Measure("GFLOP/s of a product of 1024x1024", None),
         },
         sides,
-        settings={"layers": 8, "kind": "coupling", "seconds": 0.3, "short": 100, "batch": None, "width": None},
-        small={"seconds": 0.02, "short": 30, "layers": 2, "batch": 32, "width": 16},
+        settings={"layers": 8, "kind": "coupling", "seconds": 0.3, "short": 10, "batch": None, "width": None},
+        small={"seconds": 0.02, "short": 5, "layers": 2, "batch": 32, "width": 16},
         repeats=3,
         limit=180,
         against="",
