@@ -46,7 +46,7 @@ bench-tables: $(INSTALLED)-dev ## write the tables of benchmarks/README.md and d
 	$(BIN)/python -m benchmarks --tables
 
 bench-gpu: $(INSTALLED)-dev ## run benchmarks/gpu.py here, and put what it needs beside it: the folder runs where JAX is
-	$(BIN)/python -m uv pip install --quiet --target .cache/bench/gpu --no-deps --python-version $(GPU_PYTHON) \
+	$(BIN)/python -m uv pip install --quiet --target .bench/gpu --no-deps --python-version $(GPU_PYTHON) \
 	    --python-platform x86_64-manylinux_2_28 --only-binary :all: --constraint requirements.lock $(GPU_NEEDS)
 	$(BIN)/python benchmarks/gpu.py
 
@@ -62,7 +62,7 @@ lock: $(INSTALLED)-dev ## update all versions in requirements.lock
 	    --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean: ## remove .venv and everything else that make created, except runs/
-	rm -rf $(VENV) build dist site .cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .cache .bench .pytest_cache .ruff_cache .import_linter_cache
 	find flowknife tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first interpreter that is new enough makes the environment. Where Python comes without ensurepip (Debian without

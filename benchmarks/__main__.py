@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="what all rows together may take")
     parser.add_argument("--repeats", type=int, help="samples of each system")
-    parser.add_argument("--small", action="store_true", help="tiny sizes; the results go to .cache/bench/results")
+    parser.add_argument("--small", action="store_true", help="tiny sizes; the results go to .bench/results")
     parser.add_argument("--list", action="store_true", help="print the names and what they are")
     parser.add_argument("--tables", action="store_true", help="write the tables from the files of results")
     parser.add_argument("--environments", action="store_true", help="make the environments of the peers")

@@ -1,4 +1,4 @@
-"""One environment per peer, made by uv at the versions of `peers/NAME.txt`, below `.cache/bench`."""
+"""One environment per peer, made by uv at the versions of `peers/NAME.txt`, below `.bench`."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
-PLACE = ROOT / ".cache" / "bench"
+PLACE = ROOT / ".bench"
 OWN = "own"
 """The name of the environment that the benchmarks themselves run in."""
 INSTALLED = "flowknife"
