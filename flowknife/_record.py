@@ -30,6 +30,7 @@ class Stopped(StrEnum):
     STREAM = "stream"
     NON_FINITE = "non-finite"
     INTERRUPTED = "interrupted"
+    BEHIND = "behind"
 
     @property
     def sentence(self) -> str:
@@ -43,6 +44,7 @@ _SENTENCES = {
     Stopped.STREAM: "the stream of batches ended",
     Stopped.NON_FINITE: "training met a number that is not finite",
     Stopped.INTERRUPTED: "training was interrupted",
+    Stopped.BEHIND: "another candidate was better after as many steps",
 }
 
 

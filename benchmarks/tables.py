@@ -1,0 +1,114 @@
+"""Tables in markdown, made from the files of results."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environments import ROOT
+from benchmarks.rows import ROWS, Row
+
+RESULTS = Path(__file__).parent / "results"
+PLACES = {
+    Path(__file__).parent / "README.md": [name for name in ROWS if name != "work"],
+    ROOT / "docs" / "notes" / "speed.md": ["work"],
+}
+"""The pages with tables, and the rows that each of them shows between its two marks."""
+
+_BEGIN, _END = "<!-- results: made by `make bench-tables` -->", "<!-- end of results -->"
+_BUSY = 0.5  # load per core before a row, above which its numbers are marked
+
+
+def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """All results that there are, in the order of the rows."""
+    files = {name: folder / f"{name}.json" for name in ROWS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.exists()}
+
+
+def write(result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Write the file of results of a row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result['row']}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number as tables have it."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def table(result: Mapping[str, Any], row: Row) -> str:
+    """One row's table: a line for each system, a column for each measure, ratios in brackets."""
+    has_parameters = any("parameters" in system for system in result["systems"].values())
+    head = [
+        "system",
+        *(measure.title for measure in row.measures.values()),
+        *(["parameters"] if has_parameters else []),
+    ]
+    lines = [head, ["---"] * len(head)]
+    unable = []
+    for label, system in result["systems"].items():
+        if "medians" not in system:
+            unable.append(f"{label}: {system['unable']}")
+            continue
+        cells = []
+        for name, measure in row.measures.items():
+            text = number(system["medians"][name], measure.digits)
+            spread = system["spreads"][name]
+            if spread and len(system["samples"]) > 1 and spread[0] != spread[1]:
+                text += f" ({number(spread[0], measure.digits)} to {number(spread[1], measure.digits)})"
+            ratio = result["ratios"].get(label, {}).get(name)
+            cells.append(text if ratio is None else f"{text}; {ratio:.2f}x")
+        if has_parameters:
+            cells.append(f"{system['parameters']:,}" if "parameters" in system else "-")
+        lines.append([label, *cells])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return text + (f"\n\nUnable: {'; '.join(unable)}." if unable else "")
+
+
+def about(result: Mapping[str, Any]) -> str:
+    """What was measured, when and where."""
+    host = result["machine"]
+    load = host["load_before"]
+    busy = load is not None and load > _BUSY * host["cores"]
+    words = f"{result['title']}. {host['processor']}, {host['cores']} cores, {result['date']}."
+    return words + (f" **The machine was busy (load {load}): these numbers say little.**" if busy else "")
+
+
+def section(results: Mapping[str, Mapping[str, Any]], names: list[str]) -> str:
+    """The tables of some rows, with the versions that they were measured with."""
+    shown = {name: results[name] for name in names if name in results}
+    if not shown:
+        return "Not measured yet.\n"
+    parts = [f"### {name}\n\n{about(result)}\n\n{table(result, ROWS[name])}\n" for name, result in shown.items()]
+    versions: dict[str, set[str]] = {}
+    for result in shown.values():
+        for system in result["systems"].values():
+            for package, version in system.get("versions", {}).items():
+                versions.setdefault(package, set()).add(version)
+    listed = ", ".join(f"{package} {' and '.join(sorted(found))}" for package, found in sorted(versions.items()))
+    return "\n".join([*parts, f"Versions: {listed}.\n"])
+
+
+def pages(folder: Path = RESULTS) -> dict[Path, str]:
+    """The pages as they should be: what stands between the marks is made anew."""
+    results = read(folder)
+    return {
+        path: re.sub(
+            rf"(?<={re.escape(_BEGIN)}\n).*?(?={re.escape(_END)})",
+            lambda _, names=names: f"\n{section(results, names)}\n",
+            path.read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        )
+        for path, names in PLACES.items()
+    }
+
+
+def update() -> list[Path]:
+    """Write the tables into the pages, and return those that changed."""
+    changed = [path for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+    return changed
