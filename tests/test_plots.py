@@ -185,6 +185,12 @@ def test_history_marks_the_best_held_out_record():
     assert "held-out" in sentence(figure) and "1.5" in sentence(figure) and "2,000" in sentence(figure)
 
 
+def test_bands_of_predictions_have_their_own_labels():
+    drawn = np.random.default_rng(0).normal(size=(50, 6))
+    axes = plots.predictive(drawn, np.zeros(6), labels=("period (s)", "velocity")).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("period (s)", "velocity")
+
+
 def test_history_of_a_result_is_that_of_its_columns():
     columns = {
         "level": [0.0, 1.0, 1.0],

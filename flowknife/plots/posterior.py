@@ -353,13 +353,13 @@ def predictive(
             f"got y of shape {observed.shape} and positions of shape {place.shape}; expected ({count},), one number "
             "per component"
         )
-    labels = _labels(names, None, count)
+    words = _labels(names, None, count)
     low, high = (np.nanquantile(drawn, q, axis=0) for q in (0.05, 0.95))
     inside = int(np.sum((observed >= low) & (observed <= high)))
     if count <= 4 and positions is None:
         figure = style.blank(max(3.0 * count, 5.4) + 0.4, 3.7)
         for axes, values, value, name in zip(
-            figure.subplots(1, count, squeeze=False)[0], drawn.T, observed, labels, strict=True
+            figure.subplots(1, count, squeeze=False)[0], drawn.T, observed, words, strict=True
         ):
             style.panel(axes, xlabel=name)
             axes.locator_params(nbins=4)
@@ -376,7 +376,7 @@ def predictive(
         axes.plot(place[order], np.nanmedian(drawn, axis=0)[order], color=style.MODEL, linewidth=1.4, label="median")
         axes.plot(place, observed, "o", color=style.REAL, markersize=4.5, markeredgecolor="white", label="observed")
         if names is not None and positions is None and count <= 24:
-            axes.set_xticks(place, labels, rotation=45 if max(map(len, labels)) > 4 else 0)
+            axes.set_xticks(place, words, rotation=45 if max(map(len, words)) > 4 else 0)
         style.legend(axes, loc="best")
     style.headline(
         figure, f"{inside} of {count} observed values lie within the central 90% of {len(drawn):,} predictions."
