@@ -243,8 +243,12 @@ def test_the_shell_fits_samples_and_scores_such_tables(table, tmp_path):
     found = rows_of(scores)
     assert [row["city"] for row in found] == [row["city"] for row in drawn]
     assert {row["reason_1"] for row in found} <= set(table.columns)
-    call("report", run)
-    assert "Unusual rows" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_report_says_why_rows_are_unusual(flow, tmp_path):
+    page = flow.report(flow.save(tmp_path / "run")).read_text(encoding="utf-8")
+    assert "Unusual rows" in page and "Most likely" in page
 
 
 # -- which columns make a row unusual ---------------------------------------------------------------------------------
