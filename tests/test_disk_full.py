@@ -150,6 +150,8 @@ def test_a_command_ends_in_one_line(disk, room, verb, fitted, tmp_path_factory):
     after = files(folder)
     assert {path: after.get(path) for path in before} == before
     new = {path.relative_to(folder).parts[1] for path in set(after) - set(before)}
-    assert new <= ({"figures"} if verb == "report" else set())  # whole figures, which the next report replaces
-    if verb != "fit":
-        call(*command)
+    # whole figures, which the next report replaces; and the checkpoints from which the fit goes on
+    assert new <= {"report": {"figures"}, "fit": {"checkpoints"}}.get(verb, set())
+    assert not [path for path in set(after) - set(before) if path.name.startswith(".")]
+    call(*command, *(["--resume"] if verb == "fit" else []))
+    assert not (folder / "run" / "checkpoints").exists()
