@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowknife import bijections as b
-from flowknife import laws, nets
+from flowknife import laws
 from flowknife._frame import Frame
-from flowknife.errors import InputError
+from flowknife.explore._parts import Node, network, scalar_map, unknown
 from flowknife.inn import INN, Block
-
-Node = dict[str, Any]
 
 
 def describe(model: INN) -> Node:
@@ -70,13 +68,6 @@ def described_frame(frame: Frame) -> Node:
     return {"origin": list(frame.origin), "scale": list(frame.scale), "constant": list(frame.constant)}
 
 
-def _unknown(part: Any) -> InputError:
-    return InputError(
-        f"got a model with a {type(part).__name__}, which the interactive page cannot evaluate; expected layers of "
-        "vectors; try the report without interactive"
-    )
-
-
 # -- ends -------------------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +77,7 @@ def _block(block: Block) -> Node:
 
 @singledispatch
 def _law(law, block):
-    raise _unknown(law)
+    raise unknown(law)
 
 
 @_law.register
@@ -126,7 +117,7 @@ def layer(bijection: Any) -> Node:
     Raises:
         InputError: for one that the page does not know.
     """
-    raise _unknown(bijection)
+    raise unknown(bijection)
 
 
 def _wide(array: Any) -> np.ndarray:
@@ -259,7 +250,7 @@ def _(bijection: b.Elementwise):
     raw = np.zeros(0) if bijection.raw is None else np.asarray(bijection.raw).ravel()
     return {
         "kind": "elementwise",
-        "scalar": _scalar(bijection.scalar),
+        "scalar": scalar_map(bijection.scalar),
         "raw": raw,
         "size": math.prod(bijection.shape),
     }
@@ -267,7 +258,7 @@ def _(bijection: b.Elementwise):
 
 @layer.register
 def _(bijection: b.Scalar):
-    return {"kind": "scalar", "scalar": _scalar(bijection)}
+    return {"kind": "scalar", "scalar": scalar_map(bijection)}
 
 
 @layer.register
@@ -276,8 +267,8 @@ def _(bijection: b.Coupling):
         "kind": "coupling",
         **_places(bijection.split),
         "channels": bijection.split.moved_shape[-1],
-        "scalar": _scalar(bijection.scalar),
-        "net": _net(bijection.net),
+        "scalar": scalar_map(bijection.scalar),
+        "net": network(bijection.net),
     }
 
 
@@ -286,14 +277,14 @@ def _(bijection: b.MaskedAutoregressive):
     return {
         "kind": "autoregressive",
         "size": bijection.shape[0],
-        "scalar": _scalar(bijection.scalar),
-        "net": _net(bijection.net),
+        "scalar": scalar_map(bijection.scalar),
+        "net": network(bijection.net),
     }
 
 
 @layer.register
 def _(bijection: b.Conditioned):
-    return {"kind": "conditioned", "layer": layer(bijection.bijection), "embedding": _net(bijection.embedding)}
+    return {"kind": "conditioned", "layer": layer(bijection.bijection), "embedding": network(bijection.embedding)}
 
 
 @layer.register
@@ -309,7 +300,7 @@ def _(bijection: b.Split):
         **_places(bijection.split),
         "inner": layer(bijection.inner),
         "factored": None if bijection.factored is None else layer(bijection.factored),
-        "context": None if bijection.context is None else _net(bijection.context),
+        "context": None if bijection.context is None else network(bijection.context),
     }
 
 
@@ -335,90 +326,3 @@ def _(bijection: b.HistogramToNormal):
 def _(bijection: b.TruncatedToNormal):
     parts = {name: np.asarray(getattr(bijection, name).value).ravel() for name in ("mean", "scale", "low", "high")}
     return {"kind": "truncated", "floor": _floor(parts["mean"]), **parts}
-
-
-# -- maps of single numbers -------------------------------------------------------------------------------------------
-
-_PLAIN: dict[type, str] = {
-    b.Shift: "shift",
-    b.SigmoidScale: "sigmoid_scale",
-    b.Sigmoid: "sigmoid",
-    b.Logit: "logit",
-    b.Softplus: "softplus",
-    b.Exp: "exp",
-    b.Tanh: "tanh",
-}
-
-
-def _scalar(scalar: b.Scalar) -> Node:
-    if isinstance(scalar, b.ShiftScale):
-        least = scalar.bound if scalar.least is None else scalar.least
-        return {"kind": "shift_scale", "bound": scalar.bound, "least": least}
-    if isinstance(scalar, b.Composed):
-        return {"kind": "composed", "scalars": [_scalar(part) for part in scalar.scalars]}
-    if isinstance(scalar, b.Spline):
-        sizes = {name: getattr(scalar, name) for name in ("bins", "tail", "min_bin", "min_slope")}
-        return {"kind": "spline", **sizes}
-    if isinstance(scalar, b.Log):
-        return {"kind": "log", "least": float(np.finfo(np.float32).tiny)}
-    if type(scalar) not in _PLAIN:
-        raise _unknown(scalar)
-    return {"kind": _PLAIN[type(scalar)]}
-
-
-# -- networks ---------------------------------------------------------------------------------------------------------
-
-
-@singledispatch
-def _net(net) -> Node:
-    raise _unknown(net)
-
-
-def _dense(dense, given=slice(0, 0), mask=None):
-    """A dense layer, with the rows of its weights that belong to a condition apart."""
-    weight = np.asarray(dense.weight) if mask is None else np.asarray(dense.weight) * mask.astype(np.float32)
-    of_x = np.delete(weight, given, axis=0)
-    node = {"weight": of_x.ravel(), "bias": np.asarray(dense.bias), "given": None}
-    return node | ({"given": weight[given].ravel()} if len(of_x) < len(weight) else {})
-
-
-def _after(in_shape):
-    """The rows of the weights of a first layer that belong to the condition, which comes after x."""
-    return slice(math.prod(in_shape), None)
-
-
-@_net.register
-def _(net: nets.MLP):
-    first, *others = net.layers
-    dense = [_dense(first, _after(net.in_shape)), *map(_dense, others)]
-    return {"kind": "mlp", "activation": net.activation, "layers": dense}
-
-
-@_net.register
-def _(net: nets.ResidualMLP):
-    return {
-        "kind": "residual",
-        "activation": net.activation,
-        "first": _dense(net.proj_in, _after(net.in_shape)),
-        "blocks": [[_dense(dense) for dense in block] for block in net.blocks],
-        "last": _dense(net.proj_out),
-    }
-
-
-@_net.register
-def _(net: nets.MaskedMLP):
-    given = [slice(0, net.cond_dim), *[slice(0, 0)] * (len(net.layers) - 1)]
-    parts = zip(net.layers, given, net._masks(), strict=True)
-    return {"kind": "mlp", "activation": net.activation, "layers": [_dense(*part) for part in parts]}
-
-
-@_net.register
-def _(net: nets.Embedding):
-    return {
-        "kind": "embedding",
-        "knots": np.asarray(net.knots.value).ravel(),
-        "scores": np.asarray(net.scores.value).ravel(),
-        "mean": np.asarray(net.mean.value),
-        "axes": None if net.axes is None else np.asarray(net.axes.value).ravel(),
-        "net": None if net.net is None else _net(net.net),
-    }
