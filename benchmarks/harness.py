@@ -211,11 +211,20 @@ def summary(row: Row, found: Mapping[str, Any]) -> dict[str, Any]:
     for name in row.measures:
         values = [sample[name] for sample in samples if sample.get(name) is not None]
         # a mark that some samples do not reach has no median
-        medians[name] = statistics.median(values) if len(values) == len(samples) else None
-        spreads[name] = [min(values), max(values)] if medians[name] is not None else None
+        medians[name] = _rounded(statistics.median(values)) if len(values) == len(samples) else None
+        spreads[name] = [_rounded(min(values)), _rounded(max(values))] if medians[name] is not None else None
     about = {name: value for name, value in found.items() if name not in ("samples", "unable")}
     ended = {"ended": found["unable"]} if "unable" in found else {}
-    return {**about, **ended, "medians": medians, "spreads": spreads, "samples": samples}
+    return {**about, **ended, "medians": medians, "spreads": spreads, "samples": _rounded(samples)}
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits, which is more than any of them means."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def ratios(row: Row, systems: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

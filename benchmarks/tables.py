@@ -72,7 +72,8 @@ def about(result: Mapping[str, Any]) -> str:
     """What was measured, when and where."""
     host = result["machine"]
     busy = max((cores for cores in host["busy_cores"] if cores is not None), default=0.0)
-    words = f"{result['title']}. {host['processor']}, {host['cores']} cores, {result['date']}."
+    title = result["title"][0].upper() + result["title"][1:]
+    words = f"{title}. {host['processor']}, {host['cores']} cores, {result['date']}."
     others = f" **Other programs kept {busy:.1f} cores busy: these numbers say little.**"
     return words + (others if busy > _BUSY else "")
 
