@@ -115,7 +115,7 @@ def _cold_and_warm(program: str, settings: Settings | None = None) -> dict[str, 
     }
 
 
-def _training(dim: int, batch: int, width: int, scalar: str, kind: str = "coupling", limit: float = 120) -> Row:
+def _training(dim: int, batch: int, width: int, scalar: str, kind: str = "coupling", limit: float = 200) -> Row:
     numbers = {"dim": dim, "batch": batch, "width": width, "layers": 8, "scalar": scalar, "kind": kind}
     autoregressive = kind == "autoregressive"
     of = {"job": "train"}
