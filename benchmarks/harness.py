@@ -93,7 +93,7 @@ def run_row(
         repeats: samples of each side, if not as many as the row says.
         most: seconds, if fewer than the row may take.
     """
-    start, load = time.monotonic(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    start, busy = time.monotonic(), busy_cores()
     limit = 3 * row.limit if small else row.limit  # a trial may run beside other work
     deadline = start + min(limit, math.inf if most is None else most)
     repeats = repeats or (1 if small else row.repeats)
@@ -127,7 +127,7 @@ def run_row(
         "trial": small,
         "systems": {label: systems[label] for label in row.sides},
         "ratios": ratios(row, systems),
-        "machine": machine(load),
+        "machine": machine(busy, busy_cores()),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -211,11 +211,20 @@ def summary(row: Row, found: Mapping[str, Any]) -> dict[str, Any]:
     for name in row.measures:
         values = [sample[name] for sample in samples if sample.get(name) is not None]
         # a mark that some samples do not reach has no median
-        medians[name] = statistics.median(values) if len(values) == len(samples) else None
-        spreads[name] = [min(values), max(values)] if medians[name] is not None else None
+        medians[name] = _rounded(statistics.median(values)) if len(values) == len(samples) else None
+        spreads[name] = [_rounded(min(values)), _rounded(max(values))] if medians[name] is not None else None
     about = {name: value for name, value in found.items() if name not in ("samples", "unable")}
     ended = {"ended": found["unable"]} if "unable" in found else {}
-    return {**about, **ended, "medians": medians, "spreads": spreads, "samples": samples}
+    return {**about, **ended, "medians": medians, "spreads": spreads, "samples": _rounded(samples)}
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits, which is more than any of them means."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def ratios(row: Row, systems: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -235,7 +244,24 @@ def ratios(row: Row, systems: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
     return found
 
 
-def machine(load: float | None) -> dict[str, Any]:
+def busy_cores(seconds: float = 1.0) -> float | None:
+    """How many cores other programs keep busy, while none of a row runs; None where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+
+    def times():
+        numbers = [int(number) for number in stat.read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(numbers), numbers[3] + numbers[4]  # all, and idle or waiting for a disk
+
+    all_before, idle_before = times()
+    time.sleep(seconds)
+    all_after, idle_after = times()
+    total = all_after - all_before
+    return round((1 - (idle_after - idle_before) / total) * (os.cpu_count() or 1), 2) if total else None
+
+
+def machine(*busy: float | None) -> dict[str, Any]:
     """What the numbers were measured on."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
@@ -247,6 +273,6 @@ def machine(load: float | None) -> dict[str, Any]:
         "processor": model,
         "cores": cores,
         "system": f"{platform.system()} {platform.machine()}",
-        # of other programs: above a few tenths the machine was busy, and its numbers say little
-        "load_before": None if load is None else round(load, 2),
+        # by other programs, before and after the row: above a few tenths the numbers say little
+        "busy_cores": list(busy),
     }

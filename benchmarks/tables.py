@@ -17,7 +17,7 @@ PLACES = {
 """The pages with tables, and the rows that each of them shows between its two marks."""
 
 _BEGIN, _END = "<!-- results: made by `make bench-tables` -->", "<!-- end of results -->"
-_BUSY = 0.5  # load per core before a row, above which its numbers are marked
+_BUSY = 0.3  # cores that other programs keep busy, above which numbers are marked
 
 
 def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -71,10 +71,11 @@ def table(result: Mapping[str, Any], row: Row) -> str:
 def about(result: Mapping[str, Any]) -> str:
     """What was measured, when and where."""
     host = result["machine"]
-    load = host["load_before"]
-    busy = load is not None and load > _BUSY * host["cores"]
-    words = f"{result['title']}. {host['processor']}, {host['cores']} cores, {result['date']}."
-    return words + (f" **The machine was busy (load {load}): these numbers say little.**" if busy else "")
+    busy = max((cores for cores in host["busy_cores"] if cores is not None), default=0.0)
+    title = result["title"][0].upper() + result["title"][1:]
+    words = f"{title}. {host['processor']}, {host['cores']} cores, {result['date']}."
+    others = f" **Other programs kept {busy:.1f} cores busy: these numbers say little.**"
+    return words + (others if busy > _BUSY else "")
 
 
 def section(results: Mapping[str, Mapping[str, Any]], names: list[str]) -> str:

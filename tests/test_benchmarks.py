@@ -33,6 +33,7 @@ for _ in sys.stdin:
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "PROGRAMS", tmp_path)
+    monkeypatch.setattr(harness, "busy_cores", lambda: 0.0)  # which takes a second
     (tmp_path / "program.py").write_text(PROGRAM)
     return tmp_path
 
@@ -135,6 +136,13 @@ def test_tables_show_numbers_ratios_and_who_is_unable():
     assert shown[2] == "| flowknife | 2.5 (2.0 to 3.0) | 1,234 |"
     assert shown[3] == "| peer | 10.0; 4.00x | - |"
     assert shown[-1] == "Unable: third: it has none."
+
+
+def test_results_of_a_busy_machine_are_marked():
+    host = {"processor": "p", "cores": 2}
+    result = {"title": "a row", "date": "2026-01-01"}
+    assert "busy" not in tables.about({**result, "machine": {**host, "busy_cores": [0.1, None]}})
+    assert "kept 1.5 cores busy" in tables.about({**result, "machine": {**host, "busy_cores": [0.1, 1.5]}})
 
 
 def test_tables_are_up_to_date():

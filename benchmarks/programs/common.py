@@ -29,7 +29,7 @@ def serve(about: dict, sample) -> None:
 
 
 def _answer(value: dict) -> None:
-    _answers.write(json.dumps(value) + "\n")
+    _answers.write(json.dumps(value, default=float) + "\n")
     _answers.flush()
 
 
@@ -38,7 +38,7 @@ def versions(*names: str) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = version(name)
+            found[name.lower()] = version(name)
         except PackageNotFoundError:
             continue
     return found
