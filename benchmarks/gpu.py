@@ -101,8 +101,27 @@ def memory():
 
 
 def bf16():
-    """Matrix products in bfloat16."""
-    yield {"row": "bfloat16 products", "unable": "flowknife has no setting for the precision of products"}
+    """Milliseconds per step by the precision of matrix products, `train.matmul`."""
+    import flows_flowknife
+    import jax
+
+    import flowknife as fk
+
+    s = {"dim": 64, "batch": 512, "width": 256, "layers": 8, "scalar": "affine", "kind": "coupling"}
+    s |= {"seconds": 0.5, "short": 10}
+    s |= {"seconds": 0.05, "short": 5, "layers": 2, "batch": 32, "width": 16} if SMALL else {}
+    flow, _ = flows_flowknife.build(s)
+    model = fk.INN([fk.Block("x", s["dim"])], [fk.Block("z", s["dim"])], flow)
+    for matmul in ("float32", "tensorfloat32", "bfloat16"):
+        row = f"affine, 64-D, products in {matmul}"
+        if jax.default_backend() == "cpu" and matmul != "float32":
+            yield {"row": row, "unable": "a CPU computes in float32"}
+            continue
+        own = s | {"matmul": matmul}
+        sample = flows_flowknife.train(own, model)
+        step = sorted(sample()["ms"] for _ in range(3))[1]
+        loss = flows_flowknife.fitted(own, model, 20 if SMALL else 500).loss
+        yield {"row": row, "ms": step, "nll": loss}
 
 
 def _images(name, side, channels, bits):

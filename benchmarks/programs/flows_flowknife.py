@@ -38,7 +38,7 @@ def build(s):
 
 def fitted(s, model, steps):
     x = common.normal_rows(s["dim"], 32 * s["batch"])
-    options = {"batch_size": s["batch"], "validation": 0.0, "learning_rate": 1e-3}
+    options = {"batch_size": s["batch"], "validation": 0.0, "learning_rate": 1e-3, "matmul": s.get("matmul")}
     return fk.fit(model, x, steps=steps, initialise=False, show_progress=False, key=0, **options)
 
 
