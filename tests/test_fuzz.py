@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import struct
 import zlib
@@ -427,6 +428,17 @@ def test_a_model_with_other_numbers_than_its_checksum_is_refused(every, tmp_path
     record["files"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
     (tmp_path / "run.json").write_text(json.dumps(record))
     refused("info", tmp_path, words=("finite",))
+
+
+@pytest.mark.parametrize("name", ["size", "squeeze"])
+def test_a_layer_of_more_pixels_than_it_has_weights_is_refused(name, every, tmp_path):
+    """Its program would be traced without end."""
+    head, body = fuzz._split_model(every["model"].seeds["images"])
+    text = head["__metadata__"]["flowknife"]
+    head["__metadata__"]["flowknife"] = re.sub(rf'"{name}": \d+', f'"{name}": 3000', text)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(StorageError, match="3000 x 3000 pixels"):
+        every["model"].use(tmp_path / "run", "images", fuzz._joined_model(head, body))
 
 
 @pytest.mark.parametrize(

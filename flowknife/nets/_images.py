@@ -50,6 +50,9 @@ class Conv(eqx.Module):
         self.dense = Dense(size * size * inputs, outputs, zero=zero, key=key)
         self.size = size
 
+    def __check_init__(self):
+        _require_side(self.size, self.dense)
+
     def __call__(self, x: Float[Array, "... h w inputs"]) -> Float[Array, "... h w outputs"]:
         weight, size = self.dense.weight, self.size
         if size == 1:
@@ -61,6 +64,13 @@ class Conv(eqx.Module):
         turned = jnp.moveaxis(weight.reshape(size * size, inputs, outputs), 0, 1).reshape(inputs, -1)
         rows = x.reshape(-1, inputs) @ turned
         return gathered(rows.reshape(*x.shape[:-1], -1), size) + self.dense.bias
+
+
+def _require_side(side, dense):
+    """Refuse a side whose square is no part of the inputs of a layer: one of a damaged file is traced forever."""
+    inputs = dense.weight.shape[-2]
+    if side < 1 or inputs % side**2:
+        raise InputError(f"got {side} x {side} pixels for a layer of {inputs} inputs; expected a part of them")
 
 
 def join_images(x, cond, cond_shape):
@@ -238,6 +248,9 @@ class ConvResNet(eqx.Module):
         )
         cond_key = jax.random.fold_in(first, 1)
         self.cond_proj = None if cond_shape is None else Dense(cond_shape[0], features, key=cond_key)
+
+    def __check_init__(self):
+        _require_side(self.squeeze, self.conv_in.dense)
 
     @property
     def cond_shape(self) -> Shape | None:
