@@ -311,8 +311,8 @@ def LogUniform(low: Numbers, high: Numbers, *, names: Words = None, units: Words
 
     Example:
         >>> import flowknife as fk
-        >>> fk.LogUniform(low=0.001, high=1000.0).log_prob([[0.01], [10.0], [2000.0]]).round(2)
-        Array([ 1.98, -4.93,   -inf], dtype=float32)
+        >>> [round(float(p), 2) for p in fk.LogUniform(0.001, 1000.0).log_prob([[0.01], [10.0], [2000.0]])]
+        [1.98, -4.93, -inf]
     """
     low, high = _vectors(low=low, high=high)
     if not (np.all(low > 0) and np.all(low < high) and np.all(low > 1e-35) and np.all(high < 1e35)):

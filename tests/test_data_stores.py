@@ -254,7 +254,7 @@ def test_the_command_line_takes_addresses(bucket, folder, tmp_path):
     settings = [f"{name}={value}" for name, value in TINY.items() if name != "train"]
     settings += [f"train.{name}={value}" for name, value in TINY["train"].items()]
     result = call("fit", "images", url, "--out", tmp_path / "run", *(word for s in settings for word in ("-s", s)))
-    assert f"score {tmp_path / 'run'} {url} --out scores.csv" in result.stdout
+    assert f"score {tmp_path / 'run'} new --out scores.csv" in result.stdout
     assert {row["path"] for row in rows_of(tmp_path / "run" / "skipped.csv")} == {
         "b/cut.png", "b/empty.png", "notes.txt",
     }  # fmt: skip

@@ -167,7 +167,7 @@ def data(y):
 @pytest.fixture(scope="module")
 def posterior():
     prior = Product({"a": fk.Normal(0, TINY), "b": fk.Normal(FAR, 1), "c": Fixed(0.1)})
-    return fk.invert(pairs=pairs(3000), prior=prior, train={"steps": 300}, **QUICK)
+    return fk.invert(pairs=pairs(8000), prior=prior, train={"steps": 1000}, **QUICK)
 
 
 OBSERVED = np.array([0.5, -1.0])

@@ -37,6 +37,7 @@ class FlowEstimator(BaseEstimator):
         clip: largest global norm of the gradient.
         weight_decay: pull of the weights to zero, per unit of learning rate.
         average: decay of the moving average of the weights.
+        matmul: precision of the matrix products of training, on GPUs and TPUs.
         validation: share of the rows held out for early stopping and calibration.
         evaluate_every: steps between evaluations.
         patience: evaluations without improvement before stopping; 0: train to the end.
@@ -59,6 +60,7 @@ class FlowEstimator(BaseEstimator):
     clip: float | int | None = None
     weight_decay: float | int | None = None
     average: float | int | None = None
+    matmul: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     validation: float | int | None = None
     evaluate_every: int | None = None
     patience: int | None = None

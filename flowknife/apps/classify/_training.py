@@ -82,11 +82,10 @@ def train_table(
     model = fit_start(model, noisy, labels)
     # wide tables have more to overfit to: smaller steps
     training = training.completed(
-        steps=int(np.clip(20 * len(rows) ** 0.5, 1000, 6000)),
+        steps=int(np.clip(20 * len(rows) ** 0.5, 500, 6000)),
         batch_size=512,
         learning_rate=max(4e-3 * (2 / max(size, 2)) ** 0.5, 5e-4),
-        evaluate_every=100,
-        patience=15,
+        patience=10,
     ).with_defaults()
     train_rows = partial(
         fit,

@@ -21,9 +21,10 @@ class InvertConfig(Settings):
 
     applies: ClassVar[Applies] = {"independence": ("form", ("partitioned",))}
     chosen: ClassVar[Mapping[str, str]] = {
-        "train.steps": "40 sqrt(pairs), from 1,000 to 20,000, unless another end of training is set",
+        "train.steps": "20 sqrt(pairs), 500 at least, for up to 50,000 pairs, 40 sqrt(pairs) for more, 20,000 at most, "
+        "unless another end of training is set",
         "train.batch_size": "256",
-        "train.learning_rate": "0.002 for few pairs, 0.001 for many",
+        "train.learning_rate": "0.004 for few pairs, 0.001 for many",
         "train.patience": "15",
         "train.weight_decay": "0 for many pairs; of 0, 1 and 5 the best on held-out pairs for few",
         "train.average": "0.998",
