@@ -24,6 +24,9 @@ from flowknife.errors import StorageError
 RUN_FILES = ("run.json", "model.safetensors", "history.csv")
 """What every run directory holds; `run.json` says that it is one."""
 
+EXTRA_FILES = ("report.html", "explore.html", "skipped.csv")
+"""What a run directory may hold too, beside its figures."""
+
 GENERATOR = '<meta name="generator" content="flowknife">'
 """The mark of a page."""
 
@@ -193,7 +196,7 @@ def require_own(path: Path) -> None:
 def own_extras(folder: Path) -> list[Path]:
     """Files of a run directory that flowknife wrote in addition to `RUN_FILES`: report, figures, skipped files."""
     figures = folder / "figures"
-    found = [folder / "report.html", folder / "explore.html", folder / "skipped.csv"]
+    found = [folder / name for name in EXTRA_FILES]
     found += sorted(figures.iterdir()) if figures.is_dir() and not figures.is_symlink() else []
     return [path for path in found if path.is_file() and not path.is_symlink() and is_own(path)]
 

@@ -16,6 +16,7 @@ training maximises (uniform dequantisation, Theis et al. 2016, arXiv 1511.01844,
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -109,9 +110,7 @@ class Mixed(eqx.Module):
 
     def points(self, count: int) -> Float[np.ndarray, "count k"]:
         """Uniform numbers for `count` draws, spread evenly (scrambled Sobol points); always the same ones."""
-        from scipy.stats.qmc import Sobol
-
-        return Sobol(self.draws, rng=np.random.default_rng(0)).random(count).astype(np.float32)
+        return _points(self.draws, count)
 
     def at_random(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`fill` with one draw for each of rows (n, d), always the same one."""
@@ -144,6 +143,13 @@ class Mixed(eqx.Module):
         if not rising or not bool(jnp.all(jnp.isfinite(means)) & jnp.all(spreads > 0)):
             raise ValueError("shares of values that do not rise from 0 to 1")
         return cls(places, bounds, gaps, means, spreads)
+
+
+@cache
+def _points(dim, count):
+    from scipy.stats.qmc import Sobol
+
+    return Sobol(dim, rng=np.random.default_rng(0)).random(count).astype(np.float32)
 
 
 def _log_normal(z):

@@ -90,7 +90,9 @@ def test_report_shows_other_images_in_the_size_of_training(tmp_path, images, mon
     write_folder(np.zeros((3, 20, 30, 3), np.uint8), tmp_path / "others")
     given = []
     monkeypatch.setattr(
-        apps.Images, "report", lambda self, run, others=None: given.append(others) or run / "report.html"
+        apps.Images,
+        "report",
+        lambda self, run, others=None, interactive=False: given.append(others) or run / "report.html",
     )
     for options in ([], ["--others", tmp_path / "others"]):
         assert call("report", images, *options).stdout == f"report: {images / 'report.html'}\n"

@@ -147,7 +147,9 @@ def test_check_takes_pairs(tmp_path, arm, monkeypatch):
 
 def test_report_of_a_posterior_is_written(tmp_path, arm, monkeypatch):
     given = []
-    monkeypatch.setattr(apps.Posterior, "report", lambda self, run, others: given.append(run) or run / "report.html")
+    monkeypatch.setattr(
+        apps.Posterior, "report", lambda self, run, others, interactive: given.append(run) or run / "report.html"
+    )
     assert call("report", arm).stdout == f"report: {arm / 'report.html'}\n" and given == [arm]
     refused("report", arm, "--others", tmp_path, words="--others")
 

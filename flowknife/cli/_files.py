@@ -12,6 +12,7 @@ import typer
 
 from flowknife._files import (
     CHECKPOINTS,
+    EXTRA_FILES,
     RUN_FILES,
     WORK,
     claimed,
@@ -80,8 +81,7 @@ def require_output(out: Path, *inputs: "str | Path | None", run: Path | None = N
 
 def _files_of(run):
     figures = run / "figures"
-    names = (*RUN_FILES, "report.html", "explore.html", "skipped.csv")
-    return [*(run / name for name in names), *(figures.iterdir() if figures.is_dir() else ())]
+    return [*(run / name for name in (*RUN_FILES, *EXTRA_FILES)), *(figures.iterdir() if figures.is_dir() else ())]
 
 
 def _reads(source: "str | Path", out: Path) -> bool:
@@ -193,6 +193,7 @@ def encoded_writer(out: Path, names: tuple[str, ...], encoding: "Encoding") -> "
     """
     import numpy as np
 
+    from flowknife.data._cells import is_missing
     from flowknife.data.encoding import to_frame
 
     name = out.name.lower()
@@ -206,16 +207,9 @@ def encoded_writer(out: Path, names: tuple[str, ...], encoding: "Encoding") -> "
             with replacing(out) as place, place.open("wb") as stream:
                 to_frame(columns).to_parquet(stream, index=False)
         else:
-            write_columns(out, {key: _without_gaps(column) for key, column in columns.items()})
+            write_columns(out, columns, is_missing)
 
     return write
-
-
-def _without_gaps(column):
-    """Values as text files have them: nothing where one is missing."""
-    cells = column.astype(object)
-    cells[[cell is None or cell != cell for cell in cells]] = ""
-    return cells
 
 
 def image_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
@@ -256,12 +250,14 @@ def _write_array(out, pixels):
         np.save(stream, pixels, allow_pickle=False)
 
 
-def write_columns(out: Path, columns: "Mapping[str, np.ndarray]") -> None:
-    """Write columns of numbers, words and truth values as a text table; a cell that is None is empty."""
+def write_columns(
+    out: Path, columns: "Mapping[str, np.ndarray]", empty: "Callable[[Any], bool]" = lambda cell: cell is None
+) -> None:
+    """Write columns of numbers, words, dates and truth values as a text table; cells that are `empty` are so there."""
     import numpy as np
 
     from flowknife.data import save_table
 
     cells = np.stack([column.astype(object) for column in columns.values()], axis=1)
-    cells[np.reshape([cell is None for cell in cells.flat], cells.shape)] = ""
+    cells[np.reshape([empty(cell) for cell in cells.flat], cells.shape)] = ""
     save_table(out, cells, list(columns))

@@ -378,8 +378,7 @@ def _report(
     if others is not None and Path(others).expanduser().resolve().is_relative_to((run / "figures").resolve()):
         raise InputError(f"got --others {others}, among the figures that the report overwrites; expected another place")
     shown = None if others is None else kind_of(fitted).read(fitted, others, Choice()).values
-    options = {"interactive": True} if interactive else {}
-    typer.echo(f"report: {fitted.report(run, others=shown, **options)}")
+    typer.echo(f"report: {fitted.report(run, others=shown, interactive=interactive)}")
 
 
 @verb(app, "info", "flowknife info runs/points")

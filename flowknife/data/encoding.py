@@ -58,8 +58,9 @@ class Encoding:
     def of(
         cls,
         source: Any,
-        names: Sequence[str],
+        names: Sequence[str] | None = None,
         *,
+        beside: Sequence[str] = (),
         categories: Sequence[str] | str | None = None,
         dates: Sequence[str] | str | None = None,
         missing: bool = False,
@@ -68,7 +69,8 @@ class Encoding:
 
         Args:
             source: as for `load_table`.
-            names: of the columns.
+            names: of the columns; default all but those `beside`.
+            beside: names of columns of numbers that are not encoded, such as conditions.
             categories: names of columns of categories, whatever they hold; "auto" for those of words or truth values.
             dates: names of columns of dates; "auto" for those that hold nothing but dates.
             missing: whether there may be missing values.
@@ -77,6 +79,9 @@ class Encoding:
             InputError: a column is not what is said of it, or nearly every row has a category of its own.
         """
         found = read_columns(source)
+        if absent := [name for name in beside if name not in found.names]:
+            raise InputError(f"got the condition {absent[0]!r}; expected some of the columns {', '.join(found.names)}")
+        names = tuple(names or (name for name in found.names if name not in beside))
         written = _as_written(source, found, names, (*_listed(categories), *_listed(dates)))
         kinds: dict[str, Names] = {}
         days: dict[str, Unit] = {}
@@ -100,7 +105,7 @@ class Encoding:
                 if not len(observed):
                     raise InputError(f"got {name!r} without any value; expected some; try the table without it")
                 gaps[name] = float(np.sort(observed)[len(observed) // 2])
-        return cls(tuple(names), kinds, days, gaps)
+        return cls(names, kinds, days, gaps)
 
     def __bool__(self) -> bool:
         return bool(self.categories or self.dates or self.missing)

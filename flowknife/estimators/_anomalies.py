@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import OutlierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 
 from flowknife._split import Sizes, split
 from flowknife._types import as_key
 from flowknife.apps import DensityConfig, density
-from flowknife.diagnostics import Scores, adjusted_p_values, conformal_p_values
+from flowknife.diagnostics import Scores, adjusted_p_values, conformal_p_values, conformal_quantile
 from flowknife.errors import CalibrationWarning, InputError
-from flowknife.estimators._base import seed_of
 from flowknife.estimators._density import DensityEstimator
 
 _ROUNDING = 1e-9  # 0.1 x 300 is 30, and not a little more
@@ -47,7 +45,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
     Args:
         contamination: the rate of false alarms among normal rows, more than 0, at most 0.5.
         calibration: share of the rows that is held out for calibration and for nothing else.
-        novelty: whether new rows are judged, or those of training.
+        novelty: whether new rows are judged, or the training rows.
 
     Attributes:
         flow_: the fitted `Density`.
@@ -82,16 +80,12 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
             # as many rows as are asked for below; at a rate of exactly 1 / (count + 1) `predict` flags, p < alpha not
             warnings.simplefilter("ignore", CalibrationWarning)
             calibrate = self._fit_new if self.novelty else self._fit_training
-            scores, flagged = calibrate(X, options)
+            scores, self.offset_ = calibrate(X, options)
         self.calibration_scores_ = np.sort(scores)
-        self.offset_ = float(self.calibration_scores_[flagged])
         return self
 
-    def _seed(self):
-        return seed_of(check_random_state(self.random_state))
-
     def _fit_new(self, X, options):
-        """Scores of the calibration rows, and how many of them are flagged."""
+        """Log densities of the calibration rows, and that below which a row is flagged."""
         count = round(self.calibration * len(X))
         # the smallest p-value that m calibration rows can give is 1 / (m + 1)
         least = math.ceil(1 / self.contamination - 1 - _ROUNDING)
@@ -103,12 +97,13 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         parts = split(len(X), Sizes(0, count), as_key(options["key"]))
         self.flow_ = density(X[parts.train], calibration=X[parts.calibration], **options)
         scores = self.flow_.log_prob(X[parts.calibration]).astype(np.float64)
-        return scores, math.floor(self.contamination * (count + 1) + _ROUNDING) - 1
+        return scores, -conformal_quantile(-scores, 1 - self.contamination)
 
     def _fit_training(self, X, options):
-        """Scores of all rows, and how many of them are flagged."""
+        """Log densities of all rows, and that below which a row is flagged."""
         self.flow_ = density(X, **options)
-        return self.flow_.log_prob(X).astype(np.float64), math.floor(self.contamination * len(X) + _ROUNDING)
+        scores = self.flow_.log_prob(X).astype(np.float64)
+        return scores, float(np.sort(scores)[math.floor(self.contamination * len(X) + _ROUNDING)])
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
         """Log density of each row, in nats; the smaller, the more anomalous."""

@@ -12,6 +12,7 @@ from flowknife.train import Training
 
 try:
     from sklearn.base import BaseEstimator
+    from sklearn.utils import check_random_state
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError:
     raise InputError('scikit-learn is not installed; try pip install "flowknife[sklearn]"') from None
@@ -66,6 +67,10 @@ class FlowEstimator(BaseEstimator):
     patience: int | None = None
     random_state: Any = None
     verbose: bool = False
+
+    def _seed(self) -> int:
+        """The first seed of `random_state`; always the same one if that is a number."""
+        return seed_of(check_random_state(self.random_state))
 
     def _options(self, config: type[Settings], seed: int) -> dict[str, Any]:
         """The arguments of a fit whose settings are of the class `config`."""

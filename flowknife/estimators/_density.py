@@ -6,13 +6,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from flowknife.apps import DensityConfig, density
 from flowknife.diagnostics import Scores
 from flowknife.errors import InputError
-from flowknife.estimators._base import FlowEstimator, seed_of
+from flowknife.estimators._base import FlowEstimator
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -28,6 +27,9 @@ class DensityEstimator(FlowEstimator):
     scalar: Literal["spline", "affine", "additive"] | None = None
     mixing: Literal["lu", "orthogonal", "permute"] | None = None
     smoothing: float | int | None = None
+
+    def _fit(self, X):
+        self.flow_ = density(self._rows(X, reset=True), **self._options(DensityConfig, self._seed()))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -52,8 +54,7 @@ class FlowDensity(DensityMixin, DensityEstimator):
 
     def fit(self, X: Any, y: Any = None) -> "FlowDensity":
         """Fit the density."""
-        X = self._rows(X, reset=True)
-        self.flow_ = density(X, **self._options(DensityConfig, seed_of(check_random_state(self.random_state))))
+        self._fit(X)
         return self
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
@@ -73,7 +74,7 @@ class FlowDensity(DensityMixin, DensityEstimator):
     def sample(self, n_samples: int = 1) -> np.ndarray:
         """New rows, shape (n_samples, d); always the same ones if `random_state` is a number."""
         check_is_fitted(self)
-        return self.flow_.sample(n_samples, key=seed_of(check_random_state(self.random_state)))
+        return self.flow_.sample(n_samples, key=self._seed())
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -97,8 +98,7 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Density
 
     def fit(self, X: Any, y: Any = None) -> "FlowTransformer":
         """Fit the density."""
-        X = self._rows(X, reset=True)
-        self.flow_ = density(X, **self._options(DensityConfig, seed_of(check_random_state(self.random_state))))
+        self._fit(X)
         self._n_features_out = self.flow_.frame.dim
         return self
 

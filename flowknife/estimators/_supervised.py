@@ -55,8 +55,7 @@ class FlowClassifier(ClassifierMixin, FlowEstimator):
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(f"got labels of {len(self.classes_)} class; expected at least 2")
-        seed = seed_of(check_random_state(self.random_state))
-        self.flow_ = classify(X, codes, **self._options(ClassifyConfig, seed))
+        self.flow_ = classify(X, codes, **self._options(ClassifyConfig, self._seed()))
         return self
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n k"]:
@@ -131,7 +130,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
     def sample(self, X: Any, n: int = 1) -> np.ndarray:
         """Draws from p(y | X), shape (rows, n) or (rows, n, k); always the same ones if `random_state` is a number."""
         rows = self._rows(X)
-        drawn = self.flow_.sample(n, y=rows, key=seed_of(check_random_state(self.random_state)))
+        drawn = self.flow_.sample(n, y=rows, key=self._seed())
         return drawn[..., 0] if self._single else drawn
 
     def predict(self, X: Any) -> np.ndarray:

@@ -38,12 +38,8 @@ def read_table(
         raise InputError(
             "got conditions beside a table that is encoded; expected names of its columns; try given=[...]"
         )
-    found = read_columns(x)
-    if absent := [name for name in conditions if name not in found.names]:
-        raise InputError(f"got the condition {absent[0]!r}; expected some of the columns {', '.join(found.names)}")
-    own = tuple(names or (name for name in found.names if name not in conditions))
     how = {"categories": config.categories, "dates": config.dates, "missing": config.missing == "model"}
-    encoding = Encoding.of(x, own, **how)
+    encoding = Encoding.of(x, names, beside=conditions, **how)
     table = encoding.read(x, conditions, drop_invalid=drop_invalid, min_rows=2, at_random=True)
     return table, conditions, encoding
 

@@ -64,7 +64,7 @@ def _scene(problem: Any) -> dict[str, Any]:
 
 def _detector(posterior):
     """What decides whether the simulator can have made an observation, see `Posterior.misspecification`."""
-    reference = np.sort(posterior.reference["y"], axis=0)
+    ordered, spread = posterior.ordered_data
     own, calibrating = (posterior._features(part["y"]) for part in (posterior.reference, posterior.held_out))
     detector = Typicality.fit(own, calibrating)
     if len(detector.upward) or len(detector.precisions) != 1:
@@ -72,8 +72,8 @@ def _detector(posterior):
             "got a detector of several groups of features; expected one; try the report without interactive"
         )
     return {
-        "ordered": reference.T.astype(np.float64).ravel(),
-        "spread": np.maximum(reference.std(axis=0), 1e-12).astype(np.float64),
+        "ordered": ordered.T.astype(np.float64).ravel(),
+        "spread": spread.astype(np.float64),
         "mean": detector.mean,
         "scale": detector.scale,
         "precision": detector.precisions[0],

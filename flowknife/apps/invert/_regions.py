@@ -8,8 +8,7 @@ from jaxtyping import Float
 
 from flowknife.diagnostics import Region, conformal_quantile
 
-DRAWS = 200
-"""Draws of each posterior by which log densities, or parameters, are compared between observations."""
+_DRAWS = 200  # of each posterior, by which log densities are compared; of parameters five times as many
 
 _SPREAD = 1e-3  # nats, or a share of the prior's width: the least spread of draws
 
@@ -32,7 +31,7 @@ def scores(posterior: Any) -> dict[str, Float[np.ndarray, " m"]]:
 
 def _places(posterior, y):
     """Median and spread of the log density of draws, for each observation (k, m)."""
-    log_prob = posterior.log_prob(posterior.sample(DRAWS, y=y, key=0), y)
+    log_prob = posterior.log_prob(posterior.sample(_DRAWS, y=y, key=0), y)
     low, centre, high = np.quantile(log_prob, (0.1, 0.5, 0.9), axis=1)
     return centre, np.maximum(high - low, _SPREAD)
 
@@ -40,17 +39,18 @@ def _places(posterior, y):
 def intervals(posterior: Any, y: np.ndarray, level: float) -> Float[np.ndarray, "k 2 d"]:
     """Lower and upper ends for observations (k, m); see `Posterior.intervals`."""
     pairs = posterior.held_out_pairs
-    low, high = _central(posterior, pairs["y"], level)
-    width = np.maximum(high - low, _SPREAD * np.ptp(pairs["x"], axis=0))
+    least = _SPREAD * np.ptp(pairs["x"], axis=0)
+    low, high, width = _central(posterior, pairs["y"], level, least)
     beyond = np.maximum(low - pairs["x"], pairs["x"] - high) / width
     more = np.array([conformal_quantile(column, level) for column in beyond.T])
-    low, high = _central(posterior, y, level)
-    width = np.maximum(high - low, _SPREAD * np.ptp(pairs["x"], axis=0))
+    low, high, width = _central(posterior, y, level, least)
     with np.errstate(invalid="ignore"):
         ends = np.stack([low - more * width, high + more * width], axis=1)
     return np.clip(ends, np.asarray(posterior.prior.low), np.asarray(posterior.prior.high))
 
 
-def _central(posterior, y, level):
-    drawn = posterior.sample(5 * DRAWS, y=y, key=0)
-    return np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=1)
+def _central(posterior, y, level, least):
+    """Ends of the central intervals of draws, and their widths, `least` at least."""
+    drawn = posterior.sample(5 * _DRAWS, y=y, key=0)
+    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=1)
+    return low, high, np.maximum(high - low, least)

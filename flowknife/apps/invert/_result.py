@@ -509,12 +509,17 @@ class Posterior(Result[InvertConfig]):
         """Parameters, of a data frame by the names of its columns."""
         return x if names_in(x) is None else load_table(x, columns=self.names, min_rows=1).values
 
+    @cached_property
+    def ordered_data(self) -> tuple[Float[np.ndarray, "n m"], Float[np.ndarray, " m"]]:
+        """Each datum of the training pairs in ascending order, and its standard deviation, as the model takes them."""
+        ordered = np.sort(self.reference["y"], axis=0)  # not of the pairs that calibrate: their ranks are no draws
+        return ordered, np.maximum(ordered.std(axis=0), 1e-12)
+
     def _features(self, y):
         """Normal scores of observations, in which a distance means something."""
-        ordered = np.sort(self.reference["y"], axis=0)  # not of the pairs that calibrate: their ranks are no draws
+        ordered, spread = self.ordered_data
         count = len(ordered)
         below = np.stack([np.interp(c, o, np.arange(1, count + 1)) for c, o in zip(y.T, ordered.T, strict=True)], 1)
-        spread = np.maximum(ordered.std(axis=0), 1e-12)
         beyond = np.maximum(y - ordered[-1], 0) / spread - np.maximum(ordered[0] - y, 0) / spread
         return ndtri((below - 0.5) / count) + beyond
 
