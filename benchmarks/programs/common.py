@@ -78,6 +78,33 @@ def steps_within(call, seconds: float) -> int:
     return max(3, round(seconds * calls / (time.perf_counter() - start)))
 
 
+def mean_of(call, count: int) -> float:
+    """Mean seconds of so many calls."""
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def trained(s: dict, step, nats) -> dict:
+    """Train for a time from the start of the process; nats above the entropy at marks, whose time does not count.
+
+    `step(rate)` makes a step at a learning rate.
+    """
+    paused, curve, mark = 0.0, [], s["every"]
+    while True:
+        now = since_start() - paused
+        if now >= mark:
+            curve.append((round(now, 2), nats()))
+            paused += since_start() - paused - now
+            mark += s["every"]
+            if now >= s["budget"]:
+                break
+        step(s["rate"] * cosine(now / s["budget"]))
+    within = next((seconds for seconds, above in curve if above <= s["close"]), None)
+    return {"seconds": curve[-1][0], "nats": curve[-1][1], "within": within, "curve": curve}
+
+
 def median_of(call, repeats: int) -> float:
     """Median seconds of a call."""
     seconds = []

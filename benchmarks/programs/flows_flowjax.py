@@ -118,20 +118,12 @@ def density(s, flow):
         scores = [np.asarray(score(training.params, training.static, part), float) for part in common.chunks(test)]
         return -float(np.concatenate(scores).mean()) + lost - entropy
 
+    def step(rate):
+        training.step(rate)
+        training.last.block_until_ready()
+
     def sample():
-        paused, curve, mark = 0.0, [], s["every"]
-        while True:
-            now = common.since_start() - paused
-            if now >= mark:
-                curve.append((round(now, 2), nats()))
-                paused += common.since_start() - paused - now
-                mark += s["every"]
-                if now >= s["budget"]:
-                    break
-            training.step(s["rate"] * common.cosine(now / s["budget"]))
-            training.last.block_until_ready()
-        within = next((seconds for seconds, above in curve if above <= s["close"]), None)
-        return {"seconds": curve[-1][0], "nats": curve[-1][1], "within": within, "curve": curve}
+        return common.trained(s, step, nats)
 
     return sample
 

@@ -1,7 +1,5 @@
 """A training step of Glow: images of 32x32x3, three levels, width 128, batches of 32, Adam."""
 
-import time
-
 import common
 import equinox as eqx
 import jax
@@ -41,11 +39,7 @@ def main():
     step()
 
     def sample():
-        start = time.perf_counter()
-        for _ in range(s["calls"]):
-            step()
-        seconds = (time.perf_counter() - start) / s["calls"]
-        return {"ms": 1000 * seconds, "mebibytes": common.peak_mebibytes()}
+        return {"ms": 1000 * common.mean_of(step, s["calls"]), "mebibytes": common.peak_mebibytes()}
 
     about = {"parameters": parameters, "architecture": f"{s['steps']} steps per level, memory {s['memory']}"}
     common.serve({**about, "versions": common.versions("flowknife", "jax", "optax")}, sample)

@@ -1,7 +1,5 @@
 """A training step of normflows' Glow in channels-last layout, the faster one: the same images, levels and widths."""
 
-import time
-
 import common
 import normflows as nf
 import torch
@@ -30,11 +28,7 @@ def main():
     step()
 
     def sample():
-        start = time.perf_counter()
-        for _ in range(s["calls"]):
-            step()
-        seconds = (time.perf_counter() - start) / s["calls"]
-        return {"ms": 1000 * seconds, "mebibytes": common.peak_mebibytes()}
+        return {"ms": 1000 * common.mean_of(step, s["calls"]), "mebibytes": common.peak_mebibytes()}
 
     about = {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,6 +1,5 @@
 """The jobs of a flow in PyTorch. A peer gives its flow as a `Flow`, and `main(build)` does the job of the row."""
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -61,10 +60,7 @@ def _train(s, flow):
     count = common.steps_within(step, s["seconds"])
 
     def sample():
-        start = time.perf_counter()
-        for _ in range(count):
-            step()
-        return {"ms": 1000 * (time.perf_counter() - start) / count}
+        return {"ms": 1000 * common.mean_of(step, count)}
 
     return sample
 
@@ -96,18 +92,7 @@ def _density(s, flow):
         return -float(sum(parts)) / len(test) + lost - entropy
 
     def sample():
-        step, paused, curve, mark = _step_of(flow, train, s["batch"]), 0.0, [], s["every"]
-        while True:
-            now = common.since_start() - paused
-            if now >= mark:
-                curve.append((round(now, 2), nats()))
-                paused += common.since_start() - paused - now
-                mark += s["every"]
-                if now >= s["budget"]:
-                    break
-            step(s["rate"] * common.cosine(now / s["budget"]))
-        within = next((seconds for seconds, above in curve if above <= s["close"]), None)
-        return {"seconds": curve[-1][0], "nats": curve[-1][1], "within": within, "curve": curve}
+        return common.trained(s, _step_of(flow, train, s["batch"]), nats)
 
     return sample
 
