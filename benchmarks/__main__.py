@@ -1,7 +1,7 @@
 """Run benchmarks: `python -m benchmarks [NAME ...]`; without a name, every row that is compared with peers.
 
-Options: `--minutes 25`, what all of them may take; `--repeats N`; `--small`, a trial with tiny sizes; `--list`;
-`--tables`, write the tables from the files of results; `--environments`, make those of the peers and nothing else.
+Options: `--minutes 25` limits the time of all rows; `--repeats N`; `--small` is a trial with tiny sizes; `--list`;
+`--tables` writes the tables from the files of results; `--environments` only installs the peers.
 """
 
 import argparse

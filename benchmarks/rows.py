@@ -78,8 +78,8 @@ class Row:
     against: str = "flowknife"
 
 
-_NO_FLOW = "has no flows of its own"
-_SBI = "its flows are those of nflows and zuko, which are here themselves"
+_NO_FLOW = "has no normalizing flows"
+_SBI = "uses the flows of nflows and zuko, which have results of their own"
 
 
 def _flows(
@@ -96,7 +96,7 @@ def _flows(
     if kind == "autoregressive":
         freia = "has no autoregressive flows"
     elif scalar == "spline":
-        freia = "its released version has no splines"
+        freia = "the released version has no splines"
     return {
         **(ours or {"flowknife": Side("flows_flowknife", settings=of)}),
         "FlowJAX": Side("flows_flowjax", "flowjax", {**of, **(flowjax or {})}),
