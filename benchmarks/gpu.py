@@ -127,6 +127,8 @@ def bf16():
 def _images(name, side, channels, bits):
     import numpy as np
 
+    words = f"{name}, {side}x{side}, {bits} bits"
+
     import flowknife as fk
 
     if name in os.environ:
@@ -145,7 +147,7 @@ def _images(name, side, channels, bits):
     behind = len(others) - others.index(name.lower())
     minutes = min(MINUTES, (left() / behind - _ENDING) / 60)
     if minutes < 0.05:
-        yield {"row": name.lower(), "unable": f"{left():.0f} s were left"}
+        yield {"row": words, "unable": f"{left():.0f} s were left"}
         return
     start = time.monotonic()
     small = {"width": 16, "levels": 1} if SMALL else {}
@@ -153,7 +155,7 @@ def _images(name, side, channels, bits):
     seconds = time.monotonic() - start
     nats = -float(np.mean(model.log_prob(new)))
     yield {
-        "row": name.lower(),
+        "row": words,
         "data": "given" if name in os.environ else "random",
         "asked_minutes": minutes,
         "minutes": seconds / 60,

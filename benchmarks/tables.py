@@ -10,9 +10,11 @@ from benchmarks.environments import ROOT
 from benchmarks.rows import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
+ACCELERATOR = "gpu"  # the file of results of `benchmarks/gpu.py`
 PLACES = {
     Path(__file__).parent / "README.md": [name for name in ROWS if name != "work"],
     ROOT / "docs" / "notes" / "speed.md": ["work"],
+    ROOT / "docs" / "howto" / "gpu.md": [ACCELERATOR],
 }
 """The pages with tables, and the rows that each of them shows between its two marks."""
 
@@ -93,13 +95,45 @@ def section(results: Mapping[str, Mapping[str, Any]], names: list[str]) -> str:
     return "\n".join([*parts, f"Versions: {listed}.\n"])
 
 
+_PARTS = {
+    ("train", "bf16"): {"ms": ("ms per step", 2), "gflops": ("GFLOP/s", 0), "nll": ("loss after 500 steps", 2)},
+    ("memory",): {"temporary_mebibytes": ("temporary MiB", 0), "s": ("s per gradient", 3)},
+    ("mnist", "cats"): {
+        "minutes": ("minutes in all", 2),
+        "steps": ("steps", 0),
+        "bits_per_dim": ("bits per dimension, new images", 3),
+        "new": ("new images", 0),
+    },
+}
+"""Of `benchmarks/gpu.py`: the parts that share a table, its columns and their digits."""
+
+
+def accelerator(found: Mapping[str, Any]) -> str:
+    """The tables of what `benchmarks/gpu.py` wrote."""
+    parts = [f"{found['device']}, JAX {found['jax']}, {found['date']}."]
+    for names, columns in _PARTS.items():
+        results = [result for result in found["results"] if result["part"] in names and "row" in result]
+        shown = {name: title for name, (title, _) in columns.items() if any(name in result for result in results)}
+        if not shown:
+            continue
+        lines = [["what", *shown.values()], ["---"] * (1 + len(shown))]
+        for result in results:
+            cells = (number(result.get(name), columns[name][1]) for name in shown)
+            lines.append([result["row"], *cells])
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
 def pages(folder: Path = RESULTS) -> dict[Path, str]:
     """The pages as they should be: what stands between the marks is made anew."""
-    results = read(folder)
+    results, device = read(folder), folder / f"{ACCELERATOR}.json"
+    on_device = "Not measured yet.\n"
+    if device.exists():
+        on_device = accelerator(json.loads(device.read_text(encoding="utf-8")))
     return {
         path: re.sub(
             rf"(?<={re.escape(_BEGIN)}\n).*?(?={re.escape(_END)})",
-            lambda _, names=names: f"\n{section(results, names)}\n",
+            lambda _, names=names: f"\n{on_device if names == [ACCELERATOR] else section(results, names)}\n",
             path.read_text(encoding="utf-8"),
             flags=re.DOTALL,
         )

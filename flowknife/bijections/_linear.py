@@ -146,18 +146,28 @@ class LU(Bijection):
 
     def encode(self, x, cond=None):
         lower, upper = self._factors()
-        if x.size < self.shape[-1] ** 2:  # of few rows, factor by factor takes less work than their product
+        if self._few(x):  # factor by factor takes less work than their product
             y = x @ upper.T @ lower.T @ self.permutation.value.T
         else:
             y = x @ (self.permutation.value @ lower @ upper).T
         return y, self._log_det(x)
 
     def decode(self, y, cond=None):
+        if self._few(y):
+            rows = self._solved((y @ self.permutation.value).reshape(-1, self.shape[-1]).T)
+            return rows.T.reshape(y.shape), self._log_det(y)
+        # the inverse once, then products: two solves for each row take several times as long
+        return y @ self._solved(self.permutation.value.T).T, self._log_det(y)
+
+    def _few(self, rows):
+        """Whether there are fewer rows than columns."""
+        return rows.size < self.shape[-1] ** 2
+
+    def _solved(self, columns):
+        """(L U)^-1 of each column."""
         lower, upper = self._factors()
-        rows = (y @ self.permutation.value).reshape(-1, self.shape[-1]).T
-        rows = jax.scipy.linalg.solve_triangular(lower, rows, lower=True, unit_diagonal=True)
-        rows = jax.scipy.linalg.solve_triangular(upper, rows, lower=False)
-        return rows.T.reshape(y.shape), self._log_det(y)
+        columns = jax.scipy.linalg.solve_triangular(lower, columns, lower=True, unit_diagonal=True)
+        return jax.scipy.linalg.solve_triangular(upper, columns, lower=False)
 
 
 class Matrix(Bijection):

@@ -1,5 +1,8 @@
 """The monotone rational-quadratic spline."""
 
+import functools
+import operator
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -54,13 +57,17 @@ class Spline(Scalar):
         below = np.tril(np.ones((self.bins, self.bins), size.dtype), -1)
         return jnp.tensordot(below, size, 1, precision=jax.lax.Precision.HIGHEST) - self.tail, size
 
-    def _bin(self, value, cond, by_height):
+    def _slopes(self, raw):
+        """Derivatives at the inner knots."""
+        return self.min_slope + (1 - self.min_slope) * jax.nn.softplus(raw + _UNIT_SLOPE)
+
+    def _bin_by_mask(self, value, cond, by_height):
         """The bin of each value and its parameters x0, w, y0, h, d0, d1."""
         # bins come first: sums over a short last axis take twice the time
         widths, heights, slopes = jnp.split(jnp.moveaxis(cond, -1, 0), [self.bins, 2 * self.bins])
         x0, w = self._knots(widths)
         y0, h = self._knots(heights)
-        inner = self.min_slope + (1 - self.min_slope) * jax.nn.softplus(slopes + _UNIT_SLOPE)
+        inner = self._slopes(slopes)
         one = jnp.ones_like(y0[:1])
         d0, d1 = jnp.concatenate([one, inner]), jnp.concatenate([inner, one])
         lower = y0 if by_height else x0
@@ -68,6 +75,28 @@ class Spline(Scalar):
         # A sum over a mask instead of a gather: its gradient is a product, not a scatter, and fuses.
         chosen = above.at[0].set(1) - jnp.concatenate([above[1:], jnp.zeros_like(above[:1])])
         return tuple(jnp.sum(chosen * part, axis=0) for part in (x0, w, y0, h, d0, d1))
+
+    def _sizes(self, raw):
+        """Sizes of the bins, one array for each."""
+        top = functools.reduce(jnp.maximum, raw)
+        powers = [jnp.exp(one - top) for one in raw]
+        scale = 2 * self.tail * (1 - self.min_bin * self.bins) / functools.reduce(operator.add, powers)
+        return [2 * self.tail * self.min_bin + scale * power for power in powers]
+
+    def _bin_by_bin(self, value, cond, by_height):
+        """As `_bin_by_mask`, in one pass over the bins, which a CPU makes in a fifth of the time."""
+        bins = self.bins
+        widths, heights = (self._sizes([cond[..., first + i] for i in range(bins)]) for first in (0, bins))
+        one = jnp.ones_like(value)
+        slopes = [one, *(self._slopes(cond[..., i]) for i in range(2 * bins, 3 * bins - 1)), one]
+        x0 = y0 = jnp.full_like(value, -self.tail)
+        found = x0, widths[0], y0, heights[0], slopes[0], slopes[1]
+        for i in range(1, bins):
+            x0, y0 = x0 + widths[i - 1], y0 + heights[i - 1]
+            here = x0, widths[i], y0, heights[i], slopes[i], slopes[i + 1]
+            above = value >= (y0 if by_height else x0)
+            found = tuple(jnp.where(above, new, old) for new, old in zip(here, found, strict=True))
+        return found
 
     def _log_slope(self, t, s, d0, d1):
         u = t * (1 - t)
@@ -77,7 +106,7 @@ class Spline(Scalar):
     def encode(self, x, cond=None):
         inside = jnp.abs(x) < self.tail
         # Clip before the formula: outside the interval its gradient would be NaN even where it is not selected.
-        x0, w, y0, h, d0, d1 = self._bin(jnp.clip(x, -self.tail, self.tail), cond, by_height=False)
+        x0, w, y0, h, d0, d1 = _bin(self, False, jnp.clip(x, -self.tail, self.tail), cond)
         s = h / w
         t = jnp.clip((x - x0) / w, 0.0, 1.0)
         u = t * (1 - t)
@@ -86,7 +115,7 @@ class Spline(Scalar):
 
     def decode(self, y, cond=None):
         inside = jnp.abs(y) < self.tail
-        x0, w, y0, h, d0, d1 = self._bin(jnp.clip(y, -self.tail, self.tail), cond, by_height=True)
+        x0, w, y0, h, d0, d1 = _bin(self, True, jnp.clip(y, -self.tail, self.tail), cond)
         s = h / w
         v = jnp.clip((y - y0) / h, 0.0, 1.0)
         bend = v * (d0 + d1 - 2 * s)
@@ -95,3 +124,15 @@ class Spline(Scalar):
         t = jnp.clip(-2 * c / (b + root), 0.0, 1.0)
         x = x0 + w * t
         return jnp.where(inside, x, y), jnp.where(inside, self._log_slope(t, s, d0, d1), 0.0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _bin(spline, by_height, value, cond):
+    """x0, w, y0, h, d0, d1 of the bin of each value: one way where no gradient is wanted, and another where one is."""
+    return spline._bin_by_bin(value, cond, by_height)
+
+
+@_bin.defjvp
+def _bin_jvp(spline, by_height, primals, tangents):
+    # the gradient of a sum over a mask takes half the time of that of a pass over the bins
+    return jax.jvp(lambda value, cond: spline._bin_by_mask(value, cond, by_height), primals, tangents)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from flowknife._record import Stopped
-from flowknife._threads import raise_if_interrupted
+from flowknife._threads import in_threads, raise_if_interrupted
 from flowknife._types import keys_of, split_trainable
 from flowknife.errors import InputError
 from flowknife.train._faults import at_limits, first_fault
@@ -117,19 +117,35 @@ class Trainer:
             return self._interrupted(reached)
 
     def _begin(self) -> _Reached:
-        """The start, or what the last checkpoint holds."""
+        """The start, not evaluated yet, or what the last checkpoint holds."""
         start = (self.params, self.params, self._fresh(self.params))
         first = _Reached(start, self.params, jnp.zeros(()), math.inf, history={name: [] for name in _COLUMNS})
         found = self.part.latest(first.arrays)
         if found is None:
-            # a start in closed form may be the best that few rows allow: training has to improve on it
-            loss = self.evaluate(self.params) if self.held_out else math.inf
-            return replace(first, best_loss=loss if math.isfinite(loss) else math.inf)
+            return first
         (state, best, total), plain = found
         self.start = time.monotonic() - plain.pop("seconds")
         # its share of a budget is what it was
         self.training = self.training.model_copy(update={"minutes": plain.pop("minutes")})
         return _Reached(state, best, total, **plain)
+
+    def _evaluated_start(self, reached, arrays, order, key) -> _Reached:
+        """With the loss of the start on the held-out rows; the program of the steps is compiled meanwhile.
+
+        A start in closed form may be the best that few rows allow: training has to improve on it.
+        """
+        calls = [lambda: self.evaluate(self.params), lambda: self._advance(reached, arrays, order, 0, 0.0, 0.0, key)]
+        loss, _ = in_threads(calls, 2)
+        return replace(reached, best_loss=loss) if math.isfinite(loss) else reached
+
+    def _advance(self, reached, arrays, order, count, elapsed, rate, key):
+        """The state, the sum of losses and the steps made after `count` more steps of this round."""
+        # arrays, since a plain number would be compiled into the loop
+        place = map(jnp.asarray, (reached.row, count, reached.step, elapsed, rate))
+        numbers = self.numbers._replace(learning_rate=self.numbers.learning_rate * 0.5**reached.returns)
+        fixed = self.rules, numbers, self.shares, reached.state, self.rest
+        with jax.default_matmul_precision(MATMUL[self.training.matmul]):
+            return advance(*fixed, arrays, order, reached.total, *place, key)
 
     def _fresh(self, params):
         return fresh(self.rules.optimiser, self.numbers, params)
@@ -168,8 +184,9 @@ class Trainer:
 
         order_key, step_key = keys_of(key, 2)
         rounds = iter(feed.rounds(order_key, reached.round))
-        compiled = False
-        arrays, order = None, ()
+        arrays, order = next(rounds, (None, ()))
+        if compiled := bool(self.held_out and not reached.step and arrays is not None):
+            reached = self.reached = self._evaluated_start(reached, arrays, order, step_key)
         while (stopped := end()) is None:
             if not len(order):
                 arrays, order = next(rounds, (None, ()))
@@ -185,14 +202,7 @@ class Trainer:
                 left = self.part.steps_left(reached.step, t.checkpoint_every) or len(order)
                 count = int(min(per_call, left, stop - reached.row, max(total - reached.step, 1)))
                 before = time.monotonic()
-                # arrays, since a plain number would be compiled into the loop
-                place = map(jnp.asarray, (reached.row, count, reached.step, elapsed(), rate))
-                numbers = self.numbers._replace(learning_rate=self.numbers.learning_rate * 0.5**reached.returns)
-                fixed = self.rules, numbers, self.shares
-                with jax.default_matmul_precision(MATMUL[t.matmul]):
-                    state, losses, made = advance(
-                        *fixed, reached.state, self.rest, arrays, order, reached.total, *place, step_key
-                    )
+                state, losses, made = self._advance(reached, arrays, order, count, elapsed(), rate, step_key)
                 made = int(made)
                 if compiled:
                     seconds = time.monotonic() - before
