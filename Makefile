@@ -90,7 +90,7 @@ $(BIN)/python:
 # which knows dependency groups since version 25.1.
 define install
 	@for uv in "$(BIN)/python -m uv" uv; do \
-	    $$uv --version >/dev/null 2>&1 && { $$uv pip install --quiet --python $(BIN)/python $(1); exit; }; \
+	    $$uv --version >/dev/null 2>&1 && { $$uv pip install --quiet --compile-bytecode --python $(BIN)/python $(1); exit; }; \
 	done; \
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" && $(BIN)/python -m pip install --quiet $(1)
 endef

@@ -54,7 +54,7 @@ def python_of(name: str) -> str:
         return str(python)
     print(f"  making the environment {name}", flush=True)
     _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
-    _uv("pip", "install", "--quiet", "--python", str(python), *wanted(name))
+    _uv("pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *wanted(name))
     made.write_text(stamp(name))
     return str(python)
 

@@ -29,6 +29,8 @@ class Worker:
     def __init__(self, command: list[str], environment: Mapping[str, str]):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         began = {"BENCH_START": str(time.time())}
+        # where Python may write no compiled files, every process would compile all of its modules
+        environment = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -38,6 +38,13 @@ def nll(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
     return -jnp.mean(model.log_prob(left, key=key, **known))
 
 
+@eqx.filter_jit
+def log_probs(model: INN, batch: Batch, key: Array) -> Float[Array, " n"]:
+    """Log p(x | y) of each row of a batch, in nats: one program for training and for what a fitted model is asked."""
+    left, known = split_batch(model, batch)
+    return model.log_prob(left, key=key, **known)
+
+
 class BlockNLL(eqx.Module):
     """Mean negative term of one right-hand block, in nats per element: -E log p(z_b | blocks before it) / size of z_b.
 

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 import flowknife as fk
+from flowknife import objectives
 from flowknife._batches import bucket, draw_batches, in_batches, map_batches
 
 
 def test_batch_sizes_are_few_and_waste_little():
-    assert [bucket(n) for n in (0, 1, 64, 65, 1000, 1024, 1025, 10_000)] == [64, 64, 64, 128, 1024, 1024, 2048, 10_240]
+    assert [bucket(n) for n in (0, 1, 256, 257, 1024, 1025, 10_000)] == [256, 256, 256, 1024, 1024, 2048, 10_240]
     assert bucket(10**6, most=16_384) == 16_384
-    assert len({bucket(n, 16_384) for n in range(1, 100_000)}) == 20
+    assert len({bucket(n, 16_384) for n in range(1, 100_000)}) == 17
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 200])
@@ -49,7 +50,9 @@ def test_several_arrays_are_cut_alike():
 def test_a_density_of_any_number_of_rows_compiles_once():
     x = np.random.default_rng(0).normal(size=(80, 2))
     flow = fk.density(x, layers=1, width=4, train={"steps": 2}, key=0, show_progress=False)
+    trained = objectives.log_probs._cached._cache_size()
     whole = flow.log_prob(x[:60])
+    assert objectives.log_probs._cached._cache_size() == trained, "training asks by the same program"
     before = _compiled()
     for count in (1, 7, 59):
         np.testing.assert_allclose(flow.log_prob(x[:count]), whole[:count], rtol=1e-6)
@@ -60,4 +63,4 @@ def test_a_density_of_any_number_of_rows_compiles_once():
 def _compiled():
     from flowknife.apps.density import _result
 
-    return sum(program._cached._cache_size() for program in (_result._log_prob, _result._sample))
+    return sum(program._cached._cache_size() for program in (objectives.log_probs, _result._sample))

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from flowknife._batches import ROWS_AT_ONCE, map_batches
 from flowknife._record import Stopped
 from flowknife._threads import in_threads, raise_if_interrupted
 from flowknife._types import keys_of, split_trainable
 from flowknife.errors import InputError
+from flowknife.objectives import log_probs, nll
 from flowknife.train._faults import at_limits, first_fault
 from flowknife.train._result import FitResult
 from flowknife.train._steps import MATMUL, Numbers, Rules, advance, evaluate, fresh, join, step_shares
@@ -316,6 +318,10 @@ class Trainer:
 
     def evaluate(self, params):
         """The objective on the held-out rows, always with the same noise."""
+        if self.held_out_objective is nll:
+            model = self._join(params)
+            (found,) = map_batches(lambda part: [log_probs(model, part, self.valid_key)], self.held_out, ROWS_AT_ONCE)
+            return -float(np.mean(found, dtype=np.float64))
         rows = len(next(iter(self.held_out.values())))
         size = min(rows, max(self.training.batch_size, 1000) if rows > 10_000 else max(self.training.batch_size, 1))
         sums = 0.0

@@ -169,6 +169,8 @@ def density(
         ends(train_rows, dim),
         training.left(kept.began).model_copy(update={"validation": 0.0}),  # rows are held out above
         objective=objective if mixed is None else Dequantised(objective, "x", mixed),
+        # of rows as they are: the program that a fitted density is asked by
+        held_out_objective=nll if mixed is None else None,
         held_out=ends(stopping, dim) if len(stopping) else None,
         key=fit_key,
         label="density",

@@ -39,6 +39,7 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import InputError
 from flowknife.laws import as_temperature, require_finite_draws
+from flowknife.objectives import log_probs
 
 _AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
 
@@ -48,11 +49,6 @@ _POINTS = 64  # draws of the continuous rows that stand for a row with categorie
 def ends(rows: np.ndarray, dim: int) -> dict[str, np.ndarray]:
     """Rows as blocks: x, and as y what is given, if anything is."""
     return {"x": rows[:, :dim], **({"y": rows[:, dim:]} if rows.shape[1] > dim else {})}
-
-
-@eqx.filter_jit
-def _log_prob(model, x, **given):
-    return model.log_prob(x, **given)
 
 
 @eqx.filter_jit
@@ -179,7 +175,7 @@ class Density(Result[DensityConfig]):
         """Log density, in the user's units, of rows as the model takes them."""
         blocks = ends(rows, self.frame.dim)
         if self.mixed is None:
-            (found,) = map_batches(lambda part: [_log_prob(self.model, **part)], blocks, most)
+            (found,) = map_batches(lambda part: [log_probs(self.model, part, as_key(0))], blocks, most)
             return found + self.frame.log_det
         mixed, points = self.mixed, jnp.asarray(self.mixed.points(draws))
         (found,) = map_batches(lambda part: [_mixed_log_prob(self.model, mixed, points, **part)], blocks, most)
