@@ -3,7 +3,7 @@
 from flowknife.explore._export import describe, described_frame, layer, packed, thinned
 from flowknife.explore._kernel import kernel
 from flowknife.explore._live import Live, count_of, rows_of, seed_of
-from flowknife.explore._page import EVALUATOR, as_json, assembled, live_page, write_page
+from flowknife.explore._page import EVALUATOR, as_json, assembled, live_page, trust_of, write_page
 from flowknife.explore._server import application, require_server, serve
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "seed_of",
     "serve",
     "thinned",
+    "trust_of",
     "write_page",
 ]

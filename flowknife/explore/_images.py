@@ -39,7 +39,7 @@ class Cloud:
 
     def __init__(self, z: Float[np.ndarray, "n d"], parts: Mapping[str, slice]):
         every = {"all": slice(0, z.shape[1])} if len(parts) > 1 else {}
-        self.z, self.parts = z, {**every, **parts}
+        self.z, self.parts = z, {**parts, **every}
 
     def places(self, z: Any = None) -> dict[str, np.ndarray]:
         """Where latents lie, by level, shape (n, 2) each; default: those of the cloud."""

@@ -49,7 +49,7 @@ def answer(call: Call, body: bytes) -> bytes:
         InputError: for arguments that the call does not take, in words that can be shown.
     """
     try:
-        arguments = _unpacked(json.loads(body))
+        arguments = unpacked(json.loads(body))
         if not isinstance(arguments, dict):
             raise TypeError
         bound = inspect.signature(call).bind(**arguments)
@@ -93,10 +93,10 @@ def seed_of(seed: Any) -> int:
     return int(seed) % 2**32
 
 
-def _unpacked(value):
+def unpacked(value: Any) -> Any:
     """The inverse of `packed`."""
     if isinstance(value, list):
-        return [_unpacked(item) for item in value]
+        return [unpacked(item) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) == 1:
@@ -106,7 +106,7 @@ def _unpacked(value):
                 return np.frombuffer(base64.b64decode(text, validate=True), _KINDS[kind])
             except binascii.Error:
                 raise ValueError from None
-    return {name: _unpacked(item) for name, item in value.items()}
+    return {name: unpacked(item) for name, item in value.items()}
 
 
 def _narrow(found):

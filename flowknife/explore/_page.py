@@ -117,8 +117,7 @@ def live_page(result: Any, job: str, parts: Mapping[str, Any], calls: Mapping[st
     name = result.folder.resolve().name if result.folder else result.application
     title = f"{name}: {result.title}"
     content = content_of(result, title, job, {**parts, "live": True, "trust": None})
-    slow = frozenset({"trust", *options.pop("slow", ())})
-    return Live(title, content, {**calls, "trust": lambda: _trust(result)}, slow, **options)
+    return Live(title, content, {"trust": lambda: trust_of(result), **calls}, **options)
 
 
 def content_of(result: Any, title: str, job: str, parts: Mapping[str, Any]) -> str:
@@ -136,7 +135,7 @@ def content_of(result: Any, title: str, job: str, parts: Mapping[str, Any]) -> s
         **parts,
     }
     if "trust" not in parts:  # a live page asks for it later, since the checks of images take minutes
-        everything["trust"] = _trust(result)
+        everything["trust"] = trust_of(result)
     return as_json(everything)
 
 
@@ -145,7 +144,7 @@ def as_json(content: Mapping[str, Any]) -> str:
     return json.dumps(_finite(packed({**content, "kernel": kernel()})), allow_nan=False).replace("<", "\\u003c")
 
 
-def _trust(result):
+def trust_of(result: Any) -> dict[str, Any]:
     """The checks, how p-values come about, and whether training was cut short."""
     checks = [] if not result.flagging.rows else result.check()
     rows = [

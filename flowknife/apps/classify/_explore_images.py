@@ -74,7 +74,7 @@ def live_images(classifier: "Classifier") -> Live:
     parts = {
         "shape": list(shape),
         "levels": [[name, columns.start, columns.stop] for name, columns in levels.items()],
-        "images": shown,
+        "images": shown.tobytes(),
         "codes": codes,
         "classes": [str(name) for name in classes],
         "classifies": True,
@@ -83,7 +83,7 @@ def live_images(classifier: "Classifier") -> Live:
         "directions": _directions(cloud.z, codes, classes),
     }
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "score": score, "read": read}
-    return live_page(classifier, "images", parts, calls, slow={"log_prob", "score"}, prepare=prepare)
+    return live_page(classifier, "images", parts, calls, slow=frozenset({"log_prob", "score"}), prepare=prepare)
 
 
 def _directions(z, codes, classes):

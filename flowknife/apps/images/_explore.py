@@ -1,5 +1,6 @@
 """The live page of an image model: the cloud of latents, new and changed images, anomalies."""
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from flowknife.anomaly._features import bits_of
 from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
 from flowknife.apps.images._empirical import by_level
 from flowknife.errors import InputError
-from flowknife.explore import Live, live_page, rows_of, seed_of
+from flowknife.explore import Live, live_page, rows_of, seed_of, trust_of
 from flowknife.explore._images import FEW, Cloud, few, image_in, in_cloud, pixels_of
 from flowknife.laws import LARGEST_TEMPERATURE
 from flowknife.multiscale import decode_batch, encode_batch
@@ -18,7 +19,9 @@ from flowknife.multiscale import decode_batch, encode_batch
 if TYPE_CHECKING:
     from flowknife.apps.images._result import Images
 
-_DIRECTIONS = 6  # sliders, at most
+_DIRECTIONS = 8  # sliders, at most
+
+_CHECKED = 128  # held-out images that the checks look at
 
 _COMPARED = 96  # held-out images that the anomaly map compares with
 
@@ -86,6 +89,10 @@ def live_images(model: "Images") -> Live:
         pixels = image_in(file, shape, model.config.crop, model.white)
         return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
 
+    def trust():  # of a part of the held-out images, since all of them take minutes
+        part = slice(0, _CHECKED)
+        return trust_of(replace(model, held_out=model.held_out[part], example_codes=model.example_codes[part]))
+
     def prepare():
         zeros = np.zeros((FEW, size), np.float32)
         for n in (1, FEW):
@@ -95,7 +102,7 @@ def live_images(model: "Images") -> Live:
     parts = {
         "shape": list(shape),
         "levels": [[name, columns.start, columns.stop] for name, columns in levels.items()],
-        "images": shown,
+        "images": shown.tobytes(),
         "codes": np.asarray(shown_codes, int),
         "classes": [str(name) for name in classes],
         "places": cloud.places(),
@@ -110,29 +117,33 @@ def live_images(model: "Images") -> Live:
         "score": score,
         "anomaly_map": anomaly_map,
         "read": read,
+        "trust": trust,
     }
-    return live_page(model, "images", parts, calls, slow={"log_prob", "score", "anomaly_map"}, prepare=prepare)
+    return live_page(
+        model, "images", parts, calls, slow=frozenset({"log_prob", "score", "anomaly_map"}), prepare=prepare
+    )
 
 
 def _directions(model, cloud) -> list[dict[str, Any]]:
     """Directions along which the latents of training images vary most: name, level, and one standard deviation.
 
-    Where no level varies more than chance explains, the principal axes of the cloud at the coarsest level.
+    Two of each level, the coarsest first. Where no level varies more than chance explains, the principal axes of the
+    cloud at the coarsest level.
     """
-    found = []
-    for name, level in model.empirical.levels.items():
-        for i, (direction, variance) in enumerate(zip(level.directions, level.variances, strict=True)):
-            found.append((float(variance), name, i + 1, direction * np.sqrt(variance)))
+    found = [
+        (name, i + 1, direction * np.sqrt(variance))
+        for name, level in model.empirical.levels.items()
+        for i, (direction, variance) in enumerate(zip(level.directions[:2], level.variances, strict=False))
+    ]
     if not found:
         name, columns = next(iter(model.levels.items()))
         part = cloud.z[:, columns] - cloud.z[:, columns].mean(axis=0)
         _, scales, axes = np.linalg.svd(part, full_matrices=False)
         found = [
-            (float(s**2), name, i + 1, axis * s / np.sqrt(len(part)))
-            for i, (s, axis) in enumerate(zip(scales[:3], axes, strict=False))
+            (name, i + 1, axis * scale / np.sqrt(len(part)))
+            for i, (scale, axis) in enumerate(zip(scales[:3], axes, strict=False))
         ]
-    found.sort(key=lambda each: -each[0])
     return [
         {"name": f"{name}, axis {i}", "level": name, "step": step.astype(np.float32)}
-        for _, name, i, step in found[:_DIRECTIONS]
+        for name, i, step in found[:_DIRECTIONS]
     ]

@@ -19,8 +19,8 @@ class ImageCloud {
 
   frame() {
     const all = this.items.map(this.xy).filter(Boolean);
-    this.plot.x = span(all.map((p) => p[0]), 0.12);
-    this.plot.y = span(all.map((p) => p[1]), 0.12);
+    this.plot.x = span(all.map((p) => p[0]), 0.2, 0.01); // a few that lie far out are seen from further away
+    this.plot.y = span(all.map((p) => p[1]), 0.2, 0.01);
     this.plot.redraw();
   }
 

@@ -9,6 +9,7 @@ async function imagesPage(page) {
   const items = imagesOf(unpacked(page.images), size).map((pixels, i) => makeItem(pixels, `${kind} image ${i + 1}`, codes[i],
     Object.fromEntries(Object.entries(places).map(([name, xy]) => [name, [xy[2 * i], xy[2 * i + 1]]]))));
   let chosen = items[0], level = Object.keys(places)[0], seed = 1;
+  let first = null; // what is first said of an image: the checks wait for it
   const refresh = []; // what follows the chosen image
 
   function makeItem(pixels, name, code = -1, where = null, z = null) {
@@ -77,7 +78,8 @@ async function imagesPage(page) {
     paintPixels(face, item.pixels, shape);
     if (heat) { if (item.map) paintMap(heat, item.map, item.pixels, shape); else paintPixels(heat, item.pixels.map((v) => v / 2 + 64), shape); }
     cloud.plot.redraw();
-    judgeChosen(item);
+    const told = judgeChosen(item);
+    first ??= told;
     return Promise.all(refresh.map((follow) => follow()));
   }
 
@@ -229,5 +231,5 @@ async function imagesPage(page) {
   await choose(chosen);
   await walk();
   await draw();
-  return Object.assign(engine, { items, choose, change: (k, v) => { amounts[k] = v; return apply(); } });
+  return Object.assign(engine, { items, choose, first, change: (k, v) => { amounts[k] = v; return apply(); } });
 }

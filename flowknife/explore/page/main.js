@@ -15,5 +15,7 @@ async function start() {
     trouble(error);
   }
   document.documentElement.dataset.ready = "yes";
-  if (page.live) trusted(await ask("trust"));
+  if (!page.live) return;
+  await window.explored?.first;
+  trusted(await ask("trust"));
 }
