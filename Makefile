@@ -54,7 +54,7 @@ docs: $(INSTALLED)-docs docs/figures/.made ## run the tutorials, and build the d
 	$(BIN)/zensical build --clean --strict
 
 # The tutorials run again when one of them has changed; `make clean` makes all run.
-docs/figures/.made: docs/figures.py $(wildcard docs/tutorials/*.md) | $(INSTALLED)-docs
+docs/figures/.made: docs/figures.py docs/animation.py $(wildcard docs/tutorials/*.md) | $(INSTALLED)-docs
 	$(BIN)/python docs/figures.py
 	@touch $@
 
