@@ -3,8 +3,8 @@
     python docs/animation.py RUNS        # a folder of runs with the names of the tutorials
 
 docs/figures.py writes it from the models that the tutorials fit. Each job shows what stands at the two ends of the
-network and an example: frames of a few numbers that the model computes. The file is light or dark as the reader prefers,
-and stands still for those who prefer that.
+network and an example: frames of a few numbers that the model computes. The file is light or dark as the reader
+prefers, and stands still for those who prefer that.
 """
 
 import base64
@@ -23,11 +23,12 @@ CARD = 270.0, 200.0  # of each end
 LEFT, RIGHT, TOP = 16.0, WIDTH - 16.0 - CARD[0], 62.0
 
 _STYLE = """
-:root { --page: #fafbfc; --card: #fff; --ink: #1f2530; --quiet: #5d6675; --rule: #d5dae1; --blue: #2a6ea6; --warm: #b8480f;
-  --tint: #eaf2f8; --c0: #2a6ea6; --c1: #b8480f; --c2: #2e7d46; --c3: #8a3a86; --c4: #8a6a00; --c5: #0f7a80; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1c2128; --ink: #e4e7ec; --quiet: #9aa4b2; --rule: #3d4552;
-  --blue: #7fb4de; --warm: #f39a5f; --tint: #1b2a38; --c0: #7fb4de; --c1: #f39a5f; --c2: #7fcf9b; --c3: #d59ad2;
-  --c4: #dcbf57; --c5: #5fc4c9; } }
+:root { --page: #fafbfc; --card: #fff; --ink: #1f2530; --quiet: #5d6675; --rule: #d5dae1; --blue: #2a6ea6;
+  --warm: #b8480f; --tint: #eaf2f8; --c0: #2a6ea6; --c1: #b8480f; --c2: #2e7d46; --c3: #8a3a86;
+  --c4: #8a6a00; --c5: #0f7a80; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1c2128; --ink: #e4e7ec; --quiet: #9aa4b2;
+  --rule: #3d4552; --blue: #7fb4de; --warm: #f39a5f; --tint: #1b2a38; --c0: #7fb4de; --c1: #f39a5f;
+  --c2: #7fcf9b; --c3: #d59ad2; --c4: #dcbf57; --c5: #5fc4c9; } }
 text { font: 15px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: var(--ink); }
 .small { font-size: 13px; fill: var(--quiet); }
 .title { font-size: 19px; font-weight: 600; }
@@ -61,7 +62,9 @@ class Axes:
 
     def points(self, xy, colour, size=3.0, opacity=0.8):
         """Dots: lines of no length with round ends."""
-        steps = " ".join(f"M{x:.1f} {y:.1f}h0" for x, y in self.at(xy))
+        right, bottom = self.x0 + CARD[0] - 24, self.y0 + CARD[1] - 24
+        inside = [(x, y) for x, y in self.at(xy) if self.x0 <= x <= right and self.y0 <= y <= bottom]
+        steps = " ".join(f"M{x:.1f} {y:.1f}h0" for x, y in inside)
         return f'<path d="{steps}" stroke="{colour}" stroke-width="{size}" stroke-opacity="{opacity}"/>'
 
     def lines(self, polylines, colour, width=1.0, opacity=1.0):
@@ -204,7 +207,7 @@ def parameters(posterior):
     """Poses of a robot arm that reach one place."""
     from flowknife.problems._kinematics import joints
 
-    left, right = (Axes(place, (-0.25, 2.2), (-0.9, 0.9), equal=True) for place in (LEFT, RIGHT))
+    left, right = (Axes(place, (-0.45, 2.2), (-1.0, 1.0), equal=True) for place in (LEFT, RIGHT))
     hands = [(1.55 + 0.25 * np.cos(a), 0.55 * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 18, endpoint=False)]
     cloud = right.points(posterior.example_pairs["y"][:250], "var(--quiet)", 2.5, 0.45)
     frames = []
@@ -261,7 +264,7 @@ JOBS = {
     "classify-rows": ("Classification of rows", classify_rows),
     "parameters": ("Parameters that the data do not fix", parameters),
     "inverse": ("Ill-posed inverse problem", inverse),
-    "noise": ("... with noise in the data", noise),
+    "noise": ("Noise in the data", noise),
 }
 """By the name of the tutorial whose model is shown: the title, and what draws the scene."""
 
