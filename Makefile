@@ -54,7 +54,7 @@ docs: $(INSTALLED)-docs docs/figures/.made ## run the tutorials, and build the d
 	$(BIN)/zensical build --clean --strict
 
 # The tutorials run again when one of them has changed; `make clean` makes all run.
-docs/figures/.made: docs/figures.py $(wildcard docs/tutorials/*.md) | $(INSTALLED)-docs
+docs/figures/.made: docs/figures.py docs/animation.py $(wildcard docs/tutorials/*.md) | $(INSTALLED)-docs
 	$(BIN)/python docs/figures.py
 	@touch $@
 
@@ -97,7 +97,7 @@ endef
 
 # What a target needs: extras of flowknife, and a dependency group.
 NEEDS_demo := --editable ".[demo]"
-NEEDS_dev := --editable ".[demo,s3,tables]" --group dev
+NEEDS_dev := --editable ".[demo,explore,s3,tables]" --group dev
 NEEDS_docs := --editable ".[demo]" --group docs
 
 $(INSTALLED)-uv: | $(BIN)/python

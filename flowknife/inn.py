@@ -37,7 +37,7 @@ from jaxtyping import Array
 from flowknife._types import Key, Shape, as_key, as_shape, error_in_words
 from flowknife.bijections import Bijection
 from flowknife.errors import InputError
-from flowknife.laws import Data, Law, Noise, Normal, Source, Temperature, as_temperature, beyond_range
+from flowknife.laws import Data, Given, Law, Noise, Normal, Source, Temperature, as_temperature, beyond_range
 
 Blocks = dict[str, Array]
 
@@ -189,7 +189,8 @@ def _unpack(blocks: Sequence[Block], array: Array, batch: Shape) -> Blocks:
 @eqx.filter_jit  # traced, never compiled; models of equal structure are traced once
 def _both_ways(model):
     """Log density and draws of two items."""
-    given = {block.name: jnp.zeros((2, *block.shape)) for block in model.partition.cond}
+    valued = [block for block in model.partition.right if isinstance(block.law, Given)]  # without a value no density
+    given = {block.name: jnp.zeros((2, *block.shape)) for block in (*model.partition.cond, *valued)}
     x = {block.name: jnp.zeros((2, *block.shape)) for block in model.partition.data}
     return model.log_prob(x, key=0, **given), model.sample_left(0, () if given else 2, **given)
 

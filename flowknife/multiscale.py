@@ -9,11 +9,13 @@ where in the image a level's log density lies.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from flowknife._types import Key, split_trainable
@@ -53,6 +55,21 @@ def level_part(level: int) -> Callable[[INN], Any]:
 def joint_nll(model: INN, batch: Batch, key: Array) -> Array:
     """The negative log-likelihood of all levels together, in nats per element of the image."""
     return nll(model, batch, key) / model.partition.left[0].size
+
+
+@eqx.filter_jit
+def encode_batch(model: INN, pixels: Any, given: Mapping[str, Any]) -> Array:
+    """Latents (n, H W C) of images, coarsest level first, without the noise within the bins."""
+    image = model.partition.left[0]
+    return model.bijection.encode(image.law.prepare(None, pixels, (), image.shape), given.get("y"))[0]
+
+
+@eqx.filter_jit
+def decode_batch(model: INN, z: Any, given: Mapping[str, Any]) -> Array:
+    """Images, uint8 (n, H, W, C), of latents (n, H W C)."""
+    ends = np.cumsum([block.size for block in model.partition.right])[:-1]
+    blocks = zip(model.partition.right, jnp.split(z, ends, axis=-1), strict=True)
+    return model.decode({block.name: part.reshape(len(z), *block.shape) for block, part in blocks}, **given)["image"]
 
 
 def local_log_probs(model: INN, pixels: Array, key: Key = None, **given: Any) -> list[Float[Array, "n _ _"]]:

@@ -1,13 +1,36 @@
 """Interactive pages of models that were never trained, which takes no compilation: what the browser is tested with."""
 
+import shutil
+from contextlib import contextmanager
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import flowknife as fk
 from flowknife import laws
 from flowknife.bijections import Affine, Chain, PrincipalRotation
 from flowknife.explore import as_json, assembled, describe, thinned
 from tests.catalogue import perturbed
+
+_OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@contextmanager
+def browser():
+    """Chromium; without it, or without playwright, the test is left out."""
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=_OPTIONS.split())
+        yield started
+        started.close()
+
 
 EVIL = "<img src=x onerror=alert(1)>"
 """A name that would be markup, were it not shown as text."""

@@ -179,9 +179,10 @@ def test_density(tmp_path, given):
     usual = known[:1] if given else None
     code = """
       const own = new DensityEngine(given.page), [x, z, known] = unpacked([given.x, given.z, given.known]);
-      const first = known && known.subarray(0, 1), log = own.logProb(x, 7, known, 7);
+      const first = known && known.subarray(0, 1), log = own.logProb(x, 7, { given: known, rows: 7 });
       const p = Array.from(log.subarray(0, 6), (v) => own.pValue(v));
-      return [log, own.encode(x, 7, known, 7), own.decode(z, 5, first), p, own.sample(4000, { seed: 1, given: first })];
+      return [log, own.encode(x, 7, { given: known, rows: 7 }), own.decode(z, 5, { given: first }), p,
+        own.sample(4000, { seed: 1, given: first })];
     """
     asked = {"page": page, "x": rows.ravel(), "z": z.ravel(), "known": None if known is None else known.ravel()}
     log, encoded, decoded, p, drawn = evaluated(code, asked)

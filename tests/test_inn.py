@@ -215,6 +215,10 @@ def test_samples_weighted_by_the_density_integrate_another_density():
 POSTERIOR = INN([Block("x", 3)], [Block("y", 1, Given(0.3)), Block("z", 2)], linear(W))
 
 
+def test_a_model_with_a_known_block_is_sound():
+    POSTERIOR.require_sound()  # what reading a run asks of its model
+
+
 def test_batch_axes_of_any_number():
     x, y = points(0, 2, 4, 3), points(1, 2, 4, 1)
     log_p = POSTERIOR.log_prob(x, y=y)

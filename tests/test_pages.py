@@ -120,7 +120,7 @@ def test_the_readme_works_on_an_index(for_index):
     for shown in (alone, linked):
         assert not re.findall(r"\]\((?!https?://|#)", shown)
     assert "![" not in alone and "[Resume]" not in alone and "Resume" in alone
-    assert "](https://example.org/flowknife/raw/main/docs/moons.png)" in linked
+    assert "](https://example.org/flowknife/raw/main/docs/seven-jobs.svg)" in linked
     assert "[Resume](https://example.org/flowknife/blob/main/docs/resume.md)" in linked
     code = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
     assert code.findall(alone) == code.findall(text) == code.findall(linked)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowknife._batches import map_batches
+from flowknife._batches import IMAGES_AT_ONCE, map_batches
 from flowknife._progress import Report, unreported
 from flowknife._types import as_key
 from flowknife.multiscale import local_log_probs
@@ -57,11 +57,11 @@ def bits_of(model, features):
     return level_bits(model, features) @ sizes / sizes.sum()
 
 
-def look(model, pixels, report: Report = unreported, given: Given = NOTHING) -> Look:
-    """The features of every image, in batches."""
+def look(model, pixels, report: Report = unreported, given: Given = NOTHING, most: int = IMAGES_AT_ONCE) -> Look:
+    """The features of every image, in batches of at most so many."""
     # the same noise for every batch: images differ by what they show, not by a draw
     levels, latents, energy = map_batches(
-        lambda part: _look(model, part[0], as_key(0), part[1]), (pixels, given), report=report
+        lambda part: _look(model, part[0], as_key(0), part[1]), (pixels, given), most, report
     )
     return Look(levels.astype(np.float64), latents, energy)
 
@@ -73,15 +73,22 @@ def _bits_at(model, pixels, key, first, last, given):
     return jnp.stack([-terms[block.name] / (block.size * math.log(2)) for block in blocks], axis=1)
 
 
-def bits_at(model, pixels, levels: range, report: Report = unreported, given: Given = NOTHING):
+def bits_at(
+    model,
+    pixels,
+    levels: range,
+    report: Report = unreported,
+    given: Given = NOTHING,
+    most: int = IMAGES_AT_ONCE,
+):
     """Bits/dim of the levels in this range, `(n, len(levels))`; other levels are not computed."""
     if pixels[0].size <= SMALL:  # computing all takes less than compiling another program
-        return level_bits(model, look(model, pixels, report, given).levels)[:, levels]
+        return level_bits(model, look(model, pixels, report, given, most).levels)[:, levels]
 
     def program(part):
         return [_bits_at(model, part[0], as_key(0), levels.start, levels.stop, part[1])]
 
-    (bits,) = map_batches(program, (pixels, given), report=report)
+    (bits,) = map_batches(program, (pixels, given), most, report)
     return bits.astype(np.float64)
 
 
@@ -90,9 +97,9 @@ def _local(model, pixels, given):
     return local_log_probs(model, pixels, as_key(0), **given)
 
 
-def local_maps(model, pixels, given: Given = NOTHING):
+def local_maps(model, pixels, given: Given = NOTHING, most: int = IMAGES_AT_ONCE):
     """Log density at each place, in nats per latent, for every level with spatial positions: arrays (n, h, w)."""
-    return map_batches(lambda part: _local(model, *part), (pixels, given))
+    return map_batches(lambda part: _local(model, *part), (pixels, given), most)
 
 
 Term = tuple[Array, Array]

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from flowknife._batches import IMAGES_AT_ONCE
 from flowknife.anomaly._features import NOTHING, Given, local_maps
 
 Maps = list[np.ndarray]
@@ -17,9 +18,9 @@ def moved(pixels, by):
     return np.pad(pixels, ((0, 0), (by, 0), (by, 0), (0, 0)), mode="edge")[:, :height, :width]
 
 
-def maps_by_position(model, pixels, given: Given = NOTHING) -> list[Maps]:
+def maps_by_position(model, pixels, given: Given = NOTHING, most: int = IMAGES_AT_ONCE) -> list[Maps]:
     """Maps of the log-density, of images in each of the positions on the model's grid."""
-    return [local_maps(model, moved(pixels, by), given) for by in _POSITIONS]
+    return [local_maps(model, moved(pixels, by), given, most) for by in _POSITIONS]
 
 
 def anomaly_maps_of(maps: list[Maps], reference: list[Maps], shape: tuple[int, int]) -> Float[np.ndarray, "n h w"]:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flowknife._batches import IMAGES_AT_ONCE
 from flowknife._progress import Report, unreported
 from flowknife.anomaly._features import NOTHING, SMALL, Given, bits_at, bits_of, level_bits, look
 from flowknife.anomaly._maps import moved
@@ -107,7 +108,13 @@ def complexity(
 
 
 def features_of(
-    model, pixels, neighbours: Neighbours, own: int = 0, report: Report = unreported, given: Given = NOTHING
+    model,
+    pixels,
+    neighbours: Neighbours,
+    own: int = 0,
+    report: Report = unreported,
+    given: Given = NOTHING,
+    most: int = IMAGES_AT_ONCE,
 ) -> Features:
     """The anomaly features of images.
 
@@ -124,23 +131,24 @@ def features_of(
         own: number of leading images that are also the first training images.
         report: progress callback.
         given: conditions of the images, the same for their changed forms.
+        most: images at once.
     """
 
     def part(i: int) -> Report:
         return lambda fraction, text="": report((i + fraction) / (1 + len(VIEWS)), text)
 
-    plain = look(model, pixels, part(0), given)
+    plain = look(model, pixels, part(0), given, most)
     own_bits = level_bits(model, plain.levels)
     ranges = {"coarse": _coarse_levels(model), "finest": range(own_bits.shape[1])[-1:], "all": range(own_bits.shape[1])}
     excess, energies = {}, [plain.local_energy]
     for i, view in enumerate(VIEWS, start=1):
         changed, levels = view.change(pixels), ranges[view.levels]
         if view.levels == "all":
-            found = look(model, changed, part(i), given)
+            found = look(model, changed, part(i), given, most)
             energies.append(found.local_energy)
             bits = level_bits(model, found.levels)
         else:
-            bits = bits_at(model, changed, levels, part(i), given)
+            bits = bits_at(model, changed, levels, part(i), given, most)
         excess[view.name] = own_bits[:, levels] - bits
     one_sided = {
         "upside_down": excess["upside_down"].mean(axis=1),

@@ -1,11 +1,11 @@
 """What the results of all applications share: their record, how they are saved and loaded, checked and reported."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, get_type_hints
 
 import jax
 import numpy as np
@@ -20,6 +20,9 @@ from flowknife.errors import InputError, StorageError
 from flowknife.inn import INN
 from flowknife.storage import read_history, read_model, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
+
+if TYPE_CHECKING:
+    from flowknife.explore import Live
 
 _DATA = ("reference", "held_out")  # attributes that are data
 
@@ -217,6 +220,38 @@ class Result(ABC, Generic[Config]):
     def _explore(self, folder) -> Path:
         """Write `explore.html`; refuse a model that the page cannot evaluate."""
         raise InputError("got a model of images; expected one of rows or of an inverse problem")
+
+    def explore(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        opened: Callable[[str], None] | None = None,
+    ) -> None:
+        """Serve an interactive page of this model, of images too, until Ctrl-C.
+
+        The page asks the model in Python, as `report(interactive=True)` asks the weights in its file. It needs
+        starlette and uvicorn, the extra `[explore]`.
+
+        Args:
+            host: an address of this machine; beyond 127.0.0.1 others can reach it, with the token that is in the
+                page's address.
+            port: 0 for any that is free; default 8765, or any where that one is taken.
+            opened: called with the page's address; default: it is printed.
+
+        Raises:
+            InputError: for an address that cannot be used, or without the packages.
+        """
+        from flowknife.explore import require_server, serve
+
+        require_server()
+        live = self._live()
+        live.prepare()
+        serve(live, host, port, opened or (lambda address: note(f"{self.title} at {address}, until Ctrl-C")))
+
+    @abstractmethod
+    def _live(self) -> "Live":
+        """The live page, and what it may ask."""
 
     @abstractmethod
     def _report(self, folder, others) -> Path: ...

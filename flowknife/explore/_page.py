@@ -20,12 +20,16 @@ from flowknife._files import GENERATOR, replacing, require_own
 from flowknife.errors import InputError
 from flowknife.explore._export import describe, packed
 from flowknife.explore._kernel import kernel
+from flowknife.explore._live import Call, Live
 from flowknife.report import flagging_text, measured
 
 EVALUATOR = ("numbers", "nets", "scalars", "layers", "model", "engines")
 """Scripts that evaluate a model, and need no browser."""
 
-_INTERFACE = ("plot", "parts", "explain", "density", "scenes", "corner", "inversion", "classification", "main")
+_INTERFACE = (
+    *("live", "plot", "parts", "explain", "density", "scenes", "corner", "inversion", "classification"),
+    *("pixels", "cloud", "images", "main"),
+)
 _LARGEST = 5_000_000  # bytes of a page
 NAME = "explore.html"
 
@@ -91,32 +95,47 @@ def write_page(result: Any, folder: str | Path, job: str, parts: Mapping[str, An
     return path
 
 
-def assembled(title: str, content: str) -> str:
-    """The page around its content."""
+def assembled(title: str, content: str, live: bool = False) -> str:
+    """The page around its content; a live one may ask the server that it came from."""
     style, code = _read("style.css"), script()
-    policy = (
-        f"default-src 'none'; img-src data:; script-src '{_hash(code)}' 'wasm-unsafe-eval'; "
-        f"style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
-    )
     return _PAGE.format(
-        policy=policy, generator=GENERATOR, title=escape(title), style=style, model=content, script=code
+        policy=policy_of(live), generator=GENERATOR, title=escape(title), style=style, model=content, script=code
     )
+
+
+def policy_of(live: bool = False) -> str:
+    """The content security policy: the page's own script and style."""
+    asks = "connect-src 'self'; " if live else ""
+    return (
+        f"default-src 'none'; img-src data:; {asks}script-src '{_hash(script())}' 'wasm-unsafe-eval'; "
+        f"style-src '{_hash(_read('style.css'))}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def live_page(result: Any, job: str, parts: Mapping[str, Any], calls: Mapping[str, Call], **options: Any) -> Live:
+    """A page that the model in Python answers, see `Live`; `parts` as for `write_page`."""
+    name = result.folder.resolve().name if result.folder else result.application
+    title = f"{name}: {result.title}"
+    content = content_of(result, title, job, {**parts, "live": True, "trust": None})
+    return Live(title, content, {"trust": lambda: trust_of(result), **calls}, **options)
 
 
 def content_of(result: Any, title: str, job: str, parts: Mapping[str, Any]) -> str:
     """What the page reads, as JSON."""
-    model = describe(result.model)  # first: what the page cannot evaluate, it cannot show
+    # first: what the page cannot evaluate, it cannot show
+    model = None if "live" in parts else describe(result.model)
     everything = {
         "title": title,
         "lead": result.record.data.source and f"Fitted to {result.record.data.source}.",
         "job": job,
         "names": list(result.names),
         "alpha": result.config.alpha,
-        "trust": _trust(result),
         "metrics": measured(result),
         "model": model,
         **parts,
     }
+    if "trust" not in parts:  # a live page asks for it later, since the checks of images take minutes
+        everything["trust"] = trust_of(result)
     return as_json(everything)
 
 
@@ -125,7 +144,7 @@ def as_json(content: Mapping[str, Any]) -> str:
     return json.dumps(_finite(packed({**content, "kernel": kernel()})), allow_nan=False).replace("<", "\\u003c")
 
 
-def _trust(result):
+def trust_of(result: Any) -> dict[str, Any]:
     """The checks, how p-values come about, and whether training was cut short."""
     checks = [] if not result.flagging.rows else result.check()
     rows = [

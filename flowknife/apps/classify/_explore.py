@@ -1,12 +1,14 @@
-"""The interactive page of a classifier of rows: labelled rows, scores that calibrate, and the prior of the classes."""
+"""The interactive page of a classifier: labelled items, scores that calibrate, and the prior of the classes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import numpy as np
 
 from flowknife.apps.classify._models import padding_draws
-from flowknife.explore import described_frame, thinned, write_page
+from flowknife.errors import InputError
+from flowknife.explore import Live, count_of, described_frame, live_page, rows_of, seed_of, thinned, write_page
 
 if TYPE_CHECKING:
     from flowknife.apps.classify._result import Classifier
@@ -16,24 +18,56 @@ _ROWS = 1500  # shown
 
 def explore_classify(classifier: "Classifier", folder: str | Path) -> Path:
     """Write `explore.html` of a classifier of rows into `folder`; return the page's path."""
-    items, labels = classifier.examples
     pad = None
     if len(classifier.model.partition.left) > 1:
         block = classifier.model.partition.left[1]
         draws = np.asarray(padding_draws(classifier.model), np.float32)
         pad = {"size": block.size, "scale": block.law.scale, "draws": draws.ravel()}
-    return write_page(
-        classifier,
-        folder,
-        "classify",
-        {
-            "frame": described_frame(classifier.frame),
-            "rows": classifier.frame.from_model(items[:_ROWS]),
-            "labels": np.asarray(labels[:_ROWS], int),
-            "classes": [str(name) for name in classifier.classes],
-            "log_prior": np.asarray(classifier.log_prior, np.float64),
-            "temperature": float(classifier.temperature),
-            "pad": pad,
-            "scores": thinned(classifier._held_out_anomaly),
-        },
-    )
+    return write_page(classifier, folder, "classify", {**_parts(classifier), "pad": pad})
+
+
+def _parts(classifier):
+    """What the page shows."""
+    items, labels = classifier.examples
+    return {
+        "frame": described_frame(classifier.frame),
+        "rows": classifier.frame.from_model(items[:_ROWS]),
+        "labels": np.asarray(labels[:_ROWS], int),
+        "classes": [str(name) for name in classifier.classes],
+        "log_prior": np.asarray(classifier.log_prior, np.float64),
+        "temperature": float(classifier.temperature),
+        "scores": thinned(classifier._held_out_anomaly),
+    }
+
+
+def live_rows(classifier: "Classifier") -> Live:
+    """A live page of rows: what it shows, and what it may ask."""
+    model, size = classifier.model, len(classifier.names)
+    latent = sum(block.size for block in model.partition.right)
+
+    def values(x, n):
+        return rows_of(x, n, size).astype(float)
+
+    def sample(n, seed=0, temperature=1.0, label=None):
+        if label is not None and label not in range(len(classifier.classes)):
+            raise InputError(f"got class number {label!r}; expected one below {len(classifier.classes)}")
+        chosen = None if label is None else classifier.classes[label]
+        drawn = classifier.sample(count_of(n), label=chosen, key=seed_of(seed), temperature=temperature)
+        return drawn.astype(float)
+
+    def encode(x, n):
+        return classifier.encode(values(x, n))
+
+    def decode(z, n):
+        left = model.bijection.decode(jnp.asarray(rows_of(z, n, latent), jnp.float32))[0]
+        return classifier.frame.from_model(np.asarray(left)[:, :size]).astype(float)
+
+    def joint(x, n):
+        return classifier._log_joint(values(x, n)) + classifier.frame.log_det
+
+    def log_prob(x, n):
+        return classifier.log_prob(values(x, n))
+
+    calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "joint": joint}
+    ends = {"latent": latent, "carried": model.partition.right[0].size}
+    return live_page(classifier, "classify", {**_parts(classifier), **ends}, calls)

@@ -340,6 +340,12 @@ class Classifier(Result[ClassifyConfig]):
 
         return super()._explore(folder) if self.of_images else explore_classify(self, folder)
 
+    def _live(self):
+        from flowknife.apps.classify._explore import live_rows
+        from flowknife.apps.classify._explore_images import live_images
+
+        return live_images(self) if self.of_images else live_rows(self)
+
     # -- items as the model takes them ----------------------------------------------------------------------------
 
     def calibrated(self, items: np.ndarray, codes: np.ndarray, looked_at: np.ndarray) -> "Classifier":

@@ -199,9 +199,13 @@ class Density(Result[DensityConfig]):
 
     def decode(self, z: Any, given: Any = None) -> Any:
         """The row of each latent (n, k), shape (n, d), or a DataFrame as by `sample`; constant columns come back."""
+        return self._as_table(self.decode_numbers(z, given))
+
+    def decode_numbers(self, z: Any, given: Any = None) -> Float[np.ndarray, "n d"]:
+        """As `decode`, as numbers in `columns`, see `sample_numbers`."""
         z = jnp.asarray(z, jnp.float32)
         rows = _decode(self.model, z, self._known(given, len(z)))
-        return self._as_table(self.frame.from_model(self._restored(rows)))
+        return self.frame.from_model(self._restored(rows))
 
     def score(self, x: Any, given: Any = None, *, explain: bool = False) -> Scores:
         """Log density of each row, and the anomaly score -log_prob with its p-value; see `Scores`.
@@ -341,6 +345,11 @@ class Density(Result[DensityConfig]):
         from flowknife.apps.density._explore import explore_density
 
         return explore_density(self, folder)
+
+    def _live(self):
+        from flowknife.apps.density._explore import live_density
+
+        return live_density(self)
 
     @property
     def joint_frame(self) -> Frame:

@@ -4,7 +4,6 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -44,18 +43,5 @@ DRAWN_AT_ONCE = 16  # images
 
 
 @eqx.filter_jit
-def encode_batch(model, pixels, given):
-    image = model.partition.left[0]
-    return model.bijection.encode(image.law.prepare(None, pixels, (), image.shape), given.get("y"))[0]
-
-
-@eqx.filter_jit
 def draw_batch(model, key, size, temperature, given):
     return model.sample(key, () if given else size, temperature=temperature, **given)
-
-
-@eqx.filter_jit
-def decode_batch(model, z, given):
-    ends = np.cumsum([block.size for block in model.partition.right])[:-1]
-    blocks = zip(model.partition.right, jnp.split(z, ends, axis=-1), strict=True)
-    return model.decode({block.name: part.reshape(len(z), *block.shape) for block, part in blocks}, **given)["image"]

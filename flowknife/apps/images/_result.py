@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from flowknife._batches import draw_batches, map_batches
+from flowknife._batches import IMAGES_AT_ONCE, draw_batches, map_batches
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import Settings
 from flowknife._types import Key, as_count, as_key, sizes_agree
@@ -21,7 +21,7 @@ from flowknife.anomaly._scores import Features, features_of
 from flowknife.apps._result import Result
 from flowknife.apps.images._config import ImagesConfig
 from flowknife.apps.images._empirical import ByLevel, Empirical, by_level
-from flowknife.apps.images._latents import DRAWN_AT_ONCE, How, decode_batch, draw_batch, encode_batch, redrawn, way
+from flowknife.apps.images._latents import DRAWN_AT_ONCE, How, draw_batch, redrawn, way
 from flowknife.data import ImageSet, White
 from flowknife.data._arrays import array_file
 from flowknife.data._cells import array_of
@@ -41,6 +41,7 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import InputError
 from flowknife.laws import LARGEST_TEMPERATURE, Pixels, as_temperature
+from flowknife.multiscale import decode_batch, encode_batch
 
 _FEWEST_COMPARED = 8  # images that a simple model can be fitted to
 
@@ -451,8 +452,13 @@ class Images(Result[ImagesConfig]):
         given = np.repeat(given, z.shape[1]) if np.ndim(given) else given
         return self.decode(z.reshape(-1, z.shape[-1]), given).reshape(*z.shape[:-1], *self.shape)
 
-    def _features(self, pixels, known, report: Report = unreported) -> Features:
-        return features_of(self.model, pixels, self.neighbours, report=report, given=known)
+    def _live(self):
+        from flowknife.apps.images._explore import live_images
+
+        return live_images(self)
+
+    def _features(self, pixels, known, report: Report = unreported, most: int = IMAGES_AT_ONCE) -> Features:
+        return features_of(self.model, pixels, self.neighbours, report=report, given=known, most=most)
 
     @cached_property
     def _held_out_maps(self):

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from flowknife._frame import plain_frame
 from flowknife.diagnostics import Typicality
 from flowknife.errors import InputError
-from flowknife.explore import described_frame, write_page
+from flowknife.explore import Live, count_of, described_frame, live_page, rows_of, seed_of, write_page
 from flowknife.problems import PROBLEMS
 
 if TYPE_CHECKING:
@@ -19,30 +20,67 @@ _ROWS = 500  # pairs that are kept for the ranges of axes, and as examples
 
 def explore_invert(posterior: "Posterior", folder: str | Path) -> Path:
     """Write `explore.html` of a posterior into `folder`; return the page's path."""
+    return write_page(posterior, folder, "invert", _parts(posterior))
+
+
+def _parts(posterior):
+    """What the page shows."""
     pairs = posterior.example_pairs
     prior = posterior.prior
     make = PROBLEMS.get(posterior.record.data.problem or "")
     problem = None if make is None else make()
     units = [""] * len(posterior.y_names) if problem is None else list(problem.y_units)
-    return write_page(
-        posterior,
-        folder,
-        "invert",
-        {
-            "units": list(prior.units),
-            "y_names": list(posterior.y_names),
-            "y_units": units,
-            "x_frame": described_frame(prior.frame or plain_frame(prior.dim)),
-            "y_frame": described_frame(posterior.frame),
-            "conditional": posterior.config.form == "conditional",
-            "forward": posterior.config.form == "partitioned",
-            "support": {name: np.asarray(getattr(prior, name), np.float64) for name in ("low", "high")},
-            "observations": pairs["y"][:_ROWS],
-            "parameters": pairs["x"][:_ROWS],
-            "detector": _detector(posterior) if posterior.flagging.rows else None,
-            "scene": _scene(problem),
-        },
-    )
+    return {
+        "units": list(prior.units),
+        "y_names": list(posterior.y_names),
+        "y_units": units,
+        "x_frame": described_frame(prior.frame or plain_frame(prior.dim)),
+        "y_frame": described_frame(posterior.frame),
+        "conditional": posterior.config.form == "conditional",
+        "forward": posterior.config.form == "partitioned",
+        "support": {name: np.asarray(getattr(prior, name), np.float64) for name in ("low", "high")},
+        "observations": pairs["y"][:_ROWS],
+        "parameters": pairs["x"][:_ROWS],
+        "detector": _detector(posterior) if posterior.flagging.rows else None,
+        "scene": _scene(problem),
+    }
+
+
+def live_invert(posterior: "Posterior") -> Live:
+    """A live page: what it shows, and what it may ask."""
+    model, frame, size, length = posterior.model, posterior._x_frame, posterior.prior.dim, len(posterior.y_names)
+    latent = sum(block.size for block in model.partition.right)
+
+    def rows(x, n):
+        return rows_of(x, n, size).astype(float)
+
+    def observed(y):
+        return rows_of(y, 1, length)[0].astype(float)
+
+    def cond(y, n):
+        given = posterior._given(observed(y)[None]).astype(np.float32)
+        return jnp.broadcast_to(given, (n, length)) if model.partition.cond else None
+
+    def sample(n, y, seed=0, temperature=1.0):
+        return posterior.sample(count_of(n), y=observed(y), key=seed_of(seed), temperature=temperature).astype(float)
+
+    def encode(x, n, y):
+        inside = frame.to_model(rows(x, n)).astype(np.float32)
+        noise = np.zeros((len(inside), latent - size), np.float32)
+        return model.bijection.encode(jnp.concatenate([inside, noise], axis=1), cond(y, len(inside)))[0]
+
+    def decode(z, n, y):
+        left = model.bijection.decode(jnp.asarray(rows_of(z, n, latent), jnp.float32), cond(y, n))[0]
+        return frame.from_model(np.asarray(left)[:, :size]).astype(float)
+
+    def log_prob(x, n, y):
+        return posterior.log_prob(rows(x, n), observed(y))
+
+    def predict(x, n):
+        return posterior.predict(rows(x, n))
+
+    calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "predict": predict}
+    return live_page(posterior, "invert", {**_parts(posterior), "latent": latent}, calls)
 
 
 def _scene(problem: Any) -> dict[str, Any]:

@@ -477,6 +477,11 @@ class Posterior(Result[InvertConfig]):
 
         return explore_invert(self, folder)
 
+    def _live(self):
+        from flowknife.apps.invert._explore import live_invert
+
+        return live_invert(self)
+
     def _observations(self, y) -> tuple[np.ndarray, bool]:
         """Observations as rows (k, m), and whether there is only one, given without an axis for it."""
         if names_in(y) is not None:

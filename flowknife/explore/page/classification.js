@@ -1,11 +1,11 @@
 // The page of a classifier of rows: probabilities at the pointer, draws of every class, rows explained.
 
-function classificationPage(page) {
-  const engine = new ClassifierEngine(page), { names, classes } = page, size = names.length, latent = engine.model.size;
-  const data = unpacked(page.rows), labels = unpacked(page.labels), n = labels.length, z = engine.encode(data, n);
-  const first = engine.model.right[0], at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] };
+async function classificationPage(page) {
+  const engine = engineOf(page), { names, classes } = page, size = names.length, { latent, carried } = engine;
+  const data = unpacked(page.rows), labels = unpacked(page.labels), n = labels.length, z = await engine.encode(data, n);
+  const at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] };
   const shades = (k) => (k < 0 ? colour("quiet") : colour(`c${k % 8}`));
-  let row = data.slice(0, size), seen = classes.map(() => true), draws = null, shown = "data", seed = 1, temperature = 1, map = null;
+  let row = data.slice(0, size), place = z.slice(0, latent), seen = classes.map(() => true), draws = null, shown = "data", seed = 1, temperature = 1, map = null;
   const flat = size === 2;
 
   const top = section("Probabilities at the marker", "Drag the marker through the data. The bars are the calibrated probabilities of each class there; the p-value asks whether such a row belongs to any of them.");
@@ -31,8 +31,7 @@ function classificationPage(page) {
     title: "Right end: classes and latent", label: "the same rows at the right end, by class", x: [0, 1], y: [0, 1],
     draw(plot) {
       plot.points(pick(z, latent, at.z), (i) => (labels[i] < 0 || seen[labels[i]] ? shades(labels[i]) : null), 3, 0.8);
-      const own = engine.encode(row, 1);
-      plot.ring(own[at.z[0]], at.z[0] === at.z[1] ? 0 : own[at.z[1]], colour("ink"), 9);
+      plot.ring(place[at.z[0]], at.z[0] === at.z[1] ? 0 : place[at.z[1]], colour("ink"), 9);
     },
   });
   const redraw = () => { left.redraw(); right.redraw(); };
@@ -40,11 +39,11 @@ function classificationPage(page) {
     row = row.slice();
     row[at.x[0]] = x;
     if (at.x[0] !== at.x[1]) row[at.x[1]] = y;
+    left.redraw();
     tell();
-    redraw();
   }, () => [row[at.x[0]], row[at.x[1]]]);
 
-  const zs = Array.from({ length: latent }, (_, j) => (j < first.size ? `y${j + 1}` : `z${j + 1 - first.size}`));
+  const zs = Array.from({ length: latent }, (_, j) => (j < carried ? `y${j + 1}` : `z${j + 1 - carried}`));
   choice("Show", bar, ["data", "draws", "data and draws"], 0, (i) => { shown = ["data", "draws", "both"][i]; if (shown !== "data" && !draws) draw(); redraw(); });
   slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
   button("New draws", bar, () => { seed++; draw(); });
@@ -56,53 +55,60 @@ function classificationPage(page) {
     box.style.accentColor = shades(k);
   });
 
-  function draw() {
-    draws = classes.map((_, k) => engine.sample(Math.ceil(1000 / classes.length), { seed: seed * 100 + k, temperature, label: k }));
+  const draw = latest(async () => {
+    const found = [], count = Math.ceil(1000 / classes.length);
+    for (let k = 0; k < classes.length; k++) found.push(await engine.sample(count, { seed: seed * 100 + k, temperature, label: k }));
+    draws = found;
     redraw();
-  }
-  function tell() {
-    const [joint] = engine.joint(row, 1), [p] = engine.probabilitiesOf([joint]), log = logSumExp(joint);
+  });
+  const tell = latest(async () => {
+    const own = row, [joint] = await engine.joint(own, 1);
+    place = await engine.encode(own, 1);
+    const [p] = engine.probabilitiesOf([joint]), log = logSumExp(joint);
+    right.redraw();
     set(p, (k) => short(p[k], 3));
-    line.textContent = `${names.slice(0, 8).map((name, j) => `${clipped(name, 20)} = ${short(row[j], 4)}`).join(", ")}; log p = ${short(log, 4)}`;
+    line.textContent = `${names.slice(0, 8).map((name, j) => `${clipped(name, 20)} = ${short(own[j], 4)}`).join(", ")}; log p = ${short(log, 4)}`;
     judged(engine.pValue(log), page.alpha, "Such a row belongs to a class", "Such a row belongs to no class: its probabilities mean nothing", "Whether it belongs to any class is not known: no rows were held out.");
-  }
-  function reframe() {
+  });
+  async function reframe() {
     const range = (rows, width, j) => span(rows.filter((_, i) => i % width === j), 0.15, 0.002);
     const ends = (rows, width, [a, b]) => ({ x: range(rows, width, a), y: a === b ? [-1, 1] : range(rows, width, b) });
     Object.assign(left, ends(data, size, at.x), { xlabel: names[at.x[0]], ylabel: at.x[0] === at.x[1] ? "" : names[at.x[1]] });
     Object.assign(right, ends(z, latent, at.z), { xlabel: zs[at.z[0]], ylabel: at.z[0] === at.z[1] ? "" : zs[at.z[1]] });
-    if (flat && at.x[0] !== at.x[1]) map = probabilityMap(engine, left, at.x, shades, 72);
+    if (flat && at.x[0] !== at.x[1]) map = await probabilityMap(engine, left, at.x, shades, 72);
     redraw();
   }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (map) map.paint(); tell(); });
-  reframe();
-  tell();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (map) map.paint(); redraw(); tell(); });
+  await reframe();
+  await tell();
 
   const own = section("Your rows, explained", "The likeliest class of each row, whether it belongs to any, and the columns to blame where it does not: how many nats likelier it would be with another value of that column alone.");
   const tried = triedValues(data, size);
   const example = [names.join(","), ...[0, 1].map((i) => Array.from(data.subarray(i * size, (i + 1) * size), (v) => +v.toPrecision(5)).join(","))].join("\n");
-  dropBox(own, names, example, (values, rows, place) => {
-    const joint = engine.joint(values, rows), p = engine.probabilitiesOf(joint), log = joint.map((each) => logSumExp(each));
+  await dropBox(own, names, example, async (values, rows, place) => {
+    const joint = await engine.joint(values, rows), p = engine.probabilitiesOf(joint), log = joint.map((each) => logSumExp(each));
     const odd = log.map((v) => engine.pValue(v)), order = log.map((_, i) => i).sort((a, b) => log[a] - log[b]).slice(0, MOST_EXPLAINED);
     const flagged = odd.filter((v) => v !== null && v < page.alpha).length;
     element("p", { className: `verdict ${flagged ? "bad" : "good"}`, textContent: odd[0] === null ? "No p-values: no rows were held out." : `${flagged} of ${rows} rows belong to no class (p < ${short(page.alpha)}).` }, place);
     const most = order.map((i) => p[i].indexOf(Math.max(...p[i])));
-    table([["row", "class", "probability", "p-value", "columns to blame"], ...order.map((i, k) => [i + 1, classes[most[k]], p[i][most[k]], odd[i] === null ? "–" : odd[i],
-      blamed(blame(values.subarray(i * size, (i + 1) * size), tried, (candidates, count) => engine.logProb(candidates, count)), names)])],
+    const reasons = [];
+    for (const i of order) reasons.push(blamed(await blame(values.subarray(i * size, (i + 1) * size), tried, (candidates, count) => engine.logProb(candidates, count)), names));
+    table([["row", "class", "probability", "p-value", "columns to blame"],
+      ...order.map((i, k) => [i + 1, classes[most[k]], p[i][most[k]], odd[i] === null ? "–" : odd[i], reasons[k]])],
     place, (k) => (odd[order[k]] !== null && odd[order[k]] < page.alpha ? "bad" : ""));
   });
   return engine;
 }
 
 /** The classes as colours of the plane: stronger where one is surer, pale where no class is likely at all. */
-function probabilityMap(engine, plot, [a, b], shades, side) {
+async function probabilityMap(engine, plot, [a, b], shades, side) {
   const canvas = element("canvas", { width: side, height: side }), context = canvas.getContext("2d");
   const [x0, x1] = plot.x, [y0, y1] = plot.y, rows = new Float64Array(2 * side * side);
   for (let i = 0; i < side; i++) for (let j = 0; j < side; j++) {
     rows[2 * (i * side + j) + a] = x0 + ((x1 - x0) * (j + 0.5)) / side;
     rows[2 * (i * side + j) + b] = y1 - ((y1 - y0) * (i + 0.5)) / side;
   }
-  const p = engine.probabilitiesOf(engine.joint(rows, side * side));
+  const p = engine.probabilitiesOf(await engine.joint(rows, side * side));
   function paint() {
     p.forEach((each, i) => {
       const k = each.indexOf(Math.max(...each));

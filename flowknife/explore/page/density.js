@@ -1,13 +1,14 @@
 // The page of a density: data and model, x and z side by side, and rows that the reader brings.
 
-function densityPage(page) {
-  const engine = new DensityEngine(page), { names } = page, size = names.length, latent = engine.units.dim;
+async function densityPage(page) {
+  const engine = engineOf(page), { names } = page, size = names.length, { latent } = engine;
   const data = unpacked(page.rows), n = data.length / size, conditions = page.given_names.length ? unpacked(page.given) : null;
   const given = page.given_names.length ? Float64Array.from(page.given_usual) : null;
-  const z = engine.encode(data, n, conditions, n);
+  const z = await engine.encode(data, n, { given: conditions, rows: n });
   const at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] }; // the columns that are shown
   const flat = size === 2 && latent === 2;
   let temperature = 1, seed = 1, draws = null, shown = "both", brushed = null, mode = "move", marker = z.slice(0, latent);
+  let row = data.slice(0, size), around = null; // of the marker: its row, and the rows of the small grid
 
   const top = section("One map, both ways",
     `Each row of the data (left) has a place in a standard normal space (right), and every place there is a row. ${
@@ -47,8 +48,8 @@ function densityPage(page) {
       if (bent && shown !== "none") plot.lines(bent, 61, colour("quiet"), 1, 0.35);
       if (shown !== "draws") plot.points(pick(data, size, at.x, true), shade, 3, 0.75);
       if (shown !== "data" && draws) plot.points(pick(draws, size, at.x, true), colour("accent"), 3, 0.5);
-      if (flat) plot.lines(pick(decode(moved(patch), patch.length / 2), size, at.x), 41, colour("warm"), 1.5, 0.9);
-      const own = pick(decode(marker, 1), size, at.x);
+      if (around) plot.lines(pick(around, size, at.x), 41, colour("warm"), 1.5, 0.9);
+      const own = pick(row, size, at.x);
       plot.ring(own[0], own[1], colour("warm"));
       if (mode === "brush" && plot === drawn.plot) frameOf(plot);
     },
@@ -64,7 +65,6 @@ function densityPage(page) {
     },
   });
 
-  const decode = (zs, count) => engine.decode(zs, count, given);
   const moved = (lines) => lines.map((v, i) => v + marker[i % 2]);
   const redraw = () => { left.redraw(); right.redraw(); };
 
@@ -77,7 +77,7 @@ function densityPage(page) {
   }
   function pointer(plot, rows, width, columns, move) {
     return (x, y, phase) => {
-      if (mode === "move" || phase === "key") { move(x, y); tell(); redraw(); return; }
+      if (mode === "move" || phase === "key") { move(x, y); return; }
       if (phase === "start") Object.assign(drawn, { plot, from: [x, y] });
       drawn.to = [x, y];
       const [xs, ys] = [[drawn.from[0], x], [drawn.from[1], y]].map((pair) => pair.sort((a, b) => a - b));
@@ -89,18 +89,24 @@ function densityPage(page) {
       redraw();
     };
   }
+  const setMarker = (place) => { marker = place.map((v) => Math.min(Math.max(v, -8), 8)); right.redraw(); return tell(); };
+  const fromRow = latest(async (wanted) => {
+    const place = await engine.encode(wanted, 1, { given });
+    if (place.every(Number.isFinite)) await setMarker(place);
+  });
   function connect() {
     right.movable((...event) => pointer(right, z, latent, at.z, (x, y) => {
-      marker[at.z[0]] = x;
-      if (at.z[0] !== at.z[1]) marker[at.z[1]] = y;
+      const place = marker.slice();
+      place[at.z[0]] = x;
+      if (at.z[0] !== at.z[1]) place[at.z[1]] = y;
+      setMarker(place);
     })(...event), () => [marker[at.z[0]], marker[at.z[1]]]);
     left.movable((...event) => pointer(left, data, size, at.x, (x, y) => {
-      const row = decode(marker, 1).slice();
-      row[at.x[0]] = x;
-      if (at.x[0] !== at.x[1]) row[at.x[1]] = y;
-      const place = engine.encode(row, 1, given);
-      if (place.every(Number.isFinite)) marker = place.map((v) => Math.min(Math.max(v, -8), 8));
-    })(...event), () => { const row = decode(marker, 1); return [row[at.x[0]], row[at.x[1]]]; });
+      const wanted = row.slice();
+      wanted[at.x[0]] = x;
+      if (at.x[0] !== at.x[1]) wanted[at.x[1]] = y;
+      fromRow(wanted);
+    })(...event), () => [row[at.x[0]], row[at.x[1]]]);
   }
 
   // -- controls -----------------------------------------------------------------------------------------------------------
@@ -117,27 +123,34 @@ function densityPage(page) {
   }
   page.given_names.forEach((name, j) => {
     const own = conditions.filter((_, i) => i % page.given_names.length === j), [low, high] = span(own, 0.02);
-    slider(`given ${name}`, bar, { low, high, value: given[j] }, (v) => { given[j] = v; draw(); tell(); });
+    slider(`given ${name}`, bar, { low, high, value: given[j] }, (v) => { given[j] = v; draw(); bend(); tell(); });
   });
 
   const line = element("p", { className: "readout" }, top), marked = element("p", { className: "readout" }, top);
   line.setAttribute("aria-live", "polite");
   const judged = verdict(top);
-  function tell() {
-    const row = decode(marker, 1), log = engine.logProb(row, 1, given)[0];
+  const tell = latest(async () => {
+    const count = flat ? patch.length / 2 : 0, places = new Float64Array((count + 1) * latent);
+    if (flat) places.set(moved(patch));
+    places.set(marker, count * latent);
+    const rows = await engine.decode(places, count + 1, { given });
+    row = rows.slice(count * size);
+    if (flat) around = rows.subarray(0, count * size);
+    redraw();
+    const [log] = await engine.logProb(row, 1, { given });
     const parts = names.slice(0, 8).map((name, j) => `${clipped(name, 20)} = ${short(row[j], 4)}`);
     line.textContent = `At the marker: ${parts.join(", ")}${size > 8 ? ", …" : ""}; log p = ${short(log, 4)}`;
     judged(engine.pValue(log), page.alpha, "A usual row", "An unusual row", "No p-value: no rows were held out.");
-  }
+  });
   function note() {
     const count = brushed ? brushed.filter(Boolean).length : 0;
     marked.textContent = count ? `${count} of ${n} rows are marked, in both spaces.` : "";
   }
-  function draw() {
-    draws = engine.sample(Math.min(n, 1000), { seed, temperature, given });
-    if (grid) bent = pick(decode(grid, grid.length / 2), size, at.x);
+  const draw = latest(async () => {
+    draws = await engine.sample(Math.min(n, 1000), { seed, temperature, given });
     redraw();
-  }
+  });
+  const bend = latest(async () => { if (grid) bent = pick(await engine.decode(grid, grid.length / 2, { given }), size, at.x); redraw(); });
   function reframe() {
     const xy = pick(data, size, at.x, true), even = (k) => xy.filter((_, i) => i % 2 === k);
     Object.assign(left, { x: span(even(0), 0.12, 0.002), y: at.x[0] === at.x[1] ? [-3, 3] : span(even(1), 0.12, 0.002), xlabel: names[at.x[0]], ylabel: at.x[0] === at.x[1] ? "" : names[at.x[1]] });
@@ -147,24 +160,27 @@ function densityPage(page) {
   }
   reframe();
   connect();
-  tell();
-  draw();
+  await tell();
+  await bend();
+  await draw();
 
   // -- the reader's rows ---------------------------------------------------------------------------------------------------
   const own = section("Your rows", "Each row gets its log density, a p-value, and the columns to blame: how many nats likelier it would be with another value of that column alone.");
   const all = [...names, ...page.given_names], tried = triedValues(data, size);
   const example = [all.join(","), ...[0, 1].map((i) => [...data.subarray(i * size, (i + 1) * size), ...(conditions ? conditions.subarray(i * page.given_names.length, (i + 1) * page.given_names.length) : [])].map((v) => +v.toPrecision(5)).join(","))];
-  dropBox(own, all, example.join("\n"), (values, rows, place) => {
+  await dropBox(own, all, example.join("\n"), async (values, rows, place) => {
     const split = shared(values, rows, [size, page.given_names.length]), [x, known] = split;
-    const log = engine.logProb(x, rows, known, rows), p = Array.from(log, (v) => engine.pValue(v));
+    const log = await engine.logProb(x, rows, { given: known, rows }), p = Array.from(log, (v) => engine.pValue(v));
     const order = Array.from(log.keys()).sort((a, b) => log[a] - log[b]).slice(0, MOST_EXPLAINED);
     const flagged = p.filter((v) => v !== null && v < page.alpha).length;
     element("p", { className: `verdict ${flagged ? "bad" : "good"}`, textContent: p[0] === null ? "No p-values: no rows were held out." : `${flagged} of ${rows} rows are flagged (p < ${short(page.alpha)}).` }, place);
-    table([["row", "log p", "p-value", "columns to blame"], ...order.map((i) => {
+    const lines = [];
+    for (const i of order) {
       const condition = known.length ? known.subarray(i * page.given_names.length, (i + 1) * page.given_names.length) : null;
-      const gains = blame(x.subarray(i * size, (i + 1) * size), tried, (candidates, count) => engine.logProb(candidates, count, condition));
-      return [i + 1, log[i], p[i] === null ? "–" : p[i], blamed(gains, names)];
-    })], place, (i) => (p[order[i]] !== null && p[order[i]] < page.alpha ? "bad" : ""));
+      const gains = await blame(x.subarray(i * size, (i + 1) * size), tried, (candidates, count) => engine.logProb(candidates, count, { given: condition }));
+      lines.push([i + 1, log[i], p[i] === null ? "–" : p[i], blamed(gains, names)]);
+    }
+    table([["row", "log p", "p-value", "columns to blame"], ...lines], place, (i) => (p[order[i]] !== null && p[order[i]] < page.alpha ? "bad" : ""));
   });
   return engine;
 }

@@ -4,44 +4,68 @@
 /** A condition as layers take it. */
 const conditionOf = (data, rows) => (data.length ? { data, rows, size: data.length / rows } : null);
 
-class DensityEngine {
+/** What is known of rows without the network: the p-value of a log density; null where nothing was held out. */
+class RowJudge {
   constructor(page) {
+    this.scores = unpacked(page.scores);
+    this.latent = page.latent; // numbers of a latent
+  }
+
+  pValue(logProb) { return this.scores.length ? pValue(-logProb, this.scores) : null; }
+}
+
+class DensityEngine extends RowJudge {
+  constructor(page) {
+    super(page);
     this.model = new Model(page.model);
     this.units = new Units(page.frame);
     this.givenUnits = new Units(page.given_frame);
-    this.scores = unpacked(page.scores);
+    this.latent = this.units.dim;
   }
 
   condition(given, rows = 1) { return given && given.length ? conditionOf(this.givenUnits.toModel(given, rows), rows) : null; }
 
   sample(n, { seed = 0, temperature = 1, given = null } = {}) {
-    return this.decode(this.model.drawLatents(new Random(seed), n, temperature), n, given);
+    return this.decode(this.model.drawLatents(new Random(seed), n, temperature), n, { given });
   }
 
-  encode(x, n, given = null, rows = 1) {
+  encode(x, n, { given = null, rows = 1 } = {}) {
     return this.model.encode(this.units.toModel(x, n), n, this.condition(given, rows)).z;
   }
 
-  decode(z, n, given = null, rows = 1) {
+  decode(z, n, { given = null, rows = 1 } = {}) {
     return this.units.fromModel(this.model.decode(z, n, this.condition(given, rows)).x, n);
   }
 
-  logProb(x, n, given = null, rows = 1) {
+  logProb(x, n, { given = null, rows = 1 } = {}) {
     const found = this.model.logProb(this.units.toModel(x, n), n, this.condition(given, rows));
     return found.map((v, row) => (this.units.possible(x, row) ? v + this.units.logDet : -Infinity));
   }
-
-  /** The p-value of a log density; null where nothing was held out. */
-  pValue(logProb) { return this.scores.length ? pValue(-logProb, this.scores) : null; }
 }
 
-class ClassifierEngine {
+class ClassJudge extends RowJudge {
   constructor(page) {
+    super(page);
+    this.logPrior = unpacked(page.log_prior);
+    this.temperature = page.temperature;
+    this.carried = page.carried; // numbers of the block that carries the class
+  }
+
+  probabilitiesOf(joint) {
+    return joint.map((row) => {
+      const scaled = (row.some(Number.isFinite) ? row.map((v) => v / this.temperature) : this.logPrior), all = logSumExp(scaled);
+      return scaled.map((v) => Math.exp(v - all));
+    });
+  }
+}
+
+class ClassifierEngine extends ClassJudge {
+  constructor(page) {
+    super(page);
     this.model = new Model(page.model);
     this.units = new Units(page.frame);
-    this.logPrior = unpacked(page.log_prior);
-    this.scores = unpacked(page.scores);
-    this.temperature = page.temperature;
+    this.latent = this.model.size;
+    this.carried = this.model.right[0].size;
     this.pad = page.pad && { draws: unpacked(page.pad.draws), scale: page.pad.scale, size: page.pad.size };
   }
 
@@ -88,25 +112,47 @@ class ClassifierEngine {
   joint(x, n) { return this.byClass(x, n).map((row) => row.map((v, k) => v + this.logPrior[k])); }
 
   logProb(x, n) { return Float64Array.from(this.joint(x, n), logSumExp); }
-
-  probabilitiesOf(joint) {
-    return joint.map((row) => {
-      const scaled = (row.some(Number.isFinite) ? row.map((v) => v / this.temperature) : this.logPrior), all = logSumExp(scaled);
-      return scaled.map((v) => Math.exp(v - all));
-    });
-  }
-
-  pValue(logProb) { return this.scores.length ? pValue(-logProb, this.scores) : null; }
 }
 
-class PosteriorEngine {
+class ObservationJudge {
   constructor(page) {
+    this.yUnits = new Units(page.y_frame);
+    this.detector = page.detector && unpacked(page.detector);
+    this.latent = page.latent;
+  }
+
+  /** Whether the simulator can have made y: a p-value, null where no pairs were held out. */
+  pValue(y) {
+    const d = this.detector;
+    if (!d) return null;
+    const inside = this.yUnits.toModel(y, 1), size = inside.length, count = d.ordered.length / size;
+    const features = Float64Array.from(inside, (v, j) => {
+      const own = d.ordered.subarray(j * count, (j + 1) * count), last = count - 1;
+      let below = v <= own[0] ? 1 : count;
+      if (v > own[0] && v < own[last]) {
+        const i = searchSorted(own, v, true) - 1;
+        below = i + 1 + (v - own[i]) / (own[i + 1] - own[i]);
+      }
+      const beyond = (Math.max(v - own[last], 0) - Math.max(own[0] - v, 0)) / d.spread[j];
+      return normalScore((below - 0.5) / count) + beyond + (this.yUnits.possible(y, 0) ? 0 : 1000);
+    });
+    const white = features.map((v, j) => (v - d.mean[j]) / d.scale[j]);
+    let square = 0;
+    for (let i = 0; i < size; i++) for (let j = 0; j < size; j++) square += white[i] * d.precision[i * size + j] * white[j];
+    const t = Math.sqrt(Math.max(square, 0));
+    const surprisal = t <= d.start ? -Math.log(pValue(t, d.usual)) : d.there + (t - d.start) / d.excess;
+    return pValue(surprisal, d.held_out);
+  }
+}
+
+class PosteriorEngine extends ObservationJudge {
+  constructor(page) {
+    super(page);
     this.model = new Model(page.model);
     this.units = new Units(page.x_frame);
-    this.yUnits = new Units(page.y_frame);
     this.conditional = page.conditional;
     this.support = page.support && unpacked(page.support);
-    this.detector = page.detector && unpacked(page.detector);
+    this.latent = this.model.size;
     this.noisy = this.model.left.length > 1;
   }
 
@@ -158,28 +204,5 @@ class PosteriorEngine {
     const z = this.model.encode(this.left(x, n), n).z, size = this.yUnits.dim, inside = new Float64Array(n * size);
     for (let row = 0; row < n; row++) inside.set(z.subarray(row * this.model.size, row * this.model.size + size), row * size);
     return this.yUnits.fromModel(inside, n);
-  }
-
-  /** Whether the simulator can have made y: a p-value, null where no pairs were held out. */
-  pValue(y) {
-    const d = this.detector;
-    if (!d) return null;
-    const inside = this.yUnits.toModel(y, 1), size = inside.length, count = d.ordered.length / size;
-    const features = Float64Array.from(inside, (v, j) => {
-      const own = d.ordered.subarray(j * count, (j + 1) * count), last = count - 1;
-      let below = v <= own[0] ? 1 : count;
-      if (v > own[0] && v < own[last]) {
-        const i = searchSorted(own, v, true) - 1;
-        below = i + 1 + (v - own[i]) / (own[i + 1] - own[i]);
-      }
-      const beyond = (Math.max(v - own[last], 0) - Math.max(own[0] - v, 0)) / d.spread[j];
-      return normalScore((below - 0.5) / count) + beyond + (this.yUnits.possible(y, 0) ? 0 : 1000);
-    });
-    const white = features.map((v, j) => (v - d.mean[j]) / d.scale[j]);
-    let square = 0;
-    for (let i = 0; i < size; i++) for (let j = 0; j < size; j++) square += white[i] * d.precision[i * size + j] * white[j];
-    const t = Math.sqrt(Math.max(square, 0));
-    const surprisal = t <= d.start ? -Math.log(pValue(t, d.usual)) : d.there + (t - d.start) / d.excess;
-    return pValue(surprisal, d.held_out);
   }
 }

@@ -5,11 +5,11 @@
  * @param logProb log densities of n rows
  * @param others for each column the values that are tried
  */
-function blame(row, others, logProb) {
+async function blame(row, others, logProb) {
   const size = row.length, count = others[0].length, rows = new Float64Array((size * count + 1) * size);
   rows.set(row);
   for (let j = 0, at = 1; j < size; j++) for (let i = 0; i < count; i++, at++) { rows.set(row, at * size); rows[at * size + j] = others[j][i]; }
-  const found = logProb(rows, size * count + 1), own = Math.max(found[0], -1e30);
+  const found = await logProb(rows, size * count + 1), own = Math.max(found[0], -1e30);
   return Array.from({ length: size }, (_, j) => Math.max(0, Math.max(...found.subarray(1 + j * count, 1 + (j + 1) * count)) - own));
 }
 

@@ -2,31 +2,39 @@
 
 const DRAWN = 300;
 
-function inversionPage(page) {
-  const engine = new PosteriorEngine(page), names = page.names, size = names.length;
+async function inversionPage(page) {
+  const engine = engineOf(page), names = page.names, size = names.length;
   const examples = unpacked(page.observations), length = page.y_names.length, all = unpacked(page.parameters);
   let y = examples.slice(0, length), seed = 1, temperature = 1, example = 0, x = null;
   const top = section("Drag the observation",
     "What you move is the observation; what follows are draws from the posterior, all the parameters that explain it.");
   const bar = element("div", { className: "controls" }, top);
   const possible = verdict(top), pair = element("div", { className: "pair" }, top);
-  const scene = SCENES[page.scene.kind](page, pair, engine, (observed) => { y = observed; update(); });
+  const scene = SCENES[page.scene.kind](page, pair, engine, (observed) => { setY(observed); });
+
+  function setY(observed) {
+    y = observed;
+    scene.place(y); // at once, whenever the draws follow
+    return update();
+  }
 
   const columns = size <= 6 ? names.map((_, j) => j) : Array.from({ length: 6 }, (_, i) => Math.round((i * (size - 1)) / 5));
   const ranges = columns.map((j) => span(all.filter((_, i) => i % size === j), 0.05, 0.002));
   const corner = new Corner(pair, columns.map((j) => (page.units[j] ? `${names[j]} (${page.units[j]})` : names[j])), ranges);
 
   const sliders = [];
-  const update = (cornerToo = false) => {
-    x = engine.sample(DRAWN, { y, seed, temperature });
-    scene.show(y, x, DRAWN);
-    clearTimeout(update.later);
+  let waiting;
+  const update = latest(async (cornerToo = false) => {
+    const observed = y;
+    x = await engine.sample(DRAWN, { y: observed, seed, temperature });
+    await scene.show(observed, x, DRAWN);
+    clearTimeout(waiting);
     if (cornerToo) details();
-    else update.later = setTimeout(details, 150); // what the eye does not follow may wait until the hand rests
-    possible(engine.pValue(y), page.alpha, "The simulator could have made this observation",
+    else waiting = setTimeout(details, 150); // what the eye does not follow may wait until the hand rests
+    possible(engine.pValue(observed), page.alpha, "The simulator could have made this observation",
       "The simulator hardly ever makes such an observation: do not trust this posterior",
       "Whether the simulator could have made this observation is not known: no pairs were held out.");
-  };
+  });
   function details() {
     corner.show(x, DRAWN, size, columns);
     sliders.forEach((own, j) => own.set(y[j]));
@@ -35,8 +43,7 @@ function inversionPage(page) {
 
   button("Another example", bar, () => {
     example = (example + 1) % (examples.length / length);
-    y = examples.slice(example * length, (example + 1) * length);
-    update(true);
+    setY(examples.slice(example * length, (example + 1) * length));
   });
   button("New draws", bar, () => { seed++; update(true); });
   slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; update(); });
@@ -48,7 +55,7 @@ function inversionPage(page) {
   if (few) {
     page.y_names.forEach((name, j) => {
       const [low, high] = span(examples.filter((_, i) => i % length === j), 0.25);
-      sliders.push(slider(page.y_units[j] ? `${name} (${page.y_units[j]})` : name, fields, { low, high, value: y[j] }, (v) => { y = y.slice(); y[j] = v; update(); }));
+      sliders.push(slider(page.y_units[j] ? `${name} (${page.y_units[j]})` : name, fields, { low, high, value: y[j] }, (v) => { const next = y.slice(); next[j] = v; setY(next); }));
     });
   }
   const numbers = section("The posterior in numbers", "Median and central 90 % interval of each parameter, and how much narrower it is than before the observation.");
@@ -63,6 +70,7 @@ function inversionPage(page) {
     place.replaceChildren();
     table([["parameter", "median", "5 %", "95 %", "of the prior's width"], ...rows], place);
   }
-  update(true);
-  return Object.assign(engine, { update, setY: (observed) => { y = observed; update(); } });
+  scene.place(y);
+  await update(true);
+  return Object.assign(engine, { update, setY });
 }

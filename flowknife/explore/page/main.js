@@ -1,11 +1,21 @@
 // Start: read what is in the page, and build it.
 
-const PAGES = { density: densityPage, classify: classificationPage, invert: inversionPage };
+const PAGES = { density: densityPage, classify: classificationPage, invert: inversionPage, images: imagesPage };
 
-if (typeof document !== "undefined") {
+if (typeof document !== "undefined") start();
+
+async function start() {
+  window.addEventListener("unhandledrejection", (event) => { event.preventDefault(); trouble(event.reason); });
   const page = JSON.parse(document.getElementById("model").textContent);
-  startKernel(unpacked(page.kernel));
-  heading(page);
-  window.explored = PAGES[page.job](page);
+  if (!page.live) startKernel(unpacked(page.kernel));
+  const trusted = heading(page);
+  try {
+    window.explored = await PAGES[page.job](page);
+  } catch (error) {
+    trouble(error);
+  }
   document.documentElement.dataset.ready = "yes";
+  if (!page.live) return;
+  await window.explored?.first;
+  trusted(await ask("trust"));
 }

@@ -97,25 +97,40 @@ function verdict(parent) {
   };
 }
 
-/** The top of the page: what this is, and whether it can be trusted. */
+/** Say at the top of the page that something failed. */
+function trouble(error) {
+  const place = document.getElementById("trouble") || element("p", { id: "trouble", className: "verdict bad" }, document.querySelector("header"));
+  place.setAttribute("role", "alert");
+  place.textContent = error && error.message ? error.message : String(error);
+}
+
+/** The top of the page: what this is, and whether it can be trusted; a live page learns that later. */
 function heading(page) {
   const header = document.querySelector("header");
   element("h1", { textContent: page.title }, header);
   element("p", { className: "lead", textContent: page.lead }, header);
-  const { checks, flagging, partial } = page.trust, failed = checks.filter((check) => !check.passed);
-  const words = !checks.length ? "Nothing was held out, so this model could not be checked."
-    : failed.length ? `${failed.length} of ${checks.length} checks failed: do not trust this model.`
-      : `All ${checks.length} checks on held-out data passed.`;
-  const box = element("details", { className: `trust ${checks.length && !failed.length && !partial ? "good" : "bad"}` }, header);
-  element("summary", { textContent: partial ? `${partial} ${words}` : words }, box);
-  element("p", { textContent: flagging }, box);
-  if (checks.length) {
-    const ordered = [...failed, ...checks.filter((check) => check.passed)];
-    table([["Check", "Value", "At most", ""],
-      ...ordered.map((c) => [c.name, c.value, c.limit, c.passed ? "passed" : c.note ? `FAILED: ${c.note}` : "FAILED"])], box);
-  }
+  const box = element("details", { className: "trust" }, header), summary = element("summary", {}, box);
+  summary.setAttribute("role", "status");
+  const trusted = ({ checks, flagging, partial }) => {
+    const failed = checks.filter((check) => !check.passed);
+    const words = !checks.length ? "Nothing was held out, so this model could not be checked."
+      : failed.length ? `${failed.length} of ${checks.length} checks failed: do not trust this model.`
+        : `All ${checks.length} checks on held-out data passed.`;
+    box.className = `trust ${checks.length && !failed.length && !partial ? "good" : "bad"}`;
+    summary.textContent = partial ? `${partial} ${words}` : words;
+    const text = element("p", { textContent: flagging });
+    summary.after(text);
+    if (checks.length) {
+      const ordered = [...failed, ...checks.filter((check) => check.passed)];
+      const rows = ordered.map((c) => [c.name, c.value, c.limit, c.passed ? "passed" : c.note ? `FAILED: ${c.note}` : "FAILED"]);
+      text.after(table([["Check", "Value", "At most", ""], ...rows], box));
+    }
+    if (failed.length) box.open = true;
+  };
   if (page.metrics.length) table([["Measured", "Value", "Unit"], ...page.metrics], box);
-  if (failed.length) box.open = true;
+  summary.textContent = "The checks on held-out data are under way.";
+  if (page.trust) trusted(page.trust);
+  return trusted;
 }
 
 // -- rows that the reader brings --------------------------------------------------------------------------------------
@@ -154,21 +169,22 @@ function dropBox(parent, names, example, answer) {
   labelled("File", file, line);
   const place = element("div", { className: "answer" }, box);
   place.setAttribute("aria-live", "polite");
-  function run() {
-    place.replaceChildren();
+  const run = latest(async () => {
+    const found = element("div");
     try {
       const { values, rows } = parseRows(area.value, names);
-      if (rows > MOST_ROWS) element("p", { textContent: `The first ${MOST_ROWS} of ${rows} rows.` }, place);
+      if (rows > MOST_ROWS) element("p", { textContent: `The first ${MOST_ROWS} of ${rows} rows.` }, found);
       const count = Math.min(rows, MOST_ROWS);
-      answer(values.subarray(0, count * names.length), count, place);
+      await answer(values.subarray(0, count * names.length), count, found);
     } catch (error) {
-      element("p", { className: "verdict bad", textContent: error.message }, place);
+      element("p", { className: "verdict bad", textContent: error.message }, found);
     }
-  }
+    place.replaceChildren(found);
+  });
   const read = async (from) => { if (from) { area.value = (await from.text()).slice(0, 2 ** 21); run(); } };
   file.addEventListener("change", () => read(file.files[0]));
   box.addEventListener("dragover", (event) => { event.preventDefault(); box.classList.add("over"); });
   box.addEventListener("dragleave", () => box.classList.remove("over"));
   box.addEventListener("drop", (event) => { event.preventDefault(); box.classList.remove("over"); read(event.dataTransfer.files[0]); });
-  run();
+  return run();
 }

@@ -1,5 +1,5 @@
 // What an inverse problem looks like: the observation, which can be dragged, and the parameters that explain it.
-// A scene has `show(y, x)`: redraw for this observation and draws x of the posterior (n rows).
+// A scene has `place(y)`, which moves the observation at once, and `show(y, x, n)`: redraw with n draws x of its posterior.
 
 const SCENES = {
   /** A robot arm whose hand is at y. */
@@ -30,7 +30,7 @@ const SCENES = {
       },
     });
     plot.movable((px, py) => changed(Float64Array.of(px, py)), () => y);
-    return { plot, show(observed, x, n) { y = observed; arms = joints(x, n); plot.redraw(); } };
+    return { plot, place(observed) { y = observed; plot.redraw(); }, show(observed, x, n) { arms = joints(x, n); plot.redraw(); } };
   },
 
   /** A gravity anomaly above, the depth of the basin below. */
@@ -76,9 +76,9 @@ const SCENES = {
         draw(own) { own.points(seen, colour("quiet"), 3, 0.4); if (y) own.ring(y[0], y[1], colour("warm"), 9); },
       });
       plot.movable((px, py) => changed(Float64Array.of(px, py)), () => y);
-      return { plot, show(observed) { y = observed; plot.redraw(); } };
+      return { plot, place(observed) { y = observed; plot.redraw(); }, show() {} };
     }
-    if (size < 3) return { show() {} };
+    if (size < 3) return { place() {}, show() {} };
     return curves(page, place, { changed, along: names.map((_, j) => j + 1), xlabel: "number of the datum", curve: "The observation", unit: "", seen });
   },
 };
@@ -111,7 +111,8 @@ function curves(page, place, { changed, along, xlabel, curve, unit, below, acros
     for (let i = 0; i < size; i++) next[i] += change * Math.exp(-0.5 * ((i - held) / Math.max(size / 12, 0.4)) ** 2);
     changed(next);
   }, () => y && [along[held], y[held]]);
-  if (!edges) return { plot: above, show(observed) { y = observed; above.redraw(); } };
+  const put = (observed) => { y = observed; above.redraw(); };
+  if (!edges) return { plot: above, place: put, show() {} };
 
   const count = edges.length - 1, all = unpacked(page.parameters), top = span(all, 0.05, 0.002);
   const stairs = (values, start) => {
@@ -134,9 +135,10 @@ function curves(page, place, { changed, along, xlabel, curve, unit, below, acros
   });
   return {
     plot: above,
-    show(observed, draws, rows) {
-      y = observed; x = draws; n = rows;
-      if (predict) fitted = predict(x, n);
+    place: put,
+    async show(observed, draws, rows) {
+      if (predict) fitted = await predict(draws, rows);
+      x = draws; n = rows;
       above.redraw();
       lower.redraw();
     },

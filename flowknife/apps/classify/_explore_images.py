@@ -1,0 +1,96 @@
+"""The live page of a classifier of images: the cloud of latents, images of every class, probabilities."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import logsumexp
+
+from flowknife._batches import map_batches
+from flowknife.errors import InputError
+from flowknife.explore import Live, live_page, rows_of, seed_of
+from flowknife.explore._images import FEW, Cloud, few, image_in, in_cloud, pixels_of
+from flowknife.multiscale import decode_batch, encode_batch
+
+if TYPE_CHECKING:
+    from flowknife.apps.classify._result import Classifier
+
+
+def live_images(classifier: "Classifier") -> Live:
+    """A live page: what it shows, and what it may ask."""
+    model, shape, classes = classifier.model, classifier.shape, classifier.classes
+    size = int(np.prod(shape))
+    ends = np.cumsum([block.size for block in model.partition.right])
+    levels = {
+        block.name: slice(int(end - block.size), int(end))
+        for block, end in zip(model.partition.right, ends, strict=True)
+    }
+    items, labels = classifier.examples
+    shown, codes = items[: in_cloud(size)], np.asarray(labels[: in_cloud(size)], int)
+
+    def encode(x, n, given=None):
+        pixels = pixels_of(x, n, shape)
+        return map_batches(lambda part: [encode_batch(model, part, {})], pixels, few(n))[0]
+
+    def decode(z, n, given=None):
+        latents = np.asarray(rows_of(z, n, size), np.float32)
+        return map_batches(lambda part: [decode_batch(model, part, {})], latents, few(n))[0]
+
+    def sample(n, seed=0, temperature=0.7, given=None):
+        if n not in range(1, 65) or (given is not None and given not in range(len(classes))):
+            raise InputError("got a question about other images; expected 1 to 64, and the number of a class")
+        label = None if given is None else classes[given]
+        return classifier.sample(n, label=label, key=seed_of(seed), temperature=temperature)
+
+    def look(x, n):
+        return pixels_of(x, n, shape), classifier._look(pixels_of(x, n, shape))
+
+    def log_prob(x, n, given=None):
+        return logsumexp(look(x, n)[1][0] + classifier.log_prior, axis=1)
+
+    def score(x, n, given=None):
+        pixels, seen = look(x, n)
+        joint = seen[0] + classifier.log_prior
+        anomaly = np.asarray(classifier._anomaly(pixels, seen), float)
+        p = classifier._p_values(anomaly) if classifier.flagging.rows else None
+        return {
+            "p": p,
+            "score": anomaly,
+            "bits": -logsumexp(joint, axis=1) / size / np.log(2),
+            "probability": classifier._probability(joint).astype(float),
+        }
+
+    cloud = Cloud(map_batches(lambda part: [encode_batch(model, part, {})], shown)[0], levels)
+
+    def read(file):
+        pixels = image_in(file, shape, 1.0, classifier.white)
+        return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
+
+    def prepare():
+        zeros = np.zeros((FEW, size), np.float32)
+        for n in (1, FEW):
+            decode(zeros[:n].ravel(), n)
+        encode(shown[:1].ravel(), 1)
+
+    parts = {
+        "shape": list(shape),
+        "levels": [[name, columns.start, columns.stop] for name, columns in levels.items()],
+        "images": shown.tobytes(),
+        "codes": codes,
+        "classes": [str(name) for name in classes],
+        "classifies": True,
+        "places": cloud.places(),
+        "held_out": bool(classifier.flagging.rows),
+        "directions": _directions(cloud.z, codes, classes),
+    }
+    calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "score": score, "read": read}
+    return live_page(classifier, "images", parts, calls, slow=frozenset({"log_prob", "score"}), prepare=prepare)
+
+
+def _directions(z, codes, classes):
+    """From the mean of all latents to that of each class, where there are images of it."""
+    middle = z.mean(axis=0)
+    return [
+        {"name": f"towards {name}", "level": "", "step": (z[codes == k].mean(axis=0) - middle).astype(np.float32)}
+        for k, name in enumerate(classes[:12])
+        if np.any(codes == k)
+    ]

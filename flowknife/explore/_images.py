@@ -1,0 +1,84 @@
+"""What live pages of images share: a few images at a time, places in the cloud of latents, files of the reader."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from flowknife.data import White
+from flowknife.data._decode import Form, decode
+from flowknife.diagnostics import principal_plane
+from flowknife.errors import InputError
+
+FEW = 8
+"""Images of one call, computed at once; a single one is computed alone, so that it follows a slider."""
+
+_MOST_NUMBERS = 8_000_000  # of the latents of the cloud
+
+_MOST_IMAGES = 400
+
+
+def in_cloud(size: int) -> int:
+    """How many images of so many numbers the cloud shows."""
+    return max(min(_MOST_IMAGES, _MOST_NUMBERS // size), 16)
+
+
+def few(n: int) -> int:
+    """The largest batch in which n images are computed."""
+    return 1 if n == 1 else FEW
+
+
+class Cloud:
+    """The latents of some images, and the plane of their principal axes: of all latents, and of each level.
+
+    Attributes:
+        z: latents of the images, shape (n, d).
+        parts: the columns of each level by name.
+    """
+
+    def __init__(self, z: Float[np.ndarray, "n d"], parts: Mapping[str, slice]):
+        every = {"all": slice(0, z.shape[1])} if len(parts) > 1 else {}
+        self.z, self.parts = z, {**parts, **every}
+
+    def places(self, z: Any = None) -> dict[str, np.ndarray]:
+        """Where latents lie, by level, shape (n, 2) each; default: those of the cloud."""
+        others = [] if z is None else [z]
+        planes = {
+            name: principal_plane(self.z[:, columns], *(other[:, columns] for other in others))
+            for name, columns in self.parts.items()
+        }
+        return {name: plane[-1].astype(np.float32) for name, plane in planes.items()}
+
+
+def image_in(file: Any, shape: tuple[int, int, int], crop: float, white: White) -> UInt8[np.ndarray, "1 h w c"]:
+    """An image of the reader, in the size and the channels of the model.
+
+    Args:
+        file: what the image file holds, bytes.
+        shape: (height, width, channels) of the model's images.
+        crop: the share that is kept.
+        white: the pixel values that become 255.
+
+    Raises:
+        InputError: it is no image that can be used.
+    """
+    height, width, channels = shape
+    if not isinstance(file, np.ndarray) or file.dtype != np.uint8:
+        raise InputError("got no file; expected an image")
+    found = decode(file.tobytes(), Form(width, height, 1 if channels == 1 else 3, crop, white))
+    if isinstance(found, str):
+        raise InputError(f"got a file that cannot be used ({found}); expected an image, such as a PNG or JPEG file")
+    return found[None]
+
+
+def pixels_of(x: Any, n: Any, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n h w c"]:
+    """Images that the page sent.
+
+    Raises:
+        InputError: for anything else.
+    """
+    values = np.asarray(x)
+    if values.dtype != np.uint8 or not isinstance(n, int) or not 0 < n <= 64 or values.size != n * np.prod(shape):
+        raise InputError(f"got {values.size} numbers; expected 1 to 64 images of shape {shape}")
+    return values.reshape(n, *shape)
