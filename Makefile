@@ -97,7 +97,7 @@ endef
 
 # What a target needs: extras of flowknife, and a dependency group.
 NEEDS_demo := --editable ".[demo]"
-NEEDS_dev := --editable ".[demo,s3,tables]" --group dev
+NEEDS_dev := --editable ".[demo,export,s3,tables,track]" --group dev
 NEEDS_docs := --editable ".[demo]" --group docs
 
 $(INSTALLED)-uv: | $(BIN)/python

@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -94,7 +95,9 @@ def as_shape(shape: int | Shape) -> Shape:
         InputError: for anything but whole numbers that are not negative.
     """
     try:
-        numbers = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
+        sizes = shape if isinstance(shape, Iterable) else (shape,)
+        # a program that is exported may leave the size of a batch open
+        numbers = tuple(size if jax.export.is_symbolic_dim(size) else operator.index(size) for size in sizes)
     except TypeError:
         numbers = (-1,)
     if any(number < 0 for number in numbers):
