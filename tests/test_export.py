@@ -199,6 +199,7 @@ def test_a_density_is_a_distribution_of_numpyro(key):
     assert abs(np.asarray(law.sample(key, (500,))).mean() - rows.mean()) < 1000
 
 
+@pytest.mark.slow
 def test_a_posterior_is_a_distribution_within_the_support_of_its_prior(key, posterior):
     y = np.array([1.0, 1.0])
     law = posterior.numpyro(y)

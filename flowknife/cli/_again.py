@@ -35,7 +35,7 @@ def configuration_of(run: Path, application: str) -> dict[str, Any]:
 
 
 def again(
-    ctx: typer.Context,
+    ctx: Any,
     source: Annotated[
         Path | None, typer.Option("--from", metavar="RUN", help="Fit again as this run was: its data, its settings.")
     ] = None,
@@ -63,6 +63,10 @@ def again(
     verb = group.get_command(ctx, record.application)
     with verb.make_context(record.application, words, parent=ctx) as inner:
         verb.invoke(inner)
+
+
+# typer passes a context by this annotation, and of another class than it names
+again.__annotations__ = {**again.__annotations__, "ctx": typer.Context}
 
 
 def _data_of(run, record) -> str:

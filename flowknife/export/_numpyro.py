@@ -69,13 +69,13 @@ def _classes() -> tuple[Any, Any]:
             return Support(self.bijection, self.origin, self.scale)
 
         def __call__(self, x):
-            return self.bijection.decode(x)[0] * self.scale + self.origin
+            return self.bijection.decode(jnp.asarray(x))[0] * self.scale + self.origin
 
         def _inverse(self, y):
-            return self.bijection.encode((y - self.origin) / self.scale)[0]
+            return self.bijection.encode((jnp.asarray(y) - self.origin) / self.scale)[0]
 
         def log_abs_det_jacobian(self, x, y, intermediates=None):
-            return jnp.sum(jnp.log(self.scale)) - self.bijection.decode(x)[1]
+            return jnp.sum(jnp.log(self.scale)) - self.bijection.decode(jnp.asarray(x))[1]
 
         def tree_flatten(self):
             return (self.bijection, self.origin, self.scale), (("bijection", "origin", "scale"), {})
@@ -89,7 +89,7 @@ def _classes() -> tuple[Any, Any]:
             self.bijection, self.origin, self.scale = bijection, origin, scale
 
         def __call__(self, x):
-            u = self.bijection.encode((x - self.origin) / self.scale)[0]
+            u = self.bijection.encode((jnp.asarray(x) - self.origin) / self.scale)[0]
             return jnp.all(jnp.isfinite(u), axis=-1)
 
         def feasible_like(self, prototype):
