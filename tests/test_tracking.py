@@ -83,6 +83,8 @@ def test_tensorboard_has_curves_metrics_and_a_figure(tmp_path):
         assert next(csv.reader(stream)) == ["step", "seconds", "train", "validation"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_mlflow_has_parameters_metrics_figures_and_a_model_that_predicts(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flowknife._files import is_run
+from flowknife._settings import Settings
 from flowknife.cli._app import Group, app, verb, with_examples
 from flowknife.errors import InputError
 
@@ -61,15 +62,24 @@ def _settings_of(name: str, asked: bool) -> tuple[str, dict[str, Any]]:
     if is_run(Path(name)):
         application = read_application(name)
         record = read_run(name, APPLICATIONS[application].settings)
-        chosen = (
-            record.config.model_dump(mode="json", exclude_unset=True) if asked else record.used.model_dump(mode="json")
-        )
-        return application, chosen
+        used = record.used.model_dump(mode="json")
+        return application, _beyond(record.config.model_dump(mode="json"), type(record.config)()) if asked else used
     import difflib
 
     close = difflib.get_close_matches(name, [*recipes.RECIPES, *APPLICATIONS], n=2)
     advice = f"; try {' or '.join(close)}" if close else "; try flowknife recipes"
     raise InputError(f"got {name!r}; expected a recipe, a job ({', '.join(APPLICATIONS)}) or a run directory{advice}")
+
+
+def _beyond(settings: Any, defaults: Any) -> dict[str, Any]:
+    """The settings that are not at their defaults, nested."""
+    found = {}
+    for name, value in settings.items():
+        default = getattr(defaults, name)
+        own = _beyond(value, default) if isinstance(default, Settings) else value
+        if own != default and own != {}:
+            found[name] = own
+    return found
 
 
 def _plain(settings: Any) -> dict[str, Any]:

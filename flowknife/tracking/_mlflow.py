@@ -3,6 +3,7 @@
 import io
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,19 @@ class MLflow(Tracker):
 def save_pyfunc(run: str | Path, folder: str | Path) -> None:
     """Write a run directory as a model that `mlflow.pyfunc.load_model` reads; nothing of it is pickled.
 
-    Its `predict` gives the scores of rows, or with params={"method": "sample", "n": 100} what that method gives.
+    Its `predict` gives the scores of rows, or with params={"method": "sample", "n": 100, "key": 1} draws.
     """
-    from mlflow import pyfunc
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, about its own annotations
+        from mlflow import pyfunc
+        from mlflow.models import ModelSignature
+        from mlflow.types import DataType, ParamSchema, ParamSpec
 
-    pyfunc.save_model(
-        path=str(folder),
-        python_model=str(MODEL),
-        artifacts={"run": str(run)},
-        pip_requirements=[f"flowknife=={__version__}"],
-    )
+        options = [("method", DataType.string, "score"), ("n", DataType.long, 100), ("key", DataType.long, 0)]
+        pyfunc.save_model(
+            path=str(folder),
+            python_model=str(MODEL),
+            artifacts={"run": str(run)},
+            signature=ModelSignature(params=ParamSchema([ParamSpec(*option) for option in options])),
+            pip_requirements=[f"flowknife=={__version__}"],
+        )

@@ -17,18 +17,17 @@ class Flow(mlflow.pyfunc.PythonModel):
 
         self.fitted = fk.load(context.artifacts["run"])
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        """The scores of rows, as a table; params={"method": NAME, ...} calls another method with the other params.
+    def predict(self, context, model_input, params=None):  # MLflow checks data by annotations
+        """The scores of rows, as a table; params={"method": "log_prob"} calls another method with the rows.
 
-        `sample` takes no rows but the number of draws, params={"method": "sample", "n": 100, "key": 1}; of a posterior
-        the rows are the observations.
+        {"method": "sample", "n": 100, "key": 1} draws; of a posterior the rows are then the observations.
         """
-        options = dict(params or {})
-        method = options.pop("method", "score")
+        asked = {"method": "score", "n": 100, "key": 0, **(params or {})}
+        method = asked["method"]
         if method == "sample":
             given = {"y": np.asarray(model_input)} if self.fitted.application == "invert" else {}
-            return self.fitted.sample(int(options.pop("n", 100)), **given, **options)
-        found = getattr(self.fitted, method)(model_input, **options)
+            return self.fitted.sample(int(asked["n"]), key=int(asked["key"]), **given)
+        found = getattr(self.fitted, method)(model_input)
         return found.to_frame() if method == "score" else found
 
 
