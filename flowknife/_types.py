@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -94,12 +95,21 @@ def as_shape(shape: int | Shape) -> Shape:
         InputError: for anything but whole numbers that are not negative.
     """
     try:
-        numbers = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
+        sizes = shape if isinstance(shape, Iterable) else (shape,)
+        # a program that is exported may leave the size of a batch open
+        numbers: tuple[Any, ...] = tuple(
+            size if jax.export.is_symbolic_dim(size) else operator.index(size) for size in sizes
+        )
     except TypeError:
         numbers = (-1,)
     if any(number < 0 for number in numbers):
         raise InputError(f"got the shape {shape!r}; expected a whole number that is not negative, or a tuple of them")
     return numbers
+
+
+def _as_size(size: Any) -> Any:
+    """A whole number; the size of a batch that an exported program leaves open stays as it is."""
+    return size if jax.export.is_symbolic_dim(size) else operator.index(size)
 
 
 def sizes_agree(*arrays: tuple[str, Any], **sizes: int) -> bool:

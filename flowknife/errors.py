@@ -37,6 +37,15 @@ def _escaped(letter):
     return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number of things in words.
+
+    >>> counted(1, "row"), counted(2000, "class", "classes")
+    ('1 row', '2,000 classes')
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def shortened(text: str, most: int = _LONGEST) -> str:
     """Text of at most about `most` characters, without its middle where it is longer."""
     return text if len(text) <= most else f"{text[: most * 3 // 4]}...{text[-most // 5 :]}"

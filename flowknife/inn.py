@@ -327,7 +327,7 @@ class INN(eqx.Module):
         if isinstance(temperature, Mapping) and not set(temperature) <= set(names):
             raise InputError(f"got temperatures of {sorted(temperature)}; expected names among {names}")
         batches = [np.shape(value)[: np.ndim(value) - len(block.given_shape)] for block, value in self._pairs(given)]
-        batch = (*as_shape(n), *np.broadcast_shapes(*batches))
+        batch = (*as_shape(n), *jnp.broadcast_shapes(*batches))
         keys = jax.random.split(as_key(key), len(self.partition.right))
         right = {}
         for block, block_key in zip(self.partition.right, keys, strict=True):

@@ -69,7 +69,7 @@ def test_fit_density_writes_a_run_and_says_what_comes_next(fitted):
     record = json.loads((run / "run.json").read_text())
     assert record["application"] == "density" and record["config"]["layers"] == 2
     assert record["metrics"].keys() == {"nll"} and f"{record['metrics']['nll']:.4g} nats" in result.stdout
-    assert {path.name for path in run.iterdir()} == {"run.json", "model.safetensors", "history.csv"}
+    assert {path.name for path in run.iterdir()} == {"run.json", "model.safetensors", "history.csv", "card.md"}
     assert "100 %" in result.stderr and "100 %" not in result.stdout
     following = [line.split() for line in result.stdout.splitlines() if line.startswith("  flowknife ")]
     assert [words[1] for words in following] == ["sample", "score", "report"]
@@ -131,7 +131,7 @@ def test_score_leaves_out_invalid_rows_when_asked(tmp_path, density, table):
     refused(*arguments, words="--drop-invalid")
     result = call(*arguments, "--drop-invalid")
     assert [row["row"] for row in rows_of(tmp_path / "scores.csv")] == ["0", "1", "3", "4"]
-    assert "left out 1 rows" in result.stderr
+    assert "left out 1 row" in result.stderr
 
 
 def test_info_shows_both_ends_and_how_the_run_was_made(density):
@@ -263,7 +263,7 @@ def test_fit_never_overwrites_by_accident(tmp_path, density, table, trained):
     call("fit", "density", table, "--out", run, "--overwrite", "-s", "seed=9")
     assert json.loads((run / "run.json").read_text())["config"]["seed"] == 9
     names = {path.name for path in run.iterdir()}
-    assert names == {"run.json", "model.safetensors", "history.csv", "notes.txt"}
+    assert names == {"run.json", "model.safetensors", "history.csv", "card.md", "notes.txt"}
 
 
 def test_fit_refuses_a_place_before_it_trains(tmp_path, table, monkeypatch):

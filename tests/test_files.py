@@ -84,7 +84,7 @@ def test_overwriting_removes_only_what_flowknife_wrote(run, table, at_once):
     call("fit", "density", table, "--out", run, "--overwrite", "-s", "seed=9")
     assert json.loads((run / "run.json").read_text())["config"]["seed"] == 9
     left = {path.as_posix() for path in snapshot(run)}
-    runs = {"run.json", "model.safetensors", "history.csv"}
+    runs = {"run.json", "model.safetensors", "history.csv", "card.md"}
     assert left == runs | {"notes.txt", "figures/mine.png", "figures/latents.png"}
 
 
@@ -210,7 +210,7 @@ def test_a_folder_is_claimed_by_one(tmp_path, table, at_once):
     assert not (tmp_path / "run").exists() and not (tmp_path / "other").exists()
     (tmp_path / "run" / ".flowknife-draft").mkdir(parents=True)  # left by a process that was killed
     call("fit", "density", table, "--out", tmp_path / "run")
-    assert content_of(tmp_path / "run") == ["history.csv", "model.safetensors", "run.json"]
+    assert content_of(tmp_path / "run") == ["card.md", "history.csv", "model.safetensors", "run.json"]
 
 
 DYING = """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -29,6 +29,11 @@ class Look(NamedTuple):
     levels: np.ndarray
     latents: np.ndarray
     local_energy: np.ndarray
+
+
+def features_of_levels(model: Any, pixels: Array, key: Array, given: Mapping[str, Array]) -> Array:
+    """The `level_features` of a batch of images, the last of them bits/dim of each level."""
+    return _look(model, pixels, key, given)[0]
 
 
 @eqx.filter_jit

@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, get_type_hints
 
 import jax
 import numpy as np
 
+from flowknife._files import is_own, replacing
 from flowknife._progress import note
 from flowknife._record import Config, Record
 from flowknife._settings import Settings
@@ -17,17 +18,20 @@ from flowknife._trees import accepts
 from flowknife.data import Skipped, write_skipped
 from flowknife.diagnostics import Check, Flagging
 from flowknife.errors import InputError, StorageError
+from flowknife.export import Program, write_onnx, write_stablehlo
 from flowknife.inn import INN
+from flowknife.report import card, in_html, in_one_line
 from flowknife.storage import read_history, read_model, read_run, write_run
 from flowknife.train import MINIMUM_STEPS, missing_steps
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from flowknife.explore import Live
 
 _DATA = ("reference", "held_out")  # attributes that are data
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result(ABC, Generic[Config]):
     """A fitted model with its record.
 
@@ -99,8 +103,18 @@ class Result(ABC, Generic[Config]):
         run = write_run(folder, record, {"model": self.model, **self._tree()}, self.history)
         if record.data.kind == "images":
             write_skipped(run / "skipped.csv", self.skipped)
+        self._write_card(run, record)
         self._stay_in(run)
         return run
+
+    def _write_card(self, run, record):
+        path = run / "card.md"
+        if path.exists() and not is_own(path):  # a card of the user's
+            return
+        own = replace(self, record=record)
+        own.__dict__["metrics"] = self.metrics  # not measured again
+        with replacing(path) as place:
+            place.write_text(card(own), encoding="utf-8", errors="backslashreplace")
 
     @classmethod
     def load(cls, folder: str | Path) -> Any:
@@ -161,6 +175,33 @@ class Result(ABC, Generic[Config]):
         values = {name: getattr(self, name) for name in self.kept}
         return values | {name: values[name].to_tree() for name in self.parts if values[name] is not None}
 
+    def export(
+        self, folder: str | Path, *, format: Literal["stablehlo", "onnx"] = "stablehlo", overwrite: bool = False
+    ) -> Path:
+        """Write `log_prob`, `sample` and `encode` for programs without flowknife; return the folder.
+
+        As StableHLO they run with JAX, by the `model.py` of the folder, and give the same numbers to the last bit. ONNX
+        needs jax2onnx, in an environment of its own, and has no `sample`. See `docs/howto/elsewhere.md`.
+
+        Args:
+            folder: a new one, or with `overwrite` that of an earlier export.
+            format: "stablehlo" or "onnx".
+            overwrite: replace an earlier export.
+
+        Raises:
+            InputError: for a model that cannot be exported, or a package that is not installed.
+            StorageError: the folder holds something else, or cannot be written.
+        """
+        if format not in ("stablehlo", "onnx"):
+            raise InputError(f"got format={format!r}; expected 'stablehlo' or 'onnx'")
+        programs, about = self._exported()
+        about = {"application": self.application, "kind": self.record.data.kind, **about}
+        write = write_stablehlo if format == "stablehlo" else write_onnx
+        return write(folder, self.model, programs, about, overwrite=overwrite)
+
+    @abstractmethod
+    def _exported(self) -> tuple[dict[str, Program], dict[str, Any]]: ...
+
     @property
     def folder(self) -> Path | None:
         """The run directory that this was loaded from, or saved to last."""
@@ -168,6 +209,27 @@ class Result(ABC, Generic[Config]):
 
     def _stay_in(self, folder):
         self.__dict__["_folder"] = folder
+
+    # -- in short ---------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return in_one_line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        if "_html" not in self.__dict__:
+            self.__dict__["_html"] = in_html(self)
+        return self.__dict__["_html"]
+
+    def figures(self) -> dict[str, "Figure"]:
+        """Two figures, by name: "history", the curve of training, if there is one, and what the model draws."""
+        from flowknife import plots
+
+        curve = {"history": plots.history(self.history)} if self.history.get("step") else {}
+        return {**curve, **self._figure()}
+
+    @abstractmethod
+    def _figure(self) -> dict[str, "Figure"]: ...
 
     # -- whether it can be trusted, and the report ----------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The application that the verbs register with: how they end, what their help shows, and how results are printed."""
 
 import errno
+import functools
 import inspect
 import signal
 import threading
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowknife import __version__
+from flowknife._progress import is_silenced, silenced
 from flowknife.errors import CalibrationWarning, FlowknifeError, printable
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
@@ -30,6 +32,30 @@ _arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
 def arguments() -> tuple[str, ...]:
     """The words after `flowknife` on the command line."""
     return _arguments.get()
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and what is asked for.")]
+
+
+def _quietable(function: Callable[..., None]) -> Callable[..., None]:
+    """A verb with the option --quiet."""
+
+    @functools.wraps(function)
+    def quietable(*, quiet: bool = False, **given: Any) -> None:
+        with silenced(quiet):
+            function(**given)
+
+    own = inspect.signature(function)
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    vars(quietable)["__signature__"] = own.replace(parameters=[*own.parameters.values(), option])
+    quietable.__annotations__ = {**function.__annotations__, "quiet": Quiet}
+    return quietable
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print a line about what was done; nothing with --quiet."""
+    if not is_silenced():
+        typer.echo(text, err=err)
 
 
 class Group(TyperGroup):
@@ -123,7 +149,7 @@ def verb(
     """Register a function as a verb; its docstring and the examples are its help."""
 
     def register(function: Callable) -> Callable:
-        group.command(name, cls=cls, help=with_examples(function.__doc__ or "", *examples))(function)
+        group.command(name, cls=cls, help=with_examples(function.__doc__ or "", *examples))(_quietable(function))
         return function
 
     return register
@@ -131,6 +157,7 @@ def verb(
 
 app = typer.Typer(
     cls=_Verbs,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help comes twice as fast

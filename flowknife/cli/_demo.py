@@ -8,7 +8,7 @@ import typer
 
 from flowknife import demos
 from flowknife._files import require_own
-from flowknife.cli._app import app, verb
+from flowknife.cli._app import app, say, verb
 from flowknife.cli._files import run_to_write
 
 
@@ -39,4 +39,4 @@ def _demo(
         if name is None:
             require_own(out / "report.html")
         page = demos.run(name, out, quick) if name else demos.run_all(out, quick)
-    typer.echo(f"report: {page}")
+    say(f"report: {page}")

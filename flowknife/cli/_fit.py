@@ -14,7 +14,20 @@ from typer.core import TyperCommand
 
 from flowknife._files import CHECKPOINTS, is_checkpoints, is_partial, is_run
 from flowknife._interrupts import finish, until_interrupted
-from flowknife.cli._app import DropInvalid, Group, Written, app, arguments, show, verb, with_examples, with_units
+from flowknife._progress import is_silenced
+from flowknife.cli._again import Source, again, configuration_of
+from flowknife.cli._app import (
+    DropInvalid,
+    Group,
+    Written,
+    app,
+    arguments,
+    say,
+    show,
+    verb,
+    with_examples,
+    with_units,
+)
 from flowknife.cli._files import remove_checkpoints, run_to_write
 from flowknife.errors import InputError, Interrupted
 
@@ -41,6 +54,10 @@ Set = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND:PLACE", help="Track the fit: tensorboard:DIR, mlflow:URI or mlflow:URI#EXPERIMENT."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a fit that was stopped, from RUN/checkpoints.")]
 
 fit = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None)
@@ -54,8 +71,10 @@ app.add_typer(
         "flowknife fit classify flowers.csv --out runs/flowers --label species",
         "flowknife fit invert kinematics --out runs/arm",
         "flowknife fit images data/train --out runs/cats --resume",
+        "flowknife fit --from runs/points --out runs/again",
     ),
 )
+fit.callback(invoke_without_command=True)(again)
 
 
 def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
@@ -73,7 +92,7 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
             run, overwrite, resume = given["out"], given["overwrite"], given["resume"]
             checkpoints = run / CHECKPOINTS
             if resume and not overwrite and is_run(run) and not is_partial(run) and not is_checkpoints(checkpoints):
-                typer.echo(f"{run} holds a finished run: there is nothing to resume")
+                say(f"{run} holds a finished run: there is nothing to resume")
                 return
             with run_to_write(run, overwrite, given["data"], given["config"], resume=resume):
                 try:
@@ -109,6 +128,8 @@ def _density(
     drop_invalid: DropInvalid = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    source: Source = None,
+    track: Track = None,
 ) -> None:
     """Fit a density to the rows of a table.
 
@@ -116,10 +137,10 @@ def _density(
     """
     from flowknife.apps import DensityConfig, density
 
-    chosen = _configured(DensityConfig, "density", recipe, config, settings)
+    chosen = _configured(DensityConfig, "density", recipe, config, settings, source)
     columns = None if given is None else [name.strip() for name in given.split(",")]
     found = until_interrupted(
-        lambda: density(data, chosen, given=columns, drop_invalid=drop_invalid, **_kept(out, resume))
+        lambda: density(data, chosen, given=columns, drop_invalid=drop_invalid, **_kept(out, resume, track))
     )
     # conditions are read from a table, here that of training
     draws = f"-n 1 --given {shlex.quote(data)}" if columns else "-n 100"
@@ -148,6 +169,8 @@ def _images(
     settings: Set = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    source: Source = None,
+    track: Track = None,
 ) -> None:
     """Fit an image model to a folder of images.
 
@@ -157,8 +180,8 @@ def _images(
     """
     from flowknife.apps import ImagesConfig, images
 
-    chosen = _configured(ImagesConfig, "images", recipe, config, settings)
-    found = until_interrupted(lambda: images(data, chosen, given=given, **_kept(out, resume)))
+    chosen = _configured(ImagesConfig, "images", recipe, config, settings, source)
+    found = until_interrupted(lambda: images(data, chosen, given=given, **_kept(out, resume, track)))
     classes = found[0].classes
     draws = "-n 100" + (f" --given {shlex.quote(str(classes[0]))}" if classes else "")
     _keep(found, out, _sample_and_score("samples.png", "new", draws), recipe)
@@ -188,6 +211,8 @@ def _classify(
     drop_invalid: DropInvalid = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    source: Source = None,
+    track: Track = None,
 ) -> None:
     """Fit a generative classifier to labelled rows or images.
 
@@ -196,11 +221,14 @@ def _classify(
     """
     from flowknife.apps import ClassifyConfig, classify
 
-    chosen = _configured(ClassifyConfig, "classify", recipe, config, settings)
-    folder, place = Path(data).expanduser().is_dir(), shlex.quote(data)
+    chosen = _configured(ClassifyConfig, "classify", recipe, config, settings, source)
+    folder = Path(data).expanduser().is_dir()
     labels, samples = (None, "samples.png") if folder else (label, "samples.csv")
-    found = until_interrupted(lambda: classify(data, labels, chosen, drop_invalid=drop_invalid, **_kept(out, resume)))
-    following = (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {place} --out classes.csv")
+    new = shlex.quote("new" if folder else f"new{Path(data).suffix}")
+    found = until_interrupted(
+        lambda: classify(data, labels, chosen, drop_invalid=drop_invalid, **_kept(out, resume, track))
+    )
+    following = (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {new} --out classes.csv")
     _keep(found, out, following, recipe)
 
 
@@ -226,6 +254,8 @@ def _invert(
     settings: Set = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    source: Source = None,
+    track: Track = None,
 ) -> None:
     """Fit the posterior of parameters given an observation.
 
@@ -237,14 +267,14 @@ def _invert(
     from flowknife.apps import InvertConfig, invert
     from flowknife.problems import PROBLEMS
 
-    chosen = _configured(InvertConfig, "invert", recipe, config, settings)
+    chosen = _configured(InvertConfig, "invert", recipe, config, settings, source)
     if data in PROBLEMS:
         if parameters is not None:
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
-        found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen, **_kept(out, resume)))
+        found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen, **_kept(out, resume, track)))
     elif Path(data).suffix:
         names = parameters.split(",") if parameters else None
-        found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names, **_kept(out, resume)))
+        found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names, **_kept(out, resume, track)))
     else:
         close = difflib.get_close_matches(data, PROBLEMS, n=1)
         advice = f"; try {close[0]}" if close else ""
@@ -257,9 +287,9 @@ def _invert(
     )
 
 
-def _kept(run: Path, resume: bool) -> dict[str, Any]:
-    """Where a fit keeps its checkpoints, as its arguments."""
-    return {"checkpoints": run / CHECKPOINTS, "resume": resume}
+def _kept(run: Path, resume: bool, track: list[str] | None) -> dict[str, Any]:
+    """Where a fit keeps its checkpoints and is tracked, as its arguments."""
+    return {"checkpoints": run / CHECKPOINTS, "resume": resume, **({"track": track} if track else {})}
 
 
 def _go_on() -> str:
@@ -268,7 +298,14 @@ def _go_on() -> str:
     return shlex.join(["flowknife", *words, "--resume"])
 
 
-def _configured(kind: Any, application: str, recipe: str | None, file: Path | None, settings: list[str] | None) -> Any:
+def _configured(
+    kind: Any,
+    application: str,
+    recipe: str | None,
+    file: Path | None,
+    settings: list[str] | None,
+    source: Path | None,
+) -> Any:
     from flowknife import recipes
     from flowknife.cli._settings import configured
 
@@ -277,7 +314,11 @@ def _configured(kind: Any, application: str, recipe: str | None, file: Path | No
             raise typer.BadParameter(
                 f"got {setting!r}; expected KEY=VALUE, such as train.minutes=5", param_hint="--set"
             )
+    if recipe and source:
+        raise InputError(f"got --recipe {recipe} and --from {source}; expected one of them")
     start = recipes.recipe(recipe, application).settings if recipe else None
+    if source:
+        start = configuration_of(source, application)
     return configured(kind, file, settings or (), start)
 
 
@@ -317,6 +358,8 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
         how = f"a partial run: {training.sentence}" if training.partial else "the whole run"
         raise Written(f"{run} holds {how}") from None
     expected = {"recipe": recipe, "expected": RECIPES[recipe].expected or "not measured"} if recipe else {}
+    if is_silenced():
+        return
     show(f"{fitted.application}: {run}", {**with_units(fitted), **about(fitted), **expected})
     if fitted.skipped:
         typer.echo(f"  what was skipped, and why: {run / 'skipped.csv'}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowknife._files import replacing
-from flowknife.cli._app import Run, app, verb
+from flowknife.cli._app import Run, app, say, verb
 from flowknife.cli._files import Replace, require_output
 from flowknife.errors import InputError
 
@@ -47,7 +47,7 @@ def _interpolate(
         plots.interpolation_animation(out, images)
     else:
         _save(plots.interpolation(images), out)
-    typer.echo(f"wrote {steps} images to {out}")
+    say(f"wrote {steps} images to {out}")
 
 
 @verb(
@@ -89,7 +89,7 @@ def _attribute(
         classes = model.example_classes
         rows = model.along(model.examples[:_SHOWN], direction, steps, None if classes is None else classes[:_SHOWN])
     _save(plots.along(rows, steps, f"From {Path(negative).name} to {Path(positive).name}; 0 is the image."), out)
-    typer.echo(f"wrote {len(rows)} rows of images to {out}")
+    say(f"wrote {len(rows)} rows of images to {out}")
 
 
 def number_in(text: str, option: str) -> float:

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flowknife._files import is_own, is_run
-from flowknife.cli._app import DropInvalid, Run, app, end, show, verb, with_units
+from flowknife.cli._app import DropInvalid, Run, app, end, say, show, verb, with_units
 from flowknife.cli._files import Replace, require_output, write_columns
 from flowknife.cli._images import number_in
 from flowknife.cli._kinds import ROWS, Choice, Items, given_in, kind_of, only_for
-from flowknife.errors import InputError, printable
+from flowknife.errors import InputError, counted, printable
 
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
 OfPartition = Annotated[
@@ -98,7 +98,7 @@ def _sample(
     draw = fitted.sample_numbers if fitted.application == "density" else fitted.sample
     drawn = draw(n, key=seed, **options)
     write(np.column_stack([drawn, options["given"]]) if kind is ROWS and given is not None else drawn)
-    typer.echo(f"wrote {n:,} {kind.word} to {out}")
+    say(f"wrote {counted(n, kind.word.removesuffix('s'))} to {out}")
 
 
 def _each(fitted, given, n):
@@ -194,13 +194,13 @@ def _score(
         _write_gallery(gallery, fitted, items, columns)
     _tell_left_out(items, out)
     count = len(next(iter(columns.values())))
-    typer.echo(f"wrote {count:,} scores to {out}{_flagged(fitted, columns)}")
+    say(f"wrote {counted(count, 'score')} to {out}{_flagged(fitted, columns)}")
 
 
 def _flagged(fitted, scores):
     """The number of flagged scores; if none can be flagged, a line with the reason."""
     if fitted.flagging.note:
-        typer.echo(printable(f"note: {fitted.flagging.note}"), err=True)
+        say(printable(f"note: {fitted.flagging.note}"), err=True)
     return f"; {int(scores['flag'].sum()):,} flagged (p < {fitted.config.alpha:g})" if "flag" in scores else ""
 
 
@@ -213,7 +213,7 @@ def _write_gallery(path, model, items, scores):
     if model.classes and given is None:
         given = [items.values.folders[i] for i in first]
     write_gallery(path, shown, model.anomaly_map(shown, given), scores, model.config.alpha)
-    typer.echo(f"gallery: {path}")
+    say(f"gallery: {path}")
 
 
 def _require_table(out, data, run, overwrite):
@@ -243,14 +243,14 @@ def _tell_left_out(items: Items, out: Path) -> None:
     from flowknife.data import write_skipped
 
     if items.left_out:
-        typer.echo(f"left out {items.left_out} rows with missing or infinite values", err=True)
+        say(f"left out {counted(items.left_out, 'row')} with missing or infinite values", err=True)
     if items.skipped:
         # a run has such a list of its own, of what training left out; and a file of the user's may have the name
         names = ("skipped.csv", f"{out.stem}-skipped.csv", *(f"{out.stem}-skipped-{i}.csv" for i in range(2, 1000)))
         places = [out.with_name(name) for name in names[is_run(out.parent) :]]
         path = next(place for place in places if place != out and (is_own(place) or not place.exists()))
         write_skipped(path, items.skipped)
-        typer.echo(f"skipped {len(items.skipped)} files, listed with the reasons in {path}", err=True)
+        say(f"skipped {counted(len(items.skipped), 'file')}, listed with the reasons in {path}", err=True)
 
 
 @verb(
@@ -293,7 +293,7 @@ def _classify(
     codes = np.full(len(labels), -1) if items.labels is None else fitted.codes(items.labels)
     known = codes != -1
     agreed = f"; {np.mean(codes[known] == places[known]):.1%} as labelled" if known.any() else ""
-    typer.echo(f"wrote {len(labels):,} classes to {out}{_flagged(fitted, scores)}{agreed}")
+    say(f"wrote {counted(len(labels), 'class', 'classes')} to {out}{_flagged(fitted, scores)}{agreed}")
 
 
 @verb(
@@ -340,11 +340,13 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     write(np.column_stack([part.astype(str) for part in rows] if as_text else rows))
     _tell_left_out(items, out)
     if posterior.flagging.note:
-        typer.echo(printable(f"note: {posterior.flagging.note}"), err=True)
+        say(printable(f"note: {posterior.flagging.note}"), err=True)
     if flagged := int(np.sum(scores.get("flag", 0))):
         alpha = posterior.config.alpha
-        typer.echo(f"{flagged} of {len(drawn)} observations are unlike the simulations (p < {alpha:g})", err=True)
-    typer.echo(f"wrote {n:,} draws for each of {len(drawn):,} observations to {out}")
+        are = "is" if flagged == 1 else "are"
+        say(f"{flagged} of {counted(len(drawn), 'observation')} {are} unlike the simulations (p < {alpha:g})", err=True)
+    each = f"each of {len(drawn):,} observations" if len(drawn) > 1 else "the observation"
+    say(f"wrote {counted(n, 'draw')} for {each} to {out}")
 
 
 @verb(
@@ -378,7 +380,7 @@ def _report(
     if others is not None and Path(others).expanduser().resolve().is_relative_to((run / "figures").resolve()):
         raise InputError(f"got --others {others}, among the figures that the report overwrites; expected another place")
     shown = None if others is None else kind_of(fitted).read(fitted, others, Choice()).values
-    typer.echo(f"report: {fitted.report(run, others=shown, interactive=interactive)}")
+    say(f"report: {fitted.report(run, others=shown, interactive=interactive)}")
 
 
 @verb(app, "info", "flowknife info runs/points")

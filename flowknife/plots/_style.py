@@ -3,6 +3,7 @@
 Style is set on each figure, never in matplotlib's global settings, which threads share.
 """
 
+import io
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -71,6 +72,12 @@ def figure_type() -> "type[Figure]":
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Glyph .* missing from")
                 super().draw(renderer)
+
+        def _repr_png_(self) -> bytes:
+            """The figure as notebooks show it; once: where pyplot has registered figures, they do not ask for this."""
+            stream = io.BytesIO()
+            self.savefig(stream, format="png")
+            return stream.getvalue()
 
     return TextFigure
 

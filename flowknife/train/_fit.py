@@ -1,6 +1,7 @@
 """`fit`: from data and settings to a result."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from flowknife.data import fingerprint
 from flowknife.errors import Interrupted, TrainingError
 from flowknife.inn import INN
 from flowknife.objectives import Objective, nll, split_batch
+from flowknife.tracking import measured
 from flowknife.train._checkpoints import Checkpoints, Part, about_fit, digest_of, words_of
 from flowknife.train._feeds import make_feed
 from flowknife.train._loop import Trainer
@@ -92,6 +94,7 @@ def fit(
         model = _initialise(model, feed.first, init_key)
     objectives = objective, held_out_objective or objective
     trainer = Trainer(model, where, training, objectives, held_out, valid_key, part, rival)
+    trainer.told = functools.partial(measured, label)
     with progress(label, show_progress) as report, contextlib.closing(feed), deferred() as late:
         result = trainer.run(feed, key, report, late)
     if late or result.stopped is Stopped.INTERRUPTED:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,6 +103,7 @@ class Trainer:
         self.shares = step_shares(self.params)
         self.reached: Any = None  # nothing yet
         self.start = time.monotonic()
+        self.told: Callable[[int, Mapping[str, float]], None] = lambda step, values: None  # who hears of evaluations
 
     def run(self, feed, key, report, late) -> FitResult:
         """Train until an end is reached, or until an interruption, noted in `late`; one that has ended is read."""
@@ -235,6 +236,7 @@ class Trainer:
                 words, _ = self._describe(reached.state[1], self.held_out or arrays, slice(None), place)
                 fault = f"training stopped {words}"
             reached = replace(reached.evaluated(self._seconds, loss), made=0, total=jnp.zeros(()))
+            self.told(reached.step, {"train": train, "validation": float(loss)})
             if reached.row == len(order):
                 reached, order = replace(reached, round=reached.round + 1, row=0), ()
             self.reached = reached

@@ -15,6 +15,7 @@ from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed, built, keys_of
+from flowknife.apps._track import tracked
 from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
 from flowknife.apps.classify._models import image_model, table_model
 from flowknife.apps.classify._result import Classifier
@@ -26,6 +27,7 @@ from flowknife.data.images import as_images, default_size, grey_levels_note
 from flowknife.data.labels import is_image_source, label_codes, labels_of
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
+from flowknife.tracking import Track
 from flowknife.train import Checkpoints, about_fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -41,6 +43,7 @@ _OF_IMAGES = {"beta": 0.5, "width": 256, "scalar": "affine", "bits": 5, "augment
 """What the settings are that were left open."""
 
 
+@tracked
 def classify(
     x: Any,
     labels: Any = None,
@@ -52,6 +55,7 @@ def classify(
     show_progress: bool = True,
     checkpoints: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    track: Track = None,  # in effect by `tracked`
     **settings: Any,
 ) -> "Classifier":
     """Fit one density per class: a classifier that also draws samples and detects items of no class.
@@ -72,6 +76,7 @@ def classify(
         show_progress: show progress bars.
         checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
         resume: go on from the checkpoints, if there are any.
+        track: where the fit is tracked, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; several in a list.
         **settings: fields of `ClassifyConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
     Returns:

@@ -103,6 +103,16 @@ def _samples(classifier, held, labels, folder):
     )
 
 
+def figure_of_samples(classifier: "Classifier") -> Any:
+    """Items drawn for some classes, a few of each."""
+    shown, _ = classifier.examples
+    held = shown if classifier.of_images else classifier.frame.from_model(shown)
+    classes = classifier.classes[:10]
+    count = 8 if classifier.of_images else 200
+    drawn = [classifier.sample(count, label=label, key=0) for label in classes]
+    return _of_classes(drawn, [str(name) for name in classes], held, classifier.names)
+
+
 def _of_classes(items, names, reference, columns, heading=None):
     """Images or points of each class, points along the principal axes of `reference`, single numbers by class."""
     if items[0].shape[1:] == (1,):

@@ -68,7 +68,7 @@ def _there_and_back(model, x):
     return model.bijection.decode(model.bijection.encode(x)[0])[0]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Classifier(Result[ClassifyConfig]):
     """A trained generative classifier.
 
@@ -329,6 +329,16 @@ class Classifier(Result[ClassifyConfig]):
             **dict(zip(axes.split(), shape, strict=True)),
             k=len(self.classes),
         )
+
+    def _figure(self):
+        from flowknife.apps.classify._report import figure_of_samples
+
+        return {"samples": figure_of_samples(self)}
+
+    def _exported(self):
+        from flowknife.apps.classify._export import exported
+
+        return exported(self)
 
     def _report(self, folder, others):
         from flowknife.apps.classify._report import report_classify

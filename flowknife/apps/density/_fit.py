@@ -17,6 +17,7 @@ from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed, built, keys_of
+from flowknife.apps._track import tracked
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._given import read_table
 from flowknife.apps.density._result import Density, ends
@@ -28,6 +29,7 @@ from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.objectives import Dequantised, Noisy, nll
+from flowknife.tracking import Track
 from flowknife.train import Checkpoints, about_fit, fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
@@ -36,6 +38,7 @@ _FEW = 50_000  # rows; with more, nothing is gained by weight decay of a density
 _WIDE = 200  # columns, beyond which matrices between the couplings take most of the time and round too much
 
 
+@tracked
 def density(
     x: Any,
     config: DensityConfig | None = None,
@@ -48,6 +51,7 @@ def density(
     show_progress: bool = True,
     checkpoints: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    track: Track = None,  # in effect by `tracked`
     **settings: Any,
 ) -> "Density":
     """Fit a density to a table.
@@ -72,6 +76,7 @@ def density(
         show_progress: show a progress bar.
         checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
         resume: go on from the checkpoints, if there are any.
+        track: where the fit is tracked, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; several in a list.
         **settings: fields of `DensityConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:

@@ -38,10 +38,13 @@ from flowknife.diagnostics import (
     scored,
 )
 from flowknife.errors import InputError
+from flowknife.export import numpyro_flow
 from flowknife.laws import as_temperature, require_finite_draws
 from flowknife.objectives import log_probs
 
 _AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
+
+_SHOWN, _SHOWN_COLUMNS = 1000, 3  # rows and columns of the figure
 
 _POINTS = 64  # draws of the continuous rows that stand for a row with categories
 
@@ -75,7 +78,7 @@ def _decode(model, z, given):
     return model.decode(z, **given)["x"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Density(Result[DensityConfig]):
     """A fitted density of the rows of a table, or of some of its columns given the others.
 
@@ -273,6 +276,20 @@ class Density(Result[DensityConfig]):
             lambda n, key: self.sample(n, key=key, given=given),
         )
 
+    def numpyro(self, given: Any = None) -> Any:
+        """This density as a `numpyro.distributions.Distribution` of rows (d,): a prior, a likelihood or a guide.
+
+        Args:
+            given: one row of conditions, where there are conditions.
+
+        Raises:
+            InputError: NumPyro is not installed, or the table has columns that never vary or are no numbers.
+        """
+        if self.encoding is not None:
+            raise InputError("got a density of a table with categories, dates or missing values; expected numbers")
+        known = {name: rows[0] for name, rows in self._known(given, 1).items()}
+        return numpyro_flow(self.model, self.frame, known)
+
     @property
     def flagging(self) -> Flagging:
         """How rows are flagged; its `note` says why nothing can be, where that is so."""
@@ -334,6 +351,21 @@ class Density(Result[DensityConfig]):
         sizes = [sum(block.size for block in end) for end in (ends.left, ends.cond)]
         seen = sizes == [self.frame.dim, self.given_frame.dim] and len(ends.left) == 1
         return named and seen and sizes_agree(("m d", self.reference), ("n d", self.held_out), d=sum(sizes))
+
+    def _figure(self):
+        from flowknife import plots
+
+        rows = self.joint_frame.from_model(self.reference[:_SHOWN])
+        given = rows[:, len(self.columns) :]
+        drawn = self.sample_numbers(len(rows), key=0, given=given if self.given_names else None)
+        some = slice(0, _SHOWN_COLUMNS)
+        names = self.columns[some]
+        return {"samples": plots.samples(rows[:, : len(self.columns)][:, some], drawn[:, some], names)}
+
+    def _exported(self):
+        from flowknife.apps.density._export import exported
+
+        return exported(self)
 
     def _report(self, folder, others):
         from flowknife.apps.density._report import report_density

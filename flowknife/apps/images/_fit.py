@@ -17,6 +17,7 @@ from flowknife._types import Key, as_key, as_seed, built, keys_of
 from flowknife.anomaly._features import bits_of, level_squares
 from flowknife.anomaly._neighbours import Neighbours, thumbnails
 from flowknife.anomaly._scores import features_of, fit_detector
+from flowknife.apps._track import tracked
 from flowknife.apps.images._config import ImagesConfig
 from flowknife.apps.images._empirical import Empirical
 from flowknife.apps.images._result import Images
@@ -32,6 +33,7 @@ from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model
+from flowknife.tracking import Track
 from flowknife.train import Checkpoints, about_fit, take
 
 _MINUTES = 15
@@ -55,6 +57,7 @@ _MOST_STOPPING = 1000  # evaluated often
 _KEPT_IMAGES = 400  # held-out images kept with the run
 
 
+@tracked
 def images(
     folder: Any,
     config: ImagesConfig | None = None,
@@ -64,6 +67,7 @@ def images(
     show_progress: bool = True,
     checkpoints: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    track: Track = None,  # in effect by `tracked`
     **settings: Any,
 ) -> "Images":
     """Fit a model to the images of a folder: it draws new images and detects anomalous ones.
@@ -80,6 +84,7 @@ def images(
         show_progress: show progress bars.
         checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
         resume: go on from the checkpoints, if there are any.
+        track: where the fit is tracked, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; several in a list.
         **settings: fields of `ImagesConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
     Returns:

@@ -48,7 +48,7 @@ _FEWEST_COMPARED = 8  # images that a simple model can be fitted to
 _AS_GOOD = 0.02  # bits per dimension that a model may be worse than simple references
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Images(Result[ImagesConfig]):
     """A trained image model.
 
@@ -408,6 +408,17 @@ class Images(Result[ImagesConfig]):
                 **dict(zip("hwc", height_width_channels, strict=True)),
             )
         )
+
+    def _figure(self):
+        from flowknife import plots
+
+        given = np.resize(self.example_classes, 16) if self.classes else None
+        return {"samples": plots.image_grid(self.sample(16, key=0, given=given))}
+
+    def _exported(self):
+        from flowknife.apps.images._export import exported
+
+        return exported(self)
 
     def _report(self, folder, others):
         from flowknife.apps.images._report import report_images

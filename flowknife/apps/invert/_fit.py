@@ -26,6 +26,7 @@ from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._threads import in_threads
 from flowknife._types import Key, as_key, as_seed, built, keys_of
+from flowknife.apps._track import tracked
 from flowknife.apps.invert._config import TASK, InvertConfig
 from flowknife.apps.invert._result import Posterior
 from flowknife.architectures import coupling_flow, flow_given
@@ -47,6 +48,7 @@ from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
 from flowknife.objectives import Independence, Noisy, Objective, Weighted, matching_data, matching_latent, nll
 from flowknife.problems import PROBLEMS, Problem
+from flowknife.tracking import Track
 from flowknife.train import Checkpoints, FitResult, Part, Training, about_fit, fit
 
 _KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
@@ -64,6 +66,7 @@ _FEW = 50_000  # pairs; with more, nothing is gained by weight decay
 _NOISE_SHARE = 0.1  # width of the law of noisy data, in units of the noise
 
 
+@tracked
 def invert(
     simulator: Any = None,
     prior: priors.Prior | None = None,
@@ -77,6 +80,7 @@ def invert(
     show_progress: bool = True,
     checkpoints: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    track: Track = None,  # in effect by `tracked`
     **settings: Any,
 ) -> Posterior:
     """Learn the posterior p(x | y) of an inverse problem, for every observation y at once.
@@ -98,6 +102,7 @@ def invert(
         show_progress: show progress bars.
         checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
         resume: go on from the checkpoints, if there are any.
+        track: where the fit is tracked, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; several in a list.
         **settings: fields of `InvertConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:

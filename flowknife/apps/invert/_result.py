@@ -39,18 +39,21 @@ from flowknife.diagnostics import (
     tarp,
 )
 from flowknife.errors import InputError
+from flowknife.export import numpyro_flow
 from flowknife.inn import INN
 from flowknife.laws import as_temperature
 from flowknife.priors import Prior
 from flowknife.problems import PROBLEMS
 
-_NUMBERS_AT_ONCE = 2_000_000
+NUMBERS_AT_ONCE = 2_000_000
 
 _FARTHEST = 1e30  # what networks are given of larger numbers
 
 _IMPOSSIBLE = 1e3  # normal scores
 
 _AS_GOOD = 0.02  # nats per parameter that a posterior may be worse than the prior
+
+_SHOWN = 4  # parameters of the figure
 
 _CHECKED, _DRAWS = 300, 200  # held-out observations that are checked, and draws of each
 
@@ -119,7 +122,7 @@ def _climb(model, prior, x, y, steps, rate):
     return prior.bijection.decode(best)[0], value
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Posterior(Result[InvertConfig]):
     """The posterior p(x | y) of the parameters x of an inverse problem, for every observation y.
 
@@ -199,10 +202,10 @@ class Posterior(Result[InvertConfig]):
         size = bucket(n)
         if common:
             each = as_key(key)
-            most = max(2 ** int(np.log2(max(_NUMBERS_AT_ONCE // (size * self.prior.dim), 1))), 1)
+            most = max(2 ** int(np.log2(max(NUMBERS_AT_ONCE // (size * self.prior.dim), 1))), 1)
             found = map_batches(lambda part: [_sample_common(self.model, each, size, scale, part)], rows, most)
             return _plain(self._x_frame.from_model(found[0][:, :n]), single)
-        most = max(_NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations at a time
+        most = max(NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations at a time
         keys = iter(jax.random.split(as_key(key), -(-len(rows) // most)))
         drawn = [
             np.asarray(_sample(self.model, next(keys), size, scale, rows[start : start + most]))[:, :n]
@@ -447,6 +450,23 @@ class Posterior(Result[InvertConfig]):
             return arviz.from_dict({"posterior": posterior, "observed_data": observed})
         return arviz.from_dict(posterior=posterior, observed_data=observed)
 
+    def numpyro(self, y: Any) -> Any:
+        """The posterior of one observation as a `numpyro.distributions.Distribution`: a prior, or a guide.
+
+        Values stay in the support of the prior, also in NumPyro's samplers and guides.
+
+        Args:
+            y: one observation (m,).
+
+        Raises:
+            InputError: NumPyro is not installed, a parameter never varies, or there are several observations.
+        """
+        rows, _ = self._observations(y)
+        if len(rows) > 1:
+            raise InputError(f"got {len(rows)} observations; expected one at a time")
+        bijection = self.prior.inner.bijection
+        return numpyro_flow(self.model, self._x_frame, {"y": self._given(rows)[0]}, bijection, log_density)
+
     @classmethod
     def _derived(cls, record):
         problem = PROBLEMS.get(record.data.problem or "")
@@ -465,6 +485,19 @@ class Posterior(Result[InvertConfig]):
                 ("n k", self.held_out["y"]),
             )
         )
+
+    def _figure(self):
+        from flowknife import plots
+
+        pair = self.example_pairs
+        drawn, truth = self.sample(1000, y=pair["y"][0], key=0), pair["x"][0]
+        some = slice(0, _SHOWN)
+        return {"posterior": plots.corner(drawn[:, some], self.names[some], truth[some], units=self.prior.units[some])}
+
+    def _exported(self):
+        from flowknife.apps.invert._export import exported
+
+        return exported(self)
 
     def _report(self, folder, others):
         from flowknife.apps.invert._report import report_invert

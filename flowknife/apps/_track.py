@@ -1,0 +1,33 @@
+"""The argument `track` of the functions that fit."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from flowknife._interrupts import finish, until_interrupted
+from flowknife.tracking import Track, as_trackers, tracked_by
+
+P = ParamSpec("P")
+Fitted = TypeVar("Fitted")
+
+
+def tracked(fit: Callable[P, Fitted]) -> Callable[P, Fitted]:
+    """A function that fits, with its argument `track` in effect: trackers hear of its training and of its result."""
+
+    @functools.wraps(fit)
+    def tracking(*args: P.args, **kwargs: P.kwargs) -> Fitted:
+        track: Track = kwargs.get("track")  # ty: ignore[invalid-assignment]
+        trackers = as_trackers(track)
+        if not trackers:
+            return fit(*args, **kwargs)
+        with tracked_by(*trackers):
+            result, interrupted = until_interrupted(lambda: fit(*args, **kwargs))
+
+            def told() -> Fitted:
+                for tracker in trackers:
+                    tracker.fitted(result)
+                return result
+
+            return finish(told, interrupted)
+
+    return tracking

@@ -1,0 +1,10 @@
+"""Where fits are tracked: TensorBoard, MLflow, or a tracker of your own. Nothing is written that was not asked for.
+
+fk.density(x, track="tensorboard:runs/logs")
+fk.density(x, track="mlflow:http://localhost:5000#experiment")
+fk.density(x, track=[MyTracker()])
+"""
+
+from flowknife.tracking._tracker import Track, Tracker, as_trackers, measured, tracked_by
+
+__all__ = ["Track", "Tracker", "as_trackers", "measured", "tracked_by"]
