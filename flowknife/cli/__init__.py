@@ -5,7 +5,7 @@ one line for what a user can cause, 130 after Ctrl-C. JAX and all that needs it 
 help is fast.
 """
 
-from flowknife.cli import _demo, _fit, _images, _recipes, _runs  # noqa: F401, each registers its verbs
+from flowknife.cli import _demo, _fit, _images, _merge, _recipes, _runs, _simulate  # noqa: F401, each registers its verbs
 from flowknife.cli._app import app
 
 __all__ = ["app"]

@@ -214,7 +214,8 @@ def _invert(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="A problem by name, an .npz file of x and y, or a table of parameters and data."
+            metavar="DATA",
+            help="A problem by name, a folder of `flowknife simulate`, an .npz file of x and y, or a table of both.",
         ),
     ],
     out: Out,
@@ -235,6 +236,7 @@ def _invert(
     simulator of a problem: kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear.
     """
     from flowknife.apps import InvertConfig, invert
+    from flowknife.data.sets import is_set
     from flowknife.problems import PROBLEMS
 
     chosen = _configured(InvertConfig, "invert", recipe, config, settings)
@@ -242,7 +244,7 @@ def _invert(
         if parameters is not None:
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
         found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen, **_kept(out, resume)))
-    elif Path(data).suffix:
+    elif Path(data).suffix or is_set(data):
         names = parameters.split(",") if parameters else None
         found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names, **_kept(out, resume)))
     else:

@@ -113,6 +113,12 @@ class Found:
                     return partition
         return None
 
+    def part(self, number: int, parts: int) -> "Found":
+        """Every `parts`-th image, from the one of this number on, from 0: together the parts are all."""
+        # a place of its own in the cache, by its names
+        skipped = self.skipped if number == 0 else ()
+        return replace(self, place="", candidates=self.candidates[number::parts], skipped=skipped)
+
     def choose(self, partition: Partition | None = None, limit: int | None = None) -> "Found":
         """Only the images of a partition, and at most `limit`, evenly spread.
 
