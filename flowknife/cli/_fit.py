@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 import shlex
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.core import TyperCommand
 from flowknife._files import CHECKPOINTS, is_checkpoints, is_partial, is_run
 from flowknife._interrupts import finish, until_interrupted
 from flowknife.cli._app import DropInvalid, Group, Written, app, arguments, show, verb, with_examples, with_units
+from flowknife.cli._distributed import with_cluster
 from flowknife.cli._files import remove_checkpoints, run_to_write
 from flowknife.errors import InputError, Interrupted
 
@@ -54,6 +56,7 @@ app.add_typer(
         "flowknife fit classify flowers.csv --out runs/flowers --label species",
         "flowknife fit invert kinematics --out runs/arm",
         "flowknife fit images data/train --out runs/cats --resume",
+        "flowknife fit images data/train --out runs/cats --resume --distributed auto",
     ),
 )
 
@@ -75,6 +78,9 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
             if resume and not overwrite and is_run(run) and not is_partial(run) and not is_checkpoints(checkpoints):
                 typer.echo(f"{run} holds a finished run: there is nothing to resume")
                 return
+            if _is_another():
+                function(**given)
+                return
             with run_to_write(run, overwrite, given["data"], given["config"], resume=resume):
                 try:
                     function(**given)
@@ -84,7 +90,7 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
                     done = f"{stop}; " if isinstance(stop, Written) else ""
                     raise Written(f"{done}to go on: {_go_on()}") from None
 
-        return verb(fit, application, *examples, cls=WithSettings)(with_claim)
+        return verb(fit, application, *examples, cls=WithSettings)(with_cluster(with_claim))
 
     return register
 
@@ -259,6 +265,15 @@ def _invert(
     )
 
 
+def _is_another() -> bool:
+    """Whether this is one of several processes, and not the first one, which writes."""
+    if "jax" not in sys.modules:  # which joining a cluster imports
+        return False
+    from flowknife._cluster import is_first
+
+    return not is_first()
+
+
 def _kept(run: Path, resume: bool) -> dict[str, Any]:
     """Where a fit keeps its checkpoints, as its arguments."""
     return {"checkpoints": run / CHECKPOINTS, "resume": resume}
@@ -304,6 +319,10 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
     from flowknife.report import about
 
     fitted, interrupted = found
+    if _is_another():
+        if interrupted:
+            raise KeyboardInterrupt
+        return
     training = fitted.record.training
     if training.partial and is_run(run) and not is_partial(run):
         run = next(place for i in count(1) if not (place := run.with_name(f"{run.name}-partial-{i}")).exists())

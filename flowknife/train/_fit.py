@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from flowknife._cluster import mesh, told
+from flowknife._cluster import is_first, mesh, told
 from flowknife._interrupts import deferred
 from flowknife._progress import note, progress
 from flowknife._record import Stopped
@@ -92,7 +92,7 @@ def fit(
     training = asked(Training, training, settings).with_defaults()
     part, key = _part_of(checkpoints, resume, key, (model, data, held_out, training, objective), show_progress)
     key, split_key, init_key, valid_key = keys_of(key, 4)
-    devices = mesh()
+    devices, show_progress = mesh(), show_progress and is_first()
     feed, held_out = make_feed(model, data, held_out, training, split_key, devices)
     if initialise:  # every process fits them to the same rows, whoever trains on those
         model = _initialise(model, feed.first, init_key)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from flowknife import nets, priors
+from flowknife._cluster import many_processes
 from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robust_spread
 from flowknife._interrupts import finish, until_interrupted
 from flowknife._progress import note, progress
@@ -124,6 +125,11 @@ def invert(
     key = as_key(config.seed if key is None else key)
     keys = keys_of(key, 6)
     task = task_of(simulator, prior, pairs, config, names, y_names)
+    if task.pairs is None and not task.name and many_processes():
+        raise InputError(
+            "got a simulator in a fit of several processes, which would all run it; expected pairs; try fk.simulate, "
+            "then invert(pairs=...)"
+        )
     used = _used(config, task)
     prior = task.prior
     _check_resolved(prior)
