@@ -3,13 +3,24 @@
 import functools
 import inspect
 import os
+import re
+import signal
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import typer
 
+from flowknife.cli._app import arguments, end
 from flowknife.errors import FlowknifeError, InputError, printable
+
+LOST = (
+    "lost the first process of this fit, or the way to it; what was reached is in its checkpoints; try the same "
+    "command with --resume, with any number of processes"
+)
 
 Distributed = Annotated[
     Literal["auto"] | None,
@@ -42,14 +53,18 @@ def with_cluster(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def joined(**given: Any) -> None:
         own = {name: given.pop(name) for name in _OPTIONS}
-        if not _joins(own):
+        if not _wanted(own):
             function(**given)
-            return
-        try:
-            function(**given)
-        except (FlowknifeError, KeyboardInterrupt) as error:
-            # the others may wait for this process, or be gone: nothing is to be said to them at the end
-            _leave(error)
+        elif _CHILD not in os.environ:
+            _supervised()
+        else:
+            _end_with_parent()
+            _join(own)
+            try:
+                function(**given)
+            except (FlowknifeError, KeyboardInterrupt) as error:
+                # the others may wait for this process, or be gone: nothing is to be said to them at the end
+                _leave(error)
 
     old = inspect.signature(function)
     options = [
@@ -62,8 +77,8 @@ def with_cluster(function: Callable[..., None]) -> Callable[..., None]:
     return joined
 
 
-def _joins(own: dict[str, Any]) -> bool:
-    """Join the cluster that the options name; whether there is one."""
+def _wanted(own: dict[str, Any]) -> bool:
+    """Whether the options name a cluster."""
     explicit = [own["coordinator"], own["processes"], own["process_id"]]
     if own["distributed"] is None and explicit == [None] * 3:
         return False
@@ -78,10 +93,58 @@ def _joins(own: dict[str, Any]) -> bool:
         raise InputError(f"got --coordinator {own['coordinator']}; expected HOST:PORT; try 10.0.0.7:12355")
     if own["processes"] is not None and own["process_id"] >= own["processes"]:
         raise InputError(f"got --process-id {own['process_id']} of {own['processes']}; expected from 0 on")
+    return True
+
+
+def _join(own: dict[str, Any]) -> None:
     from flowknife._cluster import join
 
-    join(*explicit)
-    return True
+    join(own["coordinator"], own["processes"], own["process_id"])
+
+
+_CHILD = "FLOWKNIFE_CLUSTER_PROCESS"
+
+_NOISE = re.compile(rb"[EFW]\d{4} .*(coordination|preemption|client\.h)|\*\*\* Check failure")
+"""How the last words of JAX begin, where the first process, or the network, is gone."""
+
+
+def _supervised() -> None:
+    """Run this command in a process of its own: JAX aborts it where the first process is gone, without a way to catch.
+
+    The status is that of the process; of one that was aborted one line says why.
+    """
+    command = [sys.executable, "-m", "flowknife", *arguments()]
+    child = subprocess.Popen(command, env={**os.environ, _CHILD: str(os.getpid())}, stderr=subprocess.PIPE)
+    handlers = {signal.SIGTERM: lambda *_: child.terminate(), signal.SIGINT: lambda *_: None}  # Ctrl-C reaches both
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    assert child.stderr is not None
+    last = b""
+    try:
+        for line in child.stderr:
+            if last or _NOISE.match(line):
+                last = last or line
+            else:
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
+        status = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if status == -signal.SIGABRT and last:
+        end(1, f"error: {LOST}")
+    sys.stderr.buffer.write(last)
+    raise typer.Exit(status if status >= 0 else 128 - status)
+
+
+def _end_with_parent() -> None:
+    """End this process once the one that watches it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == int(os.environ[_CHILD]):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _leave(error: BaseException) -> None:
