@@ -110,15 +110,16 @@ def test_draws_in_shards(moons, tmp_path):
 def test_images_in_shards(tmp_path):
     pixels, _ = fk.data.digits()
     fk.images(pixels[:300], levels=2, width=16, train={"steps": 20}, show_progress=False).save(tmp_path / "run")
-    folder = write_folder(pixels[300:420], tmp_path / "new")
+    folder = write_folder(pixels[300:500], tmp_path / "new")
     (folder / "broken.png").write_bytes(b"no image")
     call("score", tmp_path / "run", folder, "--out", tmp_path / "whole.csv")
     out = tmp_path / "scores.csv"
-    for part in (1, 2, 3):
-        call("score", tmp_path / "run", folder, "--shard", f"{part}/3", "--out", out)
+    for part in (1, 2):
+        call("score", tmp_path / "run", folder, "--shard", f"{part}/2", "--out", out)
     call("merge", out)
+    assert "64 for each" in refused("score", tmp_path / "run", folder, "--shard", "9/9", "--out", out)
     found, expected = rows_of(out), rows_of(tmp_path / "whole.csv")
-    assert len(found) == len(expected) == 120
+    assert len(found) == len(expected) == 200
     assert [row["path"] for row in found] == [row["path"] for row in expected]
     for name in expected[0]:
         if name not in ("path", "flag", "discovery"):

@@ -118,21 +118,20 @@ def _supervised() -> None:
     handlers = {signal.SIGTERM: lambda *_: child.terminate(), signal.SIGINT: lambda *_: None}  # Ctrl-C reaches both
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     assert child.stderr is not None
-    last = b""
+    last, told = b"", False
     try:
         for line in child.stderr:
-            if last or _NOISE.match(line):
-                last = last or line
-            else:
+            last = last or (line if _NOISE.match(line) else b"")
+            told = told or line.startswith((b"error: ", b"interrupted"))
+            if not last or line.startswith((b"error: ", b"interrupted")):
                 sys.stderr.buffer.write(line)
                 sys.stderr.buffer.flush()
         status = child.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if status == -signal.SIGABRT and last:
+    if status and last and not told:
         end(1, f"error: {LOST}")
-    sys.stderr.buffer.write(last)
     raise typer.Exit(status if status >= 0 else 128 - status)
 
 
