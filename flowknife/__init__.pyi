@@ -27,6 +27,7 @@ from .apps import density as density
 from .apps import images as images
 from .apps import invert as invert
 from .apps import load as load
+from .apps import simulate as simulate
 from .estimators import AnomalyDetector as AnomalyDetector
 from .estimators import FlowClassifier as FlowClassifier
 from .estimators import FlowDensity as FlowDensity

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from flowknife._cluster import mesh
 from flowknife._interrupts import until_interrupted
 from flowknife._record import Stopped, TrainingRecord
 from flowknife._threads import in_threads
@@ -127,7 +128,8 @@ def fit_stages(
     one_by_one = len(stages) if parallel == 1 else alone
     groups = [*([stage] for stage in stages[:one_by_one]), stages[one_by_one:]]  # the last one may be empty
     for group in groups:
-        threads = min(parallel, len(group))
+        # programs that wait for other devices must begin in the same order everywhere
+        threads = min(parallel, len(group)) if mesh() is None else 1
         left = training.left(checkpoints.began, reserve).minutes
         minutes = [left and max(left * min(threads * stage.share / todo, 1.0), 0.01) for stage in group]
         calls = [partial(run, stage, model, m) for stage, m in zip(group, minutes, strict=True)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from flowknife.apps.classify import Classifier, ClassifyConfig, classify
 from flowknife.apps.density import Density, DensityConfig, density
 from flowknife.apps.images import Images, ImagesConfig, images
-from flowknife.apps.invert import InvertConfig, Posterior, invert
+from flowknife.apps.invert import InvertConfig, Posterior, invert, simulate
 from flowknife.errors import StorageError
 from flowknife.storage import read_application
 
@@ -42,4 +42,5 @@ __all__ = [
     "images",
     "invert",
     "load",
+    "simulate",
 ]

@@ -26,6 +26,7 @@ from flowknife.train import MINIMUM_STEPS, missing_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
     from flowknife.explore import Live
 
 _DATA = ("reference", "held_out")  # attributes that are data

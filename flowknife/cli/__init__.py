@@ -12,8 +12,10 @@ from flowknife.cli import (  # noqa: F401, each registers its verbs
     _export,
     _fit,
     _images,
+    _merge,
     _recipes,
     _runs,
+    _simulate,
 )
 from flowknife.cli._app import app
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowknife.apps import Posterior
+    from flowknife.cli._shards import Shard
     from flowknife.data import ImageSet, Table, White
     from flowknife.data.images import Partition
 
@@ -15,13 +16,23 @@ def read_images(
     crop: float = 1.0,
     partition: "Partition | None" = None,
     white: "White | None" = None,
-) -> "ImageSet":
-    """Images of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked."""
-    from flowknife.data.images import as_images
+    shard: "Shard | None" = None,
+) -> "tuple[ImageSet, int]":
+    """Images of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked.
+
+    With a shard only its images are read; the number is of all of them, usable or not.
+    """
+    from flowknife.data.images import as_images, find_images
 
     height, width, channels = shape
     form: dict[str, Any] = {"channels": channels, "partition": partition, "crop": crop, "white": white}
-    return as_images(data, (height, width), show_progress=True, **form)
+    if shard is None:
+        read = as_images(data, (height, width), show_progress=True, **form)
+        return read, len(read) + len(read.skipped)
+    found = find_images(data).choose(partition)
+    total = len(found.candidates) + len(found.skipped)
+    form["partition"] = None
+    return as_images(found.part(shard.part - 1, shard.parts), (height, width), show_progress=True, **form), total
 
 
 def read_rows(data: str, names: Sequence[str], keep: Sequence[str] = (), *, drop_invalid: bool = False) -> "Table":

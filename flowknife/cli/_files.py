@@ -194,7 +194,6 @@ def encoded_writer(out: Path, names: tuple[str, ...], encoding: "Encoding") -> "
     import numpy as np
 
     from flowknife.data._cells import is_missing
-    from flowknife.data.encoding import to_frame
 
     name = out.name.lower()
     if not name.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")):
@@ -203,11 +202,7 @@ def encoded_writer(out: Path, names: tuple[str, ...], encoding: "Encoding") -> "
     def write(rows):
         own, given = np.split(rows, [len(encoding.columns)], axis=1)
         columns = {**encoding.decode(own), **dict(zip(names[len(encoding.names) :], given.T, strict=True))}
-        if name.endswith(".parquet"):
-            with replacing(out) as place, place.open("wb") as stream:
-                to_frame(columns).to_parquet(stream, index=False)
-        else:
-            write_columns(out, columns, is_missing)
+        write_columns(out, columns, is_missing)
 
     return write
 
@@ -253,11 +248,19 @@ def _write_array(out, pixels):
 def write_columns(
     out: Path, columns: "Mapping[str, np.ndarray]", empty: "Callable[[Any], bool]" = lambda cell: cell is None
 ) -> None:
-    """Write columns of numbers, words, dates and truth values as a text table; cells that are `empty` are so there."""
+    """Write columns of numbers, words, dates and truth values as a table; cells of text that are `empty` are so there.
+
+    The ending says how: .parquet keeps their types, others are text.
+    """
     import numpy as np
 
     from flowknife.data import save_table
+    from flowknife.data.encoding import to_frame
 
+    if out.name.lower().endswith(".parquet"):
+        with replacing(out) as place, place.open("wb") as stream:
+            to_frame(columns).to_parquet(stream, index=False)
+        return
     cells = np.stack([column.astype(object) for column in columns.values()], axis=1)
     cells[np.reshape([empty(cell) for cell in cells.flat], cells.shape)] = ""
     save_table(out, cells, list(columns))

@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 import shlex
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,7 @@ from flowknife.cli._app import (
     with_examples,
     with_units,
 )
+from flowknife.cli._distributed import with_cluster
 from flowknife.cli._files import remove_checkpoints, run_to_write
 from flowknife.errors import InputError, Interrupted
 
@@ -72,6 +74,7 @@ app.add_typer(
         "flowknife fit invert kinematics --out runs/arm",
         "flowknife fit images data/train --out runs/cats --resume",
         "flowknife fit --from runs/points --out runs/again",
+        "flowknife fit images data/train --out runs/cats --resume --distributed auto",
     ),
 )
 fit.callback(invoke_without_command=True)(again)
@@ -94,6 +97,9 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
             if resume and not overwrite and is_run(run) and not is_partial(run) and not is_checkpoints(checkpoints):
                 say(f"{run} holds a finished run: there is nothing to resume")
                 return
+            if _is_another():
+                function(**given)
+                return
             with run_to_write(run, overwrite, given["data"], given["config"], resume=resume):
                 try:
                     function(**given)
@@ -103,7 +109,7 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
                     done = f"{stop}; " if isinstance(stop, Written) else ""
                     raise Written(f"{done}to go on: {_go_on()}") from None
 
-        return verb(fit, application, *examples, cls=WithSettings)(with_claim)
+        return verb(fit, application, *examples, cls=WithSettings)(with_cluster(with_claim))
 
     return register
 
@@ -242,7 +248,8 @@ def _invert(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="A problem by name, an .npz file of x and y, or a table of parameters and data."
+            metavar="DATA",
+            help="A problem by name, a folder of `flowknife simulate`, an .npz file of x and y, or a table of both.",
         ),
     ],
     out: Out,
@@ -265,6 +272,7 @@ def _invert(
     simulator of a problem: kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear.
     """
     from flowknife.apps import InvertConfig, invert
+    from flowknife.data.sets import is_set
     from flowknife.problems import PROBLEMS
 
     chosen = _configured(InvertConfig, "invert", recipe, config, settings, source)
@@ -272,7 +280,7 @@ def _invert(
         if parameters is not None:
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
         found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen, **_kept(out, resume, track)))
-    elif Path(data).suffix:
+    elif Path(data).suffix or is_set(data):
         names = parameters.split(",") if parameters else None
         found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names, **_kept(out, resume, track)))
     else:
@@ -285,6 +293,15 @@ def _invert(
         ("invert {run} observations.csv -n 1000 --out parameters.csv", "score {run} observations.csv --out scores.csv"),
         recipe,
     )
+
+
+def _is_another() -> bool:
+    """Whether this is one of several processes, and not the first one, which writes."""
+    if "jax" not in sys.modules:  # which joining a cluster imports
+        return False
+    from flowknife._cluster import is_first
+
+    return not is_first()
 
 
 def _kept(run: Path, resume: bool, track: list[str] | None) -> dict[str, Any]:
@@ -343,6 +360,10 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
     from flowknife.report import about
 
     fitted, interrupted = found
+    if _is_another():
+        if interrupted:
+            raise KeyboardInterrupt
+        return
     training = fitted.record.training
     if training.partial and is_run(run) and not is_partial(run):
         run = next(place for i in count(1) if not (place := run.with_name(f"{run.name}-partial-{i}")).exists())

@@ -16,6 +16,7 @@ from flowknife.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowknife.cli._shards import Shard
     from flowknife.data import Table
     from flowknife.data.images import Partition
 
@@ -29,12 +30,14 @@ class Choice:
         partition: of images, those that `list_eval_partition.txt` has for this.
         id: of tables, the column that identifies the rows.
         given: their condition, see `given_in`.
+        shard: only the items of one of several processes.
     """
 
     drop_invalid: bool = False
     partition: "Partition | None" = None
     id: str | None = None
     given: str | None = None
+    shard: "Shard | None" = None
 
     def for_rows(self) -> bool:
         """Whether to drop invalid rows.
@@ -73,6 +76,7 @@ class Items:
         left_out: how many rows were left out.
         skipped: files that could not be used, and why.
         given: what the model is given of them; None for nothing.
+        total: items of all shards, usable or not; None where they are not counted.
     """
 
     values: Any
@@ -82,6 +86,30 @@ class Items:
     left_out: int = 0
     skipped: tuple[Any, ...] = ()
     given: Any = None
+    total: int | None = None
+
+    def part(self, shard: "Shard | None") -> "Items":
+        """The rows of one of several processes: every N-th of the file."""
+        import numpy as np
+
+        from flowknife.data.encoding import Coded
+
+        if shard is None or self.numbers is None:
+            return self
+        total = len(self.numbers) + self.left_out
+        own = self.numbers % shard.parts == shard.part - 1
+        values = Coded(self.values.values[own]) if isinstance(self.values, Coded) else self.values[own]
+        by_row = isinstance(self.given, np.ndarray) and len(self.given) == len(own)
+        return replace(
+            self,
+            values=values,
+            labels=None if self.labels is None else self.labels[own],
+            numbers=self.numbers[own],
+            carried={name: column[own] for name, column in self.carried.items()},
+            left_out=len(range(shard.part - 1, total, shard.parts)) - int(own.sum()),
+            given=self.given[own] if by_row else self.given,
+            total=total,
+        )
 
     @classmethod
     def of_table(
@@ -150,8 +178,9 @@ def _images(fitted, data, choice):
     if choice.drop_invalid:
         raise InputError("got --drop-invalid for images; files that cannot be used are always left out; try without")
     crop = getattr(fitted.config, "crop", 1.0)
-    images = read_images(data, fitted.held_out.shape[1:], crop, choice.partition, fitted.white)
-    return Items(images, skipped=images.skipped, given=choice.given)
+    shape = fitted.held_out.shape[1:]
+    images, total = read_images(data, shape, crop, choice.partition, fitted.white, choice.shard)
+    return Items(images, skipped=images.skipped, given=choice.given, total=total)
 
 
 def _observations(posterior, data, choice):

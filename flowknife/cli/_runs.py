@@ -11,6 +11,8 @@ from flowknife.cli._app import DropInvalid, Run, app, end, say, show, verb, with
 from flowknife.cli._files import Replace, require_output, write_columns
 from flowknife.cli._images import number_in
 from flowknife.cli._kinds import ROWS, Choice, Items, given_in, kind_of, only_for
+from flowknife.cli._merge import draws_in_shard, is_done, part_file, run_digest, tell_part
+from flowknife.cli._shards import ShardText, shard_of
 from flowknife.errors import InputError, counted, printable
 
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
@@ -19,7 +21,9 @@ OfPartition = Annotated[
     typer.Option(help="Only the images of this partition, by list_eval_partition.txt in the folder or next to it."),
 ]
 Id = Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to copy to the output.")]
-Scores = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write.")]
+Scores = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write; .parquet too, with pandas.")
+]
 
 
 @verb(
@@ -60,17 +64,36 @@ def _sample(
         ),
     ] = None,
     seed: Seed = None,
+    shard: ShardText = None,
     overwrite: Replace = False,
 ) -> None:
     """Draw new rows or images from a fitted model.
 
     Images come on one contact sheet (FILE.png), as an array (FILE.npy), or as one file each in a new folder. Of
     conditions or observations in a table, each row is given to -n draws; conditions are written next to the draws.
+
+    With --shard a part of the -n draws is made, into a file of its own next to FILE; `flowknife merge FILE` joins them.
     """
     import numpy as np
 
     from flowknife.apps import load
 
+    own, total, key = shard_of(shard), n, seed
+    said: dict[str, Any] = {
+        "verb": "sample",
+        "given": given,
+        "temperature": temperature,
+        "prior": prior,
+        "label": label,
+        "seed": seed,
+    }
+    if own is not None:
+        whole, out = out, part_file(out, own)
+        said |= {"run": run_digest(run), "shrink": shrink}
+        n, key = draws_in_shard(whole, own, n, seed, given)
+        if is_done(out, own, said | {"n": total}) and not overwrite:
+            typer.echo(f"{out} holds shard {own} already: there is nothing to draw")
+            return
     require_output(out, given, run=run, overwrite=overwrite)
     if prior not in (None, "normal", "empirical"):
         raise InputError(f"got --prior {prior!r}; expected normal or empirical")
@@ -96,8 +119,10 @@ def _sample(
         options["given"], n = _each(fitted, options["given"], n)
     write = kind.writer(fitted, out, n)
     draw = fitted.sample_numbers if fitted.application == "density" else fitted.sample
-    drawn = draw(n, key=seed, **options)
+    drawn = draw(n, key=key, **options)
     write(np.column_stack([drawn, options["given"]]) if kind is ROWS and given is not None else drawn)
+    if own is not None:
+        tell_part(out, own, said | {"n": total}, total, n, {})
     say(f"wrote {counted(n, kind.word.removesuffix('s'))} to {out}")
 
 
@@ -160,6 +185,7 @@ def _score(
     identity: Id = None,
     partition: OfPartition = None,
     drop_invalid: DropInvalid = False,
+    shard: ShardText = None,
     overwrite: Replace = False,
 ) -> None:
     """Score each row, image or observation: how anomalous is it?
@@ -170,10 +196,30 @@ def _score(
 
     The most anomalous images come first. Those that cannot be used are listed with the reasons in skipped.csv next to
     FILE.csv.
+
+    With --shard only a part is scored, into a file of its own next to FILE.csv; a part that is there is not scored
+    again, and `flowknife merge FILE.csv` joins all of them.
     """
     from flowknife.apps import load
     from flowknife.diagnostics import ranked
 
+    whole, own = out, shard_of(shard)
+    said: dict[str, Any] = {
+        "verb": "score",
+        "data": data,
+        "given": given,
+        "explain": explain,
+        "id": identity,
+        "partition": partition,
+    }
+    if own is not None:
+        if gallery is not None:
+            raise InputError("got --gallery with --shard; expected one of them; try a gallery of the images themselves")
+        out = part_file(whole, own)
+        said |= {"run": run_digest(run), "drop_invalid": drop_invalid, "partition": partition}
+        if is_done(out, own, said) and not overwrite:
+            typer.echo(f"{out} holds shard {own} already: there is nothing to score")
+            return
     _require_table(out, data, run, overwrite)
     if gallery is not None:
         require_output(gallery, data, run=run, overwrite=overwrite)
@@ -183,16 +229,22 @@ def _score(
     only_for(["images"], fitted, gallery=gallery)
     only_for(["density", "images"], fitted, given=given)
     only_for(["density"], fitted, explain=explain or None)
-    items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition, identity, given))
+    choice = Choice(drop_invalid, partition, identity, given, own)
+    items = kind_of(fitted).read(fitted, data, choice).part(own)
     options = {"show_progress": True} if fitted.application in ("images", "classify") else {}
     options |= {} if items.given is None else {"given": items.given}
     options |= {"explain": True} if explain else {}
     columns = _numbered(fitted.score(items.values, **options), items)
     order = ranked(columns) if fitted.application == "images" else slice(None)
     write_columns(out, {name: column[order] for name, column in columns.items()})
+    if own is not None:
+        alpha = fitted.config.alpha if "flag" in columns else None
+        more = {"skipped": [list(item) for item in items.skipped], "left_out": items.left_out, "alpha": alpha}
+        more["ranked"] = fitted.application == "images"
+        tell_part(out, own, said, items.total or 0, len(next(iter(columns.values()))), more)
     if gallery is not None:
         _write_gallery(gallery, fitted, items, columns)
-    _tell_left_out(items, out)
+    tell_left_out(items, out)
     count = len(next(iter(columns.values())))
     say(f"wrote {counted(count, 'score')} to {out}{_flagged(fitted, columns)}")
 
@@ -217,7 +269,7 @@ def _write_gallery(path, model, items, scores):
 
 
 def _require_table(out, data, run, overwrite):
-    if not out.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
+    if not out.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")):
         raise InputError(f"got --out {out} for a table of words and numbers; expected a file that ends in .csv")
     require_output(out, data, run=run, overwrite=overwrite)
 
@@ -238,7 +290,7 @@ def _numbered(columns, items: Items):
     return {"row": items.numbers, **items.carried, **{name: each for name, each in columns.items() if name != "row"}}
 
 
-def _tell_left_out(items: Items, out: Path) -> None:
+def tell_left_out(items: Items, out: Path) -> None:
     """Say which rows were left out, and list unusable images next to `out`."""
     from flowknife.data import write_skipped
 
@@ -289,7 +341,7 @@ def _classify(
     columns = {which: scores[which], **items.carried, "label": labels}
     columns |= {f"p({name})": p for name, p in zip(fitted.classes, probabilities.T, strict=True)}
     write_columns(out, columns | {name: scores[name] for name in ("p_value", "flag") if name in scores})
-    _tell_left_out(items, out)
+    tell_left_out(items, out)
     codes = np.full(len(labels), -1) if items.labels is None else fitted.codes(items.labels)
     known = codes != -1
     agreed = f"; {np.mean(codes[known] == places[known]):.1%} as labelled" if known.any() else ""
@@ -338,7 +390,7 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     rows = [np.repeat(scores["row"], n), drawn.reshape(-1, drawn.shape[-1])]
     as_text = "sv" in "".join(out.suffixes)  # where whole numbers stay whole, and single precision has few digits
     write(np.column_stack([part.astype(str) for part in rows] if as_text else rows))
-    _tell_left_out(items, out)
+    tell_left_out(items, out)
     if posterior.flagging.note:
         say(printable(f"note: {posterior.flagging.note}"), err=True)
     if flagged := int(np.sum(scores.get("flag", 0))):

@@ -6,6 +6,7 @@ from flowknife.data._simulators import takes_key
 from flowknife.data.augmentation import Augmentation, augment
 from flowknife.data.images import ImageSet, fingerprint, load_images, usual_side, write_skipped
 from flowknife.data.samples import digits, mnist_5k, write_folder
+from flowknife.data.sets import SimulationSet, read_set
 from flowknife.data.simulations import Simulations, given_pairs, predicted, simulate
 from flowknife.data.tables import Table, load_table, save_table
 from flowknife.data.toys import TOYS, Toy, ring_labels
@@ -14,6 +15,7 @@ __all__ = [
     "TOYS",
     "Augmentation",
     "ImageSet",
+    "SimulationSet",
     "Simulations",
     "Skipped",
     "Table",
@@ -28,6 +30,7 @@ __all__ = [
     "load_table",
     "mnist_5k",
     "predicted",
+    "read_set",
     "ring_labels",
     "save_table",
     "simulate",

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from flowknife._batches import IMAGES_AT_ONCE
 from flowknife._files import read_file
 from flowknife.data._arrays import array_file, read_images
 from flowknife.data._decode import Content
@@ -112,6 +113,25 @@ class Found:
                 if not names.isdisjoint(partition):
                     return partition
         return None
+
+    def part(self, number: int, parts: int) -> "Found":
+        """Every `parts`-th block of images, from that of this number on, from 0: together the parts are all.
+
+        A block is as many images as are evaluated at once: the noise within the bins, which is drawn for each block, is
+        that of the same images among all.
+
+        Raises:
+            InputError: there are fewer blocks than parts.
+        """
+        blocks = range(number * IMAGES_AT_ONCE, len(self.candidates), parts * IMAGES_AT_ONCE)
+        if not blocks:
+            raise InputError(
+                f"got {len(self.candidates):,} images for {parts} parts; expected {IMAGES_AT_ONCE} for each at least; "
+                f"try {max(-(-len(self.candidates) // IMAGES_AT_ONCE), 1)} parts"
+            )
+        chosen = tuple(item for start in blocks for item in self.candidates[start : start + IMAGES_AT_ONCE])
+        # a place of its own in the cache, by its names
+        return replace(self, place="", candidates=chosen, skipped=self.skipped if number == 0 else ())
 
     def choose(self, partition: Partition | None = None, limit: int | None = None) -> "Found":
         """Only the images of a partition, and at most `limit`, evenly spread.

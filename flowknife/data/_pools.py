@@ -1,15 +1,18 @@
 """Running a simulator in a pool of threads or processes, in chunks that do not depend on the number of workers."""
 
 import concurrent.futures
+import contextlib
+import itertools
 import multiprocessing.pool
 import os
 import pickle
 import platform
 import random
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from flowknife.data._simulators import Outcome, Simulator, Unlike, Way, _same
 from flowknife.errors import InputError
 
 _CHUNKS, _MOST_ROWS = 128, 10_000
+_AHEAD = 256  # messages under way: enough for many workers, and few enough to hold in memory
 _TRY = (
     'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")), or loky.get_reusable_executor() '
     "(in joblib.externals too)"
@@ -30,6 +34,40 @@ Place = tuple[str, int]
 def chunk_size(rows: int) -> int:
     """Rows of one message."""
     return min(-(-rows // _CHUNKS), _MOST_ROWS)
+
+
+class Chunk(NamedTuple):
+    """Rows that are simulated together.
+
+    Attributes:
+        number: of the chunk, which with the seed gives its random streams.
+        theta: the rows.
+        keys: one for each row.
+    """
+
+    number: int
+    theta: np.ndarray
+    keys: np.ndarray
+
+
+class LostWorker(str):
+    """Why a row has no observation: its worker ended, which says nothing about the simulator."""
+
+    __slots__ = ()
+
+
+@contextlib.contextmanager
+def seeded(seed: Sequence[int]) -> Generator[None, None, None]:
+    """The random streams of NumPy and Python, which simulators without a key draw from, begin anew in the block."""
+    words = np.random.SeedSequence(tuple(seed)).generate_state(8)
+    before = np.random.get_state(), random.getstate()  # noqa: NPY002, the stream that simulators draw from
+    np.random.seed(words[:4])  # noqa: NPY002
+    random.seed(words[4:].tobytes())
+    try:
+        yield
+    finally:
+        np.random.set_state(before[0])  # noqa: NPY002
+        random.setstate(before[1])
 
 
 @dataclass(frozen=True)
@@ -87,16 +125,20 @@ def _perform(task: _Task) -> _Answer:
     away = _place() != task.home
     fresh = away and task.token not in _loaded
     simulator = _load(task) if away else task.simulator
-    if away:  # threads share their random numbers with the caller
-        words = np.random.SeedSequence(task.seed).generate_state(8)
-        np.random.seed(words[:4])  # noqa: NPY002, the stream that simulators draw from
-        random.seed(words[4:].tobytes())
+
+    def stream():  # threads share their random numbers with the caller
+        return seeded(task.seed) if away else contextlib.nullcontext()
+
     if task.way is None:
-        return _Answer(simulator.way(task.theta, task.keys), _place())
-    own = fresh and task.way.noisy and task.keys[0] is None
-    first = tuple(simulator.alone(task.first, None, task.way.lifted) for _ in range(2)) if own else ()
+        with stream():
+            return _Answer(simulator.way(task.theta, task.keys), _place())
+    first: tuple[Outcome, ...] = ()
+    if fresh and task.way.noisy and task.keys[0] is None:
+        with stream():
+            first = tuple(simulator.alone(task.first, None, task.way.lifted) for _ in range(2))
     try:
-        return _Answer(simulator.outcomes(task.way, task.theta, task.keys), _place(), first)
+        with stream():  # from its start: the chunk that a worker begins with is as any other
+            return _Answer(simulator.outcomes(task.way, task.theta, task.keys), _place(), first)
     except Unlike:
         return _Answer(None, _place(), first)
 
@@ -108,17 +150,15 @@ class Pool:
         executor: something with `submit`, as in `concurrent.futures`, loky and Dask, with `apply_async`, as in
             `multiprocessing`, or with `map`.
         simulator: the function.
-        theta: all rows.
-        keys: of the rows.
+        first: the first row of all.
         seed: seed of the random streams of NumPy and Python; each chunk has its own.
 
     Raises:
         InputError: for a pool of forked processes, or a simulator that cannot be sent to another process.
     """
 
-    def __init__(self, executor: Any, simulator: Any, theta: np.ndarray, keys: np.ndarray, seed: Sequence[int]):
+    def __init__(self, executor: Any, simulator: Any, first: np.ndarray, seed: Sequence[int]):
         self.executor = executor
-        self.theta, self.keys = theta, keys
         _check(executor)
         sent: Any = Simulator(simulator)
         plain = isinstance(executor, (concurrent.futures.ProcessPoolExecutor, multiprocessing.pool.Pool))
@@ -132,41 +172,40 @@ class Pool:
             simulator=sent,
             home=_place(),
             seed=tuple(seed),
-            theta=theta[:0],
-            keys=keys[:0],
+            theta=first[:0],
+            keys=first[:0],
             way=None,
-            first=theta[0],
+            first=first,
         )
         self._streams: dict[Place, tuple[Outcome, ...]] = {}
 
-    def way(self) -> Way:
-        """How the simulator takes its rows, found out in a worker.
+    def way(self, theta: np.ndarray, keys: np.ndarray) -> Way:
+        """How the simulator takes rows such as these, found out in a worker.
 
         Raises:
             InputError: if no worker can do that.
         """
         # a few rows say it, but the number of all rows decides what it is worth
-        task = replace(self.blank, theta=self.theta, keys=self.keys)
-        found = next(self._answers([task]))
+        _, found = next(self._answers([replace(self.blank, theta=theta, keys=keys)]))
         if isinstance(found, Exception):
             raise _of_failure(found)
         self._streams[found.place] = found.found.first
         return found.found
 
-    def outcomes(self, way: Way, slices: Sequence[slice], first: int = 0) -> Iterator[list[Outcome] | None]:
-        """The observations of each chunk, `first` of which are known, or None if its batches cannot be trusted.
+    def outcomes(self, way: Way, chunks: Iterable[Chunk]) -> Iterator[list[Outcome] | None]:
+        """The observations of each chunk, or None if its batches cannot be trusted.
 
-        A chunk that is lost with its worker has the reason in place of each observation.
+        A chunk that is lost with its worker has the reason, a `LostWorker`, in place of each observation.
         """
-        tasks = [
-            replace(self.blank, way=way, theta=self.theta[rows], keys=self.keys[rows], seed=(*self.blank.seed, i))
-            for i, rows in enumerate(slices, first)
-        ]
-        for task, answer in zip(tasks, self._answers(tasks), strict=True):
+        tasks = (
+            replace(self.blank, way=way, theta=chunk.theta, keys=chunk.keys, seed=(*self.blank.seed, chunk.number))
+            for chunk in chunks
+        )
+        for rows, answer in self._answers(tasks):
             if isinstance(answer, InputError):
                 raise answer
             if isinstance(answer, Exception):
-                yield [f"a worker was lost ({error_in_words(answer)})"] * len(task.theta)
+                yield [LostWorker(f"a worker was lost ({error_in_words(answer)})")] * rows
             else:
                 self._check_stream(answer)
                 yield answer.found
@@ -186,33 +225,49 @@ class Pool:
                 )
         self._streams[answer.place] = answer.first
 
-    def _answers(self, tasks: Sequence[_Task]) -> Iterator[Any]:
-        """The answer to each task in order, or the exception in its place."""
-        waiting: list[Callable[[], Any]] = []
-        started: list[Any] = []
+    def _answers(self, tasks: Iterable[_Task]) -> Iterator[tuple[int, Any]]:
+        """The rows of each task, and its answer or the exception in its place, in order; few are under way at once."""
+        waiting: deque[tuple[int, Callable[[], Any], Callable[[], Any]]] = deque()
+
+        def answered():
+            rows, wait, _ = waiting.popleft()
+            try:
+                return rows, wait()
+            except Exception as error:
+                return rows, error
+
+        tasks = iter(tasks)
+        try:
+            while group := list(itertools.islice(tasks, 1 if hasattr(self.executor, "submit") else _AHEAD)):
+                waiting.extend(self._begun(group))
+                while len(waiting) >= _AHEAD:
+                    yield answered()
+            while waiting:
+                yield answered()
+        finally:
+            for _, _, cancel in waiting:
+                cancel()
+
+    def _begun(self, tasks: Sequence[_Task]) -> list[tuple[int, Callable[[], Any], Callable[[], Any]]]:
+        """Of tasks handed to the executor: their rows, what waits for the answer, and what cancels it."""
+        rows = [len(task.theta) for task in tasks]
+        cancels: list[Callable[[], Any]] = [lambda: None] * len(tasks)
+        waits: list[Callable[[], Any]]
         try:
             if hasattr(self.executor, "submit"):
-                started = [self.executor.submit(_perform, task) for task in tasks]
-                waiting = [future.result for future in started]
+                futures = [self.executor.submit(_perform, task) for task in tasks]
+                waits = [future.result for future in futures]
+                cancels = [getattr(future, "cancel", lambda: None) for future in futures]
             elif hasattr(self.executor, "apply_async"):
                 workers = _workers(self.executor)
                 results = [self.executor.apply_async(_perform, (task,)) for task in tasks]
-                waiting = [lambda result=result: _awaited(self.executor, result, workers) for result in results]
+                waits = [lambda result=result: _awaited(self.executor, result, workers) for result in results]
             else:
-                results = iter(self.executor.map(_perform, tasks))
-                waiting = [lambda: next(results)] * len(tasks)
+                answers = iter(self.executor.map(_perform, tasks))
+                waits = [lambda: next(answers)] * len(tasks)
         except Exception as error:  # a pool that is broken, or shut down
-            waiting = [lambda error=error: _raise(error)] * len(tasks)
-        try:
-            for wait in waiting:
-                try:
-                    yield wait()
-                except Exception as error:
-                    yield error
-        finally:
-            for future in started:
-                if hasattr(future, "cancel"):
-                    future.cancel()
+            waits = [lambda error=error: _raise(error)] * len(tasks)
+        return list(zip(rows, waits, cancels, strict=True))
 
 
 def _raise(error):

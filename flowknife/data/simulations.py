@@ -1,7 +1,8 @@
 """Pairs (theta, y) of parameters and observations, given or simulated by a Python function."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from flowknife._types import Key, as_key, as_numbers
-from flowknife.data._pools import Pool, chunk_size
+from flowknife.data._pools import Chunk, Pool, chunk_size, seeded
 from flowknife.data._simulators import Outcome, Simulator, Unlike, Way, row_keys
 from flowknife.errors import InputError
 
@@ -113,10 +114,10 @@ def simulate(
     """
     theta = _as_rows(theta)
     keys = row_keys(simulator, len(theta), key)
-    runs = _Pooled(executor, simulator, theta, keys, key) if executor is not None else _Here(simulator, theta, keys)
+    runs = Here(simulator) if executor is None else Pooled(executor, simulator, theta[0], key)
     way, outcomes = (None, []) if kept is None else kept.read()
-    way = way or runs.way()
-    found = _finite(theta, _in_chunks(runs, way, len(theta), on_progress, kept, outcomes))
+    way = way or runs.way(theta, keys)
+    found = _finite(theta, _in_chunks(runs, way, theta, keys, on_progress, kept, outcomes))
     if keys[0] is not None:
         return found
     if way.noisy is None:  # all rows that were tried failed; this one does not
@@ -127,8 +128,8 @@ def simulate(
 def predicted(simulator: Callable[..., Any], theta: Any) -> np.ndarray:
     """Observations of a simulator without noise, shape (n, m), by the rule of `simulate`; NaN where it fails."""
     theta = _as_rows(theta)
-    runs = _Here(simulator, theta, np.full(len(theta), None))
-    outcomes = _in_chunks(runs, runs.simulator.way(theta, runs.keys, noise=False), len(theta))
+    runs, keys = Here(simulator), np.full(len(theta), None)
+    outcomes = _in_chunks(runs, runs.simulator.way(theta, keys, noise=False), theta, keys)
     sizes = {len(outcome) for outcome in outcomes if not isinstance(outcome, str)}
     if len(sizes) != 1:
         got = f"observations of {' and '.join(map(str, sorted(sizes)))} numbers" if sizes else str(outcomes[0])
@@ -144,42 +145,61 @@ def _as_rows(theta) -> np.ndarray:
     return theta
 
 
-class _Here:
-    """Simulations in this process."""
+class Here:
+    """Simulations in this process.
 
-    def __init__(self, simulator, theta, keys):
-        self.simulator, self.theta, self.keys = Simulator(simulator), theta, keys
+    Args:
+        simulator: the function.
+        seed: gives each chunk the random streams that it has in a pool; default: the streams as they are.
+    """
 
-    def way(self) -> Way:
-        return self.simulator.way(self.theta, self.keys)
+    def __init__(self, simulator: Any, seed: Sequence[int] | None = None):
+        self.simulator, self.seed = Simulator(simulator), seed
 
-    def chunk_size(self, way: Way) -> int:
-        rows = len(self.theta)
+    def _stream(self, *number):
+        return contextlib.nullcontext() if self.seed is None else seeded((*self.seed, *number))
+
+    def way(self, theta: np.ndarray, keys: np.ndarray) -> Way:
+        """How the simulator takes rows such as these."""
+        with self._stream():
+            return self.simulator.way(theta, keys)
+
+    def chunk_size(self, way: Way, rows: int) -> int:
+        """Rows of one call."""
         return max(min(_AT_ONCE, rows // 20), 1) if way.batch else max(rows // 200, 1)
 
-    def outcomes(self, way: Way, slices: Sequence[slice], first: int = 0) -> Iterator[list[Outcome] | None]:
-        for rows in slices:
+    def outcomes(self, way: Way, chunks: Iterable[Chunk]) -> Iterator[list[Outcome] | None]:
+        """The observations of each chunk, or None if its batches cannot be trusted."""
+        for chunk in chunks:
             try:
-                yield self.simulator.outcomes(way, self.theta[rows], self.keys[rows])
+                with self._stream(chunk.number):
+                    found = self.simulator.outcomes(way, chunk.theta, chunk.keys)
             except Unlike:
-                yield None
+                found = None
+            yield found
 
 
-class _Pooled(Pool):
+class Pooled(Pool):
     """Simulations in a pool, of which the key seeds the chunks."""
 
-    def __init__(self, executor, simulator, theta, keys, key):
-        seed = np.asarray(jax.random.key_data(as_key(key))).ravel()
-        super().__init__(executor, simulator, theta, keys, [int(word) for word in seed])
+    def __init__(self, executor: Any, simulator: Any, first: np.ndarray, key: Key):
+        super().__init__(executor, simulator, first, seed_of(key))
 
-    def chunk_size(self, way: Way) -> int:
-        return chunk_size(len(self.theta))
+    def chunk_size(self, way: Way, rows: int) -> int:
+        """Rows of one message."""
+        return chunk_size(rows)
+
+
+def seed_of(key: Key) -> list[int]:
+    """The plain numbers of a key, which seed random streams."""
+    return [int(word) for word in np.asarray(jax.random.key_data(as_key(key))).ravel()]
 
 
 def _in_chunks(
     runs,
     way: Way,
-    rows: int,
+    theta: np.ndarray,
+    keys: np.ndarray,
     on_progress: Report | None = None,
     kept: Kept | None = None,
     known: Sequence[Outcome] = (),
@@ -188,11 +208,17 @@ def _in_chunks(
 
     `known` holds the observations of the first rows. New ones are stored in `kept` as they arrive.
     """
-    size = runs.chunk_size(way)
+    rows = len(theta)
+    size = runs.chunk_size(way, rows)
     done = len(known) // size if len(known) < rows else -(-rows // size)  # whole chunks
     outcomes = list(known[: done * size])
-    slices = [slice(start, start + size) for start in range(done * size, rows, size)]
-    chunks = runs.outcomes(way, slices, done)
+    chunks = runs.outcomes(
+        way,
+        (
+            Chunk(start // size, theta[start : start + size], keys[start : start + size])
+            for start in range(done * size, rows, size)
+        ),
+    )
     written, last = len(outcomes), time.monotonic()
     try:
         for chunk in chunks:
@@ -212,7 +238,7 @@ def _in_chunks(
     chunks.close()  # what a pool has not begun is not needed any more
     if kept is not None:
         kept.forget()
-    return _in_chunks(runs, replace(way, batch=""), rows, on_progress, kept)
+    return _in_chunks(runs, replace(way, batch=""), theta, keys, on_progress, kept)
 
 
 def _finite(theta: np.ndarray, outcomes: Sequence[Outcome]) -> Simulations:

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife._cluster import is_first, many_processes
 from flowknife._files import ABOUT, is_checkpoints, read_file
 from flowknife._progress import note
 from flowknife._record import FORMAT, package_versions
@@ -100,6 +101,8 @@ class Checkpoints:
         show: bool = True,
     ):
         self.folder, self.show = None if folder is None else Path(folder), show
+        if folder is not None and many_processes() and not is_first():
+            self.folder, resume = None, False  # the first process tells what is in it
         self.key, self._lock = key, threading.Lock()
         self.began = time.monotonic() if began is None else began
         self._about: Mapping[str, Any] = {}

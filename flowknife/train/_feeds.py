@@ -4,11 +4,14 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from flowknife._batches import bucket
+from flowknife._cluster import divided
 from flowknife._split import rounded, split, split_sizes
 from flowknife._threads import prefetch
 from flowknife._types import as_generator
@@ -26,11 +29,11 @@ class StoredRows:
     It has the `shape` and the `dtype` of `array[order]`; a slice of it, or rows by number, are a NumPy array.
 
     Args:
-        array: the array, usually a `numpy.memmap`.
+        array: the array, usually a `numpy.memmap`, or anything with its shape, dtype and rows.
         order: the rows wanted, in the order wanted; default all of them as they are.
     """
 
-    def __init__(self, array: np.ndarray, order: np.ndarray | None = None):
+    def __init__(self, array: Any, order: np.ndarray | None = None):
         self._array = array
         self._order = np.arange(len(array)) if order is None else np.asarray(order)
         self.shape = (len(self._order), *array.shape[1:])
@@ -67,18 +70,18 @@ def take(rows: Any, order: np.ndarray) -> Any:
     return rows[order]
 
 
-def make_feed(model: INN, data: Any, validation: Any, training: Any, key: Array):
-    """The feed of training batches, and the held-out arrays or None."""
+def make_feed(model: INN, data: Any, validation: Any, training: Any, key: Array, devices: Mesh | None = None):
+    """The feed of training batches, divided among several devices, and the held-out arrays or None."""
     if isinstance(data, str) or not isinstance(data, Iterable | StoredRows):
         raise InputError(f"got {type(data).__name__} as data; expected an array, a dict of arrays or batches of them")
     held_out = None if validation is None else _as_batch(model, validation, _few_on_device)
     if not isinstance(data, Mapping) and not hasattr(data, "shape"):
-        return _Stream(model, data, training), _limit(held_out)
+        return _Stream(model, data, training, devices), _limit(held_out)
     on_disk = any(isinstance(value, _ON_DISK) for value in (data.values() if isinstance(data, Mapping) else [data]))
-    arrays = _as_batch(model, data, _left_on_disk if on_disk else jnp.asarray)
+    arrays = _as_batch(model, data, _left_on_disk if on_disk or devices is not None else jnp.asarray)
     if held_out is None and training.validation != 0:
         arrays, held_out = _hold_out(arrays, training.validation, key)
-    return _Arrays(arrays, training, on_disk), _limit(held_out)
+    return _Arrays(arrays, training, on_disk, devices), _limit(held_out)
 
 
 def _few_on_device(value):
@@ -131,15 +134,21 @@ class _Arrays:
     """Whole arrays; a round is a few shuffled passes, cut into batches.
 
     Arrays in memory stay on the device. Of those on disk each round is read by itself, while the one before is trained
-    on; if a round would be large it is cut short.
+    on; if a round would be large it is cut short. Several devices read each round in the same way, each its own rows of
+    every batch.
     """
 
-    def __init__(self, arrays, training, on_disk):
-        self.on_disk, self.ahead = on_disk, None
+    def __init__(self, arrays, training, on_disk, devices):
+        self.devices, self.ahead = devices, None
+        self.in_place = not on_disk and devices is None
         self.rows = len(next(iter(arrays.values())))
         # few shapes: tables of nearly equal size share one compiled program
         self.batch = min(training.batch_size, rounded(self.rows))
-        self.arrays = arrays if on_disk else {name: _padded(array) for name, array in arrays.items()}
+        if devices is not None:  # a batch is divided evenly
+            self.batch = max(self.batch // devices.size, 1) * devices.size
+            if self.batch > self.rows:
+                raise InputError(f"got {self.rows} rows for {devices.size} devices; expected one for each; try fewer")
+        self.arrays = arrays if not self.in_place else {name: _padded(array) for name, array in arrays.items()}
         self.steps_per_epoch = max(self.rows // self.batch, 1)
         self.round = training.evaluate_every or max(0 if on_disk else self.steps_per_epoch, 100)
         if on_disk:
@@ -155,9 +164,9 @@ class _Arrays:
     def rounds(self, key, skip=0):
         """Arrays and the rows of each batch, round by round, without the first `skip` rounds."""
         orders = self._orders(key, skip)
-        if not self.on_disk:
-            return ((self.arrays, order) for order in orders)
-        self.ahead = prefetch(map(self._read, orders), 1)
+        if self.in_place:
+            return ((self.arrays, jnp.asarray(order)) for order in orders)
+        self.ahead = prefetch(map(self._read if self.devices is None else self._divided, orders), 1)
         return self.ahead
 
     def _orders(self, key, skip):
@@ -165,19 +174,34 @@ class _Arrays:
             generator = as_generator(key, number)
             passes = range(-(-self.round // self.steps_per_epoch))
             orders = [generator.permutation(self.rows)[: self.steps_per_epoch * self.batch] for _ in passes]
-            yield jnp.asarray(np.concatenate(orders).reshape(-1, self.batch)[: self.round], np.int32)
+            yield np.asarray(np.concatenate(orders).reshape(-1, self.batch)[: self.round], np.int32)
+
+    def _divided(self, order):
+        return {name: _divide(array, order, self.devices) for name, array in self.arrays.items()}, np.arange(len(order))
 
     def _read(self, order):
-        rows = np.asarray(order).reshape(-1)
+        rows = order.reshape(-1)
         arrays = {name: jnp.asarray(array[rows]) for name, array in self.arrays.items()}
         return arrays, jnp.arange(order.size).reshape(order.shape)
+
+
+def _divide(array, order, devices):
+    """Batches (steps, rows, ...) by the numbers of their rows, each device with its rows of every batch."""
+    kind = jax.dtypes.canonicalize_dtype(array.dtype)
+
+    def read(index):
+        rows = order[index[0], index[1]]
+        found = np.asarray(array[rows.reshape(-1)], kind)
+        return found.reshape(*rows.shape, *found.shape[1:])
+
+    return divided(read, (*order.shape, *array.shape[1:]), devices, axis=1)
 
 
 class _Stream:
     """Batches from an iterable, fetched ahead in a thread; a round is one batch, evaluated every `evaluate_every`."""
 
-    def __init__(self, model, batches: Iterable, training):
-        self.model, self.batches = model, batches
+    def __init__(self, model, batches: Iterable, training, devices):
+        self.model, self.batches, self.devices = model, batches, devices
         self.steps_per_epoch = len(batches) if isinstance(batches, Sized) else np.inf
         self.endless = not isinstance(batches, Iterator)  # a list or loader starts again, an iterator ends
         self.ahead = prefetch(self._batches())
@@ -208,4 +232,13 @@ class _Stream:
                 if next(number) < skip:
                     continue
                 arrays = {name: jnp.concatenate([batch[name] for batch in joined]) for name in joined[0]}
+                if self.devices is not None:
+                    if rows % self.devices.size:
+                        raise InputError(
+                            f"got a batch of {rows} rows for {self.devices.size} devices; expected a multiple of them"
+                        )
+                    order = np.arange(rows * len(joined)).reshape(len(joined), rows)
+                    parts = {name: _divide(np.asarray(array), order, self.devices) for name, array in arrays.items()}
+                    yield parts, np.arange(len(joined))
+                    continue
                 yield arrays, jnp.arange(rows * len(joined)).reshape(len(joined), rows)

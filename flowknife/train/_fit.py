@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from flowknife._cluster import is_first, mesh, told
 from flowknife._interrupts import deferred
 from flowknife._progress import note, progress
 from flowknife._record import Stopped
@@ -54,6 +55,10 @@ def fit(
 ) -> FitResult:
     """Minimise an objective over data.
 
+    Several devices divide every batch among them, and so do the devices of several processes that have called
+    `jax.distributed.initialize`: all call `fit` with the same arguments, and the first one alone writes checkpoints.
+    `with jax.default_device(device):` trains on one.
+
     A step with a number that is not finite is left out. After three in a row training goes back to the best weights, at
     half the learning rate; after three such returns it ends.
 
@@ -89,12 +94,13 @@ def fit(
     training = asked(Training, training, settings).with_defaults()
     part, key = _part_of(checkpoints, resume, key, (model, data, held_out, training, objective), show_progress)
     key, split_key, init_key, valid_key = keys_of(key, 4)
-    feed, held_out = make_feed(model, data, held_out, training, split_key)
-    if initialise:
+    devices, show_progress = mesh(), show_progress and is_first()
+    feed, held_out = make_feed(model, data, held_out, training, split_key, devices)
+    if initialise:  # every process fits them to the same rows, whoever trains on those
         model = _initialise(model, feed.first, init_key)
     objectives = objective, held_out_objective or objective
-    trainer = Trainer(model, where, training, objectives, held_out, valid_key, part, rival)
-    trainer.told = functools.partial(measured, label)
+    trainer = Trainer(model, where, training, objectives, held_out, valid_key, part, rival, devices)
+    trainer.listener = functools.partial(measured, label)
     with progress(label, show_progress) as report, contextlib.closing(feed), deferred() as late:
         result = trainer.run(feed, key, report, late)
     if late or result.stopped is Stopped.INTERRUPTED:
@@ -124,7 +130,7 @@ def _part_of(checkpoints, resume, key, made_of, show) -> tuple[Part, Array]:
             objective=getattr(objective, "__qualname__", type(objective).__name__),
         )
     kept = Checkpoints(checkpoints, about, resume=resume, key=as_key(key), show=show)
-    return kept.part("training"), as_key(kept.key)
+    return kept.part("training"), told(as_key(kept.key))
 
 
 def _fingerprint(data) -> Any:

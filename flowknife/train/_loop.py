@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from flowknife import _cluster
 from flowknife._batches import ROWS_AT_ONCE, map_batches
 from flowknife._record import Stopped
 from flowknife._threads import in_threads, raise_if_interrupted
@@ -87,7 +88,7 @@ _COLUMNS = ("step", "seconds", "train", "validation")
 class Trainer:
     """The loop and what it carries."""
 
-    def __init__(self, model, where, training, objectives, held_out, valid_key, part, rival=None):
+    def __init__(self, model, where, training, objectives, held_out, valid_key, part, rival=None, devices=None):
         self.training, self.held_out, self.valid_key, self.part = training, held_out, valid_key, part
         self.rival = rival
         if training.matmul not in (None, "float32") and jax.default_backend() == "cpu":
@@ -96,18 +97,24 @@ class Trainer:
                 "without it"
             )
         objective, self.held_out_objective = objectives
-        self.rules = Rules(objective, where, training.optimiser, training.schedule)
-        self.numbers = Numbers.of(training)
-        self.params, rest = split_trainable(where(model))
-        self.rest = model, rest
-        self.shares = step_shares(self.params)
+        self.devices, self.agreed = devices, 0.0  # and the share of the time, as all processes know it
+        model, objective, self.held_out_objective = _cluster.told((model, objective, self.held_out_objective))
+        params, rest = split_trainable(where(model))
+        self.model, self.rest = (model, rest), self._everywhere((model, rest))
+        self.params, self.shares = self._everywhere(params), step_shares(params)
+        self.held_out_objective = self._everywhere(self.held_out_objective)
+        self.rules = Rules(self._everywhere(objective), where, training.optimiser, training.schedule, devices)
+        self.numbers = self._everywhere(Numbers.of(training))
+        self.valid_key = self._everywhere(self.valid_key)
         self.reached: Any = None  # nothing yet
         self.start = time.monotonic()
-        self.told: Callable[[int, Mapping[str, float]], None] = lambda step, values: None  # who hears of evaluations
+        self.listener: Callable[[int, Mapping[str, float]], None] = lambda step, values: (
+            None
+        )  # who hears of evaluations
 
     def run(self, feed, key, report, late) -> FitResult:
         """Train until an end is reached, or until an interruption, noted in `late`; one that has ended is read."""
-        if (ended := self.part.finished(self.params)) is not None:
+        if (ended := self._told(self.part.finished(self.params), self.params)) is not None:
             best, plain = ended
             return self._result(best, plain, Stopped(plain["stopped"]))
         try:
@@ -118,15 +125,51 @@ class Trainer:
                 raise
             self._save(reached)
             return self._interrupted(reached)
+        except jax.errors.JaxRuntimeError as error:
+            if not _cluster.many_processes():
+                raise
+            raise _cluster.lost(error) from None
+
+    def _everywhere(self, tree):
+        return _cluster.everywhere(tree, self.devices)
+
+    def _told(self, found, like):
+        """A checkpoint as the first process has it, which alone reads and writes them."""
+        if not _cluster.many_processes():
+            return found
+        plain = _cluster.told_plain(None if found is None else found[1])
+        if plain is None:
+            return None
+        return self._everywhere(_cluster.told(_cluster.here(like if found is None else found[0]))), plain
+
+    def _meet(self, count: int, late: bool) -> int:
+        """The steps of the next call, on which all processes agree, and on the time.
+
+        Raises:
+            KeyboardInterrupt: one of them was interrupted.
+        """
+        if _cluster.many_processes():
+            first, self.agreed = _cluster.agreed(count, self._share_of_time)
+            count = int(first)
+        if _cluster.anywhere(late):
+            raise KeyboardInterrupt
+        return count
+
+    @property
+    def _share_of_time(self) -> float:
+        minutes = self.training.minutes
+        return self._seconds / 60 / minutes if minutes else 0.0
 
     def _begin(self) -> _Reached:
         """The start, not evaluated yet, or what the last checkpoint holds."""
         start = (self.params, self.params, self._fresh(self.params))
-        first = _Reached(start, self.params, jnp.zeros(()), math.inf, history={name: [] for name in _COLUMNS})
-        found = self.part.latest(first.arrays)
+        first = _Reached(
+            start, self.params, self._everywhere(jnp.zeros(())), math.inf, history={name: [] for name in _COLUMNS}
+        )
+        found = self._told(self.part.latest(first.arrays), first.arrays)
         if found is None:
             return first
-        (state, best, total), plain = found
+        (state, best, total), plain = self._everywhere(found[0]), dict(found[1])
         self.start = time.monotonic() - plain.pop("seconds")
         # its share of a budget is what it was
         self.training = self.training.model_copy(update={"minutes": plain.pop("minutes")})
@@ -137,21 +180,24 @@ class Trainer:
 
         A start in closed form may be the best that few rows allow: training has to improve on it.
         """
-        calls = [lambda: self.evaluate(self.params), lambda: self._advance(reached, arrays, order, 0, 0.0, 0.0, key)]
-        loss, _ = in_threads(calls, 2)
+        if self.devices is not None:  # which all have to run their programs in one order
+            loss = self.evaluate(self.params)
+        else:
+            steps = lambda: self._advance(reached, arrays, order, 0, 0.0, 0.0, key)  # noqa: E731
+            loss, _ = in_threads([lambda: self.evaluate(self.params), steps], 2)
         return replace(reached, best_loss=loss) if math.isfinite(loss) else reached
 
     def _advance(self, reached, arrays, order, count, elapsed, rate, key):
         """The state, the sum of losses and the steps made after `count` more steps of this round."""
         # arrays, since a plain number would be compiled into the loop
-        place = map(jnp.asarray, (reached.row, count, reached.step, elapsed, rate))
+        place = self._everywhere([jnp.asarray(n) for n in (reached.row, count, reached.step, elapsed, rate)])
         numbers = self.numbers._replace(learning_rate=self.numbers.learning_rate * 0.5**reached.returns)
-        fixed = self.rules, numbers, self.shares, reached.state, self.rest
+        fixed = self.rules, self._everywhere(numbers), self.shares, reached.state, self.rest
         with jax.default_matmul_precision(MATMUL[self.training.matmul]):
             return advance(*fixed, arrays, order, reached.total, *place, key)
 
     def _fresh(self, params):
-        return fresh(self.rules.optimiser, self.numbers, params)
+        return self._everywhere(fresh(self.rules.optimiser, self.numbers, params))
 
     def _run(self, feed, key, report, late) -> FitResult:
         reached = self.reached = self._begin()
@@ -163,7 +209,7 @@ class Trainer:
         rate = 1.0 / total if np.isfinite(total) else 0.0
 
         def elapsed():
-            return self._seconds / 60 / t.minutes if t.minutes else 0.0
+            return self.agreed if _cluster.many_processes() else self._share_of_time
 
         def done_fraction():
             return max(elapsed(), self.reached.step / total)
@@ -186,6 +232,7 @@ class Trainer:
             return Stopped.BEHIND if self._behind() else None
 
         order_key, step_key = keys_of(key, 2)
+        step_key = self._everywhere(step_key)
         rounds = iter(feed.rounds(order_key, reached.round))
         arrays, order = next(rounds, (None, ()))
         if compiled := bool(self.held_out and not reached.step and arrays is not None):
@@ -200,10 +247,9 @@ class Trainer:
             stop = min(reached.row + self._until_evaluation(feed.round), len(order))
             while reached.row < stop and (reached.step == 0 or done_fraction() < 1):
                 raise_if_interrupted()
-                if late:
-                    raise KeyboardInterrupt
                 left = self.part.steps_left(reached.step, t.checkpoint_every) or len(order)
                 count = int(min(per_call, left, stop - reached.row, max(total - reached.step, 1)))
+                count = self._meet(count, bool(late))
                 before = time.monotonic()
                 state, losses, made = self._advance(reached, arrays, order, count, elapsed(), rate, step_key)
                 made = int(made)
@@ -226,7 +272,7 @@ class Trainer:
                 self.reached = reached
                 if fault:
                     break
-                if self.part.due(reached.step, t.checkpoint_every):
+                if _cluster.agreed(self.part.due(reached.step, t.checkpoint_every))[0]:
                     self._save(reached)
                 tell(loss)
             train = reached.train
@@ -235,11 +281,13 @@ class Trainer:
                 place = f"for the held-out rows, at step {reached.step}"
                 words, _ = self._describe(reached.state[1], self.held_out or arrays, slice(None), place)
                 fault = f"training stopped {words}"
-            reached = replace(reached.evaluated(self._seconds, loss), made=0, total=jnp.zeros(()))
-            self.told(reached.step, {"train": train, "validation": float(loss)})
+            reached = replace(reached.evaluated(self._seconds, loss), made=0, total=self._everywhere(jnp.zeros(())))
+            self.listener(reached.step, {"train": train, "validation": float(loss)})
             if reached.row == len(order):
                 reached, order = replace(reached, round=reached.round + 1, row=0), ()
             self.reached = reached
+            if _cluster.many_processes():
+                (self.agreed,) = _cluster.agreed(self._share_of_time)
             tell(train)
         plain = self._end_of(reached, fault)
         if stopped is not Stopped.NON_FINITE:  # which other settings have to answer
@@ -269,6 +317,7 @@ class Trainer:
         where that does not help, or cannot, it ends. So it does at the first step, from which there is no way back.
         """
         words, curable = self._describe(reached.state[0], arrays, rows, f"at step {reached.step}")
+        curable = not _cluster.anywhere(not curable)
         in_a_row = reached.in_a_row + 1
         if not curable or not reached.step or (in_a_row >= _IN_A_ROW and reached.returns >= _RETURNS):
             return reached, f"training stopped {words}"
@@ -320,7 +369,7 @@ class Trainer:
 
     def evaluate(self, params):
         """The objective on the held-out rows, always with the same noise."""
-        if self.held_out_objective is nll:
+        if self.held_out_objective is nll and self.devices is None:
             model = self._join(params)
             (found,) = map_batches(lambda part: [log_probs(model, part, self.valid_key)], self.held_out, ROWS_AT_ONCE)
             return -float(np.mean(found, dtype=np.float64))
@@ -330,18 +379,32 @@ class Trainer:
         for start in range(0, rows, size):
             stop = min(start + size, rows)
             # what is left at the end is filled up with rows before it: batches of one size are one compiled program
-            batch = {name: array[stop - size : stop] for name, array in self.held_out.items()}
+            batch = self._held_out_batch(stop - size, stop)
             loss = evaluate(self.held_out_objective, self.rules.where, params, self.rest, batch, self.valid_key)
             sums += float(loss) * (stop - start)
         return sums / rows
 
+    def _held_out_batch(self, start, stop):
+        """Held-out rows: divided among several devices, where these can have as many each."""
+        batch = {name: array[start:stop] for name, array in self.held_out.items()}
+        if self.devices is None:
+            return batch
+        if (stop - start) % self.devices.size:
+            return self._everywhere({name: jnp.asarray(array) for name, array in batch.items()})
+        host = {name: np.asarray(array) for name, array in batch.items()}
+        return {
+            name: _cluster.divided(lambda index, array=array: array[index], array.shape, self.devices, axis=0)
+            for name, array in host.items()
+        }
+
     def _join(self, params):
-        return join(self.rules.where, params, self.rest)
+        return join(self.rules.where, params if self.devices is None else _cluster.here(params), self.model)
 
     def _describe(self, params, arrays, rows, place) -> tuple[str, bool]:
         """Where a number is not finite and what to try; and whether other weights or smaller steps may help."""
         model = self._join(params)
-        batch = {name: array[rows] for name, array in arrays.items()}
+        divided = self.devices is not None and arrays is not self.held_out
+        batch: Any = {name: _cluster.own_rows(a, rows) if divided else a[rows] for name, a in arrays.items()}
         limits = at_limits(batch)
         advice = (
             limits or f"a learning rate below {self.training.learning_rate:g} or a clip below {self.training.clip:g}"

@@ -8,8 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
+from flowknife._cluster import BATCH, pinned
 from flowknife.bijections import LU, Matrix, Repeat
 from flowknife.inn import INN
 from flowknife.objectives import Objective
@@ -39,6 +41,7 @@ class Rules(NamedTuple):
     where: Callable[[INN], Any]
     optimiser: str
     schedule: str
+    devices: Mesh | None = None
 
 
 class Numbers(NamedTuple):
@@ -83,7 +86,7 @@ def advance(rules, numbers, shares, state, rest, arrays, order, total, first, co
     """`count` steps on the rows `order[first:]`; stops before the first update with a non-finite number.
 
     No number depends on how many steps are made in one call: the schedule follows the number of a step, and the sum
-    of the losses, `total`, is carried from call to call.
+    of the losses, `total`, is carried from call to call. Several devices divide the rows of every batch among them.
     """
     optimiser = _optimiser(rules.optimiser, numbers)
 
@@ -100,7 +103,7 @@ def advance(rules, numbers, shares, state, rest, arrays, order, total, first, co
 
     def body(carry):
         i, _, total, (params, averaged, opt_state) = carry
-        batch = {name: array[order[first + i]] for name, array in arrays.items()}
+        batch = pinned({name: array[order[first + i]] for name, array in arrays.items()}, rules.devices, BATCH)
         loss, grads = jax.value_and_grad(objective)(params, batch, jax.random.fold_in(key, step + i))
         ok = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, new_opt_state = optimiser.update(grads, opt_state, params)
@@ -111,6 +114,7 @@ def advance(rules, numbers, shares, state, rest, arrays, order, total, first, co
         new_averaged = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), averaged, new_params)
         new = (new_params, new_averaged, new_opt_state)
         state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, (params, averaged, opt_state))
+        state = pinned(state, rules.devices)
         return i + ok, ok, total + jnp.where(ok, loss, 0.0).astype(total.dtype), state
 
     start = (jnp.asarray(0), jnp.asarray(True), total, state)

@@ -3,5 +3,6 @@
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.apps.invert._fit import invert
 from flowknife.apps.invert._result import Posterior
+from flowknife.apps.invert._simulate import simulate
 
-__all__ = ["InvertConfig", "Posterior", "invert"]
+__all__ = ["InvertConfig", "Posterior", "invert", "simulate"]

@@ -7,8 +7,7 @@ for data with noise, where the same draw of the noise is added to y.
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from flowknife import nets, priors
+from flowknife._cluster import many_processes
 from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robust_spread
 from flowknife._interrupts import finish, until_interrupted
 from flowknife._progress import note, progress
@@ -29,6 +29,7 @@ from flowknife._types import Key, as_key, as_seed, built, keys_of
 from flowknife.apps._track import tracked
 from flowknife.apps.invert._config import TASK, InvertConfig
 from flowknife.apps.invert._result import Posterior
+from flowknife.apps.invert._task import Task, task_of
 from flowknife.architectures import coupling_flow, flow_given
 from flowknife.bijections import (
     Affine,
@@ -39,19 +40,18 @@ from flowknife.bijections import (
     Shift,
     Split,
 )
-from flowknife.data import Simulations, fingerprint, given_pairs, predicted, simulate, takes_key
-from flowknife.data._pairs import read_pairs
-from flowknife.data.tables import in_order
+from flowknife.data import Simulations, fingerprint, simulate
 from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
 from flowknife.objectives import Independence, Noisy, Objective, Weighted, matching_data, matching_latent, nll
-from flowknife.problems import PROBLEMS, Problem
 from flowknife.tracking import Track
-from flowknife.train import Checkpoints, FitResult, Part, Training, about_fit, fit
+from flowknife.train import Checkpoints, FitResult, Part, StoredRows, Training, about_fit, fit, take
 
 _KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
+
+_HELD_OUT, _FIRST = 20_000, 200_000  # of pairs on disk, those that are held out, and those that start the model
 
 _START_ROWS = 20_000  # what has a closed form is fitted to at most this many pairs
 
@@ -129,13 +129,18 @@ def invert(
     config = asked(InvertConfig, config, settings, as_seed(key))
     key = as_key(config.seed if key is None else key)
     keys = keys_of(key, 6)
-    task = _task(simulator, prior, pairs, config, names, y_names)
+    task = task_of(simulator, prior, pairs, config, names, y_names)
+    if task.pairs is None and not task.name and many_processes():
+        raise InputError(
+            "got a simulator in a fit of several processes, which would all run it; expected pairs; try fk.simulate, "
+            "then invert(pairs=...)"
+        )
     used = _used(config, task)
     prior = task.prior
     _check_resolved(prior)
     draw_key, simulate_key = keys_of(keys[0], 2)
     if task.pairs:
-        theta, own = task.pairs.theta, {"data": _of_pairs(task.pairs)}
+        theta, own = task.pairs.theta, {"data": _of_pairs(task.pairs, task)}
     else:  # in double precision, since a simulator may add large numbers to them
         theta = np.asarray(prior.sample(used.num_simulations or 1, key=draw_key), np.float64)
         own = {"parameters": fingerprint(theta), "simulator": task.name or described(simulator)}
@@ -155,7 +160,8 @@ def invert(
     tails = _told_tails(data, prior, task.estimated, y_names)
     note(tails, show_progress)
     # from here on, all is in the units of the model
-    x, y = (prior.frame or plain_frame(prior.dim)).to_model(data.theta), frame.to_model(data.y)
+    units = prior.frame or plain_frame(prior.dim)
+    x, y = units.to_model(data.theta), frame.to_model(data.y)
     user_noise, noise = noise, frame.widths_to_model(noise)
     sharp = data.exact and config.form == "conditional" and config.noise is None and not np.any(noise)
     noise_at = LocalSpread.constant(noise)
@@ -163,8 +169,18 @@ def invert(
         noise_at = LocalSpread.of(y, y.std(axis=0)).scaled(_SHARP)
         user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0))
     training = used.train
+    if task.stored is not None:  # what stood for all pairs has told the units and the noise
+        usable = task.stored.usable()
+        x = StoredRows(_Converted(task.stored.theta, units, x.dtype), usable)
+        y = StoredRows(_Converted(task.stored.y, frame, y.dtype), usable)
     parts = split(len(x), split_sizes(len(x), training.validation, config.alpha), keys[1])
-    train, stopping, held_out = ({"x": x[rows], "y": y[rows]} for rows in parts)
+    most = None if task.stored is None else _HELD_OUT
+    rows = parts.train, parts.stopping[:most], parts.calibration[:most]
+    whole, stopping, held_out = ({"x": take(x, part), "y": take(y, part)} for part in rows)
+    if task.stored is not None:
+        stopping, held_out = ({name: part[:] for name, part in each.items()} for each in (stopping, held_out))
+    # of pairs on disk, those that starts in closed form are fitted to
+    train = {name: part if task.stored is None else part[:_FIRST] for name, part in whole.items()}
 
     noisy, held_noisy = (
         part["y"] + np.asarray(noise_at(part["y"]) * jax.random.normal(k, part["y"].shape))
@@ -174,7 +190,7 @@ def invert(
     model = make(used, prior.inner, noisy, noise, keys[3])
     start_y = train["y"] if config.form == "partitioned" else noisy
     model = model.initialised(train["x"][:_START_ROWS], key=keys[4], y=start_y[:_START_ROWS])
-    candidates = _candidates(training, len(train["x"]))
+    candidates = _candidates(training, len(whole["x"]))
     trained: list[FitResult] = []
 
     def train_one(i, training):
@@ -182,7 +198,7 @@ def invert(
         which = f", {i + 1} of {len(candidates)}: weight decay {training.weight_decay:g}" if len(candidates) > 1 else ""
         result = fit(
             model,
-            train,
+            whole,
             training.left(kept.began, share=share).model_copy(update={"validation": 0.0}),  # pairs are held out above
             objective=_objective(used, prior.inner, noise_at),
             held_out=stopping if len(parts.stopping) else None,
@@ -226,7 +242,7 @@ def invert(
                 source=described(pairs) if pairs is not None else task.name or described(simulator),
                 names=prior.names,
                 y_names=y_names,
-                fingerprint=_of_pairs(data),
+                fingerprint=_of_pairs(data, task),
                 left_out=data.failed,
                 reason=data.reason if data.failed else "",
                 problem=task.name or None,
@@ -240,7 +256,7 @@ def invert(
     return finish(lambda: posterior, interrupted)
 
 
-def _used(config: InvertConfig, task: "_Task") -> InvertConfig:
+def _used(config: InvertConfig, task: Task) -> InvertConfig:
     """These settings, with the defaults of the model where a field is open.
 
     Raises:
@@ -278,75 +294,20 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     return [training.model_copy(update={"weight_decay": pull}) for pull in pulls]
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What there is to invert: pairs, or a way to simulate them."""
+class _Converted:
+    """Rows on disk in the units of the model, converted as they are read."""
 
-    prior: priors.Prior
-    estimated: bool = False  # the prior, from the pairs
-    pairs: Simulations | None = None
-    simulator: Callable[..., Any] | None = None
-    noise: float | Sequence[float] = 0.0
-    name: str = ""
-    y_names: tuple[str, ...] = ()
-    forward: Callable[..., Any] | None = None
+    def __init__(self, rows, frame, dtype):
+        self.rows, self.frame, self.dtype = rows, frame, dtype
+        self.shape = (len(rows), len(frame.kept))
 
+    def __len__(self):
+        return len(self.rows)
 
-def _task(simulator, prior, pairs, config, names, y_names) -> _Task:
-    noise = 0.0 if config.noise is None else config.noise
-    names, y_names = ((each,) if isinstance(each, str) else each for each in (names, y_names))
-    if (simulator is None) == (pairs is None) and not isinstance(simulator, Problem):
-        got = "neither a simulator nor pairs" if pairs is None else "a simulator and pairs"
-        raise InputError(f"got {got}; expected one of them; try invert(simulator, prior) or invert(pairs=(x, y))")
-    if prior is not None and not isinstance(prior, priors.Prior):
-        raise InputError(
-            f"got {type(prior).__name__} as the prior; expected one of flowknife.priors; try fk.Uniform(low, high)"
-        )
-    problem = simulator if isinstance(simulator, Problem) else None
-    if problem is not None:
-        prior = prior or problem.prior
-    if prior is not None and names is not None and tuple(names) != prior.names:
-        raise InputError(
-            f"got names={list(names)} and a prior of {', '.join(prior.names)}; expected the same names; try to name "
-            f"the prior, as in fk.Uniform(low, high, names={list(names)})"
-        )
-    if pairs is not None:
-        found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
-        given = given_pairs(found.x if prior is None else in_order(found.x, prior.names), found.y)
-        if problem is not None:
-            return replace(_of_problem(problem, prior, config.noise, found.y_names), pairs=given)
-        estimated = priors.likeliest(given.theta, names=found.names or None) if prior is None else None
-        return _Task(estimated or prior, estimated=bool(estimated), pairs=given, noise=noise, y_names=found.y_names)
-    if any(simulator is make for make in PROBLEMS.values()):
-        raise InputError(f"got the function {simulator.__name__}; expected a problem; try {simulator.__name__}()")
-    if problem is not None:
-        return _of_problem(problem, prior, config.noise, y_names)
-    if not callable(simulator):
-        raise InputError(f"got {type(simulator).__name__} as the simulator; expected a function y = simulator(x)")
-    if prior is None:
-        raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
-    # with noise of our own to add, a simulator without a key is the noise-free forward model
-    forward = partial(predicted, simulator) if np.any(noise) and not takes_key(simulator) else None
-    return _Task(prior, simulator=simulator, noise=noise, forward=forward, y_names=tuple(y_names or ()))
-
-
-def _of_problem(problem: Problem, prior, noise, y_names) -> _Task:
-    noise = problem.noise if noise is None else noise
-    task = _Task(
-        simulator=problem.forward,
-        prior=prior,
-        noise=noise or 0.0,
-        name=problem.name,
-        y_names=tuple(y_names or problem.y_names),
-        forward=problem.forward,
-    )
-    if noise is None:  # randomness of another kind, which only the simulation knows
-        return replace(task, simulator=partial(_draw, problem), forward=None)
-    return task
-
-
-def _draw(problem, theta, key):
-    return problem.simulate(theta, key=key)
+    def __getitem__(self, rows):
+        found = self.rows[rows]
+        converted = self.frame.to_model(found.reshape(-1, found.shape[-1]))
+        return converted.reshape(*found.shape[:-1], -1).astype(self.dtype)
 
 
 def _simulated(task, theta, key, executor, kept: Part, show_progress) -> Simulations:
@@ -361,7 +322,9 @@ def _simulated(task, theta, key, executor, kept: Part, show_progress) -> Simulat
         )
 
 
-def _of_pairs(data: Simulations) -> str:
+def _of_pairs(data: Simulations, task: Task) -> str:
+    if task.stored is not None:
+        return task.stored.sha256
     return fingerprint(np.concatenate([data.theta, data.y], axis=1))
 
 

@@ -1,0 +1,113 @@
+"""Simulations on disk: made by many workers or many machines, and larger than memory."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowknife._progress import note, progress
+from flowknife._record import described, package_versions
+from flowknife._trees import save_tree
+from flowknife._types import Key, as_count, as_key, as_seed
+from flowknife.apps.invert._config import InvertConfig
+from flowknife.apps.invert._task import task_of
+from flowknife.data import fingerprint
+from flowknife.data.sets import PRIOR, SimulationSet, simulate_to
+from flowknife.errors import InputError, StorageError
+from flowknife.priors import Prior
+
+
+def simulate(
+    simulator: Any,
+    prior: Prior | None = None,
+    n: int = 10_000,
+    *,
+    out: str | os.PathLike[str],
+    executor: Any = None,
+    key: Key = 0,
+    chunk: int | None = None,
+    shard: tuple[int, int] | None = None,
+    y_names: Any = None,
+    show_progress: bool = True,
+) -> SimulationSet | None:
+    """Simulate pairs of parameters and data, and keep them on disk: `invert(pairs=out)` trains with them.
+
+    The set is the same whoever makes it: no number depends on the executor, on its workers, or on how often it was
+    stopped. The same call again makes what is missing, and of a complete set nothing. A simulator that draws random
+    numbers takes a `key`, or draws from `np.random` or `random`, which are seeded for each chunk.
+
+    Args:
+        simulator: a function, or a problem, see `invert`.
+        prior: the distribution of the parameters; default that of the problem.
+        n: number of simulations.
+        out: the folder.
+        executor: what runs the simulator, anything with `submit` or `map`: a pool of spawned processes, loky,
+            `dask.distributed` (`client.get_executor()`), `mpi4py.futures`, executorlib; default this process.
+        key: int or JAX key.
+        chunk: simulations of one file, and of one message to a worker; default a 128th of all, 10,000 at most.
+        shard: (i, k), from (1, k) to (k, k): only the i-th of k parts, where k processes with one folder share
+            the work.
+        y_names: of the data; default those of the problem.
+        show_progress: show a progress bar.
+
+    Returns:
+        the set; None while parts of other shards are missing.
+
+    Raises:
+        InputError: for a simulator that cannot be used.
+        StorageError: the folder holds something else, or a worker was lost.
+
+    Example:
+        >>> import tempfile
+        >>> import flowknife as fk
+        >>> prior = fk.Uniform(low=[-2, -2], high=[2, 2])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made = fk.simulate(lambda x: x**2, prior, 500, out=f"{folder}/sims", show_progress=False)
+        ...     made.rows, made.failed, made.y[:3].shape
+        (500, 0, (3, 2))
+    """
+    task = task_of(simulator, prior, None, InvertConfig(), None, y_names)
+    assert task.simulator is not None
+    n = as_count(n, "simulation")
+    if chunk is not None:
+        chunk = as_count(chunk, "simulation of a chunk")
+    if key is None:
+        raise InputError("got key=None; expected a seed, so that the same call can go on; try key=0")
+    part, parts = (1, 1) if shard is None else shard
+    if not 1 <= part <= parts:
+        raise InputError(f"got shard=({part}, {parts}); expected from (1, {parts}) to ({parts}, {parts})")
+    made_by = {name: version for name, version in package_versions().items() if name in ("flowknife", "jax", "numpy")}
+    about = {
+        "simulator": task.name or described(simulator),
+        "problem": task.name,
+        "prior": fingerprint(np.asarray(task.prior.sample(64, key=0), np.float64)),
+        "names": list(task.prior.names),
+        "y_names": list(task.y_names),
+        "seed": as_seed(key),
+        "versions": made_by,
+    }
+    with progress("simulating", show_progress) as report:
+        made = simulate_to(
+            out,
+            task.simulator,
+            partial(_drawn, task.prior),
+            n,
+            about=about,
+            key=as_key(key),
+            executor=executor,
+            chunk=chunk,
+            shard=(part - 1, parts),
+            on_progress=lambda done, total: report(done / total, f"{done:,} of {total:,}"),
+        )
+    if not (place := Path(out) / PRIOR).exists():
+        try:
+            save_tree(place, task.prior)
+        except StorageError as error:  # a bijection of one's own
+            note(f"the prior is not kept with the simulations: {error}", show_progress)
+    return made
+
+
+def _drawn(prior, count, key) -> np.ndarray:
+    return np.asarray(prior.sample(count, key=key), np.float64)

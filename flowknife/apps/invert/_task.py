@@ -1,0 +1,131 @@
+"""What is inverted: a simulator, a problem, or pairs that exist, in memory or on disk."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from flowknife import priors
+from flowknife._trees import load_tree
+from flowknife.apps.invert._config import InvertConfig
+from flowknife.data import Simulations, given_pairs, predicted, takes_key
+from flowknife.data._memory import memory_budget
+from flowknife.data._pairs import read_pairs
+from flowknife.data.sets import PRIOR, SimulationSet, is_set, read_set
+from flowknife.data.tables import in_order
+from flowknife.errors import InputError
+from flowknife.problems import PROBLEMS, Problem
+
+_SHARE = 0.1  # of the memory, that pairs on disk are read into; fits hold some copies
+
+_STAND_FOR = 200_000  # pairs that stand for all in what is computed once, such as units and starts
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to invert: pairs, or a way to simulate them."""
+
+    prior: priors.Prior
+    estimated: bool = False  # the prior, from the pairs
+    pairs: Simulations | None = None
+    stored: SimulationSet | None = None  # pairs on disk, of which `pairs` are some
+    simulator: Callable[..., Any] | None = None
+    noise: float | Sequence[float] = 0.0
+    name: str = ""
+    y_names: tuple[str, ...] = ()
+    forward: Callable[..., Any] | None = None
+
+
+def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names: Any, y_names: Any) -> Task:
+    """What there is to invert.
+
+    Raises:
+        InputError: for a simulator, a prior or pairs that do not go together.
+    """
+    noise = 0.0 if config.noise is None else config.noise
+    names, y_names = ((each,) if isinstance(each, str) else each for each in (names, y_names))
+    if (simulator is None) == (pairs is None) and not isinstance(simulator, Problem):
+        got = "neither a simulator nor pairs" if pairs is None else "a simulator and pairs"
+        raise InputError(f"got {got}; expected one of them; try invert(simulator, prior) or invert(pairs=(x, y))")
+    if prior is not None and not isinstance(prior, priors.Prior):
+        raise InputError(
+            f"got {type(prior).__name__} as the prior; expected one of flowknife.priors; try fk.Uniform(low, high)"
+        )
+    problem = simulator if isinstance(simulator, Problem) else None
+    if problem is not None:
+        prior = prior or problem.prior
+    if prior is not None and names is not None and tuple(names) != prior.names:
+        raise InputError(
+            f"got names={list(names)} and a prior of {', '.join(prior.names)}; expected the same names; try to name "
+            f"the prior, as in fk.Uniform(low, high, names={list(names)})"
+        )
+    if is_set(pairs):
+        return _of_set(read_set(pairs), problem, prior, config.noise, names, y_names)
+    if pairs is not None:
+        found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
+        given = given_pairs(found.x if prior is None else in_order(found.x, prior.names), found.y)
+        if problem is not None:
+            return replace(of_problem(problem, prior, config.noise, found.y_names), pairs=given)
+        estimated = priors.likeliest(given.theta, names=found.names or None) if prior is None else None
+        return Task(estimated or prior, estimated=bool(estimated), pairs=given, noise=noise, y_names=found.y_names)
+    if any(simulator is make for make in PROBLEMS.values()):
+        raise InputError(f"got the function {simulator.__name__}; expected a problem; try {simulator.__name__}()")
+    if problem is not None:
+        return of_problem(problem, prior, config.noise, y_names)
+    if not callable(simulator):
+        raise InputError(f"got {type(simulator).__name__} as the simulator; expected a function y = simulator(x)")
+    if prior is None:
+        raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
+    # with noise of our own to add, a simulator without a key is the noise-free forward model
+    forward = partial(predicted, simulator) if np.any(noise) and not takes_key(simulator) else None
+    return Task(prior, simulator=simulator, noise=noise, forward=forward, y_names=tuple(y_names or ()))
+
+
+def of_problem(problem: Problem, prior: Any, noise: Any, y_names: Any) -> Task:
+    """The task of a problem, with a prior and a noise of its own or others."""
+    noise = problem.noise if noise is None else noise
+    task = Task(
+        simulator=problem.forward,
+        prior=prior,
+        noise=noise or 0.0,
+        name=problem.name,
+        y_names=tuple(y_names or problem.y_names),
+        forward=problem.forward,
+    )
+    if noise is None:  # randomness of another kind, which only the simulation knows
+        return replace(task, simulator=partial(_draw, problem), forward=None)
+    return task
+
+
+def _of_set(stored: SimulationSet, problem, prior, noise, names, y_names) -> Task:
+    """Simulations on disk: all of them in memory where they fit well, else some that stand for the others."""
+    if problem is None and stored.problem in PROBLEMS:
+        problem = PROBLEMS[stored.problem]()
+    prior = prior or stored_prior(stored) or (None if problem is None else problem.prior)
+    if prior is None:
+        raise InputError(f"got {stored.folder}, which holds no prior; expected one; try prior=...")
+    if names is not None and tuple(names) != prior.names:
+        raise InputError(f"got names={list(names)} and a prior of {', '.join(prior.names)}; expected the same names")
+    usable, size = stored.usable(), 8 * (stored.theta.shape[1] + stored.y.shape[1])
+    fits = len(usable) * size <= memory_budget() * _SHARE
+    rows = usable if fits else np.sort(np.random.default_rng(0).choice(usable, _STAND_FOR, replace=False))
+    some = replace(given_pairs(stored.theta[rows], stored.y[rows]), exact=stored.exact)
+    some = replace(some, failed=stored.failed, reason=stored.reason)
+    y_names = tuple(y_names or stored.y_names)
+    if problem is not None:
+        task = replace(of_problem(problem, prior, noise, y_names), pairs=some)
+    else:
+        task = Task(prior, pairs=some, noise=noise or 0.0, y_names=y_names)
+    return task if fits else replace(task, stored=stored)
+
+
+def _draw(problem, theta, key):
+    return problem.simulate(theta, key=key)
+
+
+def stored_prior(found: SimulationSet) -> priors.Prior | None:
+    """The prior of a set of simulations; None where it has none."""
+    place = found.folder / PRIOR
+    return load_tree(place) if place.exists() else None
