@@ -15,7 +15,7 @@ from flowknife._record import Config, Record
 from flowknife._settings import Settings
 from flowknife._trees import accepts
 from flowknife.data import Skipped, write_skipped
-from flowknife.diagnostics import Check, Flagging
+from flowknife.diagnostics import Check, Flagging, advised
 from flowknife.errors import InputError, StorageError
 from flowknife.inn import INN
 from flowknife.storage import read_history, read_model, read_run, write_run
@@ -42,6 +42,9 @@ class Result(ABC, Generic[Config]):
     settings: ClassVar[type[Settings]]
     kept: ClassVar[tuple[str, ...]]
     parts: ClassVar[Mapping[str, Any]] = {}  # of these attributes, the classes of those with `to_tree` and `from_tree`
+    later: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # of these attributes, what runs have that were written before there were any
 
     model: INN = field(repr=False)
     record: Record[Config]
@@ -109,8 +112,9 @@ class Result(ABC, Generic[Config]):
         record = read_run(folder, cls.settings)
         tree = read_model(folder, record)
         try:
+            known = {**cls.later, **tree}
             values = {
-                name: _restored(tree.get(name) if name in cls.parts else tree[name], cls.parts.get(name))
+                name: _restored(tree.get(name) if name in cls.parts else known[name], cls.parts.get(name))
                 for name in cls.kept
             }
             cls._require_kinds({"model": tree["model"], **values})
@@ -172,8 +176,8 @@ class Result(ABC, Generic[Config]):
         """Whether the model can be trusted: each number with its limit, over held-out data or over `data`.
 
         Always among them: a round trip through the network, the likelihood (or what it is for) against that of simple
-        models, and the steps of training. Where nothing can be flagged, one more check fails, and its `note` says what
-        to do.
+        models, and the steps of training. Where nothing can be flagged, one more check fails. The `note` of a check
+        that failed says what to do.
 
         Args:
             data: as in training, none of it trained on: rows or images; of a classifier also (x, labels), or a table or
@@ -185,7 +189,7 @@ class Result(ABC, Generic[Config]):
         """
         if data is None:
             self.flagging.require_held_out()
-        return [*self._checks(data, given), Check.of_steps(missing_steps(self.history), MINIMUM_STEPS)]
+        return advised([*self._checks(data, given), Check.of_steps(missing_steps(self.history), MINIMUM_STEPS)])
 
     @abstractmethod
     def _checks(self, data, given, /) -> list[Check]: ...
