@@ -88,7 +88,7 @@ class ObservationEmbedding(eqx.Module):
             self.axes = Constant(jnp.asarray(axes[:_LONG].T / size, jnp.float32))
         first, last = jax.random.split(as_key(key))
         self.local = self._layers(width, first)
-        inputs = jax.eval_shape(self._summary, jax.ShapeDtypeStruct((2 * math.prod(shape),), jnp.float32)).shape
+        inputs = jax.eval_shape(lambda row: self._summary(row), jax.ShapeDtypeStruct((2 * math.prod(shape),), jnp.float32)).shape
         self.head = MLP(inputs, (learned,), width=width, key=last)
 
     @property
@@ -99,7 +99,7 @@ class ObservationEmbedding(eqx.Module):
     @property
     def features(self) -> int:
         """Length of the result."""
-        return jax.eval_shape(self, jax.ShapeDtypeStruct(self.in_shape, jnp.float32)).shape[0]
+        return jax.eval_shape(lambda row: self(row), jax.ShapeDtypeStruct(self.in_shape, jnp.float32)).shape[0]
 
     @property
     def grid(self) -> Shape:
