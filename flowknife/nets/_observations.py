@@ -88,7 +88,9 @@ class ObservationEmbedding(eqx.Module):
             self.axes = Constant(jnp.asarray(axes[:_LONG].T / size, jnp.float32))
         first, last = jax.random.split(as_key(key))
         self.local = self._layers(width, first)
-        inputs = jax.eval_shape(lambda row: self._summary(row), jax.ShapeDtypeStruct((2 * math.prod(shape),), jnp.float32)).shape
+        inputs = jax.eval_shape(
+            lambda row: self._summary(row), jax.ShapeDtypeStruct((2 * math.prod(shape),), jnp.float32)
+        ).shape
         self.head = MLP(inputs, (learned,), width=width, key=last)
 
     @property

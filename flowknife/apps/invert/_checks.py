@@ -108,7 +108,9 @@ def checks(posterior: Any) -> list[Check]:
     if posterior.members:
         rows = posterior.held_out_pairs["y"][:_WEIGHED]
         median = np.median(posterior.disagreement(rows, key=0), axis=0)
-        apart = [Check(f"disagreement of {len(posterior.models)} fits, in posterior widths", median.max(), _APART)]
+        apart = [
+            Check(f"disagreement of {len(posterior.models)} fits, in posterior widths", float(median.max()), _APART)
+        ]
     return [
         max(trips, key=lambda check: check.value),
         *found,
