@@ -1,5 +1,7 @@
 """Posteriors made exact where the likelihood is known, rounds, and ensembles, against linear-Gaussian answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -68,6 +70,7 @@ def test_nuts_takes_over_where_it_can(posterior, monkeypatch):
     assert evidence.log_evidence == pytest.approx(exact(Y)[2], abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_likelihood_of_ones_own_is_as_good(posterior):
     pairs = posterior.held_out_pairs["x"], posterior.held_out_pairs["y"]
 
@@ -87,8 +90,6 @@ def test_a_likelihood_of_ones_own_is_as_good(posterior):
 def test_an_ensemble_is_the_average_of_its_members(posterior, tmp_path):
     assert len(posterior.models) == 2
     x = posterior.prior.sample(7, key=0)
-    from dataclasses import replace
-
     each = [replace(posterior, model=model, members=()).log_prob(x, Y) for model in posterior.models]
     np.testing.assert_allclose(posterior.log_prob(x, Y), np.logaddexp(*each) - np.log(2), atol=1e-4)
     assert posterior.disagreement(Y, key=0).shape == (2,) and np.all(posterior.disagreement(Y, key=0) > 0)
@@ -97,6 +98,7 @@ def test_an_ensemble_is_the_average_of_its_members(posterior, tmp_path):
     assert again.sample(3, y=[Y, Y], key=0).shape == (2, 3, 2)
 
 
+@pytest.mark.slow
 def test_check_reports_promises_sharpness_and_what_to_do(posterior):
     checks = posterior.check()
     assert {"calibrated", "width", "disagreement"} <= {check.name.split()[0] for check in checks}

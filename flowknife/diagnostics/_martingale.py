@@ -10,7 +10,7 @@ from flowknife.diagnostics._check import Check
 from flowknife.errors import InputError
 
 _JUMPS = (1e-3, 1e-2, 1e-1)  # rates at which the bettor changes its mind, averaged
-_POWERS = (0.2, 0.5)  # of the bets on small p-values, and on large ones
+_POWERS = (0.35, 0.7, 0.9)  # of the bets on small p-values, and on large ones
 
 
 @dataclass(frozen=True)
