@@ -33,6 +33,8 @@ from .estimators import FlowClassifier as FlowClassifier
 from .estimators import FlowDensity as FlowDensity
 from .estimators import FlowRegressor as FlowRegressor
 from .estimators import FlowTransformer as FlowTransformer
+from .evidence import compare as compare
+from .evidence import likelihood as likelihood
 from .inn import INN as INN
 from .inn import Block as Block
 from .inn import Partition as Partition

@@ -110,6 +110,7 @@ class DataRecord(_Part):
         white: of images, the pixel values that became 255.
         problem: the name of the problem, if it is one of `flowknife.problems`.
         prior_estimated: the prior was estimated from the pairs.
+        exact: the data had no noise, and a little was added for the fit alone.
     """
 
     kind: Literal["rows", "images", "pairs"]
@@ -131,6 +132,7 @@ class DataRecord(_Part):
     white: White = White()
     problem: str | None = None
     prior_estimated: bool = False
+    exact: bool = False
 
     @pydantic.field_serializer("white")
     def _by_name(self, white: White) -> dict[str, float]:

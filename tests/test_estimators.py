@@ -78,7 +78,7 @@ def test_every_setting_is_an_argument():
         "FlowDensity": {"categories", "dates", "missing"},
         "FlowTransformer": {"alpha", "categories", "dates", "missing"},
         "FlowClassifier": {"classes", "image_size", "bits", "augment"},  # those that occur; images
-        "FlowRegressor": {"alpha", "num_simulations"},  # nothing is flagged; nothing is simulated
+        "FlowRegressor": {"alpha", "num_simulations", "embedding", "observation"},  # rows of numbers, none simulated
     }
     configs = [fk.DensityConfig] * 3 + [fk.ClassifyConfig, fk.InvertConfig]
     for (name, without), config in zip(elsewhere.items(), configs, strict=True):

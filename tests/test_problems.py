@@ -28,9 +28,9 @@ from flowknife.problems import (
 from flowknife.problems import _ballistics as throw
 from flowknife.problems import _kinematics as arm
 from flowknife.problems._dispersion import phase_velocities
-from flowknife.problems._importance import Weighted
 from flowknife.problems._nuts import nuts_posterior
 from flowknife.problems.make_dispersion import scaled, simulate
+from flowknife.sampling._importance import Weighted
 from tests.catalogue import quick_jit
 
 HAND = np.array([1.7, 0.1])

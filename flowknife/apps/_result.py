@@ -16,7 +16,7 @@ from flowknife._record import Config, Record
 from flowknife._settings import Settings
 from flowknife._trees import accepts
 from flowknife.data import Skipped, write_skipped
-from flowknife.diagnostics import Check, Flagging
+from flowknife.diagnostics import Check, Flagging, advised
 from flowknife.errors import InputError, StorageError
 from flowknife.export import Program, write_onnx, write_stablehlo
 from flowknife.inn import INN
@@ -50,6 +50,9 @@ class Result(ABC, Generic[Config]):
     settings: ClassVar[type[Settings]]
     kept: ClassVar[tuple[str, ...]]
     parts: ClassVar[Mapping[str, Any]] = {}  # of these attributes, the classes of those with `to_tree` and `from_tree`
+    later: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # of these attributes, what runs have that were written before there were any
 
     model: INN = field(repr=False)
     record: Record[Config]
@@ -127,8 +130,9 @@ class Result(ABC, Generic[Config]):
         record = read_run(folder, cls.settings)
         tree = read_model(folder, record)
         try:
+            known = {**cls.later, **tree}
             values = {
-                name: _restored(tree.get(name) if name in cls.parts else tree[name], cls.parts.get(name))
+                name: _restored(tree.get(name) if name in cls.parts else known[name], cls.parts.get(name))
                 for name in cls.kept
             }
             cls._require_kinds({"model": tree["model"], **values})
@@ -195,6 +199,7 @@ class Result(ABC, Generic[Config]):
         """
         if format not in ("stablehlo", "onnx"):
             raise InputError(f"got format={format!r}; expected 'stablehlo' or 'onnx'")
+        self._require_one_model("an export")
         programs, about = self._exported()
         about = {"application": self.application, "kind": self.record.data.kind, **about}
         write = write_stablehlo if format == "stablehlo" else write_onnx
@@ -238,8 +243,8 @@ class Result(ABC, Generic[Config]):
         """Whether the model can be trusted: each number with its limit, over held-out data or over `data`.
 
         Always among them: a round trip through the network, the likelihood (or what it is for) against that of simple
-        models, and the steps of training. Where nothing can be flagged, one more check fails, and its `note` says what
-        to do.
+        models, and the steps of training. Where nothing can be flagged, one more check fails. The `note` of a check
+        that failed says what to do.
 
         Args:
             data: as in training, none of it trained on: rows or images; of a classifier also (x, labels), or a table or
@@ -251,7 +256,7 @@ class Result(ABC, Generic[Config]):
         """
         if data is None:
             self.flagging.require_held_out()
-        return [*self._checks(data, given), Check.of_steps(missing_steps(self.history), MINIMUM_STEPS)]
+        return advised([*self._checks(data, given), Check.of_steps(missing_steps(self.history), MINIMUM_STEPS)])
 
     @abstractmethod
     def _checks(self, data, given, /) -> list[Check]: ...
@@ -275,10 +280,16 @@ class Result(ABC, Generic[Config]):
         if interactive:
             self._without(others=others)
             try:
+                self._require_one_model("an interactive page")
                 return self._explore(place)
             except InputError as reason:
                 note(f"no interactive page: {reason}")
         return self._report(place, others)
+
+    def _require_one_model(self, what: str) -> None:
+        """Refuse an ensemble, of which one member would stand for all without a word."""
+        if count := len(getattr(self, "members", ())):
+            raise InputError(f"got an ensemble of {count + 1} models; {what} takes one; try a fit with ensemble=1")
 
     def _explore(self, folder) -> Path:
         """Write `explore.html`; refuse a model that the page cannot evaluate."""
@@ -308,6 +319,7 @@ class Result(ABC, Generic[Config]):
         from flowknife.explore import require_server, serve
 
         require_server()
+        self._require_one_model("an interactive page")
         live = self._live()
         live.prepare()
         serve(live, host, port, opened or (lambda address: note(f"{self.title} at {address}, until Ctrl-C")))

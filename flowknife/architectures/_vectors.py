@@ -110,7 +110,14 @@ def coupling_flow(
 
 
 def flow_given(
-    dim: int, y: np.ndarray, *, features: int = 64, hidden: int = 128, key: Key = None, **couplings: Any
+    dim: int,
+    y: np.ndarray,
+    *,
+    features: int = 64,
+    hidden: int = 128,
+    embedding: Any = None,
+    key: Key = None,
+    **couplings: Any,
 ) -> Bijection:
     """A flow of a vector given y: linear regression on y, whitening, and couplings that take features of y.
 
@@ -121,6 +128,7 @@ def flow_given(
         y: training rows of the condition, shape (n, k).
         features: learned features of y in addition to its normal scores, see `nets.Embedding`.
         hidden: hidden units of the network that learns them.
+        embedding: features of y instead of these, with `in_shape` and `features`, such as `nets.ObservationEmbedding`.
         key: source of initial weights.
         **couplings: arguments of `coupling_flow`.
 
@@ -128,7 +136,8 @@ def flow_given(
         a bijection of shape `(dim,)` with a condition of shape `(k,)`.
     """
     embed_key, flow_key = jax.random.split(as_key(key))
-    embedding = nets.Embedding(y, most=_LONG, learned=features, width=hidden, key=embed_key)
+    if embedding is None:
+        embedding = nets.Embedding(y, most=_LONG, learned=features, width=hidden, key=embed_key)
     flow = built(coupling_flow, dim, cond_dim=embedding.features, key=flow_key, **couplings)
     start = [Regression(dim, embedding.features), PrincipalRotation(dim, back=True)]
     return Conditioned(Chain([*start, flow]), embedding)

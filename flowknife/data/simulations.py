@@ -57,12 +57,13 @@ class Kept(Protocol):
         ...
 
 
-def given_pairs(theta: Any, y: Any) -> Simulations:
+def given_pairs(theta: Any, y: Any, *, gaps: bool = False) -> Simulations:
     """Existing pairs; those with a non-finite number are left out and counted.
 
     Args:
         theta: parameters, shape (n, d), or (n,) for a single one.
         y: observations, shape (n, ...), flattened to vectors.
+        gaps: NaN in observations are missing numbers; only those without any number are left out.
 
     Raises:
         InputError: for anything but numbers, different lengths, or fewer than 8 usable pairs.
@@ -75,7 +76,7 @@ def given_pairs(theta: Any, y: Any) -> Simulations:
             f"got theta of shape {theta.shape} and y of shape {y.shape}, which hold no numbers; expected (n, d) and "
             f"(n, m) with at least {_LEAST} rows, better some thousands"
         )
-    return _finite(theta.reshape(len(theta), -1), list(y.reshape(len(y), -1)))
+    return _finite(theta.reshape(len(theta), -1), list(y.reshape(len(y), -1)), gaps)
 
 
 def simulate(
@@ -86,6 +87,7 @@ def simulate(
     executor: Any = None,
     on_progress: Report | None = None,
     kept: Kept | None = None,
+    gaps: bool = False,
 ) -> Simulations:
     """Observations of given parameters.
 
@@ -104,6 +106,7 @@ def simulate(
             chunk, so that results do not depend on the number of processes.
         on_progress: called with (done, total).
         kept: stores finished chunks; chunks that an earlier process stored are not simulated again.
+        gaps: NaN in observations are missing numbers; only those without any number are left out.
 
     Returns:
         the pairs whose simulation did not fail.
@@ -117,7 +120,7 @@ def simulate(
     runs = Here(simulator) if executor is None else Pooled(executor, simulator, theta[0], key)
     way, outcomes = (None, []) if kept is None else kept.read()
     way = way or runs.way(theta, keys)
-    found = _finite(theta, _in_chunks(runs, way, theta, keys, on_progress, kept, outcomes))
+    found = _finite(theta, _in_chunks(runs, way, theta, keys, on_progress, kept, outcomes), gaps)
     if keys[0] is not None:
         return found
     if way.noisy is None:  # all rows that were tried failed; this one does not
@@ -241,7 +244,7 @@ def _in_chunks(
     return _in_chunks(runs, replace(way, batch=""), theta, keys, on_progress, kept)
 
 
-def _finite(theta: np.ndarray, outcomes: Sequence[Outcome]) -> Simulations:
+def _finite(theta: np.ndarray, outcomes: Sequence[Outcome], gaps: bool = False) -> Simulations:
     """The pairs that can be used, and how many cannot."""
     made = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
     odd = next((i for i in made if len(outcomes[i]) != len(outcomes[made[0]])), None)
@@ -252,7 +255,8 @@ def _finite(theta: np.ndarray, outcomes: Sequence[Outcome]) -> Simulations:
         )
     usable = np.zeros(len(outcomes), bool)
     y = np.stack([outcomes[i] for i in made]) if made else np.zeros((0, 1))
-    usable[made] = np.isfinite(y).all(axis=1) & np.isfinite(theta[made]).all(axis=1)
+    known = np.isfinite(y).any(axis=1) & ~np.isinf(y).any(axis=1) if gaps else np.isfinite(y).all(axis=1)
+    usable[made] = known & np.isfinite(theta[made]).all(axis=1)
     failed = np.flatnonzero(~usable)
     first = outcomes[failed[0]] if len(failed) else ""
     reason = first if isinstance(first, str) else "a number that is not finite"

@@ -5,14 +5,19 @@ Of simple models, for comparison: `reference_check`, `gaussian_losses`, `histogr
 `image_losses`.
 Of anomalies: `Typicality`, `conformal_p_values`, `Flagging`, `radius_p_values`, `combined_p_values`,
 `adjusted_p_values`, `benjamini_hochberg`, `ranked`, `auroc`.
-Of coverage that is promised: `conformal_quantile`, `Region`.
+Of anomalies under a shift: `weighted_conformal_p_values`, `weighted_discoveries`; how many of those found are false:
+`false_discovery_bound`; in a stream: `monitored`.
+Of coverage that is promised: `conformal_quantile`, `Region`, `reached_coverage`, `Reached`, `Sharpness`.
 Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
 Of two sets of samples: `mmd2`, `c2st`.
 Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
 
+What to do about a failed check: `advice_for`, `advised`.
+
 A result has a sentence, its `verdict`, and a `check` with the limit that a good model keeps.
 """
 
+from flowknife.diagnostics._advice import advice_for, advised
 from flowknife.diagnostics._anomalies import (
     Typicality,
     adjusted_p_values,
@@ -24,8 +29,16 @@ from flowknife.diagnostics._anomalies import (
 )
 from flowknife.diagnostics._check import Check, kept_rows
 from flowknife.diagnostics._classes import Reliability, accuracy, confusion, expected_calibration_error, reliability
-from flowknife.diagnostics._conformal import Flagging, conformal_p_values
+from flowknife.diagnostics._conformal import (
+    Flagging,
+    conformal_p_values,
+    false_discovery_bound,
+    weighted_conformal_p_values,
+    weighted_discoveries,
+)
+from flowknife.diagnostics._coverage import Reached, Sharpness, reached_coverage
 from flowknife.diagnostics._flows import ks_normal, principal_plane, round_trip_error
+from flowknife.diagnostics._martingale import Monitoring, monitored
 from flowknife.diagnostics._ranks import Coverage, Ranks, coverage, hpd_coverage, sbc, sbc_ranks, tarp
 from flowknife.diagnostics._references import (
     class_losses,
@@ -45,14 +58,19 @@ __all__ = [
     "Coverage",
     "Flagging",
     "Misspecification",
+    "Monitoring",
     "Ranks",
+    "Reached",
     "Region",
     "Reliability",
     "Resimulation",
     "Scores",
+    "Sharpness",
     "Typicality",
     "accuracy",
     "adjusted_p_values",
+    "advice_for",
+    "advised",
     "auroc",
     "benjamini_hochberg",
     "c2st",
@@ -64,6 +82,7 @@ __all__ = [
     "coverage",
     "cross_entropies",
     "expected_calibration_error",
+    "false_discovery_bound",
     "gaussian_losses",
     "histogram_losses",
     "hpd_coverage",
@@ -72,9 +91,11 @@ __all__ = [
     "ks_normal",
     "misspecification",
     "mmd2",
+    "monitored",
     "principal_plane",
     "radius_p_values",
     "ranked",
+    "reached_coverage",
     "reference_check",
     "reliability",
     "resimulation_error",
@@ -83,4 +104,6 @@ __all__ = [
     "sbc_ranks",
     "scored",
     "tarp",
+    "weighted_conformal_p_values",
+    "weighted_discoveries",
 ]

@@ -4,11 +4,14 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from flowknife._split import SHARE, fewest_calibration_rows
+from flowknife._types import Key, as_generator
 from flowknife.diagnostics._check import Check
 from flowknife.errors import CalibrationWarning, InputError
+
+_SIMULATED = 1000  # sets of normal items, by which a bound on false discoveries is calibrated
 
 
 def conformal_p_values(scores: Float[np.ndarray, " n"], held_out: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
@@ -101,3 +104,125 @@ class Flagging(NamedTuple):
     def named(self, metrics: dict[str, float]) -> dict[str, float]:
         """Metrics by their names: those of training rows, where none were held out, begin with `training_`."""
         return metrics if self.rows else {f"training_{name}": value for name, value in metrics.items()}
+
+
+def weighted_conformal_p_values(
+    scores: Float[np.ndarray, " n"],
+    held_out: Float[np.ndarray, " m"],
+    weights: Float[np.ndarray, " n"],
+    held_out_weights: Float[np.ndarray, " m"],
+) -> Float[np.ndarray, " n"]:
+    """Conformal p-values of new items whose distribution has shifted, by the density ratio w(x) = p_new(x) / p_old(x).
+
+        p = (w(x) + sum of w over held-out items with a score >= that of x) / (w(x) + sum of w over held-out items)
+
+    (Tibshirani et al. 2019, arXiv 1904.06019.) With equal weights these are `conformal_p_values`. If normal new items
+    have the density w p_old, P(p <= a) <= a, whatever the score; with estimated weights as far as these are right.
+
+    Args:
+        scores: of new items; larger is more anomalous, NaN counts as largest.
+        held_out: of m normal items, none of which was trained on.
+        weights: w of the new items, not negative.
+        held_out_weights: w of the held-out items.
+    """
+    order = np.argsort(held_out, kind="stable")
+    ordered = np.asarray(held_out, float)[order]
+    mass = np.append(np.cumsum(np.asarray(held_out_weights, float)[order][::-1])[::-1], 0.0)
+    scores = np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf)
+    above, own = mass[np.searchsorted(ordered, scores, side="left")], np.asarray(weights, float)
+    return np.minimum((own + above) / np.maximum(own + mass[0], 1e-300), 1.0)
+
+
+def weighted_discoveries(
+    scores: Float[np.ndarray, " n"],
+    held_out: Float[np.ndarray, " m"],
+    weights: Float[np.ndarray, " n"],
+    held_out_weights: Float[np.ndarray, " m"],
+    level: float | int = 0.1,
+) -> Bool[np.ndarray, " n"]:
+    """Which items are anomalous, so that of those a share `level` at most is expected to be normal, under a shift.
+
+    Weighted p-values depend on each other in a way for which Benjamini and Hochberg's procedure alone has no proof. So
+    each item has a number of rejections of its own, in which it counts as rejected and the others are compared with it
+    too; what is rejected is pruned (weighted conformalised selection, Jin & Candès 2023, arXiv 2307.09291, algorithm 1,
+    deterministic pruning). With the true weights the rate of false discoveries is at most `level`.
+
+    Args:
+        scores: of new items, and so on as in `weighted_conformal_p_values`.
+        held_out: of held-out items.
+        weights: of the new items.
+        held_out_weights: of the held-out items.
+        level: rate of false discoveries.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"got level={level}; expected a rate between 0 and 1; try 0.1")
+    scores = np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf)
+    own, n = np.asarray(weights, float), len(scores)
+    p = weighted_conformal_p_values(scores, held_out, own, held_out_weights)
+    order = np.argsort(held_out, kind="stable")
+    mass = np.append(np.cumsum(np.asarray(held_out_weights, float)[order][::-1])[::-1], 0.0)
+    above = mass[np.searchsorted(np.asarray(held_out, float)[order], scores, side="left")]
+    size = np.zeros(n, int)
+    thresholds = level * np.arange(1, n + 1) / n
+    for j in np.flatnonzero(p <= level):
+        # p-values of the others beside item j, which itself counts as one of the held-out items
+        beside = (above + own[j] * (scores[j] >= scores)) / (mass[0] + own[j])
+        beside[j] = 0.0
+        passed = np.flatnonzero(np.sort(beside) <= thresholds)
+        size[j] = passed[-1] + 1 if len(passed) else 0
+    chosen = (p <= level * size / n) & (size > 0)
+    ordered = np.sort(size[chosen])
+    # the largest r with at least r items whose own number of rejections is at most r
+    enough = np.flatnonzero(np.searchsorted(ordered, np.arange(n + 1), side="right") >= np.arange(n + 1))
+    return chosen & (size <= enough[-1])
+
+
+def false_discovery_bound(
+    p_values: Float[np.ndarray, " n"],
+    chosen: Bool[np.ndarray, " n"],
+    rows: int,
+    confidence: float = 0.9,
+    key: Key = 0,
+) -> float:
+    """An upper bound on the share of normal items among those chosen, whatever rule chose them.
+
+    For normal items the number of p-values up to k / (m + 1) is beta-binomial, whatever the score. By simulation a
+    bound c_k of these numbers is found that holds for all k at once with the probability `confidence`; then among the
+    chosen items there are at most min over k of c_k + #{chosen with p > k / (m + 1)} normal ones (Blanchard, Neuvial &
+    Roquain 2020, arXiv 1703.02307; for conformal p-values Gazin, Blanchard & Roquain 2024, arXiv 2310.18108).
+
+    Args:
+        p_values: split-conformal, of all items that were looked at together.
+        chosen: which are called anomalous.
+        rows: number m of calibration items.
+        confidence: with which the bound holds.
+        key: of the simulation.
+
+    Raises:
+        InputError: without calibration items, or for a confidence out of range.
+    """
+    from scipy.stats import betabinom
+
+    if rows < 1 or not 0 < confidence < 1:
+        raise InputError(
+            f"got {rows} calibration rows and confidence={confidence}; expected at least one, and a number in (0, 1)"
+        )
+    p, chosen = np.asarray(p_values, float), np.asarray(chosen, bool)
+    if not chosen.any():
+        return 0.0
+    n = len(p)
+    ranks = np.unique(np.geomspace(1, rows, min(rows, 60)).astype(int))
+    generator = as_generator(key)
+    # P(N_k >= c) for every count c and rank k
+    mass = betabinom.pmf(np.arange(n + 1)[:, None], n, ranks, rows + 1 - ranks)
+    tail = np.cumsum(mass[::-1], axis=0)[::-1]
+    smallest = np.empty(_SIMULATED)
+    for i in range(_SIMULATED):
+        # the share of normal items beyond the k-th largest calibration score
+        share = np.sort(generator.random(rows))[ranks - 1]
+        counts = np.searchsorted(np.sort(generator.random(n)), share)
+        smallest[i] = tail[counts, np.arange(len(ranks))].min()
+    level = np.quantile(smallest, 1 - confidence, method="lower")
+    bounds = np.array([np.flatnonzero(column >= level)[-1] for column in tail.T])  # the largest count that is usual
+    outside = np.sum(p[chosen] > (ranks / (rows + 1))[:, None] * (1 + 1e-12), axis=1)
+    return float(min(np.min(bounds + outside), chosen.sum()) / chosen.sum())

@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +15,21 @@ from sklearn.utils.metaestimators import available_if
 from flowknife._split import Sizes, split
 from flowknife._types import as_key
 from flowknife.apps import DensityConfig, density
-from flowknife.diagnostics import Scores, adjusted_p_values, conformal_p_values, conformal_quantile
+from flowknife.diagnostics import (
+    Monitoring,
+    Scores,
+    adjusted_p_values,
+    benjamini_hochberg,
+    conformal_p_values,
+    conformal_quantile,
+    false_discovery_bound,
+    monitored,
+    weighted_conformal_p_values,
+    weighted_discoveries,
+)
 from flowknife.errors import CalibrationWarning, InputError
 from flowknife.estimators._density import DensityEstimator
+from flowknife.estimators._shift import Shift
 
 _ROUNDING = 1e-9  # 0.1 x 300 is 30, and not a little more
 
@@ -42,15 +56,24 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
     With `novelty=False` the anomalies are looked for in the training rows themselves, of which a share `contamination`
     is flagged, as in `LocalOutlierFactor` of scikit-learn; there are no p-values then.
 
+    With `fdr`, `predict` judges all rows of a call together: of those that it flags a share `fdr` at most is expected
+    to be normal (Benjamini & Hochberg 1995 on conformal p-values; Bates et al. 2023, theorem 2). More exactly the bound
+    is `fdr` times the share of normal rows. `false_discoveries` bounds that share for one call, with some confidence.
+
+    Where new rows differ from the training rows for harmless reasons, `shifted` gives a detector for them; `monitor`
+    finds out when a stream began to differ.
+
     Args:
         contamination: the rate of false alarms among normal rows, more than 0, at most 0.5.
+        fdr: the rate of false discoveries among flagged rows, instead of `contamination`; None: no.
         calibration: share of the rows that is held out for calibration and for nothing else.
         novelty: whether new rows are judged, or the training rows.
 
     Attributes:
         flow_: the fitted `Density`.
         calibration_scores_: log density of the calibration rows (of all rows with `novelty=False`), ascending.
-        offset_: rows of smaller log density are flagged.
+        offset_: rows of smaller log density are flagged, without `fdr`.
+        ratio_: of a detector that is `shifted`, how many times denser new rows are; None otherwise.
 
     Example:
         >>> import numpy as np
@@ -61,6 +84,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
     """
 
     contamination: float | int = field(default=0.01, kw_only=False)
+    fdr: float | None = None
     calibration: float | int = 0.25
     novelty: bool = True
 
@@ -74,7 +98,13 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
             raise InputError(f"got contamination={self.contamination}; expected more than 0, at most 0.5; try 0.01")
         if not 0 < self.calibration < 1:
             raise InputError(f"got calibration={self.calibration}; expected a share between 0 and 1; try 0.25")
+        if self.fdr is not None and not (0 < self.fdr < 1 and self.novelty):
+            raise InputError(
+                f"got fdr={self.fdr} and novelty={self.novelty}; expected a rate between 0 and 1, of new rows; try "
+                "fdr=0.1"
+            )
         X = self._rows(X, reset=True)
+        self.ratio_: Shift | None = None
         options = {"alpha": self.contamination, **self._options(DensityConfig, self._seed())}
         with warnings.catch_warnings():
             # as many rows as are asked for below; at a rate of exactly 1 / (count + 1) `predict` flags, p < alpha not
@@ -112,26 +142,118 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
 
     @available_if(_of_novelties)
     def p_values(self, X: Any) -> Float[np.ndarray, " n"]:
-        """Split-conformal p-value of each row; see `flowknife.diagnostics.benjamini_hochberg` for many rows at once."""
-        return conformal_p_values(-self.score_samples(X), -self.calibration_scores_)
+        """Split-conformal p-value of each row, weighted where the detector is `shifted`."""
+        rows = self._rows(X)
+        return self._p_values(rows, self.flow_.log_prob(rows).astype(np.float64))
+
+    def _p_values(self, rows, log_prob):
+        if self.ratio_ is None:
+            return conformal_p_values(-log_prob, -self.calibration_scores_)
+        return weighted_conformal_p_values(-log_prob, *self._weighted(rows))
+
+    def _weighted(self, rows):
+        """Calibration scores, and the weights of rows and of calibration rows."""
+        shift: Any = self.ratio_
+        return shift.calibration, shift(rows), shift.weights
 
     @available_if(_of_novelties)
     def scores(self, X: Any) -> Scores:
         """Columns of each row, with p_value, q_value and flag (as `predict` has it); see `Scores`."""
-        log_prob = self.score_samples(X)
-        p_value = conformal_p_values(-log_prob, -self.calibration_scores_)
-        q_value = adjusted_p_values(p_value)
-        decisions = {"flag": log_prob < self.offset_, "q_value": q_value, "discovery": q_value <= self.contamination}
-        rows = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
-        return Scores({**rows, "p_value": p_value, **decisions})
+        rows = self._rows(X)
+        log_prob = self.flow_.log_prob(rows).astype(np.float64)
+        p_value = self._p_values(rows, log_prob)
+        q_value, rate = adjusted_p_values(p_value), self.contamination if self.fdr is None else self.fdr
+        flag = self._flagged(rows, log_prob)
+        decisions = {"flag": flag, "q_value": q_value, "discovery": q_value <= rate if self.fdr is None else flag}
+        columns = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
+        return Scores({**columns, "p_value": p_value, **decisions})
+
+    def _flagged(self, rows, log_prob):
+        if self.fdr is None and self.ratio_ is None:
+            return log_prob < self.offset_
+        if self.fdr is None:
+            return self._p_values(rows, log_prob) <= self.contamination
+        if self.ratio_ is None:
+            return benjamini_hochberg(self._p_values(rows, log_prob), self.fdr)
+        held_out, own, others = self._weighted(rows)
+        return weighted_discoveries(-log_prob, held_out, own, others, self.fdr)
+
+    @available_if(_of_novelties)
+    def false_discoveries(self, X: Any, confidence: float = 0.9) -> float:
+        """An upper bound on the share of normal rows among those of X that `predict` flags.
+
+        It holds with the probability `confidence` (over calibration rows and X), where new normal rows are like the
+        training rows; see `diagnostics.false_discovery_bound`.
+
+        Raises:
+            InputError: for a detector that is `shifted`.
+        """
+        if self.ratio_ is not None:
+            raise InputError("got a shifted detector; expected one of rows like the training rows; try fdr=0.1")
+        rows = self._rows(X)
+        log_prob = self.flow_.log_prob(rows).astype(np.float64)
+        p_value = self._p_values(rows, log_prob)
+        flagged = self._flagged(rows, log_prob)
+        return false_discovery_bound(p_value, flagged, len(self.calibration_scores_), confidence, self._seed())
+
+    @available_if(_of_novelties)
+    def monitor(self, X: Any, alpha: float | int = 0.01) -> Monitoring:
+        """Find out whether and when the rows of a stream began to differ from the calibration rows.
+
+        The probability of a false alarm is at most `alpha`, over the whole stream, however long it is; see
+        `diagnostics.monitored`. A single anomaly is no change: it is what `predict` is for.
+
+        Args:
+            X: rows in the order in which they arrived.
+            alpha: the probability of a false alarm.
+        """
+        return monitored(-self.score_samples(X), -self.calibration_scores_, float(alpha), self._seed())
+
+    @available_if(_of_novelties)
+    def shifted(self, X: Any, columns: Sequence[int | str] | None = None) -> "AnomalyDetector":
+        """The same detector for rows from other conditions, by weighted conformal p-values.
+
+        Calibration rows count by the ratio of two densities, of `X` and of the training rows, in the columns that
+        describe the conditions. The promises hold if normal rows differ in nothing but how often these conditions
+        occur, as far as both densities are right. Anomalies must not show in these columns: where they do, they count
+        as a new condition, and are not found.
+
+        Args:
+            X: rows of the new conditions, a few hundred or more; anomalies among them do no harm.
+            columns: that describe the conditions, by place or name; default all.
+
+        Raises:
+            InputError: for a column that there is not.
+        """
+        new = self._rows(X)
+        places = self._places(columns)
+        old = self.flow_.frame.from_model(self.flow_.reference)
+        calibration = self.flow_.frame.from_model(self.flow_.held_out)
+        scores = -self.flow_.log_prob(calibration).astype(np.float64)
+        options = self._options(DensityConfig, self._seed())
+        detector = copy(self)
+        detector.ratio_ = Shift.fit(old, new, places, (calibration, scores), options)
+        return detector
+
+    def _places(self, columns):
+        names, count = list(getattr(self, "feature_names_in_", ())), len(self.flow_.names)
+        places = range(count) if columns is None else [names.index(c) if c in names else c for c in columns]
+        odd = [place for place in places if not isinstance(place, (int, np.integer)) or not 0 <= place < count]
+        if odd or not len(places):
+            raise InputError(
+                f"got columns {list(columns or ())}; expected places from 0 to {count - 1}"
+                + (f", or names among {', '.join(map(str, names))}" if names else "")
+            )
+        return np.array(places, int)
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
         """Log density minus `offset_`: negative where a row is flagged, its p-value at most `contamination`."""
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
-        """1 for rows like those of training, -1 for others, shape (n,)."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        """1 for rows like those of training, -1 for others, shape (n,); with `fdr` all rows are judged together."""
+        rows = self._rows(X)
+        return np.where(self._flagged(rows, self.flow_.log_prob(rows).astype(np.float64)), -1, 1)
 
     @available_if(_of_training)
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:

@@ -22,11 +22,13 @@ class DensityEstimator(FlowEstimator):
         scalar: map that the couplings apply to each number.
         mixing: linear map between the couplings.
         smoothing: noise on the training rows, in standard deviations.
+        ensemble: fits from different seeds that are averaged.
     """
 
     scalar: Literal["spline", "affine", "additive"] | None = None
     mixing: Literal["lu", "orthogonal", "permute"] | None = None
     smoothing: float | int | None = None
+    ensemble: int | None = None
 
     def _fit(self, X):
         self.flow_ = density(self._rows(X, reset=True), **self._options(DensityConfig, self._seed()))

@@ -89,6 +89,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         features: learned features of a row, in addition to its numbers (conditional).
         matching: weight of MMD terms, added to the likelihood.
         independence: weight of the independence of latent and features, added to the likelihood (partitioned).
+        ensemble: fits from different seeds that are averaged.
 
     Attributes:
         flow_: the fitted `Posterior` of the targets given the features.
@@ -108,6 +109,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
     features: int | None = None
     matching: float | int | None = None
     independence: float | int | None = None
+    ensemble: int | None = None
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -5,7 +5,8 @@ Latents: `latents`, `latent_histogram`, `radius_histogram`, `anomaly_scores`.
 Images: `image_grid`, `compare`, `real_regenerated_simulated`, `temperatures`, `interpolation`, `closest_farthest`,
 `outliers`, `latent_cloud`, `latent_clusters`, `along`, `nearest`, `resampled`, `anomaly_maps`, `heat_maps`,
 `interpolation_animation`.
-Posteriors: `corner`, `calibration`, `coverage`, `predictive`.
+Posteriors: `corner`, `calibration`, `coverage`, `predictive`, `recovery`, `contraction`, `promised`.
+Streams: `monitoring`.
 Classes: `confusion`, `reliability`, `latent_classes`, `class_samples`.
 
 A figure belongs to its caller alone: no pyplot, no global settings, so any thread may draw and nothing stays behind.
@@ -28,6 +29,7 @@ from flowknife.plots.images import (
 from flowknife.plots.normality import anomaly_scores, latent_histogram, latents, radius_histogram
 from flowknife.plots.posterior import calibration, corner, coverage, predictive
 from flowknife.plots.problems import problem
+from flowknife.plots.promises import contraction, monitoring, promised, recovery
 from flowknife.plots.strips import along, anomaly_maps, heat_maps, interpolation_animation, nearest, resampled
 from flowknife.plots.tables import density, history, mapping, samples
 
@@ -40,6 +42,7 @@ __all__ = [
     "closest_farthest",
     "compare",
     "confusion",
+    "contraction",
     "corner",
     "coverage",
     "density",
@@ -55,12 +58,15 @@ __all__ = [
     "latents",
     "mapping",
     "mapping_animation",
+    "monitoring",
     "nearest",
     "outliers",
     "predictive",
     "problem",
+    "promised",
     "radius_histogram",
     "real_regenerated_simulated",
+    "recovery",
     "reliability",
     "resampled",
     "samples",

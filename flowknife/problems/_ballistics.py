@@ -8,8 +8,8 @@ import numpy as np
 
 from flowknife._types import as_generator
 from flowknife.priors import Histogram, Normal, Product, Uniform
-from flowknife.problems._importance import Weighted
 from flowknife.problems._problem import Problem
+from flowknife.sampling._importance import Weighted
 
 GRAVITY, DRAG, MASS = 9.81, 0.25, 0.2
 _TIME = MASS / DRAG

@@ -12,6 +12,7 @@ from flowknife._types import as_generator
 from flowknife.errors import InputError
 from flowknife.priors import Normal
 from flowknife.problems._problem import Problem
+from flowknife.sampling import tempered
 
 THICKNESS = np.repeat([0.1, 0.2], 5)
 """Of the layers, in km; the last one is a half-space."""
@@ -145,7 +146,7 @@ def _sample_posterior(numbers, y, noise, n):
         v = numbers.standard_normal((_ROUND, dim)) * np.sqrt(_TAIL / numbers.chisquare(_TAIL, _ROUND))[:, None]
         u = centre + v @ root.T
         level = log_posterior(u)
-        weight = _tempered(level + 0.5 * (_TAIL + dim) * np.log1p(np.sum(v**2, axis=-1) / _TAIL), enough=10 * dim)
+        weight = tempered(level + 0.5 * (_TAIL + dim) * np.log1p(np.sum(v**2, axis=-1) / _TAIL), enough=10 * dim)
         centre = weight @ u
         # a tenth wider, so that the tails are reached
         root = np.linalg.cholesky(1.1 * (u - centre).T @ (weight[:, None] * (u - centre)) + 1e-4 * np.eye(dim))
@@ -173,19 +174,3 @@ def _laplace(residual, dim):
         if not np.min(values) < best - 1e-2:
             return mode, np.linalg.cholesky(np.linalg.inv(curvature))
         mode, best = candidates[np.argmin(values)], np.min(values)
-
-
-def _tempered(log_weight, enough):
-    """Weights to the power b, which add up to one; b is 1, or so small that `enough` draws are effective."""
-
-    def weight(b):
-        raised = np.exp(b * (log_weight - log_weight.max()))
-        return raised / raised.sum()
-
-    low, high = 0.0, 1.0
-    if 1 / np.sum(weight(high) ** 2) >= enough:
-        return weight(high)
-    for _ in range(30):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if 1 / np.sum(weight(middle) ** 2) >= enough else (low, middle)
-    return weight(low)

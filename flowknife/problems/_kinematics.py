@@ -7,8 +7,8 @@ import numpy as np
 
 from flowknife._types import as_generator
 from flowknife.priors import Normal
-from flowknife.problems._importance import Weighted
 from flowknife.problems._problem import Problem
+from flowknife.sampling._importance import Weighted
 
 LENGTHS = (0.5, 0.5, 1.0)
 """Of the three segments."""

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowknife.errors import InputError
 from flowknife.priors import Prior
+from flowknife.sampling import nuts_chains, require_blackjax
 
-_CHAINS, _WARMUP, _MODE_STEPS = 4, 300, 60
+_CHAINS, _MODE_STEPS = 4, 60
 
 
 def nuts_posterior(
@@ -43,13 +43,7 @@ def nuts_posterior(
         y: the observation.
         n: number of draws.
     """
-    try:
-        import blackjax  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "got no blackjax, which draws this reference posterior; expected it installed; try "
-            "pip install 'flowknife[mcmc]'"
-        ) from None
+    require_blackjax("draws this reference posterior")
     sd = jnp.broadcast_to(jnp.asarray(noise, float), y.shape)
     theta = sample_chains(key, prior, forward, jnp.asarray(y, float), sd, math.ceil(n / _CHAINS))
     # chains one after the other would show in a plot of the first rows
@@ -59,8 +53,6 @@ def nuts_posterior(
 @eqx.filter_jit
 def sample_chains(key: Array, prior: Prior, forward: Any, y: Array, noise: Array, draws: int) -> Array:
     """Draws of theta, shape (4 chains, draws, dim)."""
-    import blackjax
-    from blackjax.adaptation.base import get_filter_adapt_info_fn
 
     def residual(u):
         return (y - forward(prior.bijection.decode(u)[0])) / noise
@@ -76,22 +68,9 @@ def sample_chains(key: Array, prior: Prior, forward: Any, y: Array, noise: Array
         u = position(v)
         return -0.5 * jnp.sum(u**2) - 0.5 * jnp.sum(residual(u) ** 2)
 
-    def chain(key):
-        start_key, warmup_key, key = jax.random.split(key, 3)
-        start = jax.random.normal(start_key, (prior.dim,))
-        warmup = blackjax.window_adaptation(
-            blackjax.nuts, log_density, initial_step_size=0.5, adaptation_info_fn=get_filter_adapt_info_fn()
-        )
-        (state, settings), _ = warmup.run(warmup_key, start, num_steps=_WARMUP)  # ty: ignore[unknown-argument]
-        step = blackjax.nuts(log_density, **settings).step
-
-        def move(state, key):
-            state, _ = step(key, state)
-            return state, prior.bijection.decode(position(state.position))[0]
-
-        return jax.lax.scan(move, state, jax.random.split(key, draws))[1]
-
-    return jax.vmap(chain)(jax.random.split(key, _CHAINS))
+    start_key, key = jax.random.split(key)
+    starts = jax.random.normal(start_key, (_CHAINS, prior.dim))
+    return nuts_chains(log_density, starts, key, draws, finish=lambda v: prior.bijection.decode(position(v))[0])
 
 
 def _mode(residual: Callable[[Array], Array], dim: int) -> Array:

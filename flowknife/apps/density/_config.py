@@ -44,5 +44,8 @@ class DensityConfig(Settings):
         None, description="columns of dates, by name; auto: those that hold nothing but dates; default: none"
     )
     missing: Literal["refuse", "model"] = pydantic.Field("refuse", description="what to do with missing values")
+    ensemble: int = pydantic.Field(
+        1, ge=1, le=100, description="fits from different seeds that are averaged; each takes as long as one"
+    )
     alpha: float = pydantic.Field(0.05, gt=0, lt=1, description="rows with a p-value below it are flagged")
     train: Training = pydantic.Field(Training(), description="how to train, see `Training`")

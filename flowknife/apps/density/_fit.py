@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 
 from flowknife._frame import Frame, LocalSpread, heavy_tails
@@ -151,14 +152,18 @@ def density(
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5)
     used = config.completed(mixing="lu" if dim <= _WIDE else "permute", smoothing=smoothing)
     couplings = {name: getattr(used, name) for name in ("layers", "width", "depth", "scalar", "mixing")}
-    if given_names:
+    start = [] if given_names else _start(train_x, standardise)
+
+    def started(model_key):
+        if not given_names:
+            flow = built(coupling_flow, dim, key=model_key, **couplings)
+            return INN([Block("x", dim)], [Block("z", dim)], Chain([*start, flow]))
         flow, cond = flow_given(dim, train_y, key=model_key, **couplings), [Block("y", len(given_names))]
         model = INN([Block("x", dim)], [Block("z", dim)], Chain([standardise, flow]), cond)
-        model = model.initialised(train_x[:_START_ROWS], y=train_y[:_START_ROWS])
+        return model.initialised(train_x[:_START_ROWS], y=train_y[:_START_ROWS])
+
+    if given_names:
         spread = _unexplained(train_x, train_y)
-    else:
-        flow = built(coupling_flow, dim, key=model_key, **couplings)
-        model = INN([Block("x", dim)], [Block("z", dim)], Chain([*_start(train_x, standardise), flow]))
     training = training.completed(
         steps=int(np.clip(20 * len(train_rows) ** 0.5, 300, 6000)),
         batch_size=_batch_size(dim),
@@ -168,25 +173,36 @@ def density(
     ).with_defaults()
     spread = np.where(np.isin(frame.kept, discrete), 0.0, spread)
     objective = Noisy(nll, "x", LocalSpread.of(train_x, spread).scaled(used.smoothing))
-    train = partial(
-        fit,
-        model,
-        ends(train_rows, dim),
-        training.left(kept.began).model_copy(update={"validation": 0.0}),  # rows are held out above
-        objective=objective if mixed is None else Dequantised(objective, "x", mixed),
-        # of rows as they are: the program that a fitted density is asked by
-        held_out_objective=nll if mixed is None else None,
-        held_out=ends(stopping, dim) if len(stopping) else None,
-        key=fit_key,
-        label="density",
-        show_progress=show_progress,
-        throw=True,
-        checkpoints=kept.part("training"),
-    )
-    result, interrupted = until_interrupted(train)
+
+    def train(i, model_key, key):
+        which = f", {i + 1} of an ensemble of {config.ensemble}" if config.ensemble > 1 else ""
+        left = training.left(kept.began, share=1 / (config.ensemble - i))
+        return fit(
+            started(model_key),
+            ends(train_rows, dim),
+            left.model_copy(update={"validation": 0.0}),  # rows are held out above
+            objective=objective if mixed is None else Dequantised(objective, "x", mixed),
+            # of rows as they are: the program that a fitted density is asked by
+            held_out_objective=nll if mixed is None else None,
+            held_out=ends(stopping, dim) if len(stopping) else None,
+            key=key,
+            label=f"density{which}",
+            show_progress=show_progress,
+            throw=True,
+            checkpoints=kept.part(f"member-{i + 1}" if i else "training"),
+        )
+
+    result, interrupted = until_interrupted(partial(train, 0, model_key, fit_key))
+    members = []
+    for i in range(1, 1 if interrupted else config.ensemble):
+        member, interrupted = until_interrupted(partial(train, i, *keys_of(jax.random.fold_in(fit_key, i), 2)))
+        members += [member.model] if member.steps else []
+        if interrupted:
+            break
     Flagging(len(held_out), config.alpha).warn()
     fitted = Density(
         model=result.model,
+        members=tuple(members),
         frame=frame,
         given_frame=given_frame,
         mixed=mixed,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp
 
 from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
@@ -39,12 +40,14 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import InputError
 from flowknife.export import numpyro_flow
+from flowknife.inn import INN
 from flowknife.laws import as_temperature, require_finite_draws
 from flowknife.objectives import log_probs
 
 _AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
 
 _SHOWN, _SHOWN_COLUMNS = 1000, 3  # rows and columns of the figure
+_APART = 0.5  # nats that the log densities of an ensemble may be apart, in the median
 
 _POINTS = 64  # draws of the continuous rows that stand for a row with categories
 
@@ -94,6 +97,8 @@ class Density(Result[DensityConfig]):
             when to stop; none with `train.validation=0`.
         given_frame: origin and scale of each condition.
         mixed: the discrete columns of rows of the model; None where there are none.
+        members: further models, trained from other seeds, with which `model` is averaged, see `ensemble`; `encode` and
+            `decode` are the maps of `model` alone.
 
     Of a table with categories, dates or missing values, `sample` and `decode` give a DataFrame with such columns, and
     `log_prob` the log of the probability of what is discrete times the density of what is not, per day for dates. It is
@@ -103,7 +108,8 @@ class Density(Result[DensityConfig]):
     application: ClassVar[str] = "density"
     title: ClassVar[str] = "density"
     settings: ClassVar[type[Settings]] = DensityConfig
-    kept: ClassVar[tuple[str, ...]] = ("frame", "given_frame", "reference", "held_out", "mixed")
+    kept: ClassVar[tuple[str, ...]] = ("frame", "given_frame", "reference", "held_out", "mixed", "members")
+    later: ClassVar[Mapping[str, Any]] = {"members": ()}
     parts: ClassVar[Mapping[str, Any]] = {"mixed": Mixed}
 
     frame: Frame = field(repr=False)
@@ -111,6 +117,12 @@ class Density(Result[DensityConfig]):
     held_out: np.ndarray = field(repr=False)
     given_frame: Frame = field(default=Frame((), ()), repr=False)
     mixed: Mixed | None = field(default=None, repr=False)
+    members: tuple[INN, ...] = field(default=(), repr=False)
+
+    @property
+    def models(self) -> tuple[INN, ...]:
+        """The models whose average this density is."""
+        return (self.model, *self.members)
 
     @cached_property
     def encoding(self) -> Encoding | None:
@@ -144,10 +156,18 @@ class Density(Result[DensityConfig]):
         n = as_count(n, "row")
         temperature = as_temperature(temperature)
         scale, known = jnp.asarray(temperature), self._known(given, n)
-        drawn = draw_batches(
-            lambda k, size, part: _sample(self.model, k, size, scale, part), n, as_key(key), ROWS_AT_ONCE, known
-        )
+        if not self.members:
+            drawn = self._drawn(self.model, as_key(key), n, scale, known)
+        else:
+            which, drawn = np.arange(n) % len(self.models), np.empty((n, self.frame.dim), np.float32)
+            keys = jax.random.split(as_key(key), len(self.models))
+            for i, (model, own) in enumerate(zip(self.models[:n], keys, strict=False)):
+                part = {name: rows[which == i] for name, rows in known.items()}
+                drawn[which == i] = self._drawn(model, own, int(np.sum(which == i)), scale, part)
         return require_finite_draws(self.frame.from_model(self._restored(drawn)), temperature)
+
+    def _drawn(self, model, key, n, scale, known):
+        return draw_batches(lambda k, size, part: _sample(model, k, size, scale, part), n, key, ROWS_AT_ONCE, known)
 
     def _restored(self, rows):
         """Rows of the model with whole numbers in its discrete columns."""
@@ -176,12 +196,16 @@ class Density(Result[DensityConfig]):
 
     def _log_prob_of(self, rows, draws=_POINTS, most=ROWS_AT_ONCE):
         """Log density, in the user's units, of rows as the model takes them."""
+        found = [self._log_prob_by(model, rows, draws, most) for model in self.models]
+        return found[0] if len(found) == 1 else logsumexp(found, axis=0) - np.log(len(found))
+
+    def _log_prob_by(self, model, rows, draws, most):
         blocks = ends(rows, self.frame.dim)
         if self.mixed is None:
-            (found,) = map_batches(lambda part: [log_probs(self.model, part, as_key(0))], blocks, most)
+            (found,) = map_batches(lambda part: [log_probs(model, part, as_key(0))], blocks, most)
             return found + self.frame.log_det
         mixed, points = self.mixed, jnp.asarray(self.mixed.points(draws))
-        (found,) = map_batches(lambda part: [_mixed_log_prob(self.model, mixed, points, **part)], blocks, most)
+        (found,) = map_batches(lambda part: [_mixed_log_prob(model, mixed, points, **part)], blocks, most)
         known = (rows[:, list(mixed.places)] >= 0).all(axis=1)
         return np.where(known, found + self._log_units(rows), -np.inf)
 
@@ -192,6 +216,16 @@ class Density(Result[DensityConfig]):
         for place, flag in self.mixed.gaps if self.mixed else ():
             found += np.where(rows[:, flag] > 0.5, np.log(scale[place]), 0.0)
         return found
+
+    def disagreement(self, x: Any, given: Any = None) -> Float[np.ndarray, " n"]:
+        """How far the members of an ensemble are apart at each row: the spread of their log densities, in nats.
+
+        Where it is large, another fit would give another density; zero for a single model.
+        """
+        values = self._values(x, given)
+        rows = self.joint_frame.to_model(values)
+        found = np.stack([self._log_prob_by(model, rows, _POINTS, ROWS_AT_ONCE) for model in self.models])
+        return np.std(np.where(np.isfinite(found), found, np.nan), axis=0)
 
     def encode(self, x: Any, given: Any = None) -> Float[np.ndarray, "n k"]:
         """The latent of each row, standard normal for rows of the same distribution.
@@ -288,6 +322,7 @@ class Density(Result[DensityConfig]):
         if self.encoding is not None:
             raise InputError("got a density of a table with categories, dates or missing values; expected numbers")
         known = {name: rows[0] for name, rows in self._known(given, 1).items()}
+        self._require_one_model("a NumPyro distribution")
         return numpyro_flow(self.model, self.frame, known)
 
     @property
@@ -331,10 +366,16 @@ class Density(Result[DensityConfig]):
             - units,
             "histograms": histogram_losses(reference[:, :dim], filled[:, :dim]) - units,
         }
+        apart = []
+        if self.members:
+            found = [self._log_prob_by(model, rows, _POINTS, ROWS_AT_ONCE) for model in self.models]
+            name = f"disagreement of {len(found)} fits, in nats"
+            apart = [Check(name, float(np.median(np.std(found, axis=0))), _APART)]
         return [
             Check.of_round_trip(values[:, :columns], back, self.columns, frame.from_model(reference)[:, :columns]),
             Check("distance of the latents from N(0, 1)", ks_normal(z), float(limit)),
             reference_check("nll in nats", -self._log_prob_of(rows), simple, _AS_GOOD * (1 + dim)),
+            *apart,
             *self.flagging.checks_of(None if x is None else self._p_values(self._log_prob_of(rows))),
         ]
 

@@ -7,8 +7,9 @@ import numpy as np
 from flowknife._batches import IMAGES_AT_ONCE
 from flowknife._types import as_key
 from flowknife.anomaly._features import features_of_levels
-from flowknife.apps.images._latents import DRAWN_AT_ONCE, decode_batch, draw_batch, encode_batch
+from flowknife.apps.images._latents import DRAWN_AT_ONCE, draw_batch
 from flowknife.export import KEY, ROWS, TEMPERATURE, Input, Program, key_of
+from flowknife.multiscale import decode_batch, encode_batch
 
 if TYPE_CHECKING:
     from flowknife.apps.images._result import Images

@@ -19,7 +19,10 @@ TASK: Applies = {
 class InvertConfig(Settings):
     """Settings of `invert`; those that are None are chosen from the data."""
 
-    applies: ClassVar[Applies] = {"independence": ("form", ("partitioned",))}
+    applies: ClassVar[Applies] = {
+        "independence": ("form", ("partitioned",)),
+        "embedding": ("form", ("conditional",)),
+    }
     chosen: ClassVar[Mapping[str, str]] = {
         "train.steps": "20 sqrt(pairs), 500 at least, for up to 50,000 pairs, 40 sqrt(pairs) for more, 20,000 at most, "
         "unless another end of training is set",
@@ -52,6 +55,19 @@ class InvertConfig(Settings):
     depth: int = pydantic.Field(2, ge=1, le=1000, description="residual blocks of each network")
     features: int | None = pydantic.Field(
         None, ge=0, description="learned features of an observation, in addition to its numbers; default 64"
+    )
+    embedding: Literal["numbers", "set", "series", "image"] | None = pydantic.Field(
+        None,
+        description="what an observation is, by which a network summarises it, and NaN is a number that is missing: "
+        "numbers, set (in any order), series (regular steps) or image; default: numbers, none of them missing",
+    )
+    observation: tuple[int, ...] | None = pydantic.Field(
+        None,
+        description="shape of an observation with an embedding: (elements,) or (elements, numbers of each), (steps,) "
+        "or (steps, channels), (height, width) or (height, width, channels); default: that of the pairs",
+    )
+    ensemble: int = pydantic.Field(
+        1, ge=1, le=100, description="fits from different seeds that are averaged; each takes as long as one"
     )
     matching: float = pydantic.Field(
         0.0, ge=0, description="weight of MMD terms on (y, z) and on x, added to the likelihood"

@@ -48,7 +48,7 @@ def _parts(posterior):
 
 def live_invert(posterior: "Posterior") -> Live:
     """A live page: what it shows, and what it may ask."""
-    model, frame, size, length = posterior.model, posterior._x_frame, posterior.prior.dim, len(posterior.y_names)
+    model, frame, size, length = posterior.model, posterior.prior_frame, posterior.prior.dim, len(posterior.y_names)
     latent = sum(block.size for block in model.partition.right)
 
     def rows(x, n):

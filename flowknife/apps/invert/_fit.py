@@ -7,7 +7,7 @@ for data with noise, where the same draw of the noise is added to y.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from flowknife._threads import in_threads
 from flowknife._types import Key, as_key, as_seed, built, keys_of
 from flowknife.apps._track import tracked
 from flowknife.apps.invert._config import TASK, InvertConfig
+from flowknife.apps.invert._gaps import filled, masked
 from flowknife.apps.invert._result import Posterior
 from flowknife.apps.invert._task import Task, task_of
 from flowknife.architectures import coupling_flow, flow_given
@@ -76,6 +77,7 @@ def invert(
     names: Sequence[str] | None = None,
     y_names: Sequence[str] | None = None,
     executor: Any = None,
+    log_likelihood: Callable[[Any, Any], Any] | None = None,
     key: Key = None,
     show_progress: bool = True,
     checkpoints: str | os.PathLike[str] | None = None,
@@ -98,6 +100,9 @@ def invert(
         y_names: of the data; default those of the problem or of the columns, all but the parameters.
         executor: a pool for a slow simulator, with `submit` or `map`: of threads, or of spawned processes, as in
             `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`.
+        log_likelihood: `f(x, y)`, log p(y | x) of parameters (n, d) and one observation (m,), shape (n,), where it is
+            known; it has no part in the fit, but `sample(refine=True)` and `evidence` use it. A simulator without
+            randomness and with Gaussian `noise` needs none.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
         checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
@@ -144,30 +149,37 @@ def invert(
     else:  # in double precision, since a simulator may add large numbers to them
         theta = np.asarray(prior.sample(used.num_simulations or 1, key=draw_key), np.float64)
         own = {"parameters": fingerprint(theta), "simulator": task.name or described(simulator)}
+    gaps = config.embedding is not None
     kept = Checkpoints(checkpoints, about_fit("invert", config, **own), resume=resume, began=began, show=show_progress)
-    data = task.pairs or _simulated(task, theta, simulate_key, executor, kept.part("simulations"), show_progress)
+    data = task.pairs or _simulated(task, theta, simulate_key, executor, kept.part("simulations"), show_progress, gaps)
     _check_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
     if len(y_names) != data.y.shape[1]:
         raise InputError(f"got {len(y_names)} y_names for data of {data.y.shape[1]} numbers; expected one for each")
     noise = _noise_of(task.noise, data.y)
-    frame = Frame.of(data.y, drop_constant=True, noise=noise)
+    used = used.completed(observation=_shape_of(pairs, data.y, config) if gaps else None)
+    frame = _frame_of(data.y, noise, used)
     if not frame.dim:
         raise InputError(
             f"got data that are the same for all {len(data.y):,} parameters; expected data that depend on them; check "
             "the simulator"
         )
-    tails = _told_tails(data, prior, task.estimated, y_names)
+    tails = _told_tails(data.theta, filled(data.y), prior, task.estimated, y_names)
     note(tails, show_progress)
     # from here on, all is in the units of the model
     units = prior.frame or plain_frame(prior.dim)
     x, y = units.to_model(data.theta), frame.to_model(data.y)
     user_noise, noise = noise, frame.widths_to_model(noise)
+    spread = y.std(axis=0)
+    if gaps:
+        y = masked(y)
+        spread = np.concatenate([frame.to_model(filled(data.y)).std(axis=0), np.zeros_like(noise)])
+        noise = np.concatenate([noise, np.zeros_like(noise)])  # a mask has none
     sharp = data.exact and config.form == "conditional" and config.noise is None and not np.any(noise)
     noise_at = LocalSpread.constant(noise)
     if sharp:  # p(x | y) of an exact y lies on a surface, where a density has no bound
-        noise_at = LocalSpread.of(y, y.std(axis=0)).scaled(_SHARP)
-        user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0))
+        noise_at = LocalSpread.of(y, spread).scaled(_SHARP)
+        user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0)[: frame.dim])
     training = used.train
     if task.stored is not None:  # what stood for all pairs has told the units and the noise
         usable = task.stored.usable()
@@ -187,32 +199,40 @@ def invert(
         for part, k in zip((train, held_out), keys_of(keys[2], 2), strict=True)
     )
     make = _partitioned if config.form == "partitioned" else _conditional
-    model = make(used, prior.inner, noisy, noise, keys[3])
     start_y = train["y"] if config.form == "partitioned" else noisy
-    model = model.initialised(train["x"][:_START_ROWS], key=keys[4], y=start_y[:_START_ROWS])
+
+    def started(model_key):
+        model = make(used, prior.inner, noisy, noise, model_key)
+        return model.initialised(train["x"][:_START_ROWS], key=keys[4], y=start_y[:_START_ROWS])
+
+    model = started(keys[3])
     candidates = _candidates(training, len(whole["x"]))
     trained: list[FitResult] = []
 
-    def train_one(i, training):
-        share = 1 / (len(candidates) - i)  # of the time, which the candidates before may not have used up
-        which = f", {i + 1} of {len(candidates)}: weight decay {training.weight_decay:g}" if len(candidates) > 1 else ""
-        result = fit(
+    def train_one(model, training, key, share, which, part, rival=None):
+        return fit(
             model,
             whole,
             training.left(kept.began, share=share).model_copy(update={"validation": 0.0}),  # pairs are held out above
             objective=_objective(used, prior.inner, noise_at),
             held_out=stopping if len(parts.stopping) else None,
-            key=keys[5],
+            key=key,
             label=f"posterior{which}",
             show_progress=show_progress,
             throw=True,
-            rival=min(trained, key=lambda result: result.loss, default=None),
-            checkpoints=kept.part(f"candidate-{i + 1}"),
+            rival=rival,
+            checkpoints=kept.part(part),
         )
-        trained.append(result)
-        return result
 
-    calls = [partial(train_one, i, training) for i, training in enumerate(candidates)]
+    def train_candidate(i, training):
+        # of the time, which the candidates before may not have used up
+        share = 1 / (len(candidates) - i + config.ensemble - 1)
+        which = f", {i + 1} of {len(candidates)}: weight decay {training.weight_decay:g}" if len(candidates) > 1 else ""
+        rival = min(trained, key=lambda result: result.loss, default=None)
+        trained.append(train_one(model, training, keys[5], share, which, f"candidate-{i + 1}", rival))
+        return trained[-1]
+
+    calls = [partial(train_candidate, i, training) for i, training in enumerate(candidates)]
     results, interrupted = until_interrupted(partial(in_threads, calls, threads=1))
     reached = [i for i, result in enumerate(results) if result is not None and result.steps]
     if not reached:
@@ -220,6 +240,15 @@ def invert(
     best = min(reached, key=lambda i: results[i].loss)
     result, training = results[best], candidates[best]
     went = result.record
+    members = []
+    for i in range(1, 1 if interrupted else config.ensemble):
+        model_key, fit_key = keys_of(jax.random.fold_in(keys[5], i), 2)
+        share, which = 1 / (config.ensemble - i), f", {i + 1} of an ensemble of {config.ensemble}"
+        call = partial(train_one, started(model_key), training, fit_key, share, which, f"member-{i + 1}")
+        member, interrupted = until_interrupted(call)
+        members += [member.model] if member is not None and member.steps else []
+        if interrupted:
+            break
     if interrupted and len(candidates) > 1:
         went = went.model_copy(update={"stopped": Stopped.INTERRUPTED, "part": (reached[-1] + 1, len(candidates))})
     Flagging(min(len(parts.calibration), _KEPT), config.alpha, "pairs").warn()
@@ -247,11 +276,15 @@ def invert(
                 reason=data.reason if data.failed else "",
                 problem=task.name or None,
                 prior_estimated=task.estimated,
+                exact=sharp,
             ),
             training=went,
             notes=tuple(filter(None, (tails, added))),
         ),
+        members=tuple(members),
         forward=task.forward,
+        simulator=task.simulator,
+        log_likelihood=log_likelihood,
     )
     return finish(lambda: posterior, interrupted)
 
@@ -310,7 +343,7 @@ class _Converted:
         return converted.reshape(*found.shape[:-1], -1).astype(self.dtype)
 
 
-def _simulated(task, theta, key, executor, kept: Part, show_progress) -> Simulations:
+def _simulated(task, theta, key, executor, kept: Part, show_progress, gaps) -> Simulations:
     with progress("simulating", show_progress) as report:
         return simulate(
             task.simulator,
@@ -319,7 +352,37 @@ def _simulated(task, theta, key, executor, kept: Part, show_progress) -> Simulat
             executor=executor,
             on_progress=lambda done, total: report(done / total, f"{done:,} of {total:,}"),
             kept=kept,
+            gaps=gaps,
         )
+
+
+def _shape_of(pairs, y, config) -> tuple[int, ...]:
+    """The shape of one observation.
+
+    Raises:
+        InputError: that has not as many numbers, or is no image.
+    """
+    own = np.shape(pairs[1])[1:] if isinstance(pairs, (tuple, list)) and len(pairs) == 2 else ()
+    shape = config.observation or (own if len(own) > 1 else (y.shape[1],))
+    dims = {"numbers": (1, 2, 3), "set": (1, 2), "series": (1, 2), "image": (2, 3)}[config.embedding]
+    if int(np.prod(shape)) != y.shape[1] or len(shape) not in dims:
+        raise InputError(
+            f"got observations of {y.shape[1]} numbers and of shape {shape} for embedding={config.embedding}; expected "
+            f"a shape of {' or '.join(map(str, dims))} axes with as many numbers; try observation=(...)"
+        )
+    return tuple(int(side) for side in shape)
+
+
+def _frame_of(y, noise, used) -> Frame:
+    """Origin and scale of the data; elements of a set have the same, since they may be swapped."""
+    if used.embedding is None:
+        return Frame.of(y, drop_constant=True, noise=noise)
+    y = filled(y)
+    if used.embedding != "set":
+        return Frame.of(y, noise=noise)
+    size = used.observation[1] if len(used.observation) > 1 else 1
+    one = Frame.of(y.reshape(-1, size))
+    return Frame(one.origin * used.observation[0], one.scale * used.observation[0])
 
 
 def _of_pairs(data: Simulations, task: Task) -> str:
@@ -367,11 +430,11 @@ def _check_resolved(prior):
     )
 
 
-def _told_tails(data, prior, estimated, y_names):
+def _told_tails(theta, y, prior, estimated, y_names):
     """What is to be said about heavy tails, of data and of parameters whose prior was estimated; or ""."""
-    found = [heavy_tails(data.y, y_names)]
+    found = [heavy_tails(y, y_names)]
     if estimated:  # of a log-normal parameter the prior has taken the logarithm
-        inside = (prior.frame or plain_frame(prior.dim)).to_model(data.theta)
+        inside = (prior.frame or plain_frame(prior.dim)).to_model(theta)
         u = prior.inner.bijection.encode(jnp.asarray(inside))[0]
         found.append(heavy_tails(np.asarray(u), prior.inner.names))
     return "; ".join(line for line in found if line)
@@ -404,6 +467,11 @@ def _couplings(config, dim, key) -> Bijection:
 def _flow_given(config, dim, y, key) -> Bijection:
     """From x to z given y: linear regression on y, whitening, and couplings that take features of y."""
     net = Partial(nets.ResidualMLP, width=config.width, depth=config.depth)
+    if config.embedding is not None:
+        embed_key, key = jax.random.split(key)
+        sizes = {"learned": config.features, "width": 2 * config.width}
+        embedding = nets.ObservationEmbedding(config.embedding, config.observation, y, **sizes, key=embed_key)
+        return flow_given(dim, y, layers=config.layers, net=net, key=key, embedding=embedding)
     return flow_given(dim, y, features=config.features, hidden=2 * config.width, layers=config.layers, net=net, key=key)
 
 

@@ -42,6 +42,7 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
         *_predictions(posterior, problem, drawn, y, folder),
         *_noise(posterior, y, truth, folder),
         _calibration(posterior, folder),
+        *_promises(posterior, folder),
         _misspecification(posterior, folder),
         trust(posterior),
         *training(posterior.history, folder, posterior.record.training.sentence),
@@ -165,6 +166,34 @@ def _calibration(posterior, folder):
             keep(plots.coverage(found["coverage"], found["tarp"], found.get("highest density")), folder, "coverage"),
         ],
     )
+
+
+def _promises(posterior, folder):
+    """Coverage that is promised and reached, and how sharp posteriors are."""
+    if not posterior.flagging.rows:
+        return []
+    found = posterior.calibration
+    sharp = found["sharpness"]
+    figures = [
+        keep(plots.recovery(sharp), folder, "recovery"),
+        keep(plots.contraction(sharp), folder, "contraction"),
+    ]
+    sharpness = Section(
+        "Sharpness",
+        f"Truth against posterior mean of held-out pairs, and how much narrower posteriors are than the prior. "
+        f"{sharp.verdict}",
+        figures,
+    )
+    if "regions" not in found:
+        return [sharpness]
+    regions = Section(
+        "Promised and reached coverage",
+        "Calibrated regions, `region(y)`, hold the true parameters at the rate that they promise, if these are of the "
+        "prior and their data of the simulator. Each half of the held-out pairs judges regions that the other half "
+        f"calibrates. {found['regions'].verdict}",
+        [keep(plots.promised(found["regions"]), folder, "promised")],
+    )
+    return [regions, sharpness]
 
 
 def _misspecification(posterior, folder):

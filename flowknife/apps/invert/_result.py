@@ -1,42 +1,37 @@
 """The result of `flowknife.invert`: the posterior of an inverse problem, for every observation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float
 from scipy.special import ndtri
 
 from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
+from flowknife._progress import note
 from flowknife._settings import Settings
 from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.apps._result import Result
+from flowknife.apps.invert import _checks, _programs
 from flowknife.apps.invert._config import InvertConfig
+from flowknife.apps.invert._gaps import masked, with_gaps
+from flowknife.apps.invert._refine import Evidence, Likelihood, Refined, evidence, known_likelihood, refine
 from flowknife.apps.invert._regions import intervals, region, scores
 from flowknife.data import load_table
 from flowknife.data._pairs import is_table, read_pairs
 from flowknife.data._read import by_name, names_in
 from flowknife.diagnostics import (
-    Check,
     Flagging,
     Misspecification,
     Region,
     Scores,
-    coverage,
-    hpd_coverage,
     misspecification,
-    reference_check,
-    resimulation_error,
-    sbc,
     scored,
-    tarp,
 )
 from flowknife.errors import InputError
 from flowknife.export import numpyro_flow
@@ -51,75 +46,7 @@ _FARTHEST = 1e30  # what networks are given of larger numbers
 
 _IMPOSSIBLE = 1e3  # normal scores
 
-_AS_GOOD = 0.02  # nats per parameter that a posterior may be worse than the prior
-
 _SHOWN = 4  # parameters of the figure
-
-_CHECKED, _DRAWS = 300, 200  # held-out observations that are checked, and draws of each
-
-
-@eqx.filter_jit
-def _sample(model, key, n, temperature, y):
-    return jnp.moveaxis(model.sample_left(key, n, temperature=temperature, y=y)["x"], 0, -2)
-
-
-@eqx.filter_jit
-def _sample_common(model, key, n, temperature, y):
-    return jax.vmap(lambda row: model.sample_left(key, n, temperature=temperature, y=row)["x"])(y)
-
-
-@eqx.filter_jit
-def _sample_noise(model, key, n, y):
-    blocks = model.sample_left(key, n, y=y)
-    return tuple(jnp.moveaxis(blocks[name], 0, -2) for name in ("x", "noise"))
-
-
-@eqx.filter_jit
-def _there_and_back(model, x, cond):
-    return model.bijection.decode(model.bijection.encode(x, cond)[0], cond)[0]
-
-
-@eqx.filter_jit
-def log_density(model: INN, x, y):
-    """Log p(x | y) of rows x given rows y; for a model of (x, noise), at the noise that makes x explain y exactly."""
-    names = [block.name for block in model.partition.left]
-    if "noise" not in names:
-        return model.log_prob(x, y=y)
-    noise = y - model.encode({"x": x, "noise": jnp.zeros_like(y)})["y"]
-    law = model.partition.right[0]
-    at_centre = law.law.log_prob(y, law.shape, y)  # what the law of y adds, a constant there
-    return model.log_prob({"x": x, "noise": noise}, y=y) - at_centre
-
-
-@eqx.filter_jit
-def _forward(model, x):
-    left = {"x": x}
-    for block in model.partition.left[1:]:
-        left[block.name] = jnp.zeros((*x.shape[:-1], *block.shape))
-    return model.encode(left)["y"]
-
-
-@eqx.filter_jit
-def _climb(model, prior, x, y, steps, rate):
-    """Gradient ascent of log p(x | y), in coordinates where the prior is standard normal."""
-    u, _ = prior.bijection.encode(x)
-    optimiser = optax.adam(1.0)
-
-    def loss(u):
-        values = log_density(model, prior.bijection.decode(u)[0], y)
-        return -jnp.sum(values), values
-
-    def step(i, carry):
-        u, state, best, best_value = carry
-        (_, values), slope = jax.value_and_grad(loss, has_aux=True)(u)
-        better = (values > best_value)[:, None]
-        best, best_value = jnp.where(better, u, best), jnp.maximum(values, best_value)
-        updates, state = optimiser.update(jnp.nan_to_num(slope), state)
-        return u + rate * (1 - i / steps) * updates, state, best, best_value
-
-    start = (u, optimiser.init(u), u, jnp.full(len(u), -jnp.inf))
-    *_, best, value = jax.lax.fori_loop(0, steps, step, start)
-    return prior.bijection.decode(best)[0], value
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -138,20 +65,33 @@ class Posterior(Result[InvertConfig]):
         reference: training pairs, as the model takes them, with the noise of the data in y.
         frame: origin and scale of the data; those of the parameters are `prior.frame`.
         noise: standard deviation of the noise that was added to simulated data, one for each number.
+        members: further models, trained from other seeds, with which `model` is averaged; see `ensemble`.
         forward: the noise-free simulator of a batch, if it is known.
+        simulator: what the pairs were simulated with, for `focus`; a run that is loaded has that of its problem.
+        log_likelihood: `f(x, y)`, log p(y | x) of parameters (n, d) and one observation (m,), shape (n,), if it is
+            known and not Gaussian noise around `forward`. Written in JAX it has gradients, which `refine` uses.
     """
 
     application: ClassVar[str] = "invert"
     title: ClassVar[str] = "inverse problem"
     settings: ClassVar[type[Settings]] = InvertConfig
-    kept: ClassVar[tuple[str, ...]] = ("prior", "held_out", "frame", "reference", "noise")
+    kept: ClassVar[tuple[str, ...]] = ("prior", "held_out", "frame", "reference", "noise", "members")
+    later: ClassVar[Mapping[str, Any]] = {"members": ()}
 
     prior: Prior = field(repr=False)
     held_out: dict[str, np.ndarray] = field(repr=False)
     frame: Frame = field(repr=False)
     reference: dict[str, np.ndarray] = field(repr=False)
     noise: tuple[float, ...]
+    members: tuple[INN, ...] = field(default=(), repr=False)
     forward: Callable[[Any], Any] | None = field(default=None, repr=False)
+    simulator: Callable[..., Any] | None = field(default=None, repr=False)
+    log_likelihood: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
+
+    @property
+    def models(self) -> tuple[INN, ...]:
+        """The models whose average this posterior is."""
+        return (self.model, *self.members)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -174,14 +114,28 @@ class Posterior(Result[InvertConfig]):
         return self._in_units(self.examples)
 
     def _in_units(self, pairs):
-        return {"x": self._x_frame.from_model(pairs["x"]), "y": self.frame.from_model(pairs["y"])}
+        y = with_gaps(pairs["y"]) if self.gaps else pairs["y"]
+        return {"x": self.prior_frame.from_model(pairs["x"]), "y": self.frame.from_model(y)}
 
     @property
-    def _x_frame(self):
+    def gaps(self) -> bool:
+        """Whether observations may have missing numbers, NaN."""
+        return self.used.embedding is not None
+
+    @property
+    def prior_frame(self) -> Frame:
+        """Origin and scale of the parameters."""
         return self.prior.frame or plain_frame(self.prior.dim)
 
     def sample(
-        self, n: int, *, y: Any, key: Key = None, temperature: float | int = 1.0, common: bool = False
+        self,
+        n: int,
+        *,
+        y: Any,
+        key: Key = None,
+        temperature: float | int = 1.0,
+        common: bool = False,
+        refine: bool = False,
     ) -> Float[np.ndarray, "*k n d"]:
         """Draw `n` parameters that explain an observation: shape (n, d), or (k, n, d) for k observations.
 
@@ -192,26 +146,144 @@ class Posterior(Result[InvertConfig]):
             temperature: scale of the latents; 1 is the posterior.
             common: draw from the same latents for every observation, so that what is drawn for one does not depend on
                 the others, and differences between them are less noisy.
+            refine: where the likelihood is known, draw from the exact posterior, see `refine`; a note says of how many
+                observations Markov chains took over.
 
         Raises:
-            InputError: for an observation of another length, or with a number that is not finite.
+            InputError: for an observation of another length, or with a number that is not finite; with `refine`,
+                where the likelihood is not known.
         """
         rows, single = self._observations(y)
         n = as_count(n, "draw")
+        if refine:
+            return self._sample_refined(n, rows, single, key, temperature, common)
         scale, rows = jnp.asarray(as_temperature(temperature)), self._given(rows)
+        draw = self._draw_common if common else self._draw
+        (found,) = _programs.pooled(self.models, n, as_key(key), partial(draw, rows, scale))
+        return _plain(self.prior_frame.from_model(found), single)
+
+    def _draw_common(self, rows, scale, model, key, n):
         size = bucket(n)
-        if common:
-            each = as_key(key)
-            most = max(2 ** int(np.log2(max(NUMBERS_AT_ONCE // (size * self.prior.dim), 1))), 1)
-            found = map_batches(lambda part: [_sample_common(self.model, each, size, scale, part)], rows, most)
-            return _plain(self._x_frame.from_model(found[0][:, :n]), single)
+        most = max(2 ** int(np.log2(max(NUMBERS_AT_ONCE // (size * self.prior.dim), 1))), 1)
+        found = map_batches(lambda part: [_programs.sample_common(model, key, size, scale, part)], rows, most)
+        return (found[0][:, :n],)
+
+    def _draw(self, rows, scale, model, key, n):
+        size = bucket(n)
         most = max(NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations at a time
-        keys = iter(jax.random.split(as_key(key), -(-len(rows) // most)))
+        keys = jax.random.split(key, -(-len(rows) // most))
         drawn = [
-            np.asarray(_sample(self.model, next(keys), size, scale, rows[start : start + most]))[:, :n]
-            for start in range(0, len(rows), most)
+            np.asarray(_programs.sample(model, k, size, scale, rows[start : start + most]))[:, :n]
+            for k, start in zip(keys, range(0, len(rows), most), strict=True)
         ]
-        return _plain(self._x_frame.from_model(np.concatenate(drawn)), single)
+        return (np.concatenate(drawn),)
+
+    def _sample_refined(self, n, rows, single, key, temperature, common):
+        if common or temperature != 1:
+            raise InputError(
+                "got refine=True with common or a temperature; expected one of them; try refine=True alone"
+            )
+        found = self.refine(rows, n, key=key)
+        handed = [one for one in found if one.method != "weights"]
+        if handed:
+            which = handed[0].verdict if single else f"{len(handed)} of {len(found)} observations: {handed[0].verdict}"
+            note(which)
+        return _plain(np.stack([one.draws for one in found]), single)
+
+    def refine(self, y: Any, n: int = 1000, *, key: Key = None) -> Any:
+        """Draw `n` parameters from the exact posterior of an observation, where the likelihood is known.
+
+        The flow's draws x get the weights p(y | x) p(x) / q(x | y), whose tail is smoothed by a generalised Pareto
+        distribution (Vehtari et al. 2024, arXiv 1507.02646), and are resampled by them. Where the shape k-hat of the
+        tail is above 0.7, or too few draws are effective, the flow has missed a part of the posterior, and Markov
+        chains go on from its draws: NUTS (extra `mcmc`) in the prior's coordinates, with a mass matrix from the draws;
+        Metropolis' random walk where the likelihood has no gradient in JAX.
+
+        The likelihood is known for a simulator without randomness with Gaussian noise (`noise`, or a problem's own),
+        and by `log_likelihood`.
+
+        Args:
+            y: one observation (m,), or several (k, m).
+            n: number of draws for each.
+            key: int, JAX key or None.
+
+        Returns:
+            the draws, k-hat, the effective number of draws, and the method; a list for several observations.
+
+        Raises:
+            InputError: where the likelihood is not known.
+        """
+        rows, single = self._observations(y)
+        n = as_count(n, "draw")
+        keys = jax.random.split(as_key(key), len(rows))
+        found: list[Refined] = [refine(self, row, n, k) for row, k in zip(rows, keys, strict=True)]
+        return found[0] if single else found
+
+    def evidence(self, y: Any, n: int = 4000, *, key: Key = None) -> Any:
+        """Log p(y), the log of the mean likelihood over the prior, from `n` weighted draws; see `refine`.
+
+        Where k-hat is above 0.7, chains find the posterior first, and half of the proposals come from a Student t
+        around their draws.
+
+        Returns:
+            log_evidence in nats, its standard error and k-hat; a list for several observations.
+
+        Raises:
+            InputError: where the likelihood is not known.
+        """
+        rows, single = self._observations(y)
+        keys = jax.random.split(as_key(key), len(rows))
+        found: list[Evidence] = [evidence(self, row, as_count(n, "draw"), k) for row, k in zip(rows, keys, strict=True)]
+        return found[0] if single else found
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """The likelihood, where it is known.
+
+        Raises:
+            InputError: it is not.
+        """
+        return known_likelihood(self)
+
+    def focus(
+        self, y: Any, rounds: int = 2, *, num_simulations: int | None = None, key: Key = None, **settings: Any
+    ) -> "Posterior":
+        """Fit again to simulations near one observation, where the posterior is a small part of the prior.
+
+        In each round the prior is cut to the conformal region of y, a part that holds the parameters with a probability
+        of 99.9 % or what the calibration pairs allow. New parameters are drawn from it, and the posterior is fitted to
+        them (truncated proposals, Deistler et al. 2022, arXiv 2210.04815): no weights are needed, and densities stay
+        normalised. The result is good for y and observations like it, and for no others.
+
+        Args:
+            y: one observation (m,).
+            rounds: how many times to cut and to fit.
+            num_simulations: of each round; default as for this posterior.
+            key: int, JAX key or None; None means `config.seed`.
+            **settings: of the fits, see `InvertConfig`; default those of this posterior.
+
+        Raises:
+            InputError: without a simulator or calibration pairs, or for several observations.
+        """
+        from flowknife.apps.invert._focus import focus
+
+        self.flagging.require_held_out()
+        rows, _ = self._observations(y)
+        if len(rows) > 1:
+            raise InputError(f"got {len(rows)} observations; expected one at a time")
+        return focus(self, rows[0], as_count(rounds, "round"), num_simulations, key, settings)
+
+    def disagreement(self, y: Any, n: int = 500, *, key: Key = None) -> Float[np.ndarray, "*k d"]:
+        """How far the members of an ensemble are apart: the spread of their means, in standard deviations of the whole.
+
+        Where it is large, the flow is unsure, and another fit would give another answer: shape (d,) or (k, d), zero for
+        a single model.
+        """
+        rows, single = self._observations(y)
+        given, scale, key = self._given(rows), jnp.asarray(1.0), as_key(key)
+        drawn = np.stack([self._draw(given, scale, model, key, as_count(n, "draw"))[0] for model in self.models])
+        whole = np.maximum(np.std(np.moveaxis(drawn, 0, 1).reshape(len(rows), -1, drawn.shape[-1]), axis=1), 1e-30)
+        return _plain(np.std(drawn.mean(axis=2), axis=0) / whole, single)
 
     def sample_noise(
         self, n: int, *, y: Any, key: Key = None
@@ -226,8 +298,14 @@ class Posterior(Result[InvertConfig]):
                 'form="partitioned", noise=...'
             )
         rows, single = self._observations(y)
-        x, noise = map(np.asarray, _sample_noise(self.model, as_key(key), as_count(n, "draw"), self._given(rows)))
-        return _plain(self._x_frame.from_model(x), single), _plain(self.frame.widths_from_model(noise), single)
+        given = self._given(rows)
+        x, noise = _programs.pooled(
+            self.models,
+            as_count(n, "draw"),
+            as_key(key),
+            lambda model, k, count: tuple(map(np.asarray, _programs.sample_noise(model, k, count, given))),
+        )
+        return _plain(self.prior_frame.from_model(x), single), _plain(self.frame.widths_from_model(noise), single)
 
     def log_prob(self, x: Any, y: Any) -> Float[np.ndarray, "..."]:
         """Log posterior density, in nats per unit of x: one for each row of x.
@@ -256,8 +334,8 @@ class Posterior(Result[InvertConfig]):
                 "or as many as the leading axis of the parameters"
             )
         possible = np.asarray(self.prior.log_prob(x)) > -np.inf
-        inside = np.where(possible[..., None], self._x_frame.to_model(x), self.examples["x"][0])
-        found = self._log_density(inside, rows).astype(np.float64) + self._x_frame.log_det
+        inside = np.where(possible[..., None], self.prior_frame.to_model(x), self.examples["x"][0])
+        found = self.log_density(inside, rows).astype(np.float64) + self.prior_frame.log_det
         return np.where(possible & ~np.isnan(found), found, -np.inf)
 
     def quantiles(
@@ -272,9 +350,11 @@ class Posterior(Result[InvertConfig]):
         drawn = self.sample(n, y=rows, key=key)
         best = np.argmax(self.log_prob(drawn, rows), axis=1)
         start = np.take_along_axis(drawn, best[:, None, None], axis=1)[:, 0]
-        start, rows = self._x_frame.to_model(start), self._given(rows)
-        top, _ = _climb(self.model, self.prior.inner, jnp.asarray(start), rows, jnp.asarray(200), jnp.asarray(0.03))
-        return _plain(self._x_frame.from_model(top), single)
+        start, rows = self.prior_frame.to_model(start), self._given(rows)
+        top, _ = _programs.climb(
+            self.models, self.prior.inner, jnp.asarray(start), rows, jnp.asarray(200), jnp.asarray(0.03)
+        )
+        return _plain(self.prior_frame.from_model(top), single)
 
     def predict(self, x: Any) -> Float[np.ndarray, "*n m"]:
         """Noise-free data of parameters x of shape (..., d): the forward direction of the network, or the simulator.
@@ -284,7 +364,8 @@ class Posterior(Result[InvertConfig]):
         """
         x = np.asarray(self._named(x), np.float64)
         if self.config.form == "partitioned":
-            return self.frame.from_model(_forward(self.model, self._x_frame.to_model(x)))
+            inside = self.prior_frame.to_model(x)
+            return self.frame.from_model(np.mean([_programs.forward(model, inside) for model in self.models], axis=0))
         if self.forward is None:
             raise InputError(
                 "got a conditional posterior, which has no forward direction, and no simulator; try "
@@ -336,8 +417,8 @@ class Posterior(Result[InvertConfig]):
         Where no pairs were held out `training_nll` and `training_prior_nll`, the same of training pairs.
         """
         x, y = self.examples["x"], self.examples["y"]
-        units = self._x_frame.log_det
-        nll, prior_nll = -np.mean(self._log_density(x, y)), -np.mean(self.prior.inner.log_prob(x))
+        units = self.prior_frame.log_det
+        nll, prior_nll = -np.mean(self.log_density(x, y)), -np.mean(self.prior.inner.log_prob(x))
         return self.flagging.named({"nll": float(nll) - units, "prior_nll": float(prior_nll) - units})
 
     def region(self, y: Any, level: float = 0.9, *, local: bool = False) -> Region:
@@ -381,56 +462,32 @@ class Posterior(Result[InvertConfig]):
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
-        """Ranks, coverage and re-simulation of held-out pairs, by name; each has a `verdict` and a `check`.
+        """Ranks, coverage, regions, sharpness and re-simulation of held-out pairs, by name; most have a `check`.
 
         Raises:
             InputError: without held-out pairs.
         """
         self.flagging.require_held_out()
-        x, y = (self.held_out_pairs[name][:_CHECKED] for name in ("x", "y"))
-        drawn = self.sample(_DRAWS, y=y, key=0)
-        found = {
-            "ranks": sbc(drawn, x, self.names),
-            "coverage": coverage(drawn, x, names=self.names),
-            "tarp": tarp(drawn, x),
-        }
-        # without noise the truth lies on the surface around which the law of y spreads the draws: always on top
-        if self.config.form == "conditional" or any(self.noise):
-            found["highest density"] = hpd_coverage(self.log_prob(drawn, y), self.log_prob(x, y))
-        if self.config.form == "partitioned" or self.forward is not None:
-            found["resimulation"] = resimulation_error(self.predict(drawn[:, :20]), y[:, None])
-        return found
+        return _checks.calibration(self)
 
     def _checks(self, pairs, given, /):
         """The worst round trip of a parameter, the calibration, and the likelihood against that of the prior."""
         self._without(given=given)
+        judged = self
         if pairs is not None:
             if is_table(pairs):
                 pairs = read_pairs(pairs, self.names, self.y_names)
-            x, y = self._x_frame.to_model(self._named(pairs[0])), self._given(self._observations(pairs[1])[0])
+            x, y = self.prior_frame.to_model(self._named(pairs[0])), self._given(self._observations(pairs[1])[0])
             judged = replace(self, held_out={"x": x, "y": y})
-            return [*judged._checks_of_held_out(), *self.flagging.checks_of()]
-        return [*self._checks_of_held_out(), *self.flagging.checks_of()]
+        return [*_checks.checks(judged), *self.flagging.checks_of()]
 
-    def _checks_of_held_out(self):
-        x, y = self.held_out["x"], self.held_out["y"]
-        back = self._x_frame.from_model(_there_and_back(self.model, *self._ends(x, y))[:, : x.shape[1]])
-        found = [value.check for value in self.calibration.values() if hasattr(value, "check")]
-        units = self._x_frame.log_det
-        own, before = (-np.asarray(each) - units for each in (self._log_density(x, y), self.prior.inner.log_prob(x)))
-        return [
-            Check.of_round_trip(self.held_out_pairs["x"], back, self.names),
-            *found,
-            reference_check("nll in nats", own, {"the prior": before}, _AS_GOOD * (1 + x.shape[1])),
-        ]
-
-    def _log_density(self, x, y):
+    def log_density(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Log density, as the model has it, of rows (..., d) given observations (..., m)."""
         dim = x.shape[-1]
         rows = np.concatenate([x, y], axis=-1).reshape(-1, dim + y.shape[-1])
 
         def program(part):
-            return [log_density(self.model, part[:, :dim], part[:, dim:])]
+            return [_programs.log_density(self.models, part[:, :dim], part[:, dim:])]
 
         return map_batches(program, rows, ROWS_AT_ONCE)[0].reshape(x.shape[:-1])
 
@@ -465,12 +522,16 @@ class Posterior(Result[InvertConfig]):
         if len(rows) > 1:
             raise InputError(f"got {len(rows)} observations; expected one at a time")
         bijection = self.prior.inner.bijection
-        return numpyro_flow(self.model, self._x_frame, {"y": self._given(rows)[0]}, bijection, log_density)
+        self._require_one_model("a NumPyro distribution")
+        return numpyro_flow(
+            self.model, self.prior_frame, {"y": self._given(rows)[0]}, bijection, _programs.log_density_of
+        )
 
     @classmethod
     def _derived(cls, record):
-        problem = PROBLEMS.get(record.data.problem or "")
-        return {"forward": problem().forward if problem else None}
+        make: Any = PROBLEMS.get(record.data.problem or "")
+        forward = make().forward if make else None
+        return {"forward": forward, "simulator": forward}
 
     def _fits(self):
         named = len(self.y_names) == len(self.frame.origin) and self.record.data.names == self.names
@@ -525,23 +586,29 @@ class Posterior(Result[InvertConfig]):
             rows = np.asarray(y, np.float64)
         except (TypeError, ValueError):
             raise InputError(f"got {type(y).__name__} as an observation; expected numbers") from None
-        length, single = len(self.y_names), rows.ndim <= 1
+        length, shape = len(self.y_names), self.used.observation
+        if shape is not None and len(shape) > 1 and rows.shape[-len(shape) :] == shape:
+            rows = rows.reshape(*rows.shape[: -len(shape)], length)
+        single = rows.ndim <= 1
         rows = rows.reshape(1, -1) if single else rows
         if rows.ndim != 2 or rows.shape[1] != length:
             raise InputError(
                 f"got observations of shape {np.shape(y)}; expected ({length},), or (k, {length}) for k of them: "
                 f"{', '.join(self.y_names[:8])}{' ...' if length > 8 else ''}"
             )
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        usable = np.isfinite(rows) | (np.isnan(rows) & self.gaps)
+        bad = np.flatnonzero(~usable.all(axis=1))
         if len(bad):
-            place = int(np.flatnonzero(~np.isfinite(rows[bad[0]]))[0])
+            place = int(np.flatnonzero(~usable[bad[0]])[0])
             what = f"{rows[bad[0], place]} as {self.y_names[place]} of observation {bad[0] + 1}"
-            raise InputError(f"got {what}; expected finite numbers")
+            try_gaps = "" if self.gaps or not np.isnan(rows[bad[0], place]) else '; try a fit with embedding="numbers"'
+            raise InputError(f"got {what}; expected finite numbers{try_gaps}")
         return rows, single
 
     def _given(self, rows):
         """Observations (k, m) as the model takes them; beyond single precision they are merely far."""
-        return np.clip(self.frame.to_model(rows), -_FARTHEST, _FARTHEST)
+        inside = np.clip(self.frame.to_model(rows), -_FARTHEST, _FARTHEST)
+        return masked(inside) if self.gaps else inside
 
     def _named(self, x):
         """Parameters, of a data frame by the names of its columns."""
@@ -560,11 +627,6 @@ class Posterior(Result[InvertConfig]):
         below = np.stack([np.interp(c, o, np.arange(1, count + 1)) for c, o in zip(y.T, ordered.T, strict=True)], 1)
         beyond = np.maximum(y - ordered[-1], 0) / spread - np.maximum(ordered[0] - y, 0) / spread
         return ndtri((below - 0.5) / count) + beyond
-
-    def _ends(self, x, y):
-        """The left end as one array, and the condition, of pairs."""
-        left = self.model.left_end(x, key=0, y=y)
-        return left.array, left.cond
 
 
 def _plain(values, single):

@@ -65,7 +65,8 @@ def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names:
         return _of_set(read_set(pairs), problem, prior, config.noise, names, y_names)
     if pairs is not None:
         found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
-        given = given_pairs(found.x if prior is None else in_order(found.x, prior.names), found.y)
+        x = found.x if prior is None else in_order(found.x, prior.names)
+        given = given_pairs(x, found.y, gaps=config.embedding is not None)
         if problem is not None:
             return replace(of_problem(problem, prior, config.noise, found.y_names), pairs=given)
         estimated = priors.likeliest(given.theta, names=found.names or None) if prior is None else None

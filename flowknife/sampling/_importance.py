@@ -6,11 +6,13 @@ effective number is (sum w)^2 / sum w^2 (Kong 1992), and drawing among them by w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from flowknife.errors import InputError
+from flowknife.sampling._pareto import pareto_smoothed
 
 Propose = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 """(generator, m) -> m proposals, or fewer, of shape (m, d), and log weights (m,), -inf where the posterior is zero."""
@@ -60,11 +62,30 @@ class Weighted:
         """Effective number of proposals."""
         return 1 / float(np.sum(self.weight**2)) if self.log_weight.size else 0.0
 
+    @cached_property
+    def _pareto(self):
+        return pareto_smoothed(self.log_weight) if self.log_weight.size else (self.log_weight, np.inf)
+
+    @property
+    def k_hat(self) -> float:
+        """Shape of the tail of the weights, which can be trusted up to 0.7; see `pareto_smoothed`."""
+        return float(self._pareto[1])
+
+    @property
+    def smoothed(self) -> "Weighted":
+        """The same with a smooth tail of weights."""
+        return replace(self, log_weight=self._pareto[0])
+
     @property
     def log_evidence(self) -> float:
         """Log p(y), in nats."""
         peak = self.log_weight.max()
         return float(peak + np.log(np.exp(self.log_weight - peak).sum() / self.count))
+
+    @property
+    def log_evidence_error(self) -> float:
+        """Standard error of `log_evidence`, as far as the weights that were seen tell."""
+        return float(np.sqrt(max(1 / self.effective - 1 / self.count, 0.0))) if self.log_weight.size else np.inf
 
     def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
         """Draw n by systematic resampling, which repeats proposals as little as possible.
@@ -80,3 +101,19 @@ class Weighted:
         ends = np.cumsum(self.weight)
         chosen = np.searchsorted(ends / ends[-1], (np.arange(n) + generator.random()) / n)
         return self.theta[generator.permutation(chosen)]
+
+
+def tempered(log_weight: np.ndarray, enough: float | int) -> np.ndarray:
+    """Weights to the power b, which add up to one; b is 1, or so small that `enough` draws are effective."""
+
+    def weight(b):
+        raised = np.exp(b * (log_weight - log_weight.max()))
+        return raised / raised.sum()
+
+    low, high = 0.0, 1.0
+    if 1 / np.sum(weight(high) ** 2) >= enough:
+        return weight(high)
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if 1 / np.sum(weight(middle) ** 2) >= enough else (low, middle)
+    return weight(low)

@@ -1,0 +1,186 @@
+"""The likelihood p(y | x) learnt from pairs: a density with the ends exchanged."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from flowknife._types import Key, as_count, as_generator, as_key, keys_of
+from flowknife.apps import Density, DensityConfig, density
+from flowknife.data import simulate
+from flowknife.data._pairs import read_pairs
+from flowknife.errors import InputError
+from flowknife.priors import Prior
+from flowknife.problems import Problem
+from flowknife.sampling import Target, posterior_chains, require_blackjax, whitening
+
+_CHAINS, _STARTS = 4, 1000
+
+
+class _OfRow(eqx.Module):
+    """log p(y | x) of one row of parameters, for gradients."""
+
+    density: Any
+    frame: Any = eqx.field(static=True)
+    given_frame: Any = eqx.field(static=True)
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        inside = self.frame.inside(y).astype(jnp.float32)
+        return self.density.log_prob(inside, y=self.given_frame.inside(x).astype(jnp.float32)) + self.frame.log_det
+
+
+@dataclass(frozen=True)
+class LearnedLikelihood:
+    """The density p(y | x) of data given parameters, learnt from pairs.
+
+    `likelihood(x, y)` is log p(y | x) of parameters (n, d) and one observation (m,), which is what
+    `fk.invert(log_likelihood=...)` takes.
+
+    Attributes:
+        density: of y given x; save it with `density.save`, and make the likelihood again from `fk.load(...)`.
+        prior: of the parameters, if it is known.
+    """
+
+    density: Density
+    prior: Prior | None = field(default=None, repr=False)
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        x = np.atleast_2d(np.asarray(x, np.float64))
+        return self.log_prob(np.broadcast_to(np.asarray(y, np.float64), (len(x), np.size(y))), x)
+
+    def log_prob(self, y: Any, x: Any) -> Float[np.ndarray, " n"]:
+        """Log p(y | x) in nats, for rows y (n, m) and one row of parameters or one for each."""
+        return self.density.log_prob(np.atleast_2d(np.asarray(y, np.float64)), given=x)
+
+    def simulate(self, x: Any, *, key: Key = None) -> Float[np.ndarray, "n m"]:
+        """Draw data of each row of parameters (n, d): an emulator of the simulator."""
+        x = np.atleast_2d(np.asarray(x, np.float64))
+        return np.asarray(self.density.sample(len(x), given=x, key=key), np.float64)
+
+    @cached_property
+    def row(self) -> Any:
+        """`(x (d,), y (m,)) -> log p(y | x)`, written in JAX."""
+        return _OfRow(self.density.model, self.density.frame, self.density.given_frame)
+
+    def posterior(
+        self, y: Any, n: int = 1000, *, prior: Prior | None = None, key: Key = None
+    ) -> Float[np.ndarray, "n d"]:
+        """Draw `n` parameters from prior times likelihood, by NUTS (extra `mcmc`).
+
+        Several observations of the same parameters, rows of `y` (k, m), count as independent: their log-likelihoods are
+        added. A posterior of `invert` cannot do that.
+
+        Args:
+            y: one observation (m,), or k of the same parameters (k, m).
+            n: number of draws.
+            prior: default that of the fit.
+            key: int, JAX key or None.
+
+        Raises:
+            InputError: without a prior, or without blackjax.
+        """
+        prior = prior or self.prior
+        if prior is None:
+            raise InputError("got no prior; expected that of the parameters; try prior=fk.Uniform(low, high)")
+        require_blackjax("draws this posterior")
+        n, generator = as_count(n, "draw"), as_generator(key)
+        rows = np.atleast_2d(np.asarray(y, np.float64))
+        target = Target(prior, _Sum(self.row), jnp.asarray(rows, float))
+        u = generator.standard_normal((_STARTS, prior.inner.dim))
+        level = np.asarray(eqx.filter_jit(eqx.filter_vmap(target))(jnp.asarray(u, float)), np.float64)
+        level = np.where(np.isfinite(level), level + 0.5 * np.sum(u**2, axis=1), -np.inf)  # the prior drew them
+        if not np.isfinite(level).any():
+            raise InputError("got data that no parameters of the prior explain; expected others; see density.score")
+        weight = np.exp(0.1 * (level - level.max()))  # a tenth of the likelihood: chains start apart
+        weight /= weight.sum()
+        centre, factor = whitening(u, weight)
+        starts = u[generator.choice(len(u), _CHAINS, p=weight)]
+        parts = (jnp.asarray(part, float) for part in (centre, factor, starts))
+        drawn = posterior_chains(target, *parts, as_key(int(generator.integers(2**32))), -(-n // _CHAINS))
+        found = np.asarray(drawn, np.float64).swapaxes(0, 1)
+        return found.reshape(-1, found.shape[-1])[:n]
+
+
+class _Sum(eqx.Module):
+    """The log-likelihood of several observations of the same parameters."""
+
+    row: Any
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        return jnp.sum(self.row(jnp.broadcast_to(x, (len(y), len(x))), y))
+
+
+def likelihood(
+    simulator: Any = None,
+    prior: Prior | None = None,
+    config: DensityConfig | None = None,
+    *,
+    pairs: Any = None,
+    num_simulations: int = 10_000,
+    key: Key = None,
+    show_progress: bool = True,
+    **settings: Any,
+) -> LearnedLikelihood:
+    """Learn p(y | x) from pairs of parameters x and data y: `fk.density(y, given=x)`.
+
+    Args:
+        simulator: y = simulator(x) or simulator(x, key=...), with noise, or a problem of `flowknife.problems`.
+        prior: of the parameters; a problem brings its own. Without a simulator it may be given for `posterior`.
+        config: settings; default `DensityConfig()`.
+        pairs: pairs (x, y) that exist already, as for `invert`. Unlike there, x need not be drawn from the prior.
+        num_simulations: where a simulator is given.
+        key: int, JAX key or None.
+        show_progress: show a progress bar.
+        **settings: fields of `DensityConfig`; see `density`.
+
+    Raises:
+        InputError: for pairs that cannot be used, or data without noise, which have no density.
+
+    Example:
+        >>> import flowknife as fk
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(400, 1))
+        >>> y = 2 * x + np.random.default_rng(1).normal(size=(400, 1))
+        >>> learned = fk.likelihood(pairs=(x, y), layers=1, train={"steps": 20}, show_progress=False)
+        >>> learned.log_prob(y[:3], x[:3]).shape, learned.simulate(x[:3], key=0).shape
+        ((3,), (3, 1))
+    """
+    simulate_key, fit_key = keys_of(as_key(key), 2)
+    x, y, prior = pairs_of(simulator, prior, pairs, num_simulations, simulate_key)
+    fitted = density(
+        y, config, given=x, key=key if pairs is not None else fit_key, show_progress=show_progress, **settings
+    )
+    return LearnedLikelihood(fitted, prior)
+
+
+def pairs_of(
+    simulator: Any, prior: Prior | None, pairs: Any, count: int, key: Any
+) -> tuple[np.ndarray, np.ndarray, Prior | None]:
+    """Parameters, data and the prior: given, or simulated.
+
+    Raises:
+        InputError: for neither or both, or a simulator without a prior.
+    """
+    if (simulator is None) == (pairs is None):
+        got = "neither a simulator nor pairs" if pairs is None else "a simulator and pairs"
+        raise InputError(f"got {got}; expected one of them; try pairs=(x, y)")
+    if pairs is not None:
+        found = read_pairs(pairs, prior.names if prior is not None else None)
+        x, y = (np.asarray(part, np.float64) for part in (found.x, found.y))
+        return x.reshape(len(x), -1), y.reshape(len(y), -1), prior
+    if isinstance(simulator, Problem):
+        prior = prior or simulator.prior
+        draw_key, noise_key = keys_of(key, 2)
+        x = np.asarray(prior.sample(count, key=draw_key), np.float64)
+        y = np.asarray(simulator.simulate(x, key=noise_key), np.float64)
+        usable = np.isfinite(y).all(axis=1)
+        return x[usable], y[usable], prior
+    if prior is None:
+        raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
+    draw_key, noise_key = keys_of(key, 2)
+    made = simulate(simulator, np.asarray(prior.sample(count, key=draw_key), np.float64), key=noise_key)
+    return made.theta, made.y, prior

@@ -1,0 +1,145 @@
+"""Markov chains that start from draws of an approximation, whose spread they take as their scale."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowknife.errors import InputError
+
+_WARMUP = 300  # steps of NUTS
+
+
+def require_blackjax(what: str) -> None:
+    """Refuse to go on without blackjax, which is needed for `what`.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import blackjax  # noqa: F401
+    except ImportError:
+        raise InputError(
+            f"got no blackjax, which {what}; expected it installed; try pip install 'flowknife[mcmc]'"
+        ) from None
+
+
+def nuts_chains(
+    log_density: Callable[[Array], Array],
+    starts: Float[Array, "c d"],
+    key: Array,
+    draws: int,
+    warmup: int = _WARMUP,
+    finish: Callable[[Array], Array] = lambda v: v,
+) -> Float[Array, "c n k"]:
+    """Draws of the no-U-turn sampler, one chain from each start, with step size and mass matrix adapted first.
+
+    Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax. To be called inside a compiled function.
+
+    Args:
+        log_density: of one position (d,), up to a constant, best in coordinates of about unit scale.
+        starts: of the chains.
+        key: JAX key.
+        draws: of each chain.
+        warmup: steps of adaptation.
+        finish: what is kept of a position.
+    """
+    import blackjax
+    from blackjax.adaptation.base import get_filter_adapt_info_fn
+
+    def chain(start, key):
+        warmup_key, key = jax.random.split(key)
+        adaptation = blackjax.window_adaptation(
+            blackjax.nuts, log_density, initial_step_size=0.5, adaptation_info_fn=get_filter_adapt_info_fn()
+        )
+        (state, settings), _ = adaptation.run(warmup_key, start, num_steps=warmup)  # ty: ignore[unknown-argument]
+        step = blackjax.nuts(log_density, **settings).step
+
+        def move(state, key):
+            state, _ = step(key, state)
+            return state, finish(state.position)
+
+        return jax.lax.scan(move, state, jax.random.split(key, draws))[1]
+
+    return jax.vmap(chain)(starts, jax.random.split(key, len(starts)))
+
+
+def metropolis(
+    log_density: Callable[[np.ndarray], np.ndarray],
+    starts: Float[np.ndarray, "n d"],
+    factor: Float[np.ndarray, "d d"],
+    generator: np.random.Generator,
+    moves: int = 100,
+) -> Float[np.ndarray, "n d"]:
+    """Move many positions by Metropolis' random walk, for densities without gradients.
+
+    Each proposal is normal with the covariance (2.38^2 / d) L L^T (Gelman, Roberts & Gilks 1996), at a random fifth to
+    twice that scale.
+
+    Args:
+        log_density: of positions (n, d), shape (n,), up to a constant; NaN counts as impossible.
+        starts: one chain from each; the last position of each is returned.
+        factor: L, a root of the covariance of the density.
+        generator: of random numbers.
+        moves: of each chain.
+    """
+
+    def level_of(u):
+        found = np.asarray(log_density(u), np.float64)
+        return np.where(np.isnan(found), -np.inf, found)
+
+    u = np.asarray(starts, np.float64)
+    level, (n, dim) = level_of(u), u.shape
+    for _ in range(moves):
+        size = 2.38 / dim**0.5 * np.exp(generator.uniform(np.log(0.2), np.log(2.0), (n, 1)))
+        moved = u + size * (generator.standard_normal((n, dim)) @ factor.T)
+        moved_level = level_of(moved)
+        accepted = np.log(generator.random(n)) < moved_level - level
+        u, level = np.where(accepted[:, None], moved, u), np.where(accepted, moved_level, level)
+    return u
+
+
+def whitening(rows: Float[np.ndarray, "n d"], weight: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of weighted rows and a lower triangular root of their covariance, kept away from zero."""
+    centre = weight @ rows
+    covariance = (rows - centre).T @ (weight[:, None] * (rows - centre))
+    ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    return centre, np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
+
+
+class Target(eqx.Module):
+    """A posterior in the coordinates u in which the prior is N(0, I): log N(u; 0, I) + log p(y | x(u)).
+
+    Args:
+        prior: of the parameters, with `bijection` and `frame`.
+        log_likelihood: `(x, y) -> log p(y | x)` of one row of parameters in their units, differentiable.
+        y: the observation.
+    """
+
+    prior: Any
+    log_likelihood: Any
+    y: Array
+
+    def parameters(self, u: Array) -> Array:
+        """The parameters at u, in their units."""
+        x = self.prior.inner.bijection.decode(u)[0]
+        return x if self.prior.frame is None else self.prior.frame.from_model(x)
+
+    def __call__(self, u: Array) -> Array:
+        value = self.log_likelihood(self.parameters(u), self.y) - 0.5 * jnp.sum(u**2)
+        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+
+@eqx.filter_jit
+def posterior_chains(target: Target, centre: Array, factor: Array, starts: Array, key: Array, draws: int) -> Array:
+    """Draws of parameters, shape (chains, draws, d): NUTS in (u - centre) / factor, from `starts` of u."""
+
+    def place(v):
+        return centre + factor @ v
+
+    v = jax.vmap(lambda u: jax.scipy.linalg.solve_triangular(factor, u - centre, lower=True))(starts)
+    return nuts_chains(lambda v: target(place(v)), v, key, draws, finish=lambda v: target.parameters(place(v)))
