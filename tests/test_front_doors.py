@@ -189,7 +189,7 @@ def test_notes_and_bars_are_silent_within_silence(capsys):
 
 
 def test_the_shell_completes_verbs():
-    words = {"_FLOWKNIFE_COMPLETE": "complete_bash", "COMP_WORDS": "flowknife exp", "COMP_CWORD": "1"}
+    words = {"_FLOWKNIFE_COMPLETE": "complete_bash", "COMP_WORDS": "flowknife expo", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "flowknife"], env={**os.environ, **words}, capture_output=True, text=True, check=False
     )
