@@ -11,6 +11,7 @@ async function classificationPage(page) {
   const top = section("Probabilities at the marker", "Drag the marker through the data. The bars are the calibrated probabilities of each class there; the p-value asks whether such a row belongs to any of them.");
   const bar = element("div", { className: "controls" }, top);
   const set = bars(top, classes, shades), judged = verdict(top), line = element("p", { className: "readout" }, top);
+  caution(top);
   const pair = element("div", { className: "pair" }, top);
 
   const pick = (rows, width, [a, b]) => {
