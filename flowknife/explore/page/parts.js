@@ -85,6 +85,8 @@ function bars(parent, names, shades) {
   });
 }
 
+const shareText = (p) => (p < 0.001 ? "< 0.001" : short(p, 3));
+
 const pText = (p) => (p < 0.001 ? "p < 0.001" : `p = ${short(p, 2)}`);
 
 /** A sentence on a p-value, kept where the thing is that it is about. */
