@@ -390,6 +390,12 @@ def test_every_control_of_the_page_of_images(page, tmp_path):
         "() => document.querySelector('.drop .readout').textContent.startsWith('mine.png: p = 0.03')"
     )
     page.wait_for_function("() => document.querySelector('.card .verdict').classList.contains('bad')")
+    # a direction of marked images
+    page.get_by_role("button", name="“with”").first.click()
+    page.query_selector("[aria-label='image on the way'] button").click()
+    page.get_by_role("button", name="Mark as “without”").click()
+    page.get_by_label("towards “with”").focus()
+    page.keyboard.press("ArrowRight")
     # the gallery, the least p-value first
     page.get_by_role("button", name="Score").click()
     page.wait_for_function("() => document.querySelectorAll('[aria-label=\"image\"] button').length >= 30")

@@ -30,25 +30,34 @@ def few(n: int) -> int:
 
 
 class Cloud:
-    """The latents of some images, and the plane of their principal axes: of all latents, and of each level.
+    """The latents of some images on a plane, of each level and of all.
+
+    It is the plane of their principal axes, or the one that tells centres of classes apart, where there are three.
 
     Attributes:
         z: latents of the images, shape (n, d).
         parts: the columns of each level by name.
+        centres: mean latents of classes, (k, d).
     """
 
-    def __init__(self, z: Float[np.ndarray, "n d"], parts: Mapping[str, slice]):
+    def __init__(
+        self, z: Float[np.ndarray, "n d"], parts: Mapping[str, slice], centres: Float[np.ndarray, "k d"] | None = None
+    ):
         every = {"all": slice(0, z.shape[1])} if len(parts) > 1 else {}
-        self.z, self.parts = z, {**parts, **every}
+        self.z, self.parts, self.centres = z, {**parts, **every}, centres
 
     def places(self, z: Any = None) -> dict[str, np.ndarray]:
         """Where latents lie, by level, shape (n, 2) each; default: those of the cloud."""
-        others = [] if z is None else [z]
-        planes = {
-            name: principal_plane(self.z[:, columns], *(other[:, columns] for other in others))
-            for name, columns in self.parts.items()
-        }
-        return {name: plane[-1].astype(np.float32) for name, plane in planes.items()}
+        z = self.z if z is None else z
+        return {name: self._place(z[:, columns], columns).astype(np.float32) for name, columns in self.parts.items()}
+
+    def _place(self, z, columns):
+        own = self.z[:, columns]
+        if self.centres is None or len(self.centres) < 3:
+            return principal_plane(own, z)[1]
+        mean, spread = own.mean(axis=0), np.maximum(own.std(axis=0), 1e-6)
+        apart = (self.centres[:, columns] - self.centres[:, columns].mean(axis=0)) / spread
+        return (z - mean) / spread @ np.linalg.svd(apart, full_matrices=False)[2][:2].T
 
 
 def image_in(file: Any, shape: tuple[int, int, int], crop: float, white: White) -> UInt8[np.ndarray, "1 h w c"]:

@@ -14,6 +14,8 @@ from flowknife.multiscale import decode_batch, encode_batch
 if TYPE_CHECKING:
     from flowknife.apps.classify._result import Classifier
 
+_DIRECTIONS = 12  # sliders, at most
+
 
 def live_images(classifier: "Classifier") -> Live:
     """A live page: what it shows, and what it may ask."""
@@ -59,7 +61,9 @@ def live_images(classifier: "Classifier") -> Live:
             "probability": classifier._probability(joint).astype(float),
         }
 
-    cloud = Cloud(map_batches(lambda part: [encode_batch(model, part, {})], shown)[0], levels)
+    z = map_batches(lambda part: [encode_batch(model, part, {})], shown)[0]
+    means = {name: z[codes == k].mean(axis=0) for k, name in enumerate(classes) if np.any(codes == k)}
+    cloud = Cloud(z, levels, np.array(list(means.values())))
 
     def read(file):
         pixels = image_in(file, shape, 1.0, classifier.white)
@@ -80,17 +84,11 @@ def live_images(classifier: "Classifier") -> Live:
         "classifies": True,
         "places": cloud.places(),
         "held_out": bool(classifier.flagging.rows),
-        "directions": _directions(cloud.z, codes, classes),
+        # from the mean of all latents to that of each class
+        "directions": [
+            {"name": f"towards {name}", "level": "", "step": (mean - z.mean(axis=0)).astype(np.float32)}
+            for name, mean in list(means.items())[:_DIRECTIONS]
+        ],
     }
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "score": score, "read": read}
     return live_page(classifier, "images", parts, calls, slow=frozenset({"log_prob", "score"}), prepare=prepare)
-
-
-def _directions(z, codes, classes):
-    """From the mean of all latents to that of each class, where there are images of it."""
-    middle = z.mean(axis=0)
-    return [
-        {"name": f"towards {name}", "level": "", "step": (z[codes == k].mean(axis=0) - middle).astype(np.float32)}
-        for k, name in enumerate(classes[:12])
-        if np.any(codes == k)
-    ]

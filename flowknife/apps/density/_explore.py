@@ -1,5 +1,8 @@
 """The interactive page of a density: rows, scores that calibrate, and the units of the columns."""
 
+import csv
+import io
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +44,8 @@ def _parts(flow):
 
 def live_density(flow: "Density") -> Live:
     """A live page: what it shows, and what it may ask."""
-    size, latent, conditions = len(flow.columns), flow.frame.dim, len(flow.given_names)
+    size, conditions = len(flow.columns), len(flow.given_names)
+    latent = sum(block.size for block in flow.model.partition.right)
 
     def given_of(given, rows):
         return None if given is None or not conditions else rows_of(given, rows, conditions).astype(float)
@@ -63,5 +67,36 @@ def live_density(flow: "Density") -> Live:
     def log_prob(x, n, given=None, rows=1):
         return flow._log_prob_at(values(x, n, given, rows)).astype(float)
 
+    def read_rows(text):
+        """Rows as they are written, with categories in words."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "rows.csv"
+            place.write_text(str(text), encoding="utf-8", errors="replace")
+            try:
+                found = flow._values(place)
+            except InputError as error:
+                raise InputError(str(error).replace(str(place), "rows")) from None
+        return {"values": found.astype(float), "rows": len(found)}
+
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob}
-    return live_page(flow, "density", {**_parts(flow), "latent": latent}, calls)
+    parts = {**_parts(flow), "latent": latent}
+    if flow.encoding is not None:
+        calls["read_rows"] = read_rows
+        parts["written"] = {"names": [*flow.names, *flow.given_names], "example": _written(flow)}
+    return live_page(flow, "density", parts, calls)
+
+
+def _written(flow):
+    """Two rows with their categories in words, as in a table file."""
+    x, given = np.split(flow.joint_frame.from_model(flow.reference[:2]), [len(flow.columns)], axis=1)
+    columns = {**flow.encoding.decode(x), **dict(zip(flow.given_names, given.T, strict=True))}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        table.writerow([_number(v) if isinstance(v, float) else v for v in row])
+    return text.getvalue()
+
+
+def _number(value):
+    return "" if np.isnan(value) else f"{value:.5g}"

@@ -4,13 +4,14 @@ async function classificationPage(page) {
   const engine = engineOf(page), { names, classes } = page, size = names.length, { latent, carried } = engine;
   const data = unpacked(page.rows), labels = unpacked(page.labels), n = labels.length, z = await engine.encode(data, n);
   const at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] };
-  const shades = (k) => (k < 0 ? colour("quiet") : colour(`c${k % 8}`));
+  const shades = (k) => (k < 0 ? colour("quiet") : colour(`c${k % 10}`));
   let row = data.slice(0, size), place = z.slice(0, latent), seen = classes.map(() => true), draws = null, shown = "data", seed = 1, temperature = 1, map = null;
   const flat = size === 2;
 
   const top = section("Probabilities at the marker", "Drag the marker through the data. The bars are the calibrated probabilities of each class there; the p-value asks whether such a row belongs to any of them.");
   const bar = element("div", { className: "controls" }, top);
   const set = bars(top, classes, shades), judged = verdict(top), line = element("p", { className: "readout" }, top);
+  caution(top);
   const pair = element("div", { className: "pair" }, top);
 
   const pick = (rows, width, [a, b]) => {
@@ -66,7 +67,7 @@ async function classificationPage(page) {
     place = await engine.encode(own, 1);
     const [p] = engine.probabilitiesOf([joint]), log = logSumExp(joint);
     right.redraw();
-    set(p, (k) => short(p[k], 3));
+    set(p, (k) => shareText(p[k]));
     line.textContent = `${names.slice(0, 8).map((name, j) => `${clipped(name, 20)} = ${short(own[j], 4)}`).join(", ")}; log p = ${short(log, 4)}`;
     judged(engine.pValue(log), page.alpha, "Such a row belongs to a class", "Such a row belongs to no class: its probabilities mean nothing", "Whether it belongs to any class is not known: no rows were held out.");
   });

@@ -129,6 +129,7 @@ async function densityPage(page) {
   const line = element("p", { className: "readout" }, top), marked = element("p", { className: "readout" }, top);
   line.setAttribute("aria-live", "polite");
   const judged = verdict(top);
+  caution(top);
   const tell = latest(async () => {
     const count = flat ? patch.length / 2 : 0, places = new Float64Array((count + 1) * latent);
     if (flat) places.set(moved(patch));
@@ -168,7 +169,8 @@ async function densityPage(page) {
   const own = section("Your rows", "Each row gets its log density, a p-value, and the columns to blame: how many nats likelier it would be with another value of that column alone.");
   const all = [...names, ...page.given_names], tried = triedValues(data, size);
   const example = [all.join(","), ...[0, 1].map((i) => [...data.subarray(i * size, (i + 1) * size), ...(conditions ? conditions.subarray(i * page.given_names.length, (i + 1) * page.given_names.length) : [])].map((v) => +v.toPrecision(5)).join(","))];
-  await dropBox(own, all, example.join("\n"), async (values, rows, place) => {
+  const { written } = page; // a table whose categories are words is read in Python
+  await dropBox(own, written ? written.names : all, written ? written.example : example.join("\n"), async (values, rows, place) => {
     const split = shared(values, rows, [size, page.given_names.length]), [x, known] = split;
     const log = await engine.logProb(x, rows, { given: known, rows }), p = Array.from(log, (v) => engine.pValue(v));
     const order = Array.from(log.keys()).sort((a, b) => log[a] - log[b]).slice(0, MOST_EXPLAINED);
@@ -181,7 +183,7 @@ async function densityPage(page) {
       lines.push([i + 1, log[i], p[i] === null ? "–" : p[i], blamed(gains, names)]);
     }
     table([["row", "log p", "p-value", "columns to blame"], ...lines], place, (i) => (p[order[i]] !== null && p[order[i]] < page.alpha ? "bad" : ""));
-  });
+  }, written ? (text) => ask("read_rows", { text }) : undefined);
   return engine;
 }
 

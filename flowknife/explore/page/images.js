@@ -33,10 +33,10 @@ async function imagesPage(page) {
   };
   const joinedPixels = (some) => { const all = new Uint8Array(some.length * size); some.forEach((item, i) => all.set(item.pixels, i * size)); return all; };
   const flagged = (item) => item.score && item.score.p !== null && item.score.p < page.alpha;
-  const shade = (item) => (flagged(item) ? colour("bad") : item.code >= 0 && classes.length ? colour(`c${item.code % 8}`) : colour(item.own ? "warm" : "accent"));
+  const shade = (item) => (flagged(item) ? colour("bad") : item.code >= 0 && classes.length ? colour(`c${item.code % 10}`) : colour(item.own ? "warm" : "accent"));
 
   // -- the cloud, and the chosen image -------------------------------------------------------------------------------
-  const top = section("Images as points", `Each point is an image: its latent, on the two axes along which latents vary most. Point at one to see it, click to choose it, drag and scroll to move and zoom.${
+  const top = section("Images as points", `Each point is an image: its latent, on the ${page.classifies && classes.length > 2 ? "plane that tells the classes apart" : "two axes along which latents vary most"}. Point at one to see it, click to choose it, drag and scroll to move and zoom.${
     classes.length ? " Colours are classes." : ""}`);
   const bar = element("div", { className: "controls" }, top), pair = element("div", { className: "pair" }, top);
   const cloud = new ImageCloud(pair, {
@@ -49,14 +49,32 @@ async function imagesPage(page) {
   button("Whole cloud", bar, () => cloud.frame());
   if (classes.length) {
     const legend = element("p", { className: "legend" }, top);
-    classes.slice(0, 20).forEach((name, k) => { const own = element("span", {}, legend); element("i", {}, own).style.background = colour(`c${k % 8}`); own.append(clipped(name, 24)); });
+    classes.slice(0, 20).forEach((name, k) => { const own = element("span", {}, legend); element("i", {}, own).style.background = colour(`c${k % 10}`); own.append(clipped(name, 24)); });
   }
 
   const card = element("figure", { className: "plot card" }, pair), title = element("h3", {}, card), faces = element("div", { className: "faces" }, card);
   const face = imageCanvas(null, shape, faces, "the chosen image"), heat = page.classifies ? null : imageCanvas(null, shape, faces, "its anomaly map");
   const judged = verdict(card), line = element("p", { className: "readout" }, card);
+  caution(card);
   if (heat) element("p", { className: "note", textContent: "Anomaly map: orange where the image is less likely than held-out ones are there, blue where it is more likely." }, card);
-  const likely = page.classifies ? bars(card, classes.slice(0, 20), (k) => colour(`c${k % 8}`)) : null;
+  const likely = page.classifies ? bars(card, classes.slice(0, 20), (k) => colour(`c${k % 10}`)) : null;
+  const marks = element("div", { className: "controls" }, card), groups = { with: [], without: [] };
+  for (const group of ["with", "without"]) button(`Mark as “${group}”`, marks, () => mark(group));
+  const marked = element("p", { className: "note", textContent: "Mark images with something, and images without it: the difference of their mean latents becomes a direction below." }, card);
+  async function mark(group) {
+    for (const name of ["with", "without"]) groups[name] = groups[name].filter((item) => item !== chosen);
+    groups[group].push(chosen);
+    marked.textContent = `${groups.with.length} with, ${groups.without.length} without.`;
+    if (!groups.with.length || !groups.without.length) return;
+    const means = [];
+    for (const name of ["with", "without"]) {
+      const latents = await Promise.all(groups[name].map((item) => item.latent())), mean = new Float32Array(size);
+      for (const z of latents) for (let j = 0; j < size; j++) mean[j] += z[j] / latents.length;
+      means.push(mean);
+    }
+    setAttribute(means[0].map((v, j) => v - means[1][j]));
+  }
+
   const judgeChosen = latest(async (item) => {
     if (item !== chosen) return;
     if (!item.score) { waiting("Its p-value is being computed."); await judge([item]); }
@@ -66,7 +84,7 @@ async function imagesPage(page) {
       page.classifies ? "Such an image belongs to no class: its probabilities mean nothing" : "An anomalous image for this model",
       "No p-value: no images were held out.");
     line.textContent = `${short(bits, 3)} bits per dimension.`;
-    if (likely) likely(Array.from(probability), (k) => short(probability[k], 3));
+    if (likely) likely(Array.from(probability), (k) => shareText(probability[k]));
     cloud.plot.redraw();
     if (heat && !item.map) item.map = await ask("anomaly_map", { x: item.pixels, n: 1, ...given(item.code) });
     if (item === chosen && heat) paintMap(heat, item.map, item.pixels, shape);
@@ -103,6 +121,19 @@ async function imagesPage(page) {
     took.textContent = `computed in ${Math.round(performance.now() - start)} ms`;
   });
   const movers = directions.map(({ name }, k) => slider(name, sliders, page.classifies ? { low: -1, high: 2, value: 0, step: 0.05 } : { low: -3, high: 3, value: 0, step: 0.1 }, (v) => { amounts[k] = v; apply(); }));
+  let attribute = null; // of the images that the reader marked
+  function setAttribute(step) {
+    if (!attribute) {
+      attribute = { level: "", name: "“with”" };
+      directions.push(attribute);
+      amounts.push(0);
+      const k = directions.length - 1, own = slider("towards “with”", sliders, { low: -2, high: 2, value: 0, step: 0.05 }, (v) => { amounts[k] = v; apply(); });
+      movers.push(own);
+      sliders.prepend(sliders.lastChild);
+    }
+    attribute.step = step;
+    apply();
+  }
   const scales = levels.map(([name], i) => slider(`scale of ${name}`, sliders, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { heat2[i] = v; apply(); }));
   if (conditional) choice("Given class", sliders, ["its own", ...classes], 0, (i) => { other = i - 1; apply(); });
   const actions = element("div", { className: "controls" }, side);

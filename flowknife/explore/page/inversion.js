@@ -5,11 +5,18 @@ const DRAWN = 300;
 async function inversionPage(page) {
   const engine = engineOf(page), names = page.names, size = names.length;
   const examples = unpacked(page.observations), length = page.y_names.length, all = unpacked(page.parameters);
-  let y = examples.slice(0, length), seed = 1, temperature = 1, example = 0, x = null;
+  let seed = 1, temperature = 1, x = null;
+  const exampleAt = (i) => examples.slice(i * length, (i + 1) * length);
+  // the most usual of some, so that the first one is within what the simulator makes
+  let example = Array.from({ length: Math.min(20, examples.length / length) }, (_, i) => i)
+    .reduce((best, i) => ((engine.pValue(exampleAt(i)) ?? 0) > (engine.pValue(exampleAt(best)) ?? 0) ? i : best), 0);
+  let y = exampleAt(example);
   const top = section("Drag the observation",
     "What you move is the observation; what follows are draws from the posterior, all the parameters that explain it.");
   const bar = element("div", { className: "controls" }, top);
-  const possible = verdict(top), pair = element("div", { className: "pair" }, top);
+  const possible = verdict(top);
+  caution(top);
+  const pair = element("div", { className: "pair" }, top);
   const scene = SCENES[page.scene.kind](page, pair, engine, (observed) => { setY(observed); });
 
   function setY(observed) {
@@ -43,7 +50,7 @@ async function inversionPage(page) {
 
   button("Another example", bar, () => {
     example = (example + 1) % (examples.length / length);
-    setY(examples.slice(example * length, (example + 1) * length));
+    setY(exampleAt(example));
   });
   button("New draws", bar, () => { seed++; update(true); });
   slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; update(); });

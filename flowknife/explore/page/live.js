@@ -23,7 +23,7 @@ async function ask(name, given = {}) {
   } catch {
     throw new Error("The server does not answer: start flowknife explore again, and reload this page.");
   }
-  const found = await reply.json();
+  const found = await reply.json().catch(() => ({ error: "The server failed at this; its terminal says why." }));
   if (!reply.ok) throw new Error(found.error);
   return unpacked(found);
 }

@@ -85,6 +85,8 @@ function bars(parent, names, shades) {
   });
 }
 
+const shareText = (p) => (p < 0.001 ? "< 0.001" : short(p, 3));
+
 const pText = (p) => (p < 0.001 ? "p < 0.001" : `p = ${short(p, 2)}`);
 
 /** A sentence on a p-value, kept where the thing is that it is about. */
@@ -103,6 +105,11 @@ function trouble(error) {
   place.setAttribute("role", "alert");
   place.textContent = error && error.message ? error.message : String(error);
 }
+
+const cautions = [];
+
+/** A line beside numbers that a failed check makes doubtful; empty until one has failed. */
+function caution(parent) { cautions.push(element("p", { className: "caution" }, parent)); }
 
 /** The top of the page: what this is, and whether it can be trusted; a live page learns that later. */
 function heading(page) {
@@ -126,6 +133,8 @@ function heading(page) {
       text.after(table([["Check", "Value", "At most", ""], ...rows], box));
     }
     if (failed.length) box.open = true;
+    const doubt = failed.length ? `Caution: this model failed ${failed.map((check) => `“${check.name}”`).slice(0, 2).join(" and ")}${failed.length > 2 ? ` and ${failed.length - 2} more` : ""}.` : "";
+    for (const place of cautions) place.textContent = doubt;
   };
   if (page.metrics.length) table([["Measured", "Value", "Unit"], ...page.metrics], box);
   summary.textContent = "The checks on held-out data are under way.";
@@ -160,7 +169,7 @@ function parseRows(text, names) {
 const MOST_ROWS = 5000;
 
 /** A place to paste or drop rows; `answer(values, rows, place)` shows what the model says of them. */
-function dropBox(parent, names, example, answer) {
+function dropBox(parent, names, example, answer, read = (text) => parseRows(text, names)) {
   const box = element("div", { className: "drop" }, parent);
   const area = element("textarea", { rows: 4, spellcheck: false, value: example });
   labelled(`Rows of ${names.length > 6 ? `${names.length} columns` : names.join(", ")}; paste them, or drop a CSV file here`, area, box);
@@ -172,19 +181,20 @@ function dropBox(parent, names, example, answer) {
   const run = latest(async () => {
     const found = element("div");
     try {
-      const { values, rows } = parseRows(area.value, names);
+      const { values, rows } = await read(area.value);
+      const width = values.length / rows;
       if (rows > MOST_ROWS) element("p", { textContent: `The first ${MOST_ROWS} of ${rows} rows.` }, found);
       const count = Math.min(rows, MOST_ROWS);
-      await answer(values.subarray(0, count * names.length), count, found);
+      await answer(values.subarray(0, count * width), count, found);
     } catch (error) {
       element("p", { className: "verdict bad", textContent: error.message }, found);
     }
     place.replaceChildren(found);
   });
-  const read = async (from) => { if (from) { area.value = (await from.text()).slice(0, 2 ** 21); run(); } };
-  file.addEventListener("change", () => read(file.files[0]));
+  const load = async (from) => { if (from) { area.value = (await from.text()).slice(0, 2 ** 21); run(); } };
+  file.addEventListener("change", () => load(file.files[0]));
   box.addEventListener("dragover", (event) => { event.preventDefault(); box.classList.add("over"); });
   box.addEventListener("dragleave", () => box.classList.remove("over"));
-  box.addEventListener("drop", (event) => { event.preventDefault(); box.classList.remove("over"); read(event.dataTransfer.files[0]); });
+  box.addEventListener("drop", (event) => { event.preventDefault(); box.classList.remove("over"); load(event.dataTransfer.files[0]); });
   return run();
 }
