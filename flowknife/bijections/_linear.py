@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -146,7 +147,8 @@ class LU(Bijection):
 
     def encode(self, x, cond=None):
         lower, upper = self._factors()
-        if x.size < self.shape[-1] ** 2:  # of few rows, factor by factor takes less work than their product
+        # of few rows, factor by factor takes less work than their product; an exported program may leave open how many
+        if not jax.export.is_symbolic_dim(x.size) and x.size < self.shape[-1] ** 2:
             y = x @ upper.T @ lower.T @ self.permutation.value.T
         else:
             y = x @ (self.permutation.value @ lower @ upper).T
