@@ -127,7 +127,7 @@ def test_images_are_classified(tmp_path, images, folder):
     result = call("classify", images, folder, "--out", tmp_path / "classes.csv")
     rows = rows_of(tmp_path / "classes.csv")
     assert list(rows[0]) == ["path", "label", "p(0)", "p(1)", "p_value", "flag"] and len(rows) == 80
-    assert "skipped 1 files" in result.stderr and len(rows_of(tmp_path / "skipped.csv")) == 1
+    assert "skipped 1 file" in result.stderr and len(rows_of(tmp_path / "skipped.csv")) == 1
     call("sample", images, "-n", 3, "--label", "1", "--seed", 0, "--out", tmp_path / "ones.npy")
     assert np.load(tmp_path / "ones.npy").shape == (3, 8, 8, 1)
 

@@ -114,7 +114,7 @@ def test_observations_come_in_any_order_of_columns_and_some_may_be_left_out(tmp_
     arguments = ("invert", arm, tmp_path / "mixed.csv", "-n", 2, "--seed", 0, "--out", tmp_path / "a.csv")
     refused(*arguments, words=("missing or infinite", "--drop-invalid"))
     result = call(*arguments, "--drop-invalid")
-    assert "left out 1 rows" in result.stderr
+    assert "left out 1 row" in result.stderr
     assert [row["observation"] for row in rows_of(tmp_path / "a.csv")] == ["0", "0", "2", "2", "3", "3"]
     call("invert", arm, tmp_path / "one.npy", "-n", 2, "--seed", 0, "--out", tmp_path / "one.csv")
     assert len(rows_of(tmp_path / "one.csv")) == 2

@@ -50,7 +50,8 @@ ROOT = Path(__file__).parents[1]
 FITS = {f"apps.{name}._fit" for name in fk.apps.APPLICATIONS}
 DOORS = {f"estimators.{name}" for name in ("_anomalies", "_density", "_supervised")}
 TRAINING = {*FITS, *DOORS}  # examples that train
-MODULES = [each.name for each in pkgutil.walk_packages(fk.__path__, "flowknife.") if "__main__" not in each.name]
+PROGRAMS = ("__main__", "tracking._pyfunc")  # run by others
+MODULES = [each.name for each in pkgutil.walk_packages(fk.__path__, "flowknife.") if not each.name.endswith(PROGRAMS)]
 
 
 def run_doctests(names):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -160,8 +161,8 @@ class LU(Bijection):
         return y @ self._solved(self.permutation.value.T).T, self._log_det(y)
 
     def _few(self, rows):
-        """Whether there are fewer rows than columns."""
-        return rows.size < self.shape[-1] ** 2
+        """Whether there are fewer rows than columns; an exported program may leave open how many."""
+        return not jax.export.is_symbolic_dim(rows.size) and rows.size < self.shape[-1] ** 2
 
     def _solved(self, columns):
         """(L U)^-1 of each column."""

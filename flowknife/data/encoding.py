@@ -7,7 +7,7 @@ missing    instead of a number any observed one, and 1 in a further column, "mis
 
 import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -227,16 +227,11 @@ def to_frame(columns: Mapping[str, np.ndarray]) -> Any:
 
 def remedy(source: Any, names: Sequence[str] | None, drop_invalid: bool) -> str:
     """The settings that a table needs which is no table of finite numbers, in words; "" where none would help."""
-    found = read_columns(source)
-    names = found.names if names is None else names
-    written = _as_written(source, found, names, ())
-    foreign = [name for name, place in zip(names, found.places(names), strict=True) if place in found.foreign]
-    of_dates = [name for name in foreign if _days(written[name]) is not None]
-    gaps = np.isnan(found.values[:, found.places([name for name in names if name not in foreign])]).any()
+    words, of_dates, gaps = _no_numbers(source, names)
     needed = {
-        "categories": _AUTO if len(of_dates) < len(foreign) else "",
+        "categories": _AUTO if words else "",
         "dates": _AUTO if of_dates else "",
-        "missing": "model" if (gaps or any(map(is_missing, _all(written[name] for name in foreign)))) else "",
+        "missing": "model" if gaps else "",
     }
     needed = {name: value for name, value in needed.items() if value and not (name == "missing" and drop_invalid)}
     if not needed:
@@ -245,8 +240,34 @@ def remedy(source: Any, names: Sequence[str] | None, drop_invalid: bool) -> str:
     return f"{python} (command line: {' '.join(f'--set {name}={value}' for name, value in needed.items())})"
 
 
-def _all(columns: Iterable[Any]) -> Iterable[Any]:
-    return (cell for column in columns for cell in column)
+def in_numbers(source: Any, names: Sequence[str] | None) -> str:
+    """How a table that is no table of finite numbers becomes one, in words; "" where it is one.
+
+    For what takes numbers only: the rows of a classifier, and conditions.
+    """
+    words, of_dates, gaps = _no_numbers(source, names)
+    ways = []
+    if words:
+        ways.append(f"one column of 0 and 1 for each category, as by pandas.get_dummies(x, columns={list(words)})")
+    if of_dates:
+        ways.append(f"days for dates, as by x[{of_dates[0]!r}].astype('datetime64[s]').astype(int) / 86400")
+    if gaps:
+        name = gaps[0]
+        ways.append(f"x[{name!r}].fillna(x[{name!r}].median()) and a column x[{name!r}].isna() for missing values")
+    return "; ".join(ways)
+
+
+def _no_numbers(source, names) -> tuple[list[str], list[str], list[str]]:
+    """Names of the columns of words or truth values, of dates, and of those with missing values."""
+    found = read_columns(source)
+    names = found.names if names is None else names
+    written = _as_written(source, found, names, ())
+    places = dict(zip(names, found.places(names), strict=True))
+    foreign = [name for name, place in places.items() if place in found.foreign]
+    of_dates = [name for name in foreign if _days(written[name]) is not None]
+    gaps = [name for name in names if name not in foreign and np.isnan(found.values[:, places[name]]).any()]
+    gaps += [name for name in foreign if any(map(is_missing, written[name]))]
+    return [name for name in foreign if name not in of_dates], of_dates, gaps
 
 
 def _listed(names: Sequence[str] | str | None) -> tuple[str, ...]:

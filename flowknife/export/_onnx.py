@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowknife._progress import note
+from flowknife._types import error_in_words
 from flowknife.errors import InputError
 from flowknife.export._programs import Program
 from flowknife.export._stablehlo import MARK, require_export
@@ -37,19 +39,26 @@ def write_onnx(
             "of its own: pip install flowknife jax2onnx onnxruntime"
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
-    written = {}
+    written, left_out = {}, {}
     for name, program in programs.items():
         if any(each.dtype == "uint32" for each in program.inputs):  # a key
             continue
         inputs = [(*(["B"] if each.batch else []), *each.shape) for each in program.inputs]
-        to_onnx(
-            lambda *arrays, program=program: program.function(model, *arrays),
-            inputs,
-            model_name=name,
-            return_mode="file",
-            output_path=str(folder / f"{name}.onnx"),
-        )
+        try:
+            to_onnx(
+                lambda *arrays, program=program: program.function(model, *arrays),
+                inputs,
+                model_name=name,
+                return_mode="file",
+                output_path=str(folder / f"{name}.onnx"),
+            )
+        except Exception as error:  # an operation that jax2onnx does not know fails in many ways
+            left_out[name] = error_in_words(error)
+            note(f"{name} was left out: jax2onnx cannot write it ({left_out[name]})")
+            continue
         written[name] = {"inputs": [each._asdict() for each in program.inputs]}
+    if not written:
+        raise InputError(f"got a model that jax2onnx cannot write ({next(iter(left_out.values()))}); try StableHLO")
     whole = {"written by": MARK, **about, "programs": written}
     (folder / "about.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ from flowknife.apps.classify._result import Classifier
 from flowknife.apps.classify._training import log_prior_of, train_images, train_table
 from flowknife.bijections import Affine
 from flowknife.data import fingerprint, load_table
-from flowknife.data._pairs import is_table, read_labelled
+from flowknife.data._pairs import LABEL, is_table, read_labelled
+from flowknife.data._read import read_columns
+from flowknife.data.encoding import in_numbers
 from flowknife.data.images import as_images, default_size, grey_levels_note
 from flowknife.data.labels import is_image_source, label_codes, labels_of
 from flowknife.diagnostics import Flagging, kept_rows
@@ -121,10 +124,11 @@ def classify(
     else:
         used = config.completed(**_OF_ROWS)
         column = None
-        if is_table(x) and (labels is None or isinstance(labels, str)):
-            table, labels, column = read_labelled(x, labels, names, drop_invalid=drop_invalid)
-        else:
-            table = load_table(x, columns=names, drop_invalid=drop_invalid)
+        with _advised(x, labels, names, drop_invalid):
+            if is_table(x) and (labels is None or isinstance(labels, str)):
+                table, labels, column = read_labelled(x, labels, names, drop_invalid=drop_invalid)
+            else:
+                table = load_table(x, columns=names, drop_invalid=drop_invalid)
             if table.dropped_rows and hasattr(labels, "__len__") and len(labels) == len(table.values) + table.dropped:
                 labels = np.delete(np.asarray(labels, object), table.dropped_rows)
         skipped, frame = (), Frame.of(table.values)
@@ -201,6 +205,24 @@ def classify(
         lambda: classifier.calibrated(items[stopping], codes[stopping], items[train][:_LOOKED_AT]),
         interrupted=trained.record.partial,
     )
+
+
+@contextmanager
+def _advised(x, labels, names, drop_invalid):
+    """Errors of a table with words, dates or gaps say how it becomes one of numbers."""
+    try:
+        yield
+    except InputError as error:
+        column = LABEL if labels is None else labels
+        try:
+            if names is None and isinstance(column, str):
+                names = [name for name in read_columns(x).names if name != column]
+            helps = "" if drop_invalid else in_numbers(x, names)
+        except InputError:
+            helps = ""
+        if not helps:
+            raise
+        raise InputError(f"{error}; rows of a classifier are numbers: try {helps}") from None
 
 
 def _smoothing(rows):

@@ -9,7 +9,7 @@ import numpy as np
 from flowknife.apps.density._config import DensityConfig
 from flowknife.data import Table, load_table
 from flowknife.data._read import by_name, read_columns
-from flowknife.data.encoding import Encoding, remedy
+from flowknife.data.encoding import Encoding, in_numbers, remedy
 from flowknife.data.tables import table_of
 from flowknife.errors import InputError
 
@@ -26,6 +26,7 @@ def read_table(
         try:
             return *read_joined(x, given, names, drop_invalid), None
         except InputError as error:
+            _require_numbers(x, given, drop_invalid)
             try:
                 helps = remedy(x, names, drop_invalid)
             except InputError:
@@ -38,10 +39,22 @@ def read_table(
         raise InputError(
             "got conditions beside a table that is encoded; expected names of its columns; try given=[...]"
         )
+    _require_numbers(x, given, drop_invalid)
     how = {"categories": config.categories, "dates": config.dates, "missing": config.missing == "model"}
     encoding = Encoding.of(x, names, beside=conditions, **how)
     table = encoding.read(x, conditions, drop_invalid=drop_invalid, min_rows=2, at_random=True)
     return table, conditions, encoding
+
+
+def _require_numbers(x, given, drop_invalid):
+    """Refuse conditions that are columns of words, dates or gaps, with how they become numbers."""
+    named = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
+    try:
+        helps = in_numbers(x, named) if named and not drop_invalid else ""
+    except InputError:  # there is no such column, say
+        helps = ""
+    if helps:
+        raise InputError(f"got the conditions {', '.join(named)}, not all numbers; expected numbers; try {helps}")
 
 
 def read_joined(x: Any, given: Any, names: Sequence[str] | None, drop_invalid: bool) -> tuple[Table, tuple[str, ...]]:
