@@ -14,6 +14,7 @@ from . import priors as priors
 from . import problems as problems
 from . import recipes as recipes
 from . import report as report
+from . import train as train
 from .apps import Classifier as Classifier
 from .apps import ClassifyConfig as ClassifyConfig
 from .apps import Density as Density
