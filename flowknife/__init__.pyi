@@ -15,6 +15,7 @@ from . import problems as problems
 from . import recipes as recipes
 from . import report as report
 from . import tracking as tracking
+from . import train as train
 from .apps import Classifier as Classifier
 from .apps import ClassifyConfig as ClassifyConfig
 from .apps import Density as Density

@@ -80,8 +80,8 @@ def test_slurm_scripts_are_shell_and_call_the_command_line(options, tmp_path):
 def test_the_image_is_slim_and_not_root():
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
-    known = ["ARG", "FROM", "ENV", "WORKDIR", "COPY", "RUN", "LABEL", "USER", "ENTRYPOINT", "CMD"]
-    assert {word for word, _ in lines} <= set(known)
+    known = {"ARG", "FROM", "ENV", "WORKDIR", "COPY", "RUN", "LABEL", "USER", "ENTRYPOINT", "CMD"}
+    assert {word for word, _ in lines} <= known
     stages = [value for word, value in lines if word == "FROM"]
     assert len(stages) == 2 and all("slim" in stage for stage in stages)
     assert [value for word, value in lines if word == "USER"] == ["flowknife"]

@@ -91,7 +91,7 @@ def _sample(
         whole, out = out, part_file(out, own)
         said |= {"run": run_digest(run), "shrink": shrink}
         n, key = draws_in_shard(whole, own, n, seed, given)
-        if is_done(out, own, said | {"n": total}) and not overwrite:
+        if not overwrite and is_done(out, own, said | {"n": total}):
             typer.echo(f"{out} holds shard {own} already: there is nothing to draw")
             return
     require_output(out, given, run=run, overwrite=overwrite)
@@ -217,7 +217,7 @@ def _score(
             raise InputError("got --gallery with --shard; expected one of them; try a gallery of the images themselves")
         out = part_file(whole, own)
         said |= {"run": run_digest(run), "drop_invalid": drop_invalid, "partition": partition}
-        if is_done(out, own, said) and not overwrite:
+        if not overwrite and is_done(out, own, said):
             typer.echo(f"{out} holds shard {own} already: there is nothing to score")
             return
     _require_table(out, data, run, overwrite)

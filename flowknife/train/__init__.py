@@ -5,6 +5,7 @@ a thread. What is kept is an exponential moving average of the weights (Polyak &
 the held-out objective was best. With checkpoints a fit that was stopped goes on where it was.
 """
 
+from flowknife._cluster import join
 from flowknife._record import MINIMUM_STEPS
 from flowknife.train._checkpoints import Checkpoints, Part, about_fit
 from flowknife.train._feeds import Rows, StoredRows, take
@@ -24,6 +25,7 @@ __all__ = [
     "Training",
     "about_fit",
     "fit",
+    "join",
     "missing_steps",
     "take",
     "whole",

@@ -94,8 +94,9 @@ def invert(
             is estimated from them, component by component (uniform, normal or log-normal, whichever is likeliest).
         config: settings; default `InvertConfig()`.
         pairs: pairs that exist already, instead of simulated ones: (x, y), arrays of equal length; an .npz file of the
-            arrays x and y; or a table, a file or a DataFrame, some of whose columns are the parameters `names`. With a
-            problem, its prior and its noise are those of the pairs.
+            arrays x and y; a table, a file or a DataFrame, some of whose columns are the parameters `names`; or the
+            folder of `simulate`, which brings its prior along. With a problem, its prior and its noise are those of the
+            pairs.
         names: of the parameters; default those of the prior or of the columns.
         y_names: of the data; default those of the problem or of the columns, all but the parameters.
         executor: a pool for a slow simulator, with `submit` or `map`: of threads, or of spawned processes, as in
