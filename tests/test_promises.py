@@ -103,6 +103,8 @@ def test_coverage_that_is_reached_after_calibration_is_the_promised_one():
 
 
 def test_a_failed_check_says_what_to_do_next():
-    passed, failed, noted = advised([Check("TARP: x", 1, 2), Check("TARP: x", 3, 2), Check("TARP: x", 3, 2, "mine")])
+    passed, failed, noted = advised(
+        [Check("TARP: x", 1.0, 2.0), Check("TARP: x", 3.0, 2.0), Check("TARP: x", 3.0, 2.0, "mine")]
+    )
     assert not passed.note and "train.steps" in failed.note and noted.note == "mine"
-    assert "try" in advised([Check("anything else", 3, 2)])[0].note
+    assert "try" in advised([Check("anything else", 3.0, 2.0)])[0].note

@@ -1,14 +1,18 @@
-"""Which simulator made these data? A classifier of data with one class for each simulator."""
+"""Which simulator made these data? A classifier of data with one density for each simulator."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp, softmax
 
 from flowknife._types import Key, as_key, keys_of
-from flowknife.apps import Classifier, ClassifyConfig, classify
+from flowknife.apps import Density, DensityConfig, density
+from flowknife.apps.classify._training import fit_temperature
+from flowknife.diagnostics import Check, Reliability, advised, reliability
 from flowknife.errors import InputError
 from flowknife.evidence._likelihood import pairs_of
 from flowknife.problems import Problem
@@ -20,8 +24,8 @@ class Odds:
 
     Attributes:
         names: of the models.
-        probability: of each model given each observation, shape (k, n), with the prior of the comparison.
-        log_evidence: log p(y | model), up to what all models share, in nats: differences are log Bayes factors.
+        probability: of each model given each observation, calibrated, with the prior of the comparison, shape (k, n).
+        log_evidence: log p(y | model) of each, in nats per unit of y, shape (k, n); differences are log Bayes factors.
     """
 
     names: tuple[str, ...]
@@ -36,37 +40,54 @@ class Odds:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A classifier of data whose classes are simulators.
+    """A generative classifier of data whose classes are simulators.
 
     Attributes:
-        classifier: of observations; its `check` and `report` say whether its probabilities are calibrated, and its
-            `score` whether an observation is of any of the models.
-        names: of the models.
+        densities: of the data of each simulator, log p(y | model), by its name. Each has `check`, and its `score` says
+            whether an observation is one of this simulator.
         prior: probability of each model.
+        temperature: by which log evidences are divided, fitted to data that had no part in training; about 1.
     """
 
-    classifier: Classifier
-    names: tuple[str, ...]
+    densities: Mapping[str, Density]
     prior: tuple[float, ...]
+    temperature: float = 1.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the models."""
+        return tuple(self.densities)
 
     def odds(self, y: Any) -> Odds:
-        """Probabilities and evidences of all models, for observations (k, m) or one (m,)."""
-        rows = np.atleast_2d(np.asarray(y, np.float64))
-        order = [list(self.classifier.classes).index(name) for name in self.names]
-        found = np.log(np.maximum(np.asarray(self.classifier.predict_proba(rows), np.float64)[:, order], 1e-300))
-        evidence = found - np.asarray(self.classifier.log_prior, np.float64)[order]
-        joint = evidence + np.log(self.prior)
-        probability = np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None])
-        return Odds(self.names, probability, evidence)
+        """Probabilities and evidences of all models, for observations (k, m) or one (m,).
 
-    def check(self) -> Any:
-        """The checks of the classifier, such as the calibration of its probabilities."""
-        return self.classifier.check()
+        Of an observation that is impossible under all models the probabilities are those of the prior.
+        """
+        rows = np.atleast_2d(np.asarray(y, np.float64))
+        evidence = np.stack([flow.log_prob(rows) for flow in self.densities.values()], axis=1).astype(np.float64)
+        known = np.isfinite(evidence).any(axis=1, keepdims=True)
+        level = np.where(known, evidence, 0.0) / self.temperature + np.log(self.prior)
+        return Odds(self.names, softmax(level, axis=1), evidence)
+
+    @cached_property
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log evidences of held-out data under each model, and the places of the models that made them."""
+        parts = [flow.joint_frame.from_model(flow.held_out) for flow in self.densities.values()]
+        return self.odds(np.concatenate(parts)).log_evidence, np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+
+    def reliability(self) -> Reliability:
+        """Confidence against accuracy over held-out data, all models counted as equally probable."""
+        evidence, made = self.held_out
+        return reliability(softmax(evidence / self.temperature, axis=1), made)
+
+    def check(self) -> list[Check]:
+        """Whether the probabilities are calibrated."""
+        return advised([self.reliability().check])
 
 
 def compare(
     simulators: Mapping[str, Any],
-    config: ClassifyConfig | None = None,
+    config: DensityConfig | None = None,
     *,
     prior: Mapping[str, float | int] | None = None,
     num_simulations: int = 10_000,
@@ -76,18 +97,19 @@ def compare(
 ) -> Comparison:
     """Compare simulators: the probability that each made an observation, without fitting any of their parameters.
 
-    Parameters are drawn from each simulator's prior, data are simulated, and `classify` learns which simulator made
-    them; its probabilities are calibrated with data that had no part in training.
+    Parameters are drawn from each simulator's prior, data are simulated, and a density of the data is learnt for each
+    simulator, p(y | model), which is the evidence. The probabilities by Bayes' rule are calibrated by a temperature,
+    with data that had no part in training.
 
     Args:
         simulators: by name, each a problem of `flowknife.problems`, a pair (simulator, prior), or an array of simulated
-            data (n, m). Simulators have their noise themselves.
-        config: settings; default `ClassifyConfig()`.
+            data (n, m). Simulators have their noise themselves: data without noise may have no density.
+        config: settings of the densities; default `DensityConfig()`.
         prior: probability of each model; default: all alike.
         num_simulations: of each simulator.
         key: int, JAX key or None.
         show_progress: show progress bars.
-        **settings: fields of `ClassifyConfig`; see `classify`.
+        **settings: fields of `DensityConfig`; see `density`.
 
     Raises:
         InputError: for fewer than two simulators, data of different lengths, or priors of other names.
@@ -107,16 +129,23 @@ def compare(
     weights = dict.fromkeys(names, 1.0) if prior is None else {str(name): float(p) for name, p in prior.items()}
     if set(weights) != set(names) or min(weights.values()) <= 0:
         raise InputError(f"got prior={prior}; expected a positive probability for each of {', '.join(names)}")
-    keys = keys_of(as_key(key), len(names) + 1)
-    data = [_data(each, num_simulations, k) for each, k in zip(simulators.values(), keys[1:], strict=True)]
+    keys = keys_of(as_key(key), 2 * len(names))
+    data = [_data(each, num_simulations, k) for each, k in zip(simulators.values(), keys[: len(names)], strict=True)]
     lengths = {rows.shape[1] for rows in data}
     if len(lengths) > 1:
         raise InputError(f"got data of {' and '.join(map(str, sorted(lengths)))} numbers; expected as many from each")
-    labels = np.repeat(names, [len(rows) for rows in data])
-    fit_key = keys[0] if key is None or not isinstance(key, (int, np.integer)) else key
-    fitted = classify(np.concatenate(data), labels, config, key=fit_key, show_progress=show_progress, **settings)
+    flows = {
+        name: density(rows, config, key=k, show_progress=show_progress, **settings)
+        for name, rows, k in zip(names, data, keys[len(names) :], strict=True)
+    }
     total = sum(weights.values())
-    return Comparison(fitted, names, tuple(weights[name] / total for name in names))
+    found = Comparison(flows, tuple(weights[name] / total for name in names))
+    evidence, made = found.held_out
+    usable = np.isfinite(evidence).all(axis=1)
+    if not len(set(made[usable])) > 1:
+        return found
+    joint = evidence[usable] - logsumexp(evidence[usable], axis=1, keepdims=True)
+    return Comparison(flows, found.prior, float(fit_temperature(joint, made[usable])))
 
 
 def _data(simulator, count, key):
