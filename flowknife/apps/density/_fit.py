@@ -17,7 +17,7 @@ from flowknife._progress import note
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked
 from flowknife._split import split, split_sizes
-from flowknife._types import Key, as_key, as_seed, built, keys_of
+from flowknife._types import Key, as_generator, as_key, as_seed, built, keys_of
 from flowknife.apps._track import tracked
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._given import read_table
@@ -172,7 +172,12 @@ def density(
         weight_decay=float(len(rows) <= _FEW) if given_names else _weight_decay(len(train_rows) / dim),
     ).with_defaults()
     spread = np.where(np.isin(frame.kept, discrete), 0.0, spread)
-    objective = Noisy(nll, "x", LocalSpread.of(train_x, spread).scaled(used.smoothing))
+    noise = LocalSpread.of(train_x, spread).scaled(used.smoothing)
+    objective = Noisy(nll, "x", noise)
+    if mixed is None:  # their noise is always the same
+        x = stopping[:, :dim]
+        drawn = as_generator(fit_key).normal(size=x.shape).astype(x.dtype)
+        stopping = np.concatenate([x + np.asarray(noise(x)) * drawn, stopping[:, dim:]], axis=1)
 
     def train(i, model_key, key):
         which = f", {i + 1} of an ensemble of {config.ensemble}" if config.ensemble > 1 else ""
@@ -182,7 +187,7 @@ def density(
             ends(train_rows, dim),
             left.model_copy(update={"validation": 0.0}),  # rows are held out above
             objective=objective if mixed is None else Dequantised(objective, "x", mixed),
-            # of rows as they are: the program that a fitted density is asked by
+            # rows with their noise already: the program that a fitted density is asked by
             held_out_objective=nll if mixed is None else None,
             held_out=ends(stopping, dim) if len(stopping) else None,
             key=key,
