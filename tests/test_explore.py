@@ -169,8 +169,8 @@ def in_double(result):
 def test_density(tmp_path, given):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 4)) * [1, 50, 1e-3, 0] + [0, 1e6, 0, 7]
-    names = ["a", "b", "c", "constant"]
-    flow = moved(fk.density(x, names=names, given=["c"] if given else None, train=TRAIN, **TINY))
+    own, condition = (x[:, [0, 1, 3]], x[:, 2:3]) if given else (x, None)
+    flow = moved(fk.density(own, given=condition, train=TRAIN, **TINY))
     page = page_of(flow, tmp_path)
     rows = x[:7, [0, 1, 3]] if given else x[:7]
     known = x[:7, 2:3] if given else None

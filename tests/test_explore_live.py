@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -173,12 +174,18 @@ def test_a_taken_port_is_an_error_only_if_it_was_asked_for(monkeypatch):
 
 
 def test_ctrl_c_ends_it_cleanly():
+    # while it computes something, too: the page's checks
     command = [sys.executable, "-m", "flowknife", "explore", str(RUNS / "density"), "--port", "0", "--no-browser"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     address = line.split(" at ")[1].split()[0].rstrip("/")
     assert asked(address, "/", None)[0] == 200
-    process.send_signal(signal.SIGINT)
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as waiting:
+        head = f"Host: {address.removeprefix('http://')}\r\nOrigin: {address}\r\nContent-Type: application/json\r\n"
+        waiting.sendall(f"POST /api/trust HTTP/1.1\r\n{head}Content-Length: 2\r\n\r\n{{}}".encode())
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0 and out == "" and err.splitlines() == ["preparing the page", "ended"]
 
@@ -223,6 +230,7 @@ def test_a_classifier_answers_as_in_python():
         ask(live, "sample", n=5, label=2)
 
 
+@pytest.mark.slow  # it compiles six programs
 def test_a_posterior_answers_as_in_python():
     posterior = fk.load(RUNS / "invert")
     live, x, y = posterior._live(), posterior.example_pairs["x"][:3], posterior.example_pairs["y"][0]
@@ -414,6 +422,29 @@ def test_every_control_of_the_page_of_images(page, tmp_path):
         page.evaluate("explored.change(0, 2.5)")
         assert pixels_of(page, "the changed image") != before
     assert page.evaluate("document.getElementById('trouble')") is None
+
+
+def test_a_density_is_dragged_while_python_answers(chromium):
+    live = fk.load(RUNS / "density")._live()
+    with served(live) as address:
+        opened = chromium.new_page(viewport={"width": 1280, "height": 900})
+        opened.goto(address)
+        opened.wait_for_selector("html[data-ready]", state="attached")
+        right = opened.query_selector_all("canvas.movable")[1]
+        told = opened.inner_text(".readout")
+        box = right.bounding_box()
+        opened.mouse.move(box["x"] + 200, box["y"] + 150)
+        opened.mouse.down()
+        opened.mouse.move(box["x"] + 240, box["y"] + 120, steps=3)
+        opened.mouse.up()
+        opened.wait_for_function("(was) => document.querySelector('.readout').textContent !== was", arg=told)
+        opened.fill("textarea", "a,b\n0.1,0.2\n90,-90\n")
+        opened.click("text=Evaluate")
+        opened.wait_for_function(
+            "() => document.querySelector('.answer').textContent.includes('of 2 rows are flagged')"
+        )
+        assert opened.evaluate("document.getElementById('trouble')") is None
+        opened.close()
 
 
 def test_a_server_that_ended_is_said_in_words(chromium):

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import secrets
 import socket
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,11 @@ def application(live: Live, hosts: frozenset[str] | None, token: str | None) -> 
             return reply(await anyio.to_thread.run_sync(work, limiter=lanes.get(name, fast)))
         except FlowknifeError as error:
             return refused(str(error), 400)
+        except asyncio.CancelledError:  # the server ends while this is computed
+            return refused("the server has ended", 503)
+        except Exception:
+            traceback.print_exc()
+            return refused("the server failed at this; its terminal says why", 500)
 
     return Starlette(routes=[Route("/", show), Route("/api/{name}", ask, methods=["POST"])])
 
@@ -156,7 +162,7 @@ def serve(
             shown = socket.gethostname()
         names = {f"{name}:{number}" for name in ("127.0.0.1", "localhost", "[::1]", shown)}
         app = application(live, frozenset(names) if own else None, token)
-        settings: dict[str, Any] = {"access_log": False, "lifespan": "off", "log_level": "error", "ws": "none"}
+        settings: dict[str, Any] = {"access_log": False, "lifespan": "off", "log_level": "critical", "ws": "none"}
         config = uvicorn.Config(
             app, http="h11", limit_concurrency=_WAITING, server_header=False, timeout_graceful_shutdown=1, **settings
         )

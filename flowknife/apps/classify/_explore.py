@@ -68,6 +68,13 @@ def live_rows(classifier: "Classifier") -> Live:
     def log_prob(x, n):
         return classifier.log_prob(values(x, n))
 
+    def prepare():
+        shown = _parts(classifier)["rows"]
+        for rows in (shown[:1], shown, np.resize(shown, (5000, size))):  # as many as the page asks at a time
+            joint(rows, len(rows))
+            encode(rows, len(rows))
+        sample(1000 // len(classifier.classes) + 1, label=0)
+
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "joint": joint}
     ends = {"latent": latent, "carried": model.partition.right[0].size}
-    return live_page(classifier, "classify", {**_parts(classifier), **ends}, calls)
+    return live_page(classifier, "classify", {**_parts(classifier), **ends}, calls, prepare=prepare)

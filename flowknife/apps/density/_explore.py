@@ -78,12 +78,20 @@ def live_density(flow: "Density") -> Live:
                 raise InputError(str(error).replace(str(place), "rows")) from None
         return {"values": found.astype(float), "rows": len(found)}
 
+    def prepare():
+        given = np.zeros(conditions)
+        for n in (1, 500, 1600, min(len(flow.reference), _ROWS)):  # as many as the page asks at a time
+            decode(np.zeros(n * latent), n, given)
+            encode(np.zeros(n * size), n, given)
+        log_prob(np.zeros(size), 1, given)
+        sample(1000, given=given)
+
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob}
     parts = {**_parts(flow), "latent": latent}
     if flow.encoding is not None:
         calls["read_rows"] = read_rows
         parts["written"] = {"names": [*flow.names, *flow.given_names], "example": _written(flow)}
-    return live_page(flow, "density", parts, calls)
+    return live_page(flow, "density", parts, calls, prepare=prepare)
 
 
 def _written(flow):

@@ -240,8 +240,9 @@ class Density(Result[DensityConfig]):
 
     def decode_numbers(self, z: Any, given: Any = None) -> Float[np.ndarray, "n d"]:
         """As `decode`, as numbers in `columns`, see `sample_numbers`."""
-        z = jnp.asarray(z, jnp.float32)
-        rows = _decode(self.model, z, self._known(given, len(z)))
+        z = np.asarray(z, np.float32)
+        parts = z, self._known(given, len(z))
+        (rows,) = map_batches(lambda part: [_decode(self.model, *part)], parts, ROWS_AT_ONCE)
         return self.frame.from_model(self._restored(rows))
 
     def score(self, x: Any, given: Any = None, *, explain: bool = False) -> Scores:

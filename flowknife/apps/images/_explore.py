@@ -127,22 +127,20 @@ def live_images(model: "Images") -> Live:
 def _directions(model, cloud) -> list[dict[str, Any]]:
     """Directions along which the latents of training images vary most: name, level, and one standard deviation.
 
-    Two of each level, the coarsest first. Where no level varies more than chance explains, the principal axes of the
-    cloud at the coarsest level.
+    Two of each level, the coarsest first, whose are the principal axes of the cloud where it varies no more than chance
+    explains.
     """
     found = [
         (name, i + 1, direction * np.sqrt(variance))
         for name, level in model.empirical.levels.items()
         for i, (direction, variance) in enumerate(zip(level.directions[:2], level.variances, strict=False))
     ]
-    if not found:
-        name, columns = next(iter(model.levels.items()))
+    coarsest, columns = next(iter(model.levels.items()))
+    if not any(name == coarsest for name, *_ in found):
         part = cloud.z[:, columns] - cloud.z[:, columns].mean(axis=0)
         _, scales, axes = np.linalg.svd(part, full_matrices=False)
-        found = [
-            (name, i + 1, axis * scale / np.sqrt(len(part)))
-            for i, (scale, axis) in enumerate(zip(scales[:3], axes, strict=False))
-        ]
+        two = zip(scales[:2], axes, strict=False)
+        found = [(coarsest, i + 1, axis * scale / np.sqrt(len(part))) for i, (scale, axis) in enumerate(two)] + found
     return [
         {"name": f"{name}, axis {i}", "level": name, "step": step.astype(np.float32)}
         for name, i, step in found[:_DIRECTIONS]

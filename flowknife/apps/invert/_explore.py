@@ -79,8 +79,13 @@ def live_invert(posterior: "Posterior") -> Live:
     def predict(x, n):
         return posterior.predict(rows(x, n))
 
+    def prepare():
+        drawn = sample(300, posterior.example_pairs["y"][0])  # as many as the page shows
+        if posterior.config.form == "partitioned":
+            predict(drawn[:40], 40)
+
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "predict": predict}
-    return live_page(posterior, "invert", {**_parts(posterior), "latent": latent}, calls)
+    return live_page(posterior, "invert", {**_parts(posterior), "latent": latent}, calls, prepare=prepare)
 
 
 def _scene(problem: Any) -> dict[str, Any]:
