@@ -18,6 +18,7 @@ import pytest
 from command import call, refused
 
 import flowknife as fk
+from flowknife.data._pools import of_chunk, seeded
 from flowknife.data.sets import MANIFEST, chunk_file, read_set
 from flowknife.errors import InputError, StorageError
 
@@ -66,6 +67,14 @@ def test_no_number_depends_on_who_simulates(simulator, spawned, tmp_path):
     if simulator is not with_key:
         np.testing.assert_allclose(here.y[:][:, -1], there.y[:][:, -1])
     assert made(simulator, tmp_path / "c", chunk=64, key=1).sha256 != here.sha256
+
+
+def test_the_streams_of_chunks_differ_from_each_other_and_from_that_of_the_set():
+    drawn = []
+    for seed in ([0, 0], *(of_chunk([0, 0], number) for number in range(3))):
+        with seeded(seed):
+            drawn.append(np.random.normal())  # noqa: NPY002
+    assert len(set(drawn)) == 4
 
 
 def test_it_goes_on_where_it_was_stopped(tmp_path):
