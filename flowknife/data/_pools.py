@@ -51,7 +51,7 @@ class Chunk(NamedTuple):
 
 
 def of_chunk(seed: Sequence[int], number: int) -> tuple[int, ...]:
-    """The seed of the random streams of a chunk; never that of all, as a zero at the end of a seed counts for nothing."""
+    """The seed of the random streams of a chunk; never that of all: a zero at the end of a seed counts not."""
     return (*seed, number + 1)
 
 
