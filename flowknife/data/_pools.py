@@ -50,6 +50,11 @@ class Chunk(NamedTuple):
     keys: np.ndarray
 
 
+def of_chunk(seed: Sequence[int], number: int) -> tuple[int, ...]:
+    """The seed of the random streams of a chunk; never that of all: a zero at the end of a seed counts not."""
+    return (*seed, number + 1)
+
+
 class LostWorker(str):
     """Why a row has no observation: its worker ended, which says nothing about the simulator."""
 
@@ -198,7 +203,9 @@ class Pool:
         A chunk that is lost with its worker has the reason, a `LostWorker`, in place of each observation.
         """
         tasks = (
-            replace(self.blank, way=way, theta=chunk.theta, keys=chunk.keys, seed=(*self.blank.seed, chunk.number))
+            replace(
+                self.blank, way=way, theta=chunk.theta, keys=chunk.keys, seed=of_chunk(self.blank.seed, chunk.number)
+            )
             for chunk in chunks
         )
         for rows, answer in self._answers(tasks):

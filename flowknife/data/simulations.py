@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from flowknife._types import Key, as_key, as_numbers
-from flowknife.data._pools import Chunk, Pool, chunk_size, seeded
+from flowknife.data._pools import Chunk, Pool, chunk_size, of_chunk, seeded
 from flowknife.data._simulators import Outcome, Simulator, Unlike, Way, row_keys
 from flowknife.errors import InputError
 
@@ -159,12 +159,12 @@ class Here:
     def __init__(self, simulator: Any, seed: Sequence[int] | None = None):
         self.simulator, self.seed = Simulator(simulator), seed
 
-    def _stream(self, *number):
-        return contextlib.nullcontext() if self.seed is None else seeded((*self.seed, *number))
+    def _stream(self, seed):
+        return contextlib.nullcontext() if self.seed is None else seeded(seed)
 
     def way(self, theta: np.ndarray, keys: np.ndarray) -> Way:
         """How the simulator takes rows such as these."""
-        with self._stream():
+        with self._stream(self.seed):
             return self.simulator.way(theta, keys)
 
     def chunk_size(self, way: Way, rows: int) -> int:
@@ -175,7 +175,7 @@ class Here:
         """The observations of each chunk, or None if its batches cannot be trusted."""
         for chunk in chunks:
             try:
-                with self._stream(chunk.number):
+                with self._stream(self.seed and of_chunk(self.seed, chunk.number)):
                     found = self.simulator.outcomes(way, chunk.theta, chunk.keys)
             except Unlike:
                 found = None
