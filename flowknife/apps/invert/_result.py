@@ -549,6 +549,8 @@ class Posterior(Result[InvertConfig]):
     def _explore(self, folder):
         from flowknife.apps.invert._explore import explore_invert
 
+        if self.members or self.gaps:
+            raise InputError("got an ensemble or an embedding by name; expected one model of plain observations")
         return explore_invert(self, folder)
 
     def _observations(self, y) -> tuple[np.ndarray, bool]:
