@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 import flowknife as fk
-from flowknife.diagnostics import Region, conformal_quantile
+from flowknife.diagnostics import Cells, Region, conformal_quantile
 from flowknife.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -94,3 +94,20 @@ def test_regions_need_calibration_and_one_observation(posterior):
     bare = fk.density(RNG.normal(size=(50, 1)), layers=1, width=4, depth=1, train={"steps": 1, "validation": 0}, key=0)
     with pytest.raises(InputError, match="without held-out rows"):
         bare.region()
+
+
+def test_cells_divide_observations_where_scores_differ():
+    features = RNG.normal(size=(2000, 3))
+    scores = RNG.exponential(size=2000) * np.where(features[:, 1] > 0, 5.0, 1.0)
+    cells = Cells.of(features, scores)
+    assert cells.splits and cells.splits[0][1] == 1 and abs(cells.splits[0][2]) < 0.2
+    assert len(np.unique(cells(features))) == len(cells.splits) + 1
+    assert Cells.of(features, RNG.normal(size=2000)).splits == ()
+
+
+def test_local_regions_hold_in_each_cell(posterior):
+    x, y = fresh(100)
+    inside = np.array([posterior.region(o, 0.8, local=True).contains(t[None])[0] for t, o in zip(x, y, strict=True)])
+    size = np.abs(y).max(axis=1)
+    for half in (size < np.median(size), size >= np.median(size)):
+        assert inside[half].mean() > 0.8 - 3.5 * (0.16 / 50 + 0.16 / 80) ** 0.5

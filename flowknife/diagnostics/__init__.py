@@ -7,7 +7,7 @@ Of anomalies: `Typicality`, `conformal_p_values`, `Flagging`, `radius_p_values`,
 `adjusted_p_values`, `benjamini_hochberg`, `ranked`, `auroc`.
 Of anomalies under a shift: `weighted_conformal_p_values`, `weighted_discoveries`; how many of those found are false:
 `false_discovery_bound`; in a stream: `monitored`.
-Of coverage that is promised: `conformal_quantile`, `Region`, `reached_coverage`, `Reached`, `Sharpness`.
+Of coverage that is promised: `conformal_quantile`, `Region`, `Cells`, `reached_coverage`, `Reached`, `Sharpness`.
 Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
 Of two sets of samples: `mmd2`, `c2st`.
 Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
@@ -48,12 +48,13 @@ from flowknife.diagnostics._references import (
     image_losses,
     reference_check,
 )
-from flowknife.diagnostics._regions import Region, conformal_quantile
+from flowknife.diagnostics._regions import Cells, Region, conformal_quantile
 from flowknife.diagnostics._samples import c2st, mmd2
 from flowknife.diagnostics._scores import Scores, scored
 from flowknife.diagnostics._simulations import Misspecification, Resimulation, misspecification, resimulation_error
 
 __all__ = [
+    "Cells",
     "Check",
     "Coverage",
     "Flagging",

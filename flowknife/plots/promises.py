@@ -17,7 +17,7 @@ _POINTS = 300
 def recovery(found: Sharpness) -> "Figure":
     """Posterior mean against the truth, each with its 90 % interval of a normal, parameter by parameter."""
     shown = style.thin(len(found.names), _MOST)
-    columns = min(len(shown), 3)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = style.blank(3.1 * columns + 0.4, 3.0 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -44,7 +44,7 @@ def contraction(found: Sharpness) -> "Figure":
     known = len(found.exact_ratio) > 0
     figure = style.blank(4.7 * (1 + known) + 0.4, 4.4)
     panels = list(figure.subplots(1, 1 + known, squeeze=False)[0])
-    axes = style.panel(panels[0], "Width beside the prior's", "contraction 1 \N{MINUS SIGN} var / prior var", "z-score")
+    axes = style.panel(panels[0], "Width beside the prior's", "contraction", "|mean \N{MINUS SIGN} truth| / width")
     score = np.abs(found.mean - found.truth) / np.maximum(found.spread, 1e-300)
     for i in style.thin(len(found.names), _MOST):
         shrunk = 1 - found.spread[:, i] ** 2 / found.prior_spread[i] ** 2

@@ -418,6 +418,8 @@ class Density(Result[DensityConfig]):
     def _explore(self, folder):
         from flowknife.apps.density._explore import explore_density
 
+        if self.members:
+            raise InputError("got an ensemble; expected one model; try ensemble=1")
         return explore_density(self, folder)
 
     def _live(self):

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowknife.diagnostics import Region, conformal_quantile
+from flowknife.diagnostics import Cells, Region, conformal_quantile
 
 _DRAWS = 200  # of each posterior, by which log densities are compared; of parameters five times as many
+
+_FEWEST = 40  # calibration pairs of a cell
 
 _SPREAD = 1e-3  # nats, or a share of the prior's width: the least spread of draws
 
@@ -17,6 +19,11 @@ def region(posterior: Any, y: np.ndarray, level: float, local: bool) -> Region:
     """The region of one observation (m,); see `Posterior.region`."""
     score = posterior.calibration_scores["local" if local else "global"]
     centre, spread = (part[0] for part in _places(posterior, y[None])) if local else (0.0, 1.0)
+    if local:
+        cells, own = posterior.calibration_cells
+        inside = own == cells(posterior.features_of(y[None]))[0]
+        # a cell with too few calibration pairs would be everything
+        score = score[inside] if np.sum(inside) >= max(_FEWEST, 2 / (1 - level)) else score
     bound = float(centre - spread * conformal_quantile(score, level))
     return Region(level, bound, partial(posterior.log_prob, y=y), lambda n, key: posterior.sample(n, y=y, key=key))
 
@@ -27,6 +34,15 @@ def scores(posterior: Any) -> dict[str, Float[np.ndarray, " m"]]:
     log_prob = posterior.log_prob(pairs["x"], pairs["y"])
     centre, spread = _places(posterior, pairs["y"])
     return {"global": -log_prob, "local": (centre - log_prob) / spread}
+
+
+def cells(posterior: Any) -> tuple[Cells, np.ndarray]:
+    """A partition of observations, by training pairs, and the cell of each calibration pair."""
+    pairs = posterior.training_pairs
+    log_prob = posterior.log_prob(pairs["x"], pairs["y"])
+    centre, spread = _places(posterior, pairs["y"])
+    found = Cells.of(posterior.features_of(pairs["y"]), (centre - log_prob) / spread)
+    return found, found(posterior.features_of(posterior.held_out_pairs["y"]))
 
 
 def _places(posterior, y):

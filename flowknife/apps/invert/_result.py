@@ -21,11 +21,12 @@ from flowknife.apps.invert import _checks, _programs
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.apps.invert._gaps import masked, with_gaps
 from flowknife.apps.invert._refine import Evidence, Likelihood, Refined, evidence, known_likelihood, refine
-from flowknife.apps.invert._regions import intervals, region, scores
+from flowknife.apps.invert._regions import cells, intervals, region, scores
 from flowknife.data import load_table
 from flowknife.data._pairs import is_table, read_pairs
 from flowknife.data._read import by_name, names_in
 from flowknife.diagnostics import (
+    Cells,
     Flagging,
     Misspecification,
     Region,
@@ -107,6 +108,11 @@ class Posterior(Result[InvertConfig]):
     def held_out_pairs(self) -> dict[str, np.ndarray]:
         """The held-out pairs {"x", "y"} in the user's units, in double precision."""
         return self._in_units(self.held_out)
+
+    @property
+    def training_pairs(self) -> dict[str, np.ndarray]:
+        """Some of the training pairs {"x", "y"}, in the user's units."""
+        return self._in_units(self.reference)
 
     @property
     def example_pairs(self) -> dict[str, np.ndarray]:
@@ -430,8 +436,9 @@ class Posterior(Result[InvertConfig]):
         Args:
             y: one observation (m,).
             level: the coverage.
-            local: compare log p(x | y) with that of draws for the same y, so that observations with wide and with
-                narrow posteriors are covered alike (as in CP4SBI, arXiv 2508.17077).
+            local: compare log p(x | y) with that of draws for the same y, and with calibration pairs of the same cell
+                of observations alone, so that observations of all kinds are covered alike (as in CP4SBI, arXiv
+                2508.17077). The promise holds in each cell; cells are found with training pairs.
 
         Raises:
             InputError: without calibration pairs, or for several observations.
@@ -454,6 +461,15 @@ class Posterior(Result[InvertConfig]):
         self.flagging.require_held_out()
         rows, single = self._observations(y)
         return _plain(intervals(self, rows, level), single)
+
+    @cached_property
+    def calibration_cells(self) -> tuple[Cells, np.ndarray]:
+        """A partition of observations for local regions, and the cell of each calibration pair; see `region`."""
+        return cells(self)
+
+    def features_of(self, y: Any) -> Float[np.ndarray, "n k"]:
+        """Normal scores of observations (n, m), in which a distance means something."""
+        return self._features(self._given(self._observations(y)[0]))
 
     @cached_property
     def calibration_scores(self) -> dict[str, Float[np.ndarray, " m"]]:
@@ -569,6 +585,8 @@ class Posterior(Result[InvertConfig]):
     def _explore(self, folder):
         from flowknife.apps.invert._explore import explore_invert
 
+        if self.members or self.gaps:
+            raise InputError("got an ensemble or an embedding by name; expected one model of plain observations")
         return explore_invert(self, folder)
 
     def _live(self):
