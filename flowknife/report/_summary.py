@@ -110,7 +110,8 @@ def card(result: Any) -> str:
         "",
         f"# {result.title.capitalize()} of {record.data.rows:,} {record.data.kind}",
         "",
-        f"**For** {_USES[record.application]}. Fitted on {record.created:%Y-%m-%d} with flowknife {record.versions['flowknife']}.",
+        f"**For** {_USES[record.application]}. Fitted on {record.created:%Y-%m-%d} with flowknife "
+        f"{record.versions['flowknife']}.",
         "",
         f"The two ends: {'; '.join(frame.left)} ↔ {'; '.join(frame.right)}.",
         "",
