@@ -30,8 +30,10 @@ flow = fk.density(x, layers=1, train={"steps": 5}, show_progress=False)
 flow.save("run")
 assert set(flow.figures()) == {"history", "samples"}
 assert fk.load("run").log_prob(x).shape == (300,)
-for missing in (lambda: flow.export("out"), lambda: fk.FlowDensity(), lambda: fk.density(x, track="tensorboard:logs"), lambda: fk.density(x, track="mlflow:file:m"),
-                lambda: flow.numpyro(), lambda: fk.images("s3://bucket/images"), lambda: fk.density("x.parquet")):
+open("x.parquet", "wb").write(b"PAR1PAR1")
+for missing in (lambda: flow.export("out"), lambda: fk.FlowDensity(), lambda: fk.density(x, track="tensorboard:logs"),
+                lambda: fk.density(x, track="mlflow:file:m"), lambda: flow.numpyro(),
+                lambda: fk.images("s3://bucket/images"), lambda: fk.density("x.parquet")):
     try:
         missing()
     except fk.errors.InputError as error:
