@@ -397,7 +397,9 @@ class INN(eqx.Module):
         batch = _batch_of(values, [block for block in self.partition.left if block.name in values])
         self._require_batch(known, batch)
         left = {}
-        keys = jax.random.split(as_key(key), len(self.partition.left))
+        drawn = not all(isinstance(block.law, Data) for block in self.partition.left)
+        count = len(self.partition.left)
+        keys = jax.random.split(as_key(key), count) if drawn else [None] * count
         for block, block_key in zip(self.partition.left, keys, strict=True):
             left[block.name] = block.law.prepare(block_key, values.get(block.name), batch, block.shape)
             target = block.law.added_to if isinstance(block.law, Noise) else None

@@ -1,7 +1,8 @@
 """The run directory: one save and one load.
 
-A run directory holds `run.json` (the `Record`), `model.safetensors`, `history.csv`, `figures/`, `report.html` and
-`skipped.csv`. Every file is written next to its place and moved there, so that a reader never meets half of one.
+A run directory holds `run.json` (the `Record`), `model.safetensors`, `history.csv`, `card.md`, `figures/`,
+`report.html` and `skipped.csv`. Every file is written next to its place and moved there, so that a reader never meets
+half of one.
 """
 
 import hashlib

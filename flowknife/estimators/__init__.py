@@ -10,8 +10,19 @@ too. Needs scikit-learn: `pip install "flowknife[sklearn]"`.
 >>> detector.fit(x_train).predict(x_test)  # doctest: +SKIP
 """
 
+from flowknife.estimators._base import FlowEstimator  # first: it says so where scikit-learn is missing
+
+# isort: split
 from flowknife.estimators._anomalies import AnomalyDetector, PyODDetector
 from flowknife.estimators._density import FlowDensity, FlowTransformer
 from flowknife.estimators._supervised import FlowClassifier, FlowRegressor
 
-__all__ = ["AnomalyDetector", "FlowClassifier", "FlowDensity", "FlowRegressor", "FlowTransformer", "PyODDetector"]
+__all__ = [
+    "AnomalyDetector",
+    "FlowClassifier",
+    "FlowDensity",
+    "FlowEstimator",
+    "FlowRegressor",
+    "FlowTransformer",
+    "PyODDetector",
+]

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from flowknife._progress import note
 from flowknife._types import error_in_words
@@ -46,7 +49,7 @@ def write_onnx(
         inputs = [(*(["B"] if each.batch else []), *each.shape) for each in program.inputs]
         try:
             to_onnx(
-                lambda *arrays, program=program: program.function(model, *arrays),
+                partial(_unrolled, program.function, model),
                 inputs,
                 model_name=name,
                 return_mode="file",
@@ -62,3 +65,9 @@ def write_onnx(
     whole = {"written by": MARK, **about, "programs": written}
     (folder / "about.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def _unrolled(function, model, *arrays):
+    """The result of a program without loops over layers: onnxruntime cannot run those that jax2onnx writes."""
+    with jax.disable_jit():
+        return function(model, *arrays)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from flowknife import __version__
 from flowknife._files import CARD_MARK
 from flowknife._settings import given, leaves
 from flowknife.report._figures import ends
@@ -111,7 +110,8 @@ def card(result: Any) -> str:
         "",
         f"# {result.title.capitalize()} of {record.data.rows:,} {record.data.kind}",
         "",
-        f"**For** {_USES[record.application]}. Fitted on {record.created:%Y-%m-%d} with flowknife {__version__}.",
+        f"**For** {_USES[record.application]}. Fitted on {record.created:%Y-%m-%d} with flowknife "
+        f"{record.versions['flowknife']}.",
         "",
         f"The two ends: {'; '.join(frame.left)} ↔ {'; '.join(frame.right)}.",
         "",
@@ -134,7 +134,11 @@ def card(result: Any) -> str:
         "## Data and training",
         "",
         *(f"- {name}: {_plain(text)}" for name, text in facts.items()),
-        *(f"- {_TITLES[kind]}: {', '.join(map(str, values))}" for kind, values in _names(record.data) if values),
+        *(
+            f"- {_TITLES[kind]}: {_plain(', '.join(map(str, values)))}"
+            for kind, values in _names(record.data)
+            if values
+        ),
         f"- settings asked for: {', '.join(f'{key}={value}' for key, value in asked.items()) or 'none'}",
         "",
         "## Limits",
