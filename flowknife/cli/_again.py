@@ -62,9 +62,8 @@ def again(
         words += ["--set", setting]
     group: Any = ctx.command
     verb = group.get_command(ctx, record.application)
-    with verb.make_context(record.application, words, parent=ctx) as inner:
-        with silenced(quiet):
-            verb.invoke(inner)
+    with verb.make_context(record.application, words, parent=ctx) as inner, silenced(quiet):
+        verb.invoke(inner)
 
 
 # typer passes a context by this annotation, and of another class than it names
