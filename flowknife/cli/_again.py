@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowknife._progress import note
+from flowknife._progress import note, silenced
 from flowknife.errors import InputError
 
 Source = Annotated[
@@ -43,6 +43,7 @@ def again(
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="With --from, a setting to change.")
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="With --from, print nothing but errors.")] = False,
 ) -> None:
     """What `flowknife fit` does without a job."""
     if ctx.invoked_subcommand is not None:
@@ -61,7 +62,7 @@ def again(
         words += ["--set", setting]
     group: Any = ctx.command
     verb = group.get_command(ctx, record.application)
-    with verb.make_context(record.application, words, parent=ctx) as inner:
+    with verb.make_context(record.application, words, parent=ctx) as inner, silenced(quiet):
         verb.invoke(inner)
 
 
