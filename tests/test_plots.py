@@ -93,7 +93,7 @@ CATALOGUE = {
     "latent_cloud bare": lambda: plots.latent_cloud(table(1, 2), table(1, 2), np.zeros((0, 2))),
 }
 
-ELSEWHERE = ("posterior", "classes", "problems")
+ELSEWHERE = ("posterior", "classes", "problems", "promises")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from flowknife import diagnostics, plots
+from flowknife.diagnostics import Monitoring, Reached, Sharpness
 from flowknife.errors import InputError
 from flowknife.plots import _style, posterior
 
@@ -41,7 +42,32 @@ def images(count: int, channels: int = 1) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 8, 8, channels), dtype=np.uint8)
 
 
+def sharpness(dim, exact=0):
+    truth, names = table(40, dim), tuple(f"parameter {i}" for i in range(dim))
+    ratio, shift = 1 + 0.1 * np.abs(table(exact, dim, seed=2)), 0.1 * table(exact, dim, seed=3)
+    k_hat = np.full(exact, 0.3)
+    return Sharpness(names, truth, truth + 0.1, np.full((40, dim), 0.2), np.ones(dim), ratio, shift, k_hat)
+
+
+def reached(kinds):
+    levels = np.array([0.5, 0.8, 0.9, 0.95])
+    return Reached(levels, levels - 0.1, dict.fromkeys(kinds, levels), 300)
+
+
+def stream(alarm):
+    p = np.linspace(0.01, 0.99, 50)
+    return Monitoring(p, np.linspace(0, 4, 50), 0.05, alarm, None if alarm is None else 20)
+
+
 CATALOGUE = {
+    "recovery": lambda: plots.recovery(sharpness(3)),
+    "recovery of many": lambda: plots.recovery(sharpness(14)),
+    "contraction": lambda: plots.contraction(sharpness(2)),
+    "contraction beside exact ones": lambda: plots.contraction(sharpness(3, exact=8)),
+    "promised": lambda: plots.promised(reached(["global", "local"])),
+    "promised of one kind": lambda: plots.promised(reached(["global"])),
+    "monitoring": lambda: plots.monitoring(stream(None)),
+    "monitoring with an alarm": lambda: plots.monitoring(stream(38)),
     "corner": lambda: plots.corner(
         table(500, 3), ["a $ b $", "b_c", "c"], [0, 1, 9], table(400, 3, seed=1), ["m", "", "km/s"]
     ),
@@ -91,7 +117,9 @@ def test_every_figure_draws_without_a_warning(name):
 
 def test_every_figure_of_this_kind_has_a_row():
     here = {
-        name for name in plots.__all__ if getattr(plots, name).__module__.split(".")[-1] in ("posterior", "classes")
+        name
+        for name in plots.__all__
+        if getattr(plots, name).__module__.split(".")[-1] in ("posterior", "classes", "promises")
     }
     assert {name.split()[0] for name in CATALOGUE} == here
 

@@ -29,6 +29,19 @@ from flowknife.problems._ring import Ring, ring
 PROBLEMS = {make.__name__: make for make in (kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear)}
 """What makes each inverse problem, by name."""
 
+
+def problem_of(name: str | None, parameters: int, data: int) -> Problem | None:
+    """The problem of this name; None where there is none, or where it has other numbers of parameters or data.
+
+    >>> problem_of("two_moons", 2, 2).name, problem_of("gaussian_linear", 3, 3)
+    ('two_moons', None)
+    """
+    if name not in PROBLEMS:
+        return None
+    found = PROBLEMS[name]()
+    return found if (found.prior.dim, len(found.y_names)) == (parameters, data) else None
+
+
 __all__ = [
     "PROBLEMS",
     "Problem",
@@ -39,6 +52,7 @@ __all__ = [
     "gravity",
     "kinematics",
     "pairs",
+    "problem_of",
     "ring",
     "two_moons",
 ]

@@ -10,7 +10,7 @@ from flowknife._frame import plain_frame
 from flowknife.diagnostics import Typicality
 from flowknife.errors import InputError
 from flowknife.explore import Live, count_of, described_frame, live_page, rows_of, seed_of, write_page
-from flowknife.problems import PROBLEMS
+from flowknife.problems import problem_of
 
 if TYPE_CHECKING:
     from flowknife.apps.invert._result import Posterior
@@ -27,8 +27,7 @@ def _parts(posterior):
     """What the page shows."""
     pairs = posterior.example_pairs
     prior = posterior.prior
-    make = PROBLEMS.get(posterior.record.data.problem or "")
-    problem = None if make is None else make()
+    problem = problem_of(posterior.record.data.problem, prior.dim, len(posterior.y_names))
     units = [""] * len(posterior.y_names) if problem is None else list(problem.y_units)
     return {
         "units": list(prior.units),

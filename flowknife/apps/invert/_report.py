@@ -9,7 +9,7 @@ import numpy as np
 
 from flowknife import plots
 from flowknife.errors import InputError
-from flowknife.problems import PROBLEMS, Problem
+from flowknife.problems import PROBLEMS, Problem, problem_of
 from flowknife.report._figures import flagging_text, keep, training, trust
 from flowknife.report._page import Section
 from flowknife.report._run import write_page
@@ -52,11 +52,12 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
 
 def _problem(posterior) -> Problem | None:
     """The problem that was inverted, if it is one of ours, with the noise it had."""
-    make: Any = PROBLEMS.get(posterior.record.data.problem or "")
-    if make is None:
+    found = problem_of(posterior.record.data.problem, posterior.prior.dim, len(posterior.y_names))
+    if found is None:
         return None
+    make: Any = PROBLEMS[found.name]
     levels = set(posterior.noise)
-    return make(noise=levels.pop()) if "noise" in signature(make).parameters and len(levels) == 1 else make()
+    return make(noise=levels.pop()) if "noise" in signature(make).parameters and len(levels) == 1 else found
 
 
 def _one_observation(posterior, problem, drawn, y, truth, folder):

@@ -39,7 +39,7 @@ from flowknife.export import numpyro_flow
 from flowknife.inn import INN
 from flowknife.laws import as_temperature
 from flowknife.priors import Prior
-from flowknife.problems import PROBLEMS
+from flowknife.problems import problem_of
 
 NUMBERS_AT_ONCE = 2_000_000
 
@@ -545,8 +545,8 @@ class Posterior(Result[InvertConfig]):
 
     @classmethod
     def _derived(cls, record):
-        make: Any = PROBLEMS.get(record.data.problem or "")
-        forward = make().forward if make else None
+        problem = problem_of(record.data.problem, len(record.data.names), len(record.data.y_names))
+        forward = problem.forward if problem else None
         return {"forward": forward, "simulator": forward}
 
     def _fits(self):

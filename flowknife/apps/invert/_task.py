@@ -16,7 +16,7 @@ from flowknife.data._pairs import read_pairs
 from flowknife.data.sets import PRIOR, SimulationSet, is_set, read_set
 from flowknife.data.tables import in_order
 from flowknife.errors import InputError
-from flowknife.problems import PROBLEMS, Problem
+from flowknife.problems import PROBLEMS, Problem, problem_of
 
 _SHARE = 0.1  # of the memory, that pairs on disk are read into; fits hold some copies
 
@@ -102,8 +102,7 @@ def of_problem(problem: Problem, prior: Any, noise: Any, y_names: Any) -> Task:
 
 def _of_set(stored: SimulationSet, problem, prior, noise, names, y_names) -> Task:
     """Simulations on disk: all of them in memory where they fit well, else some that stand for the others."""
-    if problem is None and stored.problem in PROBLEMS:
-        problem = PROBLEMS[stored.problem]()
+    problem = problem or problem_of(stored.problem, stored.theta.shape[1], stored.y.shape[1])
     prior = prior or stored_prior(stored) or (None if problem is None else problem.prior)
     if prior is None:
         raise InputError(f"got {stored.folder}, which holds no prior; expected one; try prior=...")
