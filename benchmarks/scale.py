@@ -1,4 +1,4 @@
-"""A simulation of many devices: what bounds training and scoring at 1, 8, 64 and 512 (`python -m benchmarks.scale`).
+"""A simulation of many devices: what bounds training and scoring at 1, 8, 64 and 512 (`python -m benchmarks scale`).
 
 Every step takes as long as the slowest device, plus the sum of the gradients over all. Machines fail at random, and a
 fit then goes on from its last checkpoint. The numbers at the top are measured or assumed, as docs/notes/scale.md says.
@@ -59,7 +59,7 @@ def training(cluster: Cluster, rows: int, rate: float, size: float, rng: np.rand
     return found, found / (rate * cluster.devices)
 
 
-def main() -> None:
+def run() -> None:
     """Print the tables of docs/notes/scale.md."""
     rng, size, rate = np.random.default_rng(0), 20e6, 2000.0
     print("| devices | a batch of 256 for each: items/s, efficiency | a batch of 2,048 for all | sum of gradients |")
@@ -71,7 +71,3 @@ def main() -> None:
         print(f"| {devices} | {' | '.join(words)} | {1000 * cluster.reduced(size):.1f} ms |")
     slow = Cluster(512, network=1.25e10)
     print(f"512 devices, 100 Gbit/s: {training(slow, 256, rate, size, rng)[1]:.0%}")
-
-
-if __name__ == "__main__":
-    main()
