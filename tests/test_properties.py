@@ -145,7 +145,7 @@ def test_batches_are_of_one_size_and_hold_every_item_once(rows, most, shape):
 def test_a_batch_size_holds_the_items_or_is_the_largest(count, most):
     size = bucket(count, most)
     assert size >= count or size == most
-    assert most is not None or size <= max(64, 2 * count)
+    assert most is not None or size <= max(256, 4 * count)
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------

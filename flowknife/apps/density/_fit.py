@@ -175,9 +175,9 @@ def density(
     noise = LocalSpread.of(train_x, spread).scaled(used.smoothing)
     objective = Noisy(nll, "x", noise)
     if mixed is None:  # their noise is always the same
-        x = stopping[:, :dim]
-        drawn = as_generator(fit_key).normal(size=x.shape).astype(x.dtype)
-        stopping = np.concatenate([x + np.asarray(noise(x)) * drawn, stopping[:, dim:]], axis=1)
+        clean = stopping[:, :dim]
+        drawn = as_generator(fit_key).normal(size=clean.shape).astype(clean.dtype)
+        stopping = np.concatenate([clean + np.asarray(noise(clean)) * drawn, stopping[:, dim:]], axis=1)
 
     def train(i, model_key, key):
         which = f", {i + 1} of an ensemble of {config.ensemble}" if config.ensemble > 1 else ""
