@@ -83,7 +83,7 @@ def test_invert_writes_draws_with_the_number_of_their_observation(tmp_path, arm,
     for name in ("draws.csv", "draws.npy", "deep/draws.npz"):
         result = call("invert", arm, observations, "-n", 5, "--seed", 1, "--out", tmp_path / name)
         assert result.stdout == f"wrote 5 draws for each of 2 observations to {tmp_path / name}\n"
-        assert "1 of 2 observations are unlike the simulations" in result.stderr
+        assert "1 of 2 observations is unlike the simulations" in result.stderr
     tables = [load_table(tmp_path / name) for name in ("draws.csv", "draws.npy", "deep/draws.npz")]
     assert tables[0].names == ("observation", *NAMES) and tables[0].values.shape == (10, 5)
     np.testing.assert_array_equal(tables[0].values[:, 0], np.repeat([0, 1], 5))
