@@ -431,6 +431,7 @@ def test_the_coarse_grid_of_large_images_starts_with_all_of_them(classes, monkey
         pytest.param({"architecture": "glow"}, [0.0], marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_weights_decay_where_levels_are_trained_one_by_one(settings, decays, monkeypatch):
     seen = {}
 

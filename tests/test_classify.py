@@ -299,6 +299,7 @@ def test_images_are_classified_drawn_and_judged(bars, tmp_path):
     np.testing.assert_allclose(loaded.score(x)["score"], usual["score"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_levels_of_images_add_up_to_the_model():
     model = eqx.filter_jit(lambda key: image_model((32, 32, 1), 5, "mixture", 3, width=16, key=key, layers=1, depth=1))(
         jax.random.key(0)

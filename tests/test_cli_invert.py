@@ -154,6 +154,7 @@ def test_report_of_a_posterior_is_written(tmp_path, arm, monkeypatch):
     refused("report", arm, "--others", tmp_path, words="--others")
 
 
+@pytest.mark.slow
 def test_pairs_of_a_table_keep_their_names(tmp_path, pairs):
     names, options = ("mass", "speed", "angle"), " ".join(TINY).replace("-s num_simulations=240", "").split()
     table = load_table(pairs)

@@ -173,6 +173,7 @@ def test_a_taken_port_is_an_error_only_if_it_was_asked_for(monkeypatch):
             assert found.getsockname()[1] != port
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_cleanly():
     # while it computes something, too: the page's checks
     command = [sys.executable, "-m", "flowknife", "explore", str(RUNS / "density"), "--port", "0", "--no-browser"]

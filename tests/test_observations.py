@@ -59,6 +59,7 @@ def test_masks_are_told_and_taken_off():
         ObservationEmbedding("set", (3, 3, 3), masked(with_holes((27,))), key=0)
 
 
+@pytest.mark.slow
 def test_a_posterior_takes_observations_with_gaps_and_no_others(tmp_path):
     x = RNG.normal(size=(400, 1))
     y = x + 0.5 * RNG.normal(size=(400, 3))

@@ -99,6 +99,7 @@ def test_a_finished_part_is_not_trained_again(tmp_path, whole, monkeypatch):
     assert same(first, whole) and same(again, whole) and again.history == first.history
 
 
+@pytest.mark.slow
 def test_the_second_level_of_images_goes_on(tmp_path, kill):
     pixels = digits()[0][:60]
     model = image_model((8, 8, 1), Pixels(5), wavelet((8, 8, 1), levels=1, features=8, width=8, key=0))

@@ -147,6 +147,7 @@ def test_other_files_are_left_alone(tmp_path):
 QUICK = {"layers": 2, "width": 8, "train": {"steps": 10, "batch_size": 32}, "show_progress": False}
 
 
+@pytest.mark.slow
 def test_a_fit_from_disk_is_that_from_memory(tmp_path, monkeypatch):
     made(energy, tmp_path / "sims", n=600, chunk=100)
     in_memory = fk.invert(pairs=tmp_path / "sims", noise=0.1, **QUICK)
