@@ -78,7 +78,7 @@ class Axes:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
 
 
-def picture(pixels, x, y, side, name=""):
+def image(pixels, x, y, side, name=""):
     """An image (h, w, C) of uint8."""
     from PIL import Image
 
@@ -145,7 +145,7 @@ def _levels(z, model, x, y, width):
         values = np.zeros(side * side)
         values[: columns.stop - columns.start] = z[columns]
         grey = np.clip(128 + 45 * values, 0, 255).astype(np.uint8).reshape(side, side, 1)
-        found.append(picture(grey, x, y, scale * side, name))
+        found.append(image(grey, x, y, scale * side, name))
         x += scale * side + 14
     return "".join(found)
 
@@ -158,7 +158,7 @@ def images(model):
     for way in ways:
         for pixels, z in zip(way, model.encode(way), strict=True):
             right = _levels(z, model, RIGHT + 20, TOP + 24, CARD[0] - 40)
-            frames.append(picture(pixels, LEFT + 51, TOP + 16, 168) + right)
+            frames.append(image(pixels, LEFT + 51, TOP + 16, 168) + right)
     return "image", "z: one latent for each scale", "", frames
 
 
@@ -174,7 +174,7 @@ def classify_images(model):
             colour = "var(--blue)" if share == p.max() else "var(--rule)"
             place = f'x="{RIGHT + 44:.1f}" y="{y}" width="{max(185 * share, 2):.1f}" height="12" rx="2"'
             rows.append(words(str(model.classes[k]), RIGHT + 34, y + 11, "end") + f'<rect {place} fill="{colour}"/>')
-        frames.append(picture(items[i], LEFT + 51, TOP + 16, 168) + "".join(rows))
+        frames.append(image(items[i], LEFT + 51, TOP + 16, 168) + "".join(rows))
     return "image", "y: its class, and z", "", frames
 
 

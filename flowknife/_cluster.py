@@ -125,7 +125,7 @@ def many_processes() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process writes, and tells the others."""
+    """Whether this is the first process, which writes, and whose values the others take."""
     return jax.process_index() == 0
 
 
@@ -189,7 +189,7 @@ def own_rows(array: jax.Array, place: Any) -> np.ndarray:
 
 def agreed(*numbers: float | int) -> list[float]:
     """These numbers as the first process has them."""
-    return [float(number) for number in (told(np.asarray(numbers, np.float32)) if many_processes() else numbers)]
+    return [float(number) for number in (from_first(np.asarray(numbers, np.float32)) if many_processes() else numbers)]
 
 
 def anywhere(flag: bool) -> bool:
@@ -201,7 +201,7 @@ def anywhere(flag: bool) -> bool:
     return bool(np.any(process_allgather(np.asarray(flag))))
 
 
-def told(tree: Any) -> Any:
+def from_first(tree: Any) -> Any:
     """The arrays of a tree as the first process has them; every process has some of the same shapes."""
     if not many_processes():
         return tree
@@ -212,20 +212,18 @@ def told(tree: Any) -> Any:
     keys = [i for i in places if jnp.issubdtype(leaves[i].dtype, jax.dtypes.prng_key)]
     plain = [np.asarray(jax.random.key_data(leaves[i]) if i in keys else leaves[i]) for i in places]
     for place, value in zip(places, broadcast_one_to_all(plain), strict=True):
-        array = np.asarray(value)
+        array = np.asarray(value) if isinstance(tree, np.ndarray) else jnp.asarray(np.asarray(value))
         leaves[place] = jax.random.wrap_key_data(jnp.asarray(array)) if place in keys else array
-        if isinstance(leaves[place], np.ndarray) and not isinstance(tree, np.ndarray):
-            leaves[place] = jnp.asarray(array)
     return jax.tree.unflatten(structure, leaves)
 
 
-def told_plain(value: Any) -> Any:
+def plain_from_first(value: Any) -> Any:
     """A plain value, as in JSON, that the first process has."""
     if not many_processes():
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_first() else np.zeros(0, np.uint8)
-    (size,) = told(np.asarray([len(text)], np.int32))
-    return json.loads(told(np.resize(text, int(size)) if len(text) else np.zeros(int(size), np.uint8)).tobytes())
+    (size,) = from_first(np.asarray([len(text)], np.int32))
+    return json.loads(from_first(np.resize(text, int(size)) if len(text) else np.zeros(int(size), np.uint8)).tobytes())
 
 
 def lost(error: Exception) -> TrainingError:

@@ -124,7 +124,7 @@ def test_a_lost_process_ends_the_others_and_another_number_goes_on(victim, tmp_p
 def test_one_device_needs_nothing():
     assert _cluster.mesh() is None and _cluster.is_first() and not _cluster.many_processes()
     tree = {"a": np.arange(3)}
-    assert _cluster.everywhere(tree, None) is tree and _cluster.told(tree) is tree
+    assert _cluster.everywhere(tree, None) is tree and _cluster.from_first(tree) is tree
     assert _cluster.agreed(1, 0.5) == [1.0, 0.5] and not _cluster.anywhere(False)
 
 

@@ -10,8 +10,10 @@ import pytest
 from safetensors import safe_open
 
 import flowknife as fk
+from flowknife._batches import bucket
 from flowknife.data import digits
 from flowknife.errors import InputError, StorageError
+from flowknife.export import model as standalone
 from tests.command import call, refused
 
 SMALL = {"layers": 1, "width": 4, "depth": 1, "show_progress": False, "train": {"steps": 3}}
@@ -97,6 +99,12 @@ def assert_agree(place, results, expected, **arrays):
         else:
             assert own.dtype == other.dtype and np.array_equal(own, other), asked
     return found
+
+
+def test_an_exported_program_makes_the_batches_of_flowknife():
+    for count in (0, 1, 64, 255, 256, 257, 1024, 1025, 10_000):
+        for most in (None, 64, 16_384):
+            assert standalone._bucket(count, most) == bucket(count, most)
 
 
 @pytest.mark.usefixtures("untyped")

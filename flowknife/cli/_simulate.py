@@ -110,7 +110,7 @@ def _simulator(text: str, prior: str) -> tuple[Any, Any]:
 def _executor(workers: int | None, dask: str | None) -> Generator[Any, None, None]:
     if dask is not None:
         try:
-            from distributed import Client  # ty: ignore[unresolved-import]
+            from distributed import Client
         except ImportError:
             raise InputError("got --dask, and dask is not installed; try pip install distributed") from None
         try:

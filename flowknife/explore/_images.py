@@ -1,6 +1,6 @@
 """What live pages of images share: a few images at a time, places in the cloud of latents, files of the reader."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,14 @@ def in_cloud(size: int) -> int:
 def few(n: int) -> int:
     """The largest batch in which n images are computed."""
     return 1 if n == 1 else FEW
+
+
+def compile_calls(encode: Callable[..., Any], decode: Callable[..., Any], shown: UInt8[np.ndarray, "n h w c"]) -> None:
+    """Compile what a page asks first, so that it need not wait for it."""
+    zeros = np.zeros((FEW, shown[0].size), np.float32)
+    for n in (1, FEW):
+        decode(zeros[:n].ravel(), n)
+    encode(shown[:1].ravel(), 1)
 
 
 class Cloud:

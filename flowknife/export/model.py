@@ -230,8 +230,8 @@ class Model:
 
 
 def _bucket(count, most=None):
-    """The size of a batch: at least 64, a power of two or a multiple of 1,024, at most `most`."""
-    size = max(64, 1 << max(count - 1, 0).bit_length()) if count <= 1024 else -(-count // 1024) * 1024
+    """The size of a batch, that of flowknife: 256 or a multiple of 1,024, at most `most`."""
+    size = 256 if count <= 256 else -(-count // 1024) * 1024
     return size if most is None else min(size, most)
 
 

@@ -10,7 +10,7 @@ from flowknife.errors import InputError
 
 
 class Tracker(ABC):
-    """What is told of a fit: numbers while it trains, and the result.
+    """What is logged of a fit: numbers while it trains, and the result.
 
     Example:
         >>> class Printed(Tracker):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from flowknife._cluster import is_first, mesh, told
+from flowknife._cluster import from_first, is_first, mesh
 from flowknife._interrupts import deferred
 from flowknife._progress import note, progress
 from flowknife._record import Stopped
@@ -130,7 +130,7 @@ def _part_of(checkpoints, resume, key, made_of, show) -> tuple[Part, Array]:
             objective=getattr(objective, "__qualname__", type(objective).__name__),
         )
     kept = Checkpoints(checkpoints, about, resume=resume, key=as_key(key), show=show)
-    return kept.part("training"), told(as_key(kept.key))
+    return kept.part("training"), from_first(as_key(kept.key))
 
 
 def _fingerprint(data) -> Any:

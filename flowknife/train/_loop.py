@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -98,7 +99,7 @@ class Trainer:
             )
         objective, self.held_out_objective = objectives
         self.devices, self.agreed = devices, 0.0  # and the share of the time, as all processes know it
-        model, objective, self.held_out_objective = _cluster.told((model, objective, self.held_out_objective))
+        model, objective, self.held_out_objective = _cluster.from_first((model, objective, self.held_out_objective))
         params, rest = split_trainable(where(model))
         self.model, self.rest = (model, rest), self._everywhere((model, rest))
         self.params, self.shares = self._everywhere(params), step_shares(params)
@@ -114,7 +115,7 @@ class Trainer:
 
     def run(self, feed, key, report, late) -> FitResult:
         """Train until an end is reached, or until an interruption, noted in `late`; one that has ended is read."""
-        if (ended := self._told(self.part.finished(self.params), self.params)) is not None:
+        if (ended := self._from_first(self.part.finished(self.params), self.params)) is not None:
             best, plain = ended
             return self._result(best, plain, Stopped(plain["stopped"]))
         try:
@@ -133,14 +134,14 @@ class Trainer:
     def _everywhere(self, tree):
         return _cluster.everywhere(tree, self.devices)
 
-    def _told(self, found, like):
+    def _from_first(self, found, like):
         """A checkpoint as the first process has it, which alone reads and writes them."""
         if not _cluster.many_processes():
             return found
-        plain = _cluster.told_plain(None if found is None else found[1])
+        plain = _cluster.plain_from_first(None if found is None else found[1])
         if plain is None:
             return None
-        return self._everywhere(_cluster.told(_cluster.here(like if found is None else found[0]))), plain
+        return self._everywhere(_cluster.from_first(_cluster.here(like if found is None else found[0]))), plain
 
     def _meet(self, count: int, late: bool) -> int:
         """The steps of the next call, on which all processes agree, and on the time.
@@ -166,7 +167,7 @@ class Trainer:
         first = _Reached(
             start, self.params, self._everywhere(jnp.zeros(())), math.inf, history={name: [] for name in _COLUMNS}
         )
-        found = self._told(self.part.latest(first.arrays), first.arrays)
+        found = self._from_first(self.part.latest(first.arrays), first.arrays)
         if found is None:
             return first
         (state, best, total), plain = self._everywhere(found[0]), dict(found[1])
@@ -183,8 +184,8 @@ class Trainer:
         if self.devices is not None:  # which all have to run their programs in one order
             loss = self.evaluate(self.params)
         else:
-            steps = lambda: self._advance(reached, arrays, order, 0, 0.0, 0.0, key)  # noqa: E731
-            loss, _ = in_threads([lambda: self.evaluate(self.params), steps], 2)
+            steps = partial(self._advance, reached, arrays, order, 0, 0.0, 0.0, key)
+            loss, _ = in_threads([partial(self.evaluate, self.params), steps], 2)
         return replace(reached, best_loss=loss) if math.isfinite(loss) else reached
 
     def _advance(self, reached, arrays, order, count, elapsed, rate, key):

@@ -1,5 +1,6 @@
 """The live page of a classifier of images: the cloud of latents, images of every class, probabilities."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy.special import logsumexp
 from flowknife._batches import map_batches
 from flowknife.errors import InputError
 from flowknife.explore import Live, live_page, rows_of, seed_of
-from flowknife.explore._images import FEW, Cloud, few, image_in, in_cloud, pixels_of
+from flowknife.explore._images import Cloud, compile_calls, few, image_in, in_cloud, pixels_of
 from flowknife.multiscale import decode_batch, encode_batch
 
 if TYPE_CHECKING:
@@ -69,12 +70,7 @@ def live_images(classifier: "Classifier") -> Live:
         pixels = image_in(file, shape, 1.0, classifier.white)
         return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
 
-    def prepare():
-        zeros = np.zeros((FEW, size), np.float32)
-        for n in (1, FEW):
-            decode(zeros[:n].ravel(), n)
-        encode(shown[:1].ravel(), 1)
-
+    prepare = partial(compile_calls, encode, decode, shown)
     parts = {
         "shape": list(shape),
         "levels": [[name, columns.start, columns.stop] for name, columns in levels.items()],
@@ -91,4 +87,11 @@ def live_images(classifier: "Classifier") -> Live:
         ],
     }
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "score": score, "read": read}
-    return live_page(classifier, "images", parts, calls, slow=frozenset({"log_prob", "score"}), prepare=prepare)
+    return live_page(
+        classifier,
+        "images",
+        parts,
+        calls,
+        slow=frozenset({"log_prob", "score"}),
+        prepare=prepare,
+    )

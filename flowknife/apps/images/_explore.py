@@ -1,7 +1,7 @@
 """The live page of an image model: the cloud of latents, new and changed images, anomalies."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
 from flowknife.apps.images._empirical import by_level
 from flowknife.errors import InputError
 from flowknife.explore import Live, live_page, rows_of, seed_of, trust_of
-from flowknife.explore._images import FEW, Cloud, few, image_in, in_cloud, pixels_of
+from flowknife.explore._images import Cloud, compile_calls, few, image_in, in_cloud, pixels_of
 from flowknife.laws import LARGEST_TEMPERATURE
 from flowknife.multiscale import decode_batch, encode_batch
 
@@ -93,12 +93,7 @@ def live_images(model: "Images") -> Live:
         part = slice(0, _CHECKED)
         return trust_of(replace(model, held_out=model.held_out[part], example_codes=model.example_codes[part]))
 
-    def prepare():
-        zeros = np.zeros((FEW, size), np.float32)
-        for n in (1, FEW):
-            decode(zeros[:n].ravel(), n)
-        encode(shown[:1].ravel(), 1)
-
+    prepare = partial(compile_calls, encode, decode, shown)
     parts = {
         "shape": list(shape),
         "levels": [[name, columns.start, columns.stop] for name, columns in levels.items()],
@@ -120,7 +115,12 @@ def live_images(model: "Images") -> Live:
         "trust": trust,
     }
     return live_page(
-        model, "images", parts, calls, slow=frozenset({"log_prob", "score", "anomaly_map"}), prepare=prepare
+        model,
+        "images",
+        parts,
+        calls,
+        slow=frozenset({"log_prob", "score", "anomaly_map"}),
+        prepare=prepare,
     )
 
 
