@@ -15,7 +15,7 @@ _FLAG = "xla_cpu_use_fusion_emitters"
 _SWITCH = "FLOWKNIFE_COMPILATION_CACHE"
 _KEPT = {
     "jax_compilation_cache_max_size": 2**30,  # bytes; JAX removes the least recently used
-    "jax_persistent_cache_min_compile_time_secs": 0.1,  # what compiles faster than it is read is not kept
+    "jax_persistent_cache_min_compile_time_secs": 0.0,  # many small programs take as long as a large one
 }
 
 

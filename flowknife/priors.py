@@ -18,6 +18,7 @@ has a `frame`, which keeps origin and scale in double precision, and `inner` is 
     (('angle', 'speed'), (5, 2))
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
 from flowknife._types import Constant, Key, Shape, as_key, as_numbers, as_shape
 from flowknife.bijections import (
@@ -172,7 +174,13 @@ class Prior(eqx.Module):
                 possible &= np.all((inside >= low) & (inside <= high), axis=-1)
             return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
         with np.errstate(over="ignore"):  # beyond single precision is infinite, and outside or of no density
-            theta = jnp.asarray(theta, float)
+            if isinstance(theta, Tracer):
+                return self._density(jnp.asarray(theta, float))
+            rows = np.asarray(theta, jnp.result_type(float)).reshape(-1, self.dim)
+        (found,) = map_batches(lambda part: [_density(self, part)], rows, ROWS_AT_ONCE)
+        return jnp.asarray(found.reshape(theta.shape[:-1]))
+
+    def _density(self, theta):
         outside = jnp.any((theta < self.low) | (theta > self.high), axis=-1)
         # outside, the formula is evaluated at the median, so that gradients stay finite
         inner = jnp.where(outside[..., None], self.bijection.decode(jnp.zeros(self.dim))[0], theta)
@@ -181,8 +189,22 @@ class Prior(eqx.Module):
 
     def sample(self, n: int | Shape = (), *, key: Key = None) -> Float[Array | np.ndarray, "..."]:
         """Draw `n` parameters (a number or a shape; () for one), of shape `(*n, d)`; in a frame in double precision."""
-        u = jax.random.normal(as_key(key), (*as_shape(n), self.inner.dim))
-        return self._in_units(self.inner.bijection.decode(u)[0])
+        shape, key = as_shape(n), as_key(key)
+        if isinstance(key, Tracer):
+            return self._in_units(_draws(self.inner.bijection, key, shape))
+        count = math.prod(shape)
+        drawn = _draws(self.inner.bijection, key, (bucket(count),))[:count]
+        return self._in_units(drawn.reshape(*shape, -1))
+
+
+@eqx.filter_jit
+def _density(prior, theta):
+    return prior._density(theta)
+
+
+@eqx.filter_jit
+def _draws(bijection, key, shape):
+    return bijection.decode(jax.random.normal(key, (*shape, *bijection.shape)))[0]
 
 
 def _rows(first: Numbers, second: Numbers, dim: int) -> Array:

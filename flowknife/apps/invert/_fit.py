@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ from flowknife._record import DataRecord, Record, Stopped, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._threads import in_threads
-from flowknife._types import Key, as_key, as_seed, built, keys_of
+from flowknife._types import Key, as_generator, as_key, as_seed, built, keys_of
 from flowknife.apps._track import tracked
 from flowknife.apps.invert._config import TASK, InvertConfig
 from flowknife.apps.invert._gaps import filled, masked
@@ -195,9 +196,10 @@ def invert(
     # of pairs on disk, those that starts in closed form are fitted to
     train = {name: part if task.stored is None else part[:_FIRST] for name, part in whole.items()}
 
+    generator = as_generator(keys[2])
     noisy, held_noisy = (
-        part["y"] + np.asarray(noise_at(part["y"]) * jax.random.normal(k, part["y"].shape))
-        for part, k in zip((train, held_out), keys_of(keys[2], 2), strict=True)
+        part["y"] + np.asarray(noise_at(part["y"])) * generator.normal(size=part["y"].shape).astype(part["y"].dtype)
+        for part in (train, held_out)
     )
     make = _partitioned if config.form == "partitioned" else _conditional
     start_y = train["y"] if config.form == "partitioned" else noisy
@@ -419,8 +421,8 @@ def _check_resolved(prior):
             f"got parameters that never vary ({', '.join(prior.names)}); expected at least one that does; check the "
             "pairs"
         )
-    u = jnp.broadcast_to(jnp.linspace(-2, 2, 41)[:, None], (41, inner.dim))
-    back = np.asarray(inner.bijection.encode(inner.bijection.decode(u)[0])[0])
+    u = np.repeat(np.linspace(-2, 2, 41, dtype=np.float32)[:, None], inner.dim, axis=1)
+    back = np.asarray(_there_and_back(inner.bijection, u))
     error = np.abs(back - u).max(axis=0)
     if np.all(error < _RESOLVED):
         return
@@ -429,6 +431,11 @@ def _check_resolved(prior):
         f"got a prior of {name} that single precision cannot resolve: its spread is too small beside its values; "
         "expected a larger spread; try a Uniform or Normal prior, or the parameter minus its usual value"
     )
+
+
+@eqx.filter_jit
+def _there_and_back(bijection, u):
+    return bijection.encode(bijection.decode(u)[0])[0]
 
 
 def _told_tails(theta, y, prior, estimated, y_names):
