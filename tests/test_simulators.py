@@ -7,6 +7,9 @@ import pytest
 from scipy import special
 
 import flowknife as fk
+from flowknife.apps import InvertConfig
+from flowknife.apps.invert._fit import UNLIKE_PRIOR, _told_failures, _told_prior
+from flowknife.apps.invert._task import Task, task_of
 from flowknife.data import given_pairs, predicted, simulate
 from flowknife.errors import InputError
 
@@ -270,6 +273,20 @@ def test_a_simulator_with_a_key_is_no_forward_model():
         posterior.predict([[1.5]])
 
 
+def test_only_a_simulator_without_randomness_is_a_forward_model():
+    """Gaussian noise around a noisy simulation is not the likelihood, by which `refine` would weigh the draws."""
+    generator, prior = np.random.default_rng(0), fk.Uniform([1.0, 1.0], [2.0, 2.0])
+    for simulator, known in (
+        (lambda t: 2 * t, True),
+        (lambda t: t + generator.normal(size=2), False),
+        (lambda t, key: t + jax.random.normal(key, t.shape), False),
+    ):
+        task = task_of(simulator, prior, None, InvertConfig(noise=0.1), None, None)
+        assert (task.forward_without_noise(simulate(simulator, draws(40, 2), key=0)) is not None) == known
+    problem = task_of(fk.problems.kinematics(), None, None, InvertConfig(noise=0.1), None, None)
+    assert problem.forward_without_noise(given_pairs(draws(40, 4), draws(40, 2))) is not None
+
+
 X = draws(30, 2)
 
 
@@ -294,6 +311,23 @@ def test_odd_pairs_get_one_line(pairs, message):
     with pytest.raises(InputError, match=message) as caught:
         fk.invert(pairs=pairs, **QUICK)
     assert "\n" not in str(caught.value)
+
+
+def test_a_note_says_where_pairs_are_no_draws_of_the_prior():
+    prior = fk.priors.Product({"a": fk.Uniform(-2.0, 2.0), "b": fk.LogUniform(0.01, 100.0)})
+    drawn = np.asarray(prior.sample(1000, key=0), np.float32)
+    pairs = given_pairs(drawn, drawn)
+    assert _told_prior(drawn, prior, pairs) == ""
+    assert _told_prior(drawn[:50], prior, pairs) == ""
+    for others in (drawn * np.float32([0.6, 1.0]), np.stack([drawn[:, 0], drawn[:, 1] ** 0.5], axis=1)):
+        assert _told_prior(others, prior, pairs).startswith(UNLIKE_PRIOR)
+    half = given_pairs(drawn, np.where(drawn > 0, drawn, np.nan))
+    kept = half.theta.astype(np.float32)
+    assert _told_prior(kept, prior, half) == ""  # that some were left out is said instead
+    task = Task(prior, pairs=half)
+    assert _told_failures(half, task).startswith(f"{half.failed} of 1,000 pairs")
+    assert _told_failures(half, Task(prior)).startswith(f"{half.failed} of 1,000 simulations")
+    assert _told_failures(pairs, task) == ""
 
 
 def test_the_maker_of_a_problem_is_no_simulator():

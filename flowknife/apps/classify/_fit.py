@@ -65,7 +65,7 @@ def classify(
 
         p(class | x) = p(x | class) p(class) / sum_k p(x | k) p(k)
 
-    Rows and images with an unknown label (-1, None, NaN or "") are used too: of them p(x) is learnt.
+    Rows and images with an unknown label (None, NaN or "") are used too: of them p(x) is learnt. -1 is a class.
 
     Args:
         x: rows, an array (n, d), DataFrame or table file; or images, a uint8 array (n, H, W) or (n, H, W, 1 or 3);

@@ -43,7 +43,7 @@ from flowknife.bijections import (
     Split,
 )
 from flowknife.data import Simulations, fingerprint, simulate
-from flowknife.diagnostics import Flagging
+from flowknife.diagnostics import Flagging, ks_normal
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
@@ -64,6 +64,12 @@ _ROBUST = 3.0  # robust spreads that the law of data without noise is relative t
 _RESOLVED = 0.02  # standard deviations of a prior that single precision may blur
 
 _FEW = 50_000  # pairs; with more, nothing is gained by weight decay
+
+_FAILED = 0.01  # share of pairs left out, beyond which the others need not be draws of the prior
+
+_UNLIKE = 0.05  # Kolmogorov-Smirnov distance of the parameters from their prior, beyond chance, that matters
+
+UNLIKE_PRIOR = "the parameters of the pairs are not distributed like the prior"
 
 _NOISE_SHARE = 0.1  # width of the law of noisy data, in units of the noise
 
@@ -168,9 +174,12 @@ def invert(
         )
     tails = _told_tails(data.theta, filled(data.y), prior, task.estimated, y_names)
     note(tails, show_progress)
+    note(_told_failures(data, task), show_progress)
     # from here on, all is in the units of the model
     units = prior.frame or plain_frame(prior.dim)
     x, y = units.to_model(data.theta), frame.to_model(data.y)
+    unlike = _told_prior(x, prior, data) if task.pairs and not task.estimated else ""
+    note(unlike, show_progress)
     user_noise, noise = noise, frame.widths_to_model(noise)
     spread = y.std(axis=0)
     if gaps:
@@ -282,10 +291,10 @@ def invert(
                 exact=sharp,
             ),
             training=went,
-            notes=tuple(filter(None, (tails, added))),
+            notes=tuple(filter(None, (tails, added, unlike))),
         ),
         members=tuple(members),
-        forward=task.forward,
+        forward=task.forward_without_noise(data),
         simulator=task.simulator,
         log_likelihood=log_likelihood,
     )
@@ -446,6 +455,31 @@ def _told_tails(theta, y, prior, estimated, y_names):
         u = prior.inner.bijection.encode(jnp.asarray(inside))[0]
         found.append(heavy_tails(np.asarray(u), prior.inner.names))
     return "; ".join(line for line in found if line)
+
+
+def _told_failures(data, task):
+    """What is to be said about pairs that were left out; or ""."""
+    if not data.failed:
+        return ""
+    what = "pairs" if task.pairs else "simulations"
+    return (
+        f"{data.failed:,} of {data.failed + len(data.y):,} {what} cannot be used and were left out ({data.reason}); the "
+        "posterior is that of parameters whose simulation works"
+    )
+
+
+def _told_prior(x, prior, data):
+    """What is to be said about given parameters x, as the model takes them, that are no draws of the prior; or ""."""
+    if data.failed > _FAILED * len(x):  # those that are left are no draws of it, and that is said already
+        return ""
+    u = np.asarray(prior.inner.bijection.encode(jnp.asarray(x[:_START_ROWS]))[0])
+    distance = max(ks_normal(column) for column in u.T)
+    if distance < _UNLIKE + 2 / len(u) ** 0.5:
+        return ""
+    return (
+        f"{UNLIKE_PRIOR} (Kolmogorov-Smirnov distance {distance:.2f}): the posterior is that under the distribution which "
+        "they have, not under the prior; try pairs that are drawn from it, or no prior"
+    )
 
 
 def _noise_of(noise, y) -> np.ndarray:

@@ -25,7 +25,7 @@ def focus(
     posterior: Any, y: np.ndarray, rounds: int, num_simulations: int | None, key: Key, settings: dict[str, Any]
 ) -> Any:
     """The posterior after `rounds` rounds; see `Posterior.focus`."""
-    from flowknife.apps.invert._fit import invert
+    from flowknife.apps.invert._fit import UNLIKE_PRIOR, invert
 
     if posterior.simulator is None:
         raise InputError(
@@ -56,7 +56,10 @@ def focus(
             show_progress=False,
             **{**own, **own_noise, **settings},
         )
-        found = replace(fitted, forward=posterior.forward, simulator=posterior.simulator)
+        # they are draws of the region, which is a part of the box that stands for the prior
+        notes = tuple(line for line in fitted.record.notes if not line.startswith(UNLIKE_PRIOR))
+        record = fitted.record.model_copy(update={"notes": notes})
+        found = replace(fitted, record=record, forward=posterior.forward, simulator=posterior.simulator)
     return found
 
 

@@ -372,7 +372,8 @@ class Posterior(Result[InvertConfig]):
         """Noise-free data of parameters x of shape (..., d): the forward direction of the network, or the simulator.
 
         Raises:
-            InputError: for a conditional model whose simulator is not known; it has no forward direction.
+            InputError: for a conditional model, which has no forward direction, where no simulator without randomness is
+                known.
         """
         x = np.asarray(self._named(x), np.float64)
         if self.config.form == "partitioned":
@@ -380,7 +381,7 @@ class Posterior(Result[InvertConfig]):
             return self.frame.from_model(np.mean([_programs.forward(model, inside) for model in self.models], axis=0))
         if self.forward is None:
             raise InputError(
-                "got a conditional posterior, which has no forward direction, and no simulator; try "
+                "got a conditional posterior, which has no forward direction, and no simulator without randomness; try "
                 'form="partitioned", or the simulator itself'
             )
         return np.asarray(self.forward(x.reshape(-1, x.shape[-1])), float).reshape(*x.shape[:-1], -1)

@@ -37,6 +37,10 @@ class Task:
     y_names: tuple[str, ...] = ()
     forward: Callable[..., Any] | None = None
 
+    def forward_without_noise(self, made: Simulations) -> Callable[..., Any] | None:
+        """The noise-free simulator; None for a function that drew random numbers of its own when these were made."""
+        return self.forward if self.name or made.exact else None
+
 
 def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names: Any, y_names: Any) -> Task:
     """What there is to invert.
