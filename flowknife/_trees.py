@@ -36,6 +36,7 @@ from flowknife.errors import StorageError
 _HEADER = "flowknife"
 _MOST_HEADER = 2**24  # bytes; a thousandth of it is usual
 _MOST_DEPTH = 100  # of the tree; 35 is usual
+_SMALL = 2**24  # bytes that there is always room for
 _LARGEST = 2**20  # of whole numbers of a module, which are sizes and places
 _MOST_NUMBERS = 2**27  # of one event
 _SIZES = (Shape, Shape | None)
@@ -295,7 +296,7 @@ def _name(declared):
 
 def require_room(path: str | os.PathLike, size: int) -> None:
     """Refuse a model file of `size` bytes that does not fit in memory, before any of it is read."""
-    if size > (room := room_in_memory()):
+    if size > _SMALL and size > (room := room_in_memory()):
         raise StorageError(
             f"got {path} of {size / 2**20:,.0f} MiB; expected a model that fits in memory ({room / 2**20:,.0f} MiB)"
         )

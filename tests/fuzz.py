@@ -53,12 +53,13 @@ from flowknife.errors import FlowknifeError
 from flowknife.inn import INN, Block
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model
+from flowknife.priors import Prior
 
 SECONDS = 1.0
 """Of computing; what takes longer is a hang."""
 MEMORY = 2**30
 """Bytes that opening one file may add."""
-_WAIT = 20  # seconds of the clock, after which an input is cut off: it waits for something
+_WAIT = 120  # seconds of the clock, after which an input is cut off: it waits for something; others may be at work
 
 
 class Hang(BaseException):
@@ -474,13 +475,22 @@ def repeated_once(whole: Iterator[str] | list[str] = ()) -> Iterator[None]:
     Args:
         whole: checksums of the model files that stay as they are.
     """
-    traced, read = _TracedOnce(), _ReadOnce()
+    traced, read, drawn, draw = _TracedOnce(), _ReadOnce(), {}, Prior.sample
     read.found = dict.fromkeys(whole)
-    INN.require_sound, _result.read_model = (lambda model: traced(model)), read
+
+    def drawn_once(prior, n, *, key=None):
+        place = id(prior), n, repr(key if isinstance(key, int) else jax.random.key_data(key))
+        if len(drawn) > 1000:
+            drawn.clear()
+        if place not in drawn:
+            drawn[place] = prior, draw(prior, n, key=key)  # with the prior, whose number no other one has then
+        return drawn[place][1]
+
+    INN.require_sound, _result.read_model, Prior.sample = (lambda model: traced(model)), read, drawn_once
     try:
         yield
     finally:
-        INN.require_sound, _result.read_model = traced.whole, storage.read_model
+        INN.require_sound, _result.read_model, Prior.sample = traced.whole, storage.read_model, draw
 
 
 def _opened(folder: Path) -> Any:
