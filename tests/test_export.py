@@ -179,6 +179,13 @@ def test_the_command_line_exports_a_run(tmp_path, flow):
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names >= {"model.py", "about.json", "weights.npz", "log_prob.stablehlo", "sample.stablehlo"}
     refused("export", tmp_path / "run", tmp_path / "model", words="--overwrite")
+    for name in ("weights.npz", "about.json", "encode.stablehlo"):
+        path = tmp_path / "model" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(ValueError, match=name):
+            standalone.Model(tmp_path / "model").encode(np.zeros((1, 3)))
+        path.write_bytes(content)
 
 
 def test_the_layout_of_a_model_file_is_as_documented(tmp_path, flow):

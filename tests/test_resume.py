@@ -296,7 +296,14 @@ def flipped(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped])
+def said_otherwise(path):
+    """Not in the arrays, but in what is said beside them."""
+    content = path.read_bytes().replace(rb"\"stale\": 0", rb"\"stale\": 7")
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, said_otherwise])
 @pytest.mark.parametrize("count", [1, 2])  # the last one, or both: then the part begins anew
 def test_a_damaged_checkpoint_is_not_used(stopped, whole, capsys, damage, count):
     for place in sorted((stopped / "training").iterdir())[-count:]:
