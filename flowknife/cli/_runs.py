@@ -118,7 +118,7 @@ def _sample(
     if given is not None and fitted.application == "density":
         options["given"], n = _each(fitted, options["given"], n)
     write = kind.writer(fitted, out, n)
-    draw = fitted.sample_numbers if fitted.application == "density" else fitted.sample
+    draw = fitted.sample if fitted.encoding is None else fitted.sample_numbers
     drawn = draw(n, key=key, **options)
     write(np.column_stack([drawn, options["given"]]) if kind is ROWS and given is not None else drawn)
     if own is not None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from flowknife._mixed import Mixed
 from flowknife._types import Key, as_key
 from flowknife.anomaly._features import level_features, log_spread
 from flowknife.architectures import coupling_flow, wavelet
@@ -193,6 +194,15 @@ def look_at_rows(model: INN, rows: Array, key: Array) -> Float[Array, "n k"]:
         "pad": jnp.broadcast_to(draws, (_PAD_DRAWS, len(rows), *pad.shape)),
     }
     return jax.nn.logsumexp(class_log_probs(model, left), axis=0) - jnp.log(_PAD_DRAWS)
+
+
+@eqx.filter_jit
+def look_at_mixed(model: INN, mixed: Mixed, points: Array, rows: Array, key: Array) -> Float[Array, "n k"]:
+    """Log p(x | class) of rows with discrete columns, averaged over draws of the continuous rows that stand for them.
+
+    The draws are the same for all classes: in a ratio of probabilities what they add cancels for the most part.
+    """
+    return mixed.averaged(lambda drawn: look_at_rows(model, drawn, key), rows, points)
 
 
 @eqx.filter_jit

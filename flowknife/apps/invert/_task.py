@@ -1,6 +1,7 @@
 """What is inverted: a simulator, a problem, or pairs that exist, in memory or on disk."""
 
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,8 @@ from flowknife._trees import load_tree
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.data import Simulations, given_pairs, predicted, takes_key
 from flowknife.data._memory import memory_budget, room_in_memory
-from flowknife.data._pairs import read_pairs
+from flowknife.data._pairs import is_table, read_pairs
+from flowknife.data.encoding import in_numbers
 from flowknife.data.sets import PRIOR, SimulationSet, is_set, read_set
 from flowknife.data.tables import in_order
 from flowknife.errors import InputError, StorageError
@@ -68,9 +70,10 @@ def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names:
     if is_set(pairs):
         return _of_set(read_set(pairs), problem, prior, config.noise, names, y_names)
     if pairs is not None:
-        found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
-        x = found.x if prior is None else in_order(found.x, prior.names)
-        given = given_pairs(x, found.y, gaps=config.embedding is not None)
+        with _advised(pairs):
+            found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
+            x = found.x if prior is None else in_order(found.x, prior.names)
+            given = given_pairs(x, found.y, gaps=config.embedding is not None)
         if problem is not None:
             return replace(of_problem(problem, prior, config.noise, found.y_names), pairs=given)
         estimated = priors.likeliest(given.theta, names=found.names or None) if prior is None else None
@@ -86,6 +89,24 @@ def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names:
     # with noise of our own to add, a simulator without a key is the noise-free forward model
     forward = partial(predicted, simulator) if np.any(noise) and not takes_key(simulator) else None
     return Task(prior, simulator=simulator, noise=noise, forward=forward, y_names=tuple(y_names or ()))
+
+
+@contextmanager
+def _advised(pairs):
+    """Errors of pairs with words or dates say how they become numbers.
+
+    Observations are conditions, and have no density here: of a category, columns of 0 and 1 say all.
+    """
+    try:
+        yield
+    except InputError as error:
+        ways = []
+        for part in (pairs,) if is_table(pairs) else pairs if isinstance(pairs, (tuple, list)) else ():
+            with suppress(InputError):
+                ways.append(in_numbers(part, None))
+        if not (helps := "; ".join(filter(None, ways))):
+            raise
+        raise InputError(f"{error}; pairs are numbers: try {helps}") from None
 
 
 def of_problem(problem: Problem, prior: Any, noise: Any, y_names: Any) -> Task:
