@@ -463,8 +463,8 @@ def _told_failures(data, task):
         return ""
     what = "pairs" if task.pairs else "simulations"
     return (
-        f"{data.failed:,} of {data.failed + len(data.y):,} {what} cannot be used and were left out ({data.reason}); the "
-        "posterior is that of parameters whose simulation works"
+        f"{data.failed:,} of {data.failed + len(data.y):,} {what} cannot be used and were left out ({data.reason}); "
+        "the posterior is that of parameters whose simulation works"
     )
 
 
@@ -477,8 +477,8 @@ def _told_prior(x, prior, data):
     if distance < _UNLIKE + 2 / len(u) ** 0.5:
         return ""
     return (
-        f"{UNLIKE_PRIOR} (Kolmogorov-Smirnov distance {distance:.2f}): the posterior is that under the distribution which "
-        "they have, not under the prior; try pairs that are drawn from it, or no prior"
+        f"{UNLIKE_PRIOR} (Kolmogorov-Smirnov distance {distance:.2f}): the posterior is that under the distribution "
+        "which they have, not under the prior; try pairs that are drawn from it, or no prior"
     )
 
 
