@@ -154,7 +154,7 @@ def _encode(model, x):
     return model.encode(x, key=0)
 
 
-def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
+def fit_start(model: INN, x: Array | np.ndarray, labels: Int[np.ndarray, " n"]) -> INN:
     """Fit the class law to the principal components of rows; the model then is a quadratic discriminant analysis.
 
     Args:
@@ -170,7 +170,7 @@ def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
     # shrunk in the units of the rows, or of pixels, where a column that hardly varies cannot decide
     layers = jax.tree.leaves(level_part(0)(model), is_leaf=lambda layer: isinstance(layer, PrincipalRotation))
     axes = next(layer for layer in layers if isinstance(layer, PrincipalRotation))
-    law = block.law.fit(z, jnp.asarray(labels), jnp.sqrt(axes.variances[: block.size]))
+    law = block.law.fit(z, labels, np.sqrt(axes.variances[: block.size]))
     return eqx.tree_at(class_law, model, law)
 
 

@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from flowknife._frame import LocalSpread
 from flowknife._interrupts import until_interrupted
 from flowknife._mixed import Mixed
+from flowknife._types import as_generator, keys_of
 from flowknife.apps._tables import filled
 from flowknife.apps.classify._models import class_law, coarse_blocks, coarse_part, fit_start, given_label, labels_of
 from flowknife.bijections import Affine
@@ -76,14 +77,15 @@ def train_table(
 ) -> Trained:
     """Train on rows with noise of `smoothing` standard deviations; discrete columns have none but their own draws."""
     rows, labels = filled(train[0], mixed), train[1]
-    noise_key, key = jax.random.split(key)
+    noise_key, key = keys_of(key, 2)
     size = rows.shape[1]
     spread = np.where(np.isin(np.arange(size), mixed.places if mixed else ()), 0.0, _spread(rows, labels))
     noise = LocalSpread.of(rows, spread).scaled(smoothing)
     objective = Noisy(_Bottleneck("x", jnp.asarray(beta), jnp.asarray(log_prior), size), "x", noise)
     if mixed is not None:
         objective = Dequantised(objective, "x", mixed, nat=2 / (1 + beta) / size)
-    noisy = jnp.asarray(rows) + noise(rows) * jax.random.normal(noise_key, rows.shape)
+    drawn = as_generator(noise_key).normal(size=rows.shape).astype(rows.dtype)
+    noisy = rows + np.asarray(noise(rows)) * drawn
     model = model.initialised(noisy, key=noise_key)
     model = fit_start(model, noisy, labels)
     # wide tables have more to overfit to: smaller steps
