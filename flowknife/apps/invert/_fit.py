@@ -51,7 +51,8 @@ from flowknife.objectives import Independence, Noisy, Objective, Weighted, match
 from flowknife.tracking import Track
 from flowknife.train import Checkpoints, FitResult, Part, StoredRows, Training, about_fit, fit, take
 
-_KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
+_KEPT = 1000  # training pairs kept with the run
+_CALIBRATING, _NUMBERS = 4000, 1_000_000  # calibration pairs kept at most, and numbers of those beyond the first 1000
 
 _HELD_OUT, _FIRST = 20_000, 200_000  # of pairs on disk, those that are held out, and those that start the model
 
@@ -263,12 +264,14 @@ def invert(
             break
     if interrupted and len(candidates) > 1:
         went = went.model_copy(update={"stopped": Stopped.INTERRUPTED, "part": (reached[-1] + 1, len(candidates))})
-    Flagging(min(len(parts.calibration), _KEPT), config.alpha, "pairs").warn()
+    room = _NUMBERS // (held_out["x"].shape[1] + held_noisy.shape[1])
+    calibrating = min(len(held_noisy), max(_KEPT, min(_CALIBRATING, room)))
+    Flagging(calibrating, config.alpha, "pairs").warn()
     added = f"no noise in the data: {_SHARP:g} of their local spread was added" if sharp else ""
     posterior = Posterior(
         model=result.model,
         prior=prior,
-        held_out={"x": held_out["x"][:_KEPT], "y": held_noisy[:_KEPT]},
+        held_out={"x": held_out["x"][:calibrating], "y": held_noisy[:calibrating]},
         frame=frame,
         reference={"x": train["x"][:_KEPT], "y": noisy[:_KEPT]},
         noise=tuple(float(value) for value in user_noise),

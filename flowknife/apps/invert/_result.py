@@ -22,7 +22,7 @@ from flowknife.apps.invert import _checks, _programs
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.apps.invert._gaps import masked, with_gaps
 from flowknife.apps.invert._refine import Evidence, Likelihood, Refined, evidence, known_likelihood, refine
-from flowknife.apps.invert._regions import cells, intervals, region, scores
+from flowknife.apps.invert._regions import LOCAL, cells, intervals, region, scores
 from flowknife.data import load_table
 from flowknife.data._pairs import is_table, read_pairs
 from flowknife.data._read import by_name, names_in
@@ -479,9 +479,14 @@ class Posterior(Result[InvertConfig]):
         return self._features(self._given(self._observations(y)[0]))
 
     @cached_property
-    def calibration_scores(self) -> dict[str, Float[np.ndarray, " m"]]:
-        """How unlikely the true parameters of each calibration pair are, "global" and "local"; see `region`."""
-        return scores(self)
+    def calibration_scores(self) -> Float[np.ndarray, " m"]:
+        """How unlikely the true parameters of each calibration pair are, -log p(x | y); see `region`."""
+        return scores(self, local=False)
+
+    @cached_property
+    def local_scores(self) -> Float[np.ndarray, " m"]:
+        """The same relative to log densities of draws for the same observation; see `region`."""
+        return scores(self, local=True, most=LOCAL)
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
