@@ -210,7 +210,8 @@ def shrunk_covariance(rows: Float[Array, "m n"]) -> tuple[Float[Array, " n"], Fl
     noise = (jnp.mean(jnp.sum(rows**2, axis=1) ** 2) - jnp.sum(covariance**2)) / count
     weight = jnp.clip(noise / jnp.maximum(spread, jnp.finfo(rows.dtype).tiny), 0.0, 1.0)
     variances, axes = jnp.linalg.eigh(covariance)
-    return weight * level + (1 - weight) * jnp.maximum(variances, 0.0), axes
+    shrunk = weight * level + (1 - weight) * jnp.maximum(variances, 0.0)
+    return jnp.where(level > 0, shrunk, 1.0), axes  # rows that are all the same, or a single one, say nothing
 
 
 class PrincipalRotation(Bijection):
