@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -9,14 +10,14 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from flowknife._caches import cache_root, private_folder
+from flowknife._caches import cache_root, keep_within, private_folder
 
 _FLAG = "xla_cpu_use_fusion_emitters"
 _SWITCH = "FLOWKNIFE_COMPILATION_CACHE"
-_KEPT = {
-    "jax_compilation_cache_max_size": 2**30,  # bytes; JAX removes the least recently used
-    "jax_persistent_cache_min_compile_time_secs": 0.0,  # many small programs take as long as a large one
-}
+_FASTEST = ("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small programs take as long as a large one
+
+_MOST_BYTES = 2**30
+_PRUNED, _DAY = ".pruned", 86_400.0
 
 
 def choose() -> None:
@@ -33,19 +34,30 @@ def choose() -> None:
 def keep_programs() -> None:
     """Keep compiled programs between processes, so that the second fit of the same shapes compiles nothing.
 
-    They lie in a private folder below `$FLOWKNIFE_CACHE` or `~/.cache/flowknife`, at most 1 GiB. A cache that the user
-    has set for JAX stays; `FLOWKNIFE_COMPILATION_CACHE=off` switches this one off, and so does a folder that cannot be
-    made private.
+    They lie in a private folder below `$FLOWKNIFE_CACHE` or `~/.cache/flowknife`. A cache that the user has set for JAX
+    stays; `FLOWKNIFE_COMPILATION_CACHE=off` switches this one off, and so does a folder that cannot be made private.
+
+    Once a day the oldest programs beyond 1 GiB are removed. A limit of JAX's own would read the time of every program
+    whenever one is written, under a lock for which other processes wait up to 10 s for each of theirs.
     """
     off = os.environ.get(_SWITCH, "").lower() in ("off", "0", "false", "no")
     if off or jax.config.values["jax_compilation_cache_dir"]:
         return
     with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
-        folder = private_folder(cache_root() / "programs" / _machine())
-        for name, value in _KEPT.items():
-            if name.upper() not in os.environ:
-                jax.config.update(name, value)
+        folder = private_folder(cache_root() / "compiled" / _machine())
+        name, value = _FASTEST
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        _prune(folder)
+
+
+def _prune(folder: Path) -> None:
+    """Remove the oldest programs beyond the limit, unless that was done within a day."""
+    stamp = folder / _PRUNED
+    if not stamp.exists() or abs(time.time() - stamp.stat().st_mtime) > _DAY:
+        stamp.touch()
+        keep_within(folder, _MOST_BYTES, stamp)
 
 
 def _machine() -> str:

@@ -468,6 +468,13 @@ def test_principal_rotation_holds_with_fewer_rows_than_columns_and_constant_colu
     np.testing.assert_allclose(fitted.decode(y)[0], rest, atol=1e-4)
 
 
+def test_principal_rotation_of_rows_that_do_not_differ_only_moves_them():
+    rows = jnp.full((1, 3), 2.0)
+    z, log_det = PrincipalRotation(3, back=True).fit(rows).encode(rows + jnp.arange(3.0))
+    np.testing.assert_allclose(z, [[0.0, 1.0, 2.0]], atol=1e-6)
+    np.testing.assert_allclose(log_det, 0.0, atol=1e-6)
+
+
 def test_leading_rotation_brings_the_leading_subspace_to_the_front_and_changes_little_else():
     rng = np.random.default_rng(0)
     axes = np.linalg.qr(rng.normal(size=(12, 12)))[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flowknife import _xla
 from flowknife._caches import cache_root, private_folder
 
 PROGRAM = """
@@ -33,8 +34,24 @@ def test_a_second_process_compiles_nothing_anew(tmp_path):
     first, second = run(**cache), run(**cache)
     assert int(first[1]) == 0 and int(second[1]) > 0
     folder = second[3]
-    assert folder.startswith(str(tmp_path / "cache" / "programs"))
+    assert folder.startswith(str(tmp_path / "cache" / "compiled"))
     assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+    assert not (Path(folder) / ".lockfile").exists()  # no process waits for another
+
+
+def test_the_oldest_programs_are_removed_once_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(_xla, "_MOST_BYTES", 25)
+    for age in range(4):
+        (tmp_path / f"{age}-cache").write_bytes(bytes(10))
+        os.utime(tmp_path / f"{age}-cache", (1e9 - age, 1e9 - age))
+    _xla._prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*-cache")) == ["0-cache", "1-cache"]
+    (tmp_path / "4-cache").write_bytes(bytes(10))
+    _xla._prune(tmp_path)
+    assert len(list(tmp_path.glob("*-cache"))) == 3
+    os.utime(tmp_path / ".pruned", (1e9, 1e9))
+    _xla._prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*-cache")) == ["0-cache", "4-cache"]
 
 
 @pytest.mark.parametrize("choice", [{"FLOWKNIFE_COMPILATION_CACHE": "off"}, {"JAX_COMPILATION_CACHE_DIR": "mine"}])

@@ -189,6 +189,7 @@ def test_fit_invert_refuses_in_one_line(tmp_path, pairs):
     fit(tmp_path / "missing.csv", "--parameters", "a", words="no file")
     fit(pairs, words=("no names of parameters", "--parameters late"))
     fit(pairs, "--parameters", "mass,weight", words=("'weight'", "angle"))
+    fit(pairs, "--parameters", "mass, weight", words="no column 'weight'")
     fit(pairs, "--parameters", "late,early,mass,speed,angle", words="only parameters")
     for name, x, y, words in (
         ("length", np.zeros((20, 2)), np.zeros((19, 1)), "as many rows"),

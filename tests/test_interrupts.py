@@ -90,6 +90,19 @@ def test_before_the_first_step_there_is_nothing_to_keep(tmp_path, table, monkeyp
     assert result.stderr == "interrupted\n" and not (tmp_path / "run").exists()
 
 
+def test_an_interruption_while_the_start_is_evaluated_is_one_before_the_first_step(monkeypatch):
+    evaluate = train._loop.Trainer.evaluate
+
+    def interrupted(self, params):
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(self, params)
+
+    monkeypatch.setattr(train._loop.Trainer, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        fk.fit(shift(0), X[:, :1].astype(np.float32), fk.Training(**EVERY_STEP), key=0)
+    assert not isinstance(stop.value, Interrupted)  # which would promise weights
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_fit_writes_a_partial_run(tmp_path, table, press, number, status):
     run = tmp_path / "run"

@@ -74,6 +74,16 @@ def test_a_first_line_that_may_be_data_is_no_header(tmp_path):
     assert "first line" in refusal(load_table, tmp_path / "iris.csv", keep=("setosa",))
     pd.DataFrame(ROWS).to_csv(tmp_path / "counts.csv", index=False)
     assert "first line" in refusal(load_table, tmp_path / "counts.csv")
+    (tmp_path / "years.csv").write_text("2019,2020,2021\n0.5,1.5,2.5\n3.5,-1.5,0.25\n")
+    assert "counts 2019, 2020, 2021" in refusal(load_table, tmp_path / "years.csv")
+    (tmp_path / "whole.csv").write_text("4,5,6\n3,2.5,1.5\n")
+    assert load_table(tmp_path / "whole.csv").values.tolist() == [[4, 5, 6], [3, 2.5, 1.5]]
+
+
+def test_a_decimal_comma_is_named(tmp_path):
+    (tmp_path / "german.csv").write_text("a;b\n0,25;1\n0,5;2\n")
+    for source in (tmp_path / "german.csv", pd.DataFrame({"a": ["0,25", "0,5"], "b": [1, 2]})):
+        assert "'0,25', with a decimal comma where 0.25 is read" in refusal(load_table, source)
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,15 @@ def test_odd_pairs_get_one_line(pairs, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("noise", [None, 0.1])
+def test_the_partitioned_form_takes_no_random_numbers_of_a_simulator(noise):
+    """Its draws would be far too narrow: they explain the data as if these had no noise but the one that is stated."""
+    generator, prior = np.random.default_rng(0), fk.Uniform([1.0, 1.0], [2.0, 2.0])
+    for simulator in (lambda t: t[:1] + generator.normal(), lambda t, key: t[:1] + jax.random.normal(key)):
+        with pytest.raises(InputError, match="random numbers of its own and form=partitioned"):
+            fk.invert(simulator, prior, form="partitioned", noise=noise, num_simulations=40, **QUICK)
+
+
 def test_a_note_says_where_pairs_are_no_draws_of_the_prior():
     prior = fk.priors.Product({"a": fk.Uniform(-2.0, 2.0), "b": fk.LogUniform(0.01, 100.0)})
     drawn = np.asarray(prior.sample(1000, key=0), np.float32)

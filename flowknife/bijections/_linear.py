@@ -213,7 +213,8 @@ def shrunk_covariance(
     noise = (xp.mean(xp.sum(rows**2, axis=1) ** 2) - xp.sum(covariance**2)) / count
     weight = xp.clip(noise / xp.maximum(spread, xp.finfo(rows.dtype).tiny), 0.0, 1.0)
     variances, axes = xp.linalg.eigh(covariance)
-    return weight * level + (1 - weight) * xp.maximum(variances, 0.0), axes
+    shrunk = weight * level + (1 - weight) * xp.maximum(variances, 0.0)
+    return xp.where(level > 0, shrunk, 1.0), axes  # rows that are all the same, or a single one, say nothing
 
 
 class PrincipalRotation(Bijection):

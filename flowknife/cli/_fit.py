@@ -281,7 +281,7 @@ def _invert(
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
         found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen, **_kept(out, resume, track)))
     elif Path(data).suffix or is_set(data):
-        names = parameters.split(",") if parameters else None
+        names = [name.strip() for name in parameters.split(",")] if parameters else None
         found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names, **_kept(out, resume, track)))
     else:
         close = difflib.get_close_matches(data, PROBLEMS, n=1)

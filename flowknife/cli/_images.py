@@ -8,7 +8,7 @@ import typer
 from flowknife._files import replacing
 from flowknife.cli._app import Run, app, say, verb
 from flowknife.cli._files import Replace, require_output
-from flowknife.errors import InputError
+from flowknife.errors import InputError, counted
 
 if TYPE_CHECKING:
     from flowknife.apps import Images
@@ -89,7 +89,7 @@ def _attribute(
         classes = model.example_classes
         rows = model.along(model.examples[:_SHOWN], direction, steps, None if classes is None else classes[:_SHOWN])
     _save(plots.along(rows, steps, f"From {Path(negative).name} to {Path(positive).name}; 0 is the image."), out)
-    say(f"wrote {len(rows)} rows of images to {out}")
+    say(f"wrote {counted(len(rows), 'row')} of images to {out}")
 
 
 def number_in(text: str, option: str) -> float:

@@ -79,10 +79,25 @@ def numbers_of(column: np.ndarray) -> np.ndarray | str:
         else:
             number = None if is_beyond_double(cell) else number_in(cell) if isinstance(cell, str) else None
             if number is None:
-                what = beyond_double(cell) if is_beyond_double(cell) else reprlib.repr(str(cell))
+                what = beyond_double(cell) if is_beyond_double(cell) else no_number(cell)
                 return f"{what} in row {row}"
             numbers[row] = number
     return numbers
+
+
+_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+
+
+def no_number(cell: Any) -> str:
+    """Words for a cell that is no number.
+
+    >>> no_number("red"), no_number("0,25")
+    ("'red'", "'0,25', with a decimal comma where 0.25 is read")
+    """
+    text = reprlib.repr(str(cell))
+    if isinstance(cell, str) and _COMMA.fullmatch(cell.strip()):
+        return f"{text}, with a decimal comma where {cell.strip().replace(',', '.')[:12]} is read"
+    return text
 
 
 def beyond_double(cell: Any) -> str:

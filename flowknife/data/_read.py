@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import os
-import reprlib
 import zlib
 from array import array
 from collections import Counter
@@ -19,7 +18,16 @@ import numpy as np
 
 from flowknife._files import open_file
 from flowknife.data._arrays import arrays_in, packed_too_tightly
-from flowknife.data._cells import as_named, as_written, beyond_double, is_beyond_double, number_in, numbers_of, plain
+from flowknife.data._cells import (
+    as_named,
+    as_written,
+    beyond_double,
+    is_beyond_double,
+    no_number,
+    number_in,
+    numbers_of,
+    plain,
+)
 from flowknife.errors import InputError
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".npy", ".npz")
@@ -382,11 +390,19 @@ def _refuse_data_as_header(header: Sequence[str], label: str) -> None:
 
 
 def _refuse_header_as_data(values: np.ndarray, label: str) -> None:
-    """Refuse a first row 0, 1, 2, ...: the names that pandas gives to columns without names, or a row of data?"""
+    """Refuse a first row that counts: names, such as 0, 1, 2, ... of pandas or 2019, 2020, ..., or a row of data?
+
+    What counts from another number than 0 may be names only above columns of fractions.
+    """
     columns = values.shape[1]
-    if columns > 2 and len(values) > 1 and np.array_equal(values[0], np.arange(columns)):
+    if columns < 3 or len(values) < 2 or not np.array_equal(np.diff(values[0]), np.ones(columns - 1)):
+        return
+    below = values[1:]
+    fractions = np.any(np.isfinite(below) & (below != np.round(below)), axis=0)
+    if values[0, 0] == 0 or (values[0, 0] == round(values[0, 0]) and fractions.all()):
+        counted = ", ".join(f"{number:g}" for number in values[0, :3])
         raise InputError(
-            f"got {label} whose first line counts 0, 1, 2, ..., which may be names or data; expected a header of "
+            f"got {label} whose first line counts {counted}, ..., which may be names or data; expected a header of "
             "words; try to put a line of names on top"
         )
 
@@ -414,7 +430,7 @@ def _parse_rows(rows: Iterable[tuple[int, list[str]]], empty: Columns, keep: Seq
             for place, cell in enumerate(cells):
                 number = number_in(cell)
                 if number is None or is_beyond_double(cell):
-                    what = reprlib.repr(cell) if number is None else beyond_double(cell)
+                    what = no_number(cell) if number is None else beyond_double(cell)
                     foreign.setdefault(place, f"{what} in line {line}")
                 numbers.append(np.nan if number is None else number)
     values = np.frombuffer(numbers, dtype=np.float64).reshape(-1, count)

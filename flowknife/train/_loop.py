@@ -18,7 +18,7 @@ from flowknife._batches import ROWS_AT_ONCE, map_batches
 from flowknife._record import Stopped
 from flowknife._threads import in_threads, raise_if_interrupted
 from flowknife._types import keys_of, split_trainable
-from flowknife.errors import InputError
+from flowknife.errors import InputError, Interrupted
 from flowknife.objectives import log_probs, nll
 from flowknife.train._checkpoints import Count, Said, Seconds
 from flowknife.train._faults import at_limits, first_fault
@@ -228,7 +228,10 @@ class Trainer:
             loss = self.evaluate(self.params)
         else:
             steps = partial(self._advance, reached, arrays, order, 0, 0.0, 0.0, key)
-            loss, _ = in_threads([partial(self.evaluate, self.params), steps], 2)
+            try:
+                loss, _ = in_threads([partial(self.evaluate, self.params), steps], 2)
+            except Interrupted as stop:  # `fit` was told too, and ends before the next step
+                loss = math.inf if stop.result[0] is None else stop.result[0]
         return replace(reached, best_loss=loss) if math.isfinite(loss) else reached
 
     def _advance(self, reached, arrays, order, count, elapsed, rate, key):

@@ -36,7 +36,7 @@ from flowknife.data import Table, fingerprint, load_table
 from flowknife.data._pairs import LABEL, is_table, read_labelled
 from flowknife.data.encoding import Encoding
 from flowknife.data.images import as_images, default_size, grey_levels_note
-from flowknife.data.labels import is_image_source, label_codes, labels_of
+from flowknife.data.labels import is_image_source, label_codes, labels_of, minus_one_note
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 from flowknife.tracking import Track
@@ -152,6 +152,7 @@ def classify(
         )
 
     classes, codes = label_codes(labels, len(items), config.classes)
+    note(minus_one_note(classes), show_progress)
     key = as_key(config.seed if key is None else key)
     own_data = {"data": known.fingerprint, "names": known.names, "labels": fingerprint(codes)}
     about = about_fit("classify", config, **own_data, class_names=list(map(str, classes)))

@@ -42,7 +42,8 @@ from flowknife.bijections import (
     Shift,
     Split,
 )
-from flowknife.data import Simulations, fingerprint, simulate
+from flowknife.data import Simulations, fingerprint, simulate, takes_key
+from flowknife.data.sets import is_set
 from flowknife.diagnostics import Flagging, ks_normal
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
@@ -152,6 +153,8 @@ def invert(
     used = _used(config, task)
     prior = task.prior
     _check_resolved(prior)
+    if task.pairs is None and task.simulator is not None and takes_key(task.simulator):
+        _require_exact(config, False)
     draw_key, simulate_key = keys_of(keys[0], 2)
     if task.pairs:
         theta, own = task.pairs.theta, {"data": _of_pairs(task.pairs, task)}
@@ -161,6 +164,8 @@ def invert(
     gaps = config.embedding is not None
     kept = Checkpoints(checkpoints, about_fit("invert", config, **own), resume=resume, began=began, show=show_progress)
     data = task.pairs or _simulated(task, theta, simulate_key, executor, kept.part("simulations"), show_progress, gaps)
+    if task.pairs is None or is_set(pairs):
+        _require_exact(config, data.exact)
     _check_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
     if len(y_names) != data.y.shape[1]:
@@ -460,6 +465,15 @@ def _told_tails(theta, y, prior, estimated, y_names):
     return "; ".join(line for line in found if line)
 
 
+def _require_exact(config, exact):
+    """Refuse random numbers of a simulator's own in the partitioned form, whose noise is Gaussian, of a known size."""
+    if config.form == "partitioned" and not exact:
+        raise InputError(
+            "got a simulator with random numbers of its own and form=partitioned; expected data without randomness, "
+            "and Gaussian noise as noise=...; try form=conditional"
+        )
+
+
 def _told_failures(data, task):
     """What is to be said about pairs that were left out; or ""."""
     if not data.failed:
@@ -480,8 +494,8 @@ def _told_prior(x, prior, data):
     if distance < _UNLIKE + 2 / len(u) ** 0.5:
         return ""
     return (
-        f"{UNLIKE_PRIOR} (Kolmogorov-Smirnov distance {distance:.2f}): the posterior is that under the distribution "
-        "which they have, not under the prior; try pairs that are drawn from it, or no prior"
+        f"{UNLIKE_PRIOR} (Kolmogorov-Smirnov distance {distance:.2f}): the posterior is that under their own "
+        "distribution, not under the prior; try pairs that are drawn from it, or no prior"
     )
 
 

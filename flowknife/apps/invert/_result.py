@@ -372,7 +372,7 @@ class Posterior(Result[InvertConfig]):
         """Noise-free data of parameters x of shape (..., d): the forward direction of the network, or the simulator.
 
         Raises:
-            InputError: for a conditional model, which has no forward direction, where no simulator without randomness
+            InputError: for a conditional model, which has no forward direction, unless a simulator without randomness
                 is known.
         """
         x = np.asarray(self._named(x), np.float64)
