@@ -79,6 +79,7 @@ class Mixed(eqx.Module):
         """How many uniform numbers a row takes."""
         return len(self.places) + len(self.gaps)
 
+    @eqx.filter_jit  # its operations one by one would be compiled one by one
     def fill(
         self, rows: Float[Array | np.ndarray, "*n d"], uniform: Float[Array | np.ndarray, "*n k"]
     ) -> tuple[Float[Array, "*n d"], Float[Array, "*n"]]:
@@ -104,6 +105,7 @@ class Mixed(eqx.Module):
             log_r += jnp.where(gone, _log_normal(score) - jnp.log(self.spreads[i]), 0.0)
         return filled, -log_r
 
+    @eqx.filter_jit
     def restore(self, filled: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n d"]:
         """The rows for which continuous rows stand; numbers that are missing are as they were drawn."""
         filled = jnp.asarray(filled)

@@ -175,17 +175,10 @@ class Prior(eqx.Module):
             return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
         with np.errstate(over="ignore"):  # beyond single precision is infinite, and outside or of no density
             if isinstance(theta, Tracer):
-                return self._density(jnp.asarray(theta, float))
+                return _log_density(self, jnp.asarray(theta, float))
             rows = np.asarray(theta, jnp.result_type(float)).reshape(-1, self.dim)
-        (found,) = map_batches(lambda part: [_density(self, part)], rows, ROWS_AT_ONCE)
+        (found,) = map_batches(lambda part: [_log_density(self, part)], rows, ROWS_AT_ONCE)
         return jnp.asarray(found.reshape(theta.shape[:-1]))
-
-    def _density(self, theta):
-        outside = jnp.any((theta < self.low) | (theta > self.high), axis=-1)
-        # outside, the formula is evaluated at the median, so that gradients stay finite
-        inner = jnp.where(outside[..., None], self.bijection.decode(jnp.zeros(self.dim))[0], theta)
-        u, log_det = self.bijection.encode(inner)
-        return jnp.where(outside, -jnp.inf, normal_log_prob(u, (self.dim,)) + log_det)
 
     def sample(self, n: int | Shape = (), *, key: Key = None) -> Float[Array | np.ndarray, "..."]:
         """Draw `n` parameters (a number or a shape; () for one), of shape `(*n, d)`; in a frame in double precision."""
@@ -197,9 +190,14 @@ class Prior(eqx.Module):
         return self._in_units(drawn.reshape(*shape, -1))
 
 
-@eqx.filter_jit
-def _density(prior, theta):
-    return prior._density(theta)
+@eqx.filter_jit  # operations one by one would be compiled one by one
+def _log_density(prior, theta):
+    """Of parameters as the bijection takes them."""
+    outside = jnp.any((theta < prior.low) | (theta > prior.high), axis=-1)
+    # outside, the formula is evaluated at the median, so that gradients stay finite
+    inner = jnp.where(outside[..., None], prior.bijection.decode(jnp.zeros(prior.dim))[0], theta)
+    u, log_det = prior.bijection.encode(inner)
+    return jnp.where(outside, -jnp.inf, normal_log_prob(u, (prior.dim,)) + log_det)
 
 
 @eqx.filter_jit

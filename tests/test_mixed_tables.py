@@ -19,7 +19,9 @@ from tests.command import call, refused, rows_of
 
 pd = pytest.importorskip("pandas")
 
-QUICK = {"layers": 1, "width": 8, "depth": 1, "train": {"steps": 3, "batch_size": 32}, "show_progress": False}
+SIZES = {"layers": 1, "width": 8, "depth": 1, "scalar": "affine", "mixing": "permute"}
+STEPS = {"steps": 3, "batch_size": 32}
+QUICK = {**SIZES, "train": STEPS, "show_progress": False}
 MODELLED = {"categories": "auto", "dates": "auto", "missing": "model"}
 N = 240
 
@@ -234,7 +236,8 @@ def test_the_shell_fits_samples_and_scores_such_tables(table, tmp_path):
     refused(
         "fit", "density", tmp_path / "people.csv", "--out", run, words="--set categories=auto --set dates=auto --set"
     )
-    sizes = [word for name in ("layers=1", "width=8", "depth=1", "train.steps=3") for word in ("--set", name)]
+    sizes = [f"--set={name}={value}" for name, value in SIZES.items()]  # as in the fixture: its programs are compiled
+    sizes += [f"--set=train.{name}={value}" for name, value in STEPS.items()]
     auto = [word for name in ("categories=auto", "dates=auto", "missing=model") for word in ("--set", name)]
     call("fit", "density", tmp_path / "people.csv", "--out", run, *sizes, *auto)
     call("sample", run, "-n", 50, "--seed", 0, "--out", new)

@@ -198,7 +198,8 @@ def test_command(tmp_path):
     assert "other simulations" in refused("simulate", tmp_path / "mine20.py", "-n", 65, "--out", out)
     assert "--prior NAME" in refused("simulate", f"{tmp_path}/mine20.py:other", "--out", tmp_path / "x")
     assert "expected a problem" in refused("simulate", "nothing", "--out", tmp_path / "x")
-    run = ["-s", "train.steps=10", "-s", "layers=2", "-s", "width=8", "-s", "noise=0.1", "-s", "train.batch_size=32"]
+    run = ["layers=1", "width=8", "depth=1", "features=0", "noise=0.1", "train.steps=5", "train.batch_size=32"]
+    run = [word for setting in run for word in ("-s", setting)]
     call("fit", "invert", out, "--out", tmp_path / "run", *run)
     assert fk.load(tmp_path / "run").prior.names == ("x1", "x2")
 
