@@ -2,6 +2,8 @@
 
 import os
 import platform
+import time
+import warnings
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -9,14 +11,15 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from flowknife._caches import cache_root, private_folder
+from flowknife._caches import cache_root, keep_within, private_folder
 
 _FLAG = "xla_cpu_use_fusion_emitters"
 _SWITCH = "FLOWKNIFE_COMPILATION_CACHE"
-_KEPT = {
-    "jax_compilation_cache_max_size": 2**30,  # bytes; JAX removes the least recently used
-    "jax_persistent_cache_min_compile_time_secs": 0.1,  # what compiles faster than it is read is not kept
-}
+_QUICK = "jax_persistent_cache_min_compile_time_secs"
+_LEAST = 0.1  # seconds: what compiles faster than it is read is not kept
+_MOST = 2**30  # bytes
+_LOOKED = "looked-through"  # an empty file, as old as the last removal
+_EVERY = 86_400.0  # seconds between removals
 
 
 def choose() -> None:
@@ -33,19 +36,25 @@ def choose() -> None:
 def keep_programs() -> None:
     """Keep compiled programs between processes, so that the second fit of the same shapes compiles nothing.
 
-    They lie in a private folder below `$FLOWKNIFE_CACHE` or `~/.cache/flowknife`, at most 1 GiB. A cache that the user
-    has set for JAX stays; `FLOWKNIFE_COMPILATION_CACHE=off` switches this one off, and so does a folder that cannot be
-    made private.
+    They lie in a private folder below `$FLOWKNIFE_CACHE` or `~/.cache/flowknife`, which is cut to 1 GiB once a day. A
+    limit of JAX's own would read the whole folder, and lock out all other processes, for every program that is written:
+    with thousands of programs fits beside each other wait for minutes. A cache that the user has set for JAX stays;
+    `FLOWKNIFE_COMPILATION_CACHE=off` switches this one off, and so does a folder that cannot be made private.
     """
     off = os.environ.get(_SWITCH, "").lower() in ("off", "0", "false", "no")
     if off or jax.config.values["jax_compilation_cache_dir"]:
         return
     with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
         folder = private_folder(cache_root() / "programs" / _machine())
-        for name, value in _KEPT.items():
-            if name.upper() not in os.environ:
-                jax.config.update(name, value)
+        if _QUICK.upper() not in os.environ:
+            jax.config.update(_QUICK, _LEAST)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # an entry that another process is about to write is compiled anew, which nobody needs to know
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+        looked = folder / _LOOKED
+        if not looked.exists() or time.time() - looked.stat().st_mtime > _EVERY:
+            looked.touch()
+            keep_within(folder, _MOST, looked)
 
 
 def _machine() -> str:
