@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+import warnings
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -49,6 +50,8 @@ def keep_programs() -> None:
         if name.upper() not in os.environ:
             jax.config.update(name, value)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # an entry that another process is about to write is compiled anew, which nobody needs to know
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
         _prune(folder)
 
 

@@ -64,11 +64,14 @@ def write_onnx(
         except Exception as error:  # an operation that jax2onnx or onnxruntime does not know fails in many ways
             left_out[name] = error_in_words(error)
             (folder / f"{name}.onnx").unlink(missing_ok=True)
-            note(f"{name} was left out: jax2onnx cannot write it ({left_out[name]})")
+            note(f"{name} was left out: no ONNX program of it runs ({left_out[name]}); try StableHLO")
             continue
         written[name] = {"inputs": [each._asdict() for each in program.inputs]}
     if not written:
-        raise InputError(f"got a model that jax2onnx cannot write ({next(iter(left_out.values()))}); try StableHLO")
+        raise InputError(
+            f"got a model that jax2onnx cannot write, or onnxruntime not run ({next(iter(left_out.values()))}); try "
+            "StableHLO"
+        )
     whole = {"written by": MARK, **about, "programs": written}
     (folder / "about.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     return folder
