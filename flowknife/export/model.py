@@ -146,12 +146,14 @@ class Model:
         rows, single = self._conditions(y, None)[0], np.ndim(y) < 2
         size = _bucket(n)
         most = max(self.about["programs"]["sample"]["most"] // (size * len(self.about["names"])), 1)
-        keys = jax.random.split(jax.random.key(key), -(-len(rows) // most))
+        most = min(most, len(rows) if len(rows) == 1 or size > _bucket(1) else _bucket(1))
         drawn = []
         for i, start in enumerate(range(0, len(rows), most)):
             part = rows[start : start + most]
-            draws = self._run("sample", jax.random.key_data(keys[i]), scale, np.zeros(size, np.int8), part)
-            drawn.append(np.asarray(draws)[:, :n])
+            whole = np.concatenate([part, np.repeat(part[:1], most - len(part), axis=0)])
+            words = jax.random.key_data(jax.random.fold_in(jax.random.key(key), i))
+            draws = self._run("sample", words, scale, np.zeros(size, np.int8), whole)
+            drawn.append(np.asarray(draws)[: len(part), :n])
         found = self._out(np.concatenate(drawn))
         return found[0] if single else found
 

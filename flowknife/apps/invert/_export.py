@@ -8,7 +8,7 @@ import numpy as np
 from flowknife._batches import ROWS_AT_ONCE
 from flowknife._frame import plain_frame
 from flowknife.apps.invert._programs import log_density_of
-from flowknife.apps.invert._result import NUMBERS_AT_ONCE
+from flowknife.apps.invert._result import NUMBERS_AT_ONCE, PAIRS_AT_ONCE
 from flowknife.export import KEY, ROWS, TEMPERATURE, Input, Program, frame_of, key_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def exported(posterior: "Posterior") -> tuple[dict[str, Program], dict[str, Any]
         return jnp.concatenate([found[block.name] for block in model.partition.right], axis=-1)
 
     programs = {
-        "log_prob": Program(log_density_of, (x, y), ROWS_AT_ONCE),
+        "log_prob": Program(log_density_of, (x, y), PAIRS_AT_ONCE),
         "encode": Program(encode, (x, y), ROWS_AT_ONCE),
         "sample": Program(sample, (KEY, TEMPERATURE, ROWS, drawn_of), NUMBERS_AT_ONCE),
     }

@@ -44,7 +44,7 @@ from flowknife.problems import problem_of
 
 NUMBERS_AT_ONCE = 2_000_000
 
-_PAIRS_AT_ONCE = 1024  # densities of these sizes gain little from larger batches, and share their program
+PAIRS_AT_ONCE = 1024  # densities of these sizes gain little from larger batches, and share their program
 
 _FARTHEST = 1e30  # what networks are given of larger numbers
 
@@ -517,7 +517,7 @@ class Posterior(Result[InvertConfig]):
         def program(part):
             return [_programs.log_density(self.models, part[:, :dim], part[:, dim:])]
 
-        return map_batches(program, rows, _PAIRS_AT_ONCE)[0].reshape(x.shape[:-1])
+        return map_batches(program, rows, PAIRS_AT_ONCE)[0].reshape(x.shape[:-1])
 
     def to_arviz(self, y: Any, n: int = 1000, *, key: Key = None) -> Any:
         """`n` draws given one observation as ArviZ `InferenceData`, with the observed data."""
