@@ -4,12 +4,15 @@ import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+from flowknife.diagnostics import Check
 from flowknife.errors import InputError, StorageError
 from flowknife.report import Frame, PageImage, Section, ends_svg, write_report
+from flowknife.report._figures import trust
 
 DOT = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -214,3 +217,10 @@ def test_a_page_of_a_run_shows_date_data_settings_versions_and_units(tmp_path):
     cells = [page.words[page.words.index(name) :][:3] for name in ("width", "train.steps")]
     assert cells == [["width", "32", "32"], ["train.steps", "5", "5"]]
     assert page.words[page.words.index("smoothing") + 1] == "0.1"  # chosen by the fit
+
+
+def test_the_section_of_checks_says_what_to_do_about_those_that_failed():
+    checks = [Check("good", 0.0, 1.0, "nothing"), Check("bad", 3.0, 1.0, "try more rows")]
+    section = trust(SimpleNamespace(flagging=SimpleNamespace(rows=9, note=""), check=lambda: checks))
+    assert "1 of 2 checks failed" in section.text and "bad: try more rows." in section.text
+    assert "nothing" not in section.text and section.table[1][0] == "bad"

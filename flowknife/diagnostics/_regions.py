@@ -12,6 +12,9 @@ from flowknife._types import Key, as_count, as_generator
 from flowknife.errors import InputError
 
 _CELLS, _FEWEST = 8, 80  # cells of observations at most, and items of each at least
+_TAILS = 0.8, 0.9  # ranks of scores beyond which a cell may have more than others
+_CUTS = np.linspace(0.1, 0.9, 9)  # quantiles of a feature at which a cell may be divided
+_LEAST_VARIANCE = 0.03  # of a target in a cell: where hardly any item is beyond, chance decides
 _AT_ONCE = 4000  # draws
 _MOST = 1_000_000  # draws, after which a thousandth of the rows must have been found
 
@@ -51,23 +54,30 @@ class Cells:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n k"], scores: Float[np.ndarray, " n"]) -> "Cells":
-        """Divide greedily where the ranks of the scores differ most: a regression tree.
+        """Divide greedily where the ranks of the scores, or their tails, differ most: a regression tree.
+
+        Regions are bounded by the tail of the scores, which may differ where their mean does not.
 
         The items must not be those that calibrate; then the coverage of regions that are calibrated cell by cell holds
         in each cell (Cabezas et al. 2025, arXiv 2402.07357, LOCART).
         """
         n, columns = features.shape
         ranks = np.argsort(np.argsort(scores)) / max(n, 1)
-        significant = 2 * np.log(3 * columns + 1) + 4  # of the largest of so many splits of noise
-        cell, splits = np.zeros(n, int), []
+        targets = np.column_stack([ranks, *(ranks > tail for tail in _TAILS)])
+        # of the largest of so many splits of noise
+        significant = 2 * np.log(len(_CUTS) * targets.shape[1] * columns + 1) + 4
+        cell, splits, found = np.zeros(n, int), [], [_best_split(features, targets, np.arange(n))]
         while len(splits) + 1 < _CELLS:
-            found = [_best_split(features, ranks, np.flatnonzero(cell == c)) for c in range(len(splits) + 1)]
             best = int(np.argmax([gain for gain, *_ in found]))
             gain, column, threshold = found[best]
             if gain < significant:
                 break
-            cell[(cell == best) & (features[:, column] > threshold)] = len(splits) + 1
+            new = len(splits) + 1
+            cell[(cell == best) & (features[:, column] > threshold)] = new
             splits.append((best, column, threshold))
+            found.append((0.0, 0, 0.0))
+            for one in (best, new):
+                found[one] = _best_split(features, targets, np.flatnonzero(cell == one))
         return cls(tuple(splits))
 
     def __call__(self, features: Float[np.ndarray, "n k"]) -> Int[np.ndarray, " n"]:
@@ -78,23 +88,26 @@ class Cells:
         return cell
 
 
-def _best_split(features, ranks, rows):
-    """(gain, column, threshold): the split of some items that lowers the variance of their ranks most."""
+def _best_split(features, targets, rows):
+    """(gain, column, threshold): the split of some items that lowers the variance of one of their targets most."""
     best = (-np.inf, 0, 0.0)
     if len(rows) < 2 * _FEWEST:
         return best
-    own = ranks[rows]
-    variance = max(float(own.var()), 1e-12)
+    own = targets[rows] - targets[rows].mean(axis=0)
+    variance = np.maximum(np.mean(own**2, axis=0), _LEAST_VARIANCE)
     for column in range(features.shape[1]):
         values = features[rows, column]
-        for threshold in np.quantile(values, (0.25, 0.5, 0.75)):
-            above = values > threshold
-            count = int(above.sum())
-            if min(count, len(rows) - count) < _FEWEST:
-                continue
-            apart = own[above].mean() - own[~above].mean()
-            gain = float(apart**2 * count * (len(rows) - count) / len(rows) / variance)
-            best = max(best, (gain, column, float(threshold)))
+        thresholds = np.quantile(values, _CUTS)
+        above = values[:, None] > thresholds
+        count = above.sum(axis=0)
+        usable = np.minimum(count, len(rows) - count) >= _FEWEST
+        if not usable.any():
+            continue
+        count, total = count[usable, None], above[:, usable].T.astype(float) @ own
+        # the difference of two means, in squared standard errors
+        gains = np.max(total**2 * len(rows) / (count * (len(rows) - count)) / variance, axis=1)
+        place = int(np.argmax(gains))
+        best = max(best, (float(gains[place]), column, float(thresholds[usable][place])))
     return best
 
 

@@ -34,7 +34,8 @@ def recovery(found: Sharpness) -> "Figure":
         inside.append(np.corrcoef(truth, mean)[0, 1] if np.std(mean) > 0 else 0.0)
     style.headline(
         figure,
-        f"Posterior means follow the truth with correlations of {min(inside):.2f} to {max(inside):.2f}; bars: 90%.",
+        f"Posterior means follow the truth with correlations of {min(inside):.2f} to {max(inside):.2f}. "
+        "Bars: 90%; dashed: where both are equal.",
     )
     return figure
 
@@ -44,14 +45,17 @@ def contraction(found: Sharpness) -> "Figure":
     known = len(found.exact_ratio) > 0
     figure = style.blank(4.7 * (1 + known) + 0.4, 4.4)
     panels = list(figure.subplots(1, 1 + known, squeeze=False)[0])
-    axes = style.panel(panels[0], "Width beside the prior's", "contraction", "|mean \N{MINUS SIGN} truth| / width")
+    across = "contraction: 0 is as wide as the prior, 1 a point"
+    axes = style.panel(
+        panels[0], "Width beside the prior's", across, "|mean \N{MINUS SIGN} truth|, in posterior widths"
+    )
     score = np.abs(found.mean - found.truth) / np.maximum(found.spread, 1e-300)
     for i in style.thin(len(found.names), _MOST):
         shrunk = 1 - found.spread[:, i] ** 2 / found.prior_spread[i] ** 2
         axes.plot(
             shrunk[:_POINTS], score[:_POINTS, i], "o", markersize=3, alpha=0.5, label=style.shortened(found.names[i])
         )
-    axes.axhline(1.96, color=style.INK, linewidth=1.0, linestyle="--")
+    axes.axhline(1.96, color=style.INK, linewidth=1.0, linestyle="--", label="95% lie below, if widths are right")
     axes.set_xlim(min(-0.05, axes.get_xlim()[0]), 1.02)
     axes.set_ylim(bottom=0)
     style.legend(axes, loc="best")

@@ -56,6 +56,8 @@ def trust(result: Any) -> Section:
     ]
     failed = sum(not check.passed for check in checks)
     verdict = f"{failed} of {len(checks)} checks failed: do not trust this model." if failed else "All checks passed."
+    advice = [f"What to do next. {check.name}: {check.note}." for check in ordered if not check.passed and check.note]
+    verdict = "\n\n".join([verdict, *advice])
     return Section("Checks", verdict, table=[("Check", "Value", "At most", ""), *rows])
 
 

@@ -445,7 +445,8 @@ class Posterior(Result[InvertConfig]):
             level: the coverage.
             local: compare log p(x | y) with that of draws for the same y, and with calibration pairs of the same cell
                 of observations alone, so that observations of all kinds are covered alike (as in CP4SBI, arXiv
-                2508.17077). The promise holds in each cell; cells are found with training pairs.
+                2508.17077). The promise holds in each cell, and is raised by one standard error, since a cell has few
+                calibration pairs; cells are found with training pairs.
 
         Raises:
             InputError: without calibration pairs, or for several observations.
