@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
+import shutil
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -49,6 +51,7 @@ ABOUT = "fit.json"
 """What a folder of checkpoints says of its fit."""
 
 _CLAIM = f"{WORK}claim"
+_DRAFT = 8  # bytes in the name of a file that is being written
 _HEAD = 4096  # bytes of a file that hold its mark
 
 MOST_TEXT = 2**23
@@ -136,7 +139,7 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+        draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(_DRAFT)}")
         draft.touch(exist_ok=False)
         mode = draft.stat().st_mode & 0o777  # which follows the umask; a writer may put another file there
     except OSError as error:
@@ -157,6 +160,15 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path, *names: str) -> None:
+    """Remove what processes that were killed left of files of these names; nobody may be writing them."""
+    for path in folder.iterdir():
+        name, _, ending = path.name.removeprefix(".").rpartition(".")
+        if path.name.startswith(".") and name in names and re.fullmatch(f"[0-9a-f]{{{2 * _DRAFT}}}", ending):
+            with suppress(OSError):
+                path.unlink()
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -268,10 +280,20 @@ def claimed(folder: Path) -> Generator[None, None, None]:
         reason = error.strerror
         raise StorageError(f"got {folder}, where nothing can be written ({reason}); try another --out") from None
     try:
+        _sweep(folder)
         yield
     finally:
         claim.unlink(missing_ok=True)
         _remove_empty(missing)
+
+
+def _sweep(folder):
+    """Remove what processes left that were killed while they wrote a run here; whoever holds the claim is alone."""
+    remove_drafts(folder, *RUN_FILES, *EXTRA_FILES)
+    for path in folder.glob(f"{WORK}*"):
+        # but not a run that is complete, and not checkpoints that were moved out of the way
+        if path.is_dir() and not path.is_symlink() and path.name != NEW and not is_checkpoints(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def content_of(folder: Path) -> list[str]:

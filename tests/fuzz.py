@@ -800,9 +800,9 @@ def search(
     return counts, failures
 
 
-def _search_all(seed: int, seconds: float, names: list[str]) -> tuple[Counter, list[Failure]]:
+def _search_all(seed: int, seconds: float, names: list[str], live: bool) -> tuple[Counter, list[Failure]]:
     with tempfile.TemporaryDirectory() as folder:
-        every = targets(Path(folder), every=True)
+        every = targets(Path(folder), live)
         seeds = every["model"].seeds.values()
         with repeated_once([hashlib.sha256(content).hexdigest() for content in seeds]):
             return search({name: every[name] for name in names or every}, seed=seed, seconds=seconds)
@@ -819,11 +819,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, each with a seed of its own")
     parser.add_argument("--seed", type=int, default=0, help="of the first process; of the others the next ones")
     parser.add_argument("--targets", nargs="*", default=[])
+    parser.add_argument("--live", action="store_true", help="ask live pages of all jobs, whose programs are compiled")
     parser.add_argument("--out", type=Path, default=Path("fuzz"), help="where the inputs that failed are written")
     given = parser.parse_args()
     counts, failures, seeds = Counter(), [], range(given.seed, given.seed + given.workers)
     with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work = [pool.submit(_search_all, seed, 60 * given.minutes, given.targets) for seed in seeds]
+        work = [pool.submit(_search_all, seed, 60 * given.minutes, given.targets, given.live) for seed in seeds]
         for seed, done in zip(seeds, work, strict=True):
             own, failed = done.result()
             print(f"seed {seed}: {_inputs(own):,} inputs, {len(failed)} failed", flush=True)

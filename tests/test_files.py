@@ -222,6 +222,17 @@ with claimed(Path(sys.argv[1])):
 """
 
 
+def test_what_killed_processes_left_does_not_stay(tmp_path):
+    left = [".flowknife-abc/model.safetensors", ".card.md.0123456789abcdef", ".run.json.ffff456789abcdef"]
+    kept = [".hidden", ".card.md.mine", ".notes.md.0123456789abcdef", ".flowknife-new/run.json", "card.md"]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with claimed(tmp_path):
+        assert not any((tmp_path / name).exists() for name in left)
+        assert all((tmp_path / name).exists() for name in kept)
+
+
 def test_the_claim_of_a_dead_process_is_taken_over(tmp_path):
     subprocess.run([sys.executable, "-c", DYING, tmp_path / "run"], check=False)
     (claim,) = (tmp_path / "run").iterdir()

@@ -99,7 +99,10 @@ def test_it_goes_on_where_it_was_stopped(tmp_path):
         read_set(tmp_path / "stopped")
     damaged = chunk_file(tmp_path / "stopped", 0)
     damaged.write_bytes(damaged.read_bytes()[:-8])
+    left = tmp_path / "stopped" / f".{damaged.name}.0123456789abcdef"  # of a process that was killed
+    left.write_bytes(b"")
     assert made(noisy, tmp_path / "stopped", chunk=50).sha256 == whole.sha256
+    assert not left.exists()
     assert made(noisy, tmp_path / "stopped", chunk=50).sha256 == whole.sha256  # nothing is left to make
     with pytest.raises(StorageError, match=r"rows=300 there, 400 here"):
         made(noisy, tmp_path / "stopped", n=400, chunk=50)

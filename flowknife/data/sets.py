@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import pydantic
 
-from flowknife._files import open_file, plain_values, read_json, replacing, sha256_of
+from flowknife._files import open_file, plain_values, read_json, remove_drafts, replacing, sha256_of
 from flowknife._types import Key, as_key
 from flowknife.data._memory import room_in_memory
 from flowknife.data._pools import Chunk, LostWorker, chunk_size
@@ -443,6 +443,7 @@ class _Job:
         whole = hashlib.sha256("".join(entry["sha256"] for entry in entries).encode()).hexdigest()
         exact = not takes_key(self.simulator) and way.noisy is False
         self._say({"way": plain_way(way), "exact": exact, "sha256": whole, "chunks": entries})
+        remove_drafts(self.folder, *(chunk_file(self.folder, number).name for number in range(self.chunks)))
         return read_set(self.folder)
 
 
