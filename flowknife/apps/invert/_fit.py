@@ -195,6 +195,8 @@ def invert(
     if sharp:  # p(x | y) of an exact y lies on a surface, where a density has no bound
         noise_at = LocalSpread.of(y, spread).scaled(_SHARP)
         user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0)[: frame.dim])
+    added = f"no noise in the data: {_SHARP:g} of their local spread was added" if sharp else ""
+    note(added, show_progress and not task.name)  # of a problem it is known
     training = used.train
     if task.stored is not None:  # what stood for all pairs has told the units and the noise
         usable = task.stored.usable()
@@ -267,7 +269,6 @@ def invert(
     if interrupted and len(candidates) > 1:
         went = went.model_copy(update={"stopped": Stopped.INTERRUPTED, "part": (reached[-1] + 1, len(candidates))})
     Flagging(min(len(parts.calibration), _KEPT), config.alpha, "pairs").warn()
-    added = f"no noise in the data: {_SHARP:g} of their local spread was added" if sharp else ""
     posterior = Posterior(
         model=result.model,
         prior=prior,
