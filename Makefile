@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # The Python of the machine with an accelerator, and what flowknife needs beside JAX, NumPy and SciPy.
 GPU_PYTHON ?= 3.12
-GPU_NEEDS := annotated-doc annotated-types click equinox filelock jaxtyping lazy_loader markdown-it-py mdurl optax absl-py \
+GPU_NEEDS := annotated-doc annotated-types click equinox jaxtyping lazy_loader markdown-it-py mdurl optax absl-py \
     pillow pydantic pydantic-core pygments pyyaml rich safetensors shellingham typer typing-extensions typing-inspection \
     wadler-lindig
 # Used for its data only; its own requirements are not installed.

@@ -15,7 +15,18 @@ from benchmarks import environments, harness, tables
 from benchmarks.rows import ROWS
 
 # Longer ones, each with its own words about how to run it; they print, and write no file of results.
-STUDIES = ("ablation", "anomaly", "bits_per_dim", "density", "images", "inversion", "loading", "posteriors", "scale")
+STUDIES = (
+    "ablation",
+    "anomaly",
+    "bits_per_dim",
+    "density",
+    "guarantees",
+    "images",
+    "inversion",
+    "loading",
+    "posteriors",
+    "scale",
+)
 NAMES = (*ROWS, *STUDIES)
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def keep_within(folder: Path, most: int, used: Path) -> None:
     """Remove what was least recently used of a folder, as long as it takes more than `most` bytes.
 
     Args:
-        folder: each of its files and folders is one entry; the time of its last change is that of its last use.
+        folder: each of its files and folders is one entry, used last when it was changed, or a file was read.
         most: bytes.
         used: the entry that is in use, which stays.
     """
@@ -41,8 +42,12 @@ def keep_within(folder: Path, most: int, used: Path) -> None:
     entries = []
     for entry in folder.iterdir() if folder.is_dir() else ():
         with suppress(OSError):
-            inside = [entry, *entry.rglob("*")] if entry.is_dir() and not entry.is_symlink() else [entry]
-            entries.append((entry.lstat().st_mtime, sum(each.lstat().st_size for each in inside), entry))
+            about = entry.lstat()
+            if not stat.S_ISDIR(about.st_mode):
+                entries.append((max(about.st_mtime, about.st_atime), about.st_size, entry))
+                continue
+            inside = [entry, *entry.rglob("*")]
+            entries.append((about.st_mtime, sum(each.lstat().st_size for each in inside), entry))
     total = sum(size for _, size, _ in entries)
     for _, size, entry in sorted(entries):
         if total <= most:

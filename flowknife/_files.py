@@ -8,6 +8,7 @@ list of skipped files its header, and the other files of a run belong to its `ru
 """
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -53,6 +54,8 @@ _HEAD = 4096  # bytes of a file that hold its mark
 MOST_TEXT = 2**23
 """Bytes of a text file that is read as a whole: a record, the list of a claim."""
 
+_MOST_INSIDE = 2**20  # lists and objects of one text: each takes twenty times its two characters
+
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
@@ -84,6 +87,40 @@ def read_file(path: str | os.PathLike, most: int = MOST_TEXT) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes", os.fspath(path))
     return content
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a regular file, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+    """
+    with open_file(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def plain_values(text: bytes) -> Any:
+    """The plain values that a text of JSON holds.
+
+    Raises:
+        ValueError: it is none, or too much of it lies in lists and objects, side by side or within each other.
+    """
+    if text.count(b"[") + text.count(b"{") > _MOST_INSIDE:
+        raise ValueError(f"more than {_MOST_INSIDE:,} lists and objects")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
+
+
+def read_json(path: str | os.PathLike, most: int = MOST_TEXT) -> Any:
+    """The plain values in a file of JSON of at most `most` bytes.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or larger.
+        ValueError: see `plain_values`.
+    """
+    return plain_values(read_file(path, most))
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -154,8 +191,8 @@ def is_run(folder: Path) -> bool:
 def _said(path: Path, *keys: str) -> Any:
     """A value in a file of JSON; None if there is none."""
     try:
-        value = json.loads(read_file(path))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path)
+    except (OSError, ValueError):
         return None
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -297,10 +334,10 @@ def _create(draft: Path, claim: Path) -> None:
 
 def _read(claim: Path) -> dict[str, Any] | None:
     try:
-        holder = json.loads(read_file(claim))
+        holder = read_json(claim)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

@@ -91,10 +91,11 @@ class Frame(eqx.Module):
     @property
     def log_det(self) -> float:
         """log|d model / d value|, to be added to a log density of the model for the user's units."""
-        return -float(np.sum(np.log(self._scale)))
+        return -float(np.sum(np.log(self.scale_kept)))
 
     @property
-    def _scale(self):
+    def scale_kept(self) -> np.ndarray:
+        """Scale of each column that the model sees."""
         return np.asarray(self.scale)[self.kept]
 
     def to_model(self, values: Any) -> Float[np.ndarray, "..."]:
@@ -106,13 +107,15 @@ class Frame(eqx.Module):
         """Values (..., columns) in this frame, (..., dim), in double precision; compiled, in that of the model."""
         values = _wide(values)[..., self.kept]
         with np.errstate(over="ignore", invalid="ignore"):
-            return (values - np.asarray(self.origin)[self.kept].astype(values.dtype)) / self._scale.astype(values.dtype)
+            return (values - np.asarray(self.origin)[self.kept].astype(values.dtype)) / self.scale_kept.astype(
+                values.dtype
+            )
 
     def from_model(self, rows: Any) -> Any:
         """Rows of the model (..., dim) in the user's units, float64, with the constant columns in their places."""
         rows = _wide(rows)
         with np.errstate(over="ignore", invalid="ignore"):
-            rows = rows * self._scale.astype(rows.dtype)
+            rows = rows * self.scale_kept.astype(rows.dtype)
         return self._spread_out(rows) + np.asarray(self.origin).astype(rows.dtype)
 
     def _spread_out(self, rows):
@@ -126,12 +129,12 @@ class Frame(eqx.Module):
 
     def widths_to_model(self, widths: Any) -> Float[np.ndarray, "..."]:
         """Differences, such as standard deviations, of the columns that the model sees."""
-        return (np.asarray(widths, np.float64)[..., self.kept] / self._scale).astype(np.float32)
+        return (np.asarray(widths, np.float64)[..., self.kept] / self.scale_kept).astype(np.float32)
 
     def widths_from_model(self, widths: Any) -> Any:
         """Differences in the user's units; those of constant columns are zero."""
         widths = _wide(widths)
-        return self._spread_out(widths * self._scale.astype(widths.dtype))
+        return self._spread_out(widths * self.scale_kept.astype(widths.dtype))
 
     def possible(self, values: Any) -> Any:
         """Whether rows have the values of the constant columns, up to rounding, shape (...)."""

@@ -15,15 +15,19 @@ logarithm is a lower bound, which S tightens (Burda et al. 2016, arXiv 1509.0051
 training maximises (uniform dequantisation, Theis et al. 2016, arXiv 1511.01844, sec. 3.1).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
+
+POINTS = 64
+"""Draws of the continuous rows that stand for a row."""
 
 _EDGE = 1e-4  # of a cell, its share at either end that is never drawn: rounding must not leave the cell
 
@@ -75,6 +79,7 @@ class Mixed(eqx.Module):
         """How many uniform numbers a row takes."""
         return len(self.places) + len(self.gaps)
 
+    @eqx.filter_jit  # its operations one by one would be compiled one by one
     def fill(
         self, rows: Float[Array | np.ndarray, "*n d"], uniform: Float[Array | np.ndarray, "*n k"]
     ) -> tuple[Float[Array, "*n d"], Float[Array, "*n"]]:
@@ -100,6 +105,7 @@ class Mixed(eqx.Module):
             log_r += jnp.where(gone, _log_normal(score) - jnp.log(self.spreads[i]), 0.0)
         return filled, -log_r
 
+    @eqx.filter_jit
     def restore(self, filled: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n d"]:
         """The rows for which continuous rows stand; numbers that are missing are as they were drawn."""
         filled = jnp.asarray(filled)
@@ -108,7 +114,50 @@ class Mixed(eqx.Module):
         codes = jnp.sum(filled[..., places, None] >= edges, axis=-1)
         return filled.at[..., places].set(codes.astype(filled.dtype))
 
-    def points(self, count: int) -> Float[np.ndarray, "count k"]:
+    def averaged(
+        self,
+        log_prob: Callable[[Array], Array],
+        rows: Float[Array | np.ndarray, "n d"],
+        points: Float[Array | np.ndarray, "s k"],
+    ) -> Float[Array, "n ..."]:
+        """Log of the mean of q(v) / r(v | row) over draws of the continuous rows v, compiled once for all draws.
+
+        Args:
+            log_prob: log q of continuous rows, (n,) or one for each of several densities, (n, m).
+            rows: with whole numbers in the discrete columns.
+            points: uniform numbers of each draw, see `points`; the same for all rows.
+        """
+
+        def one(point):
+            filled, weight = self.fill(rows, jnp.broadcast_to(point, (len(rows), self.draws)))
+            found = log_prob(filled)
+            return found + weight.reshape(len(rows), *(1,) * (found.ndim - 1))
+
+        drawn = jax.lax.map(one, jnp.asarray(points))
+        return jax.nn.logsumexp(drawn, axis=0) - jnp.log(len(points))
+
+    def known(self, rows: Float[Array | np.ndarray, "n d"]) -> np.ndarray:
+        """Whether rows have no category but those of training, shape (n,)."""
+        return np.all(np.asarray(rows)[:, list(self.places)] >= 0, axis=1)
+
+    def gap_units(self, rows: Float[np.ndarray, "n d"], scale: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
+        """What the units of the numbers that are missing in rows add to log|d model / d value|: they have none.
+
+        Args:
+            rows: as the model takes them.
+            scale: values per unit of the model, of each column.
+        """
+        found = np.zeros(len(rows))
+        for place, flag in self.gaps:
+            found += np.where(rows[:, flag] > 0.5, np.log(scale[place]), 0.0)
+        return found
+
+    def fits(self, dim: int) -> bool:
+        """Whether these can be columns of rows of `dim` numbers."""
+        places = [*self.places, *(place for gap in self.gaps for place in gap)]
+        return not places or (min(places) >= 0 and max(places) < dim)
+
+    def points(self, count: int = POINTS) -> Float[np.ndarray, "count k"]:
         """Uniform numbers for `count` draws, spread evenly (scrambled Sobol points); always the same ones."""
         return _points(self.draws, count)
 

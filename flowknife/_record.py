@@ -1,5 +1,6 @@
 """The record of a run: what `run.json` says, in typed fields. Whoever shows it turns them into words; see `report`."""
 
+import functools
 import importlib.metadata
 import inspect
 import os
@@ -147,8 +148,12 @@ class DataRecord(_Part):
 
 def package_versions() -> dict[str, str]:
     """The versions of flowknife, Python and the packages that compute."""
-    packages = {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax", "numpy")}
-    return {"flowknife": __version__, "python": platform.python_version(), **packages}
+    return {"flowknife": __version__, "python": platform.python_version(), **_installed()}
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "equinox", "optax", "numpy")}
 
 
 class Record(_Part, Generic[Config]):

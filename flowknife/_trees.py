@@ -30,11 +30,13 @@ from flowknife import bijections, inn, laws, nets, priors
 from flowknife._files import open_file, replacing
 from flowknife._record import FORMAT
 from flowknife._types import Constant, Shape
+from flowknife.data._memory import room_in_memory
 from flowknife.errors import StorageError
 
 _HEADER = "flowknife"
 _MOST_HEADER = 2**24  # bytes; a thousandth of it is usual
 _MOST_DEPTH = 100  # of the tree; 35 is usual
+_SMALL = 2**24  # bytes that there is always room for
 _LARGEST = 2**20  # of whole numbers of a module, which are sizes and places
 _MOST_NUMBERS = 2**27  # of one event
 _SIZES = (Shape, Shape | None)
@@ -115,6 +117,7 @@ def load_tree(path: str | os.PathLike, convert: Callable[[np.ndarray], Any] = jn
     try:
         with open_file(path) as stream:
             size = os.fstat(stream.fileno()).st_size
+        require_room(path, size)
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_HEADER)
             if text is None:
@@ -289,6 +292,14 @@ def _word(value):
 
 def _name(declared):
     return declared.__name__ if inspect.isclass(declared) else str(declared).replace("typing.", "")
+
+
+def require_room(path: str | os.PathLike, size: int) -> None:
+    """Refuse a model file of `size` bytes that does not fit in memory, before any of it is read."""
+    if size > _SMALL and size > (room := room_in_memory()):
+        raise StorageError(
+            f"got {path} of {size / 2**20:,.0f} MiB; expected a model that fits in memory ({room / 2**20:,.0f} MiB)"
+        )
 
 
 def require_format(path: str | os.PathLike, found: Any) -> None:

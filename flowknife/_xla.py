@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+import warnings
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +15,7 @@ from flowknife._caches import cache_root, keep_within, private_folder
 
 _FLAG = "xla_cpu_use_fusion_emitters"
 _SWITCH = "FLOWKNIFE_COMPILATION_CACHE"
-_FASTEST = ("jax_persistent_cache_min_compile_time_secs", 0.1)  # what compiles faster than it is read is not kept
+_FASTEST = ("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small programs take as long as a large one
 
 _MOST_BYTES = 2**30
 _PRUNED, _DAY = ".pruned", 86_400.0
@@ -49,6 +50,8 @@ def keep_programs() -> None:
         if name.upper() not in os.environ:
             jax.config.update(name, value)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # an entry that another process is about to write is compiled anew, which nobody needs to know
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
         _prune(folder)
 
 

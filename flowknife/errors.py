@@ -46,6 +46,16 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
+def reason_of(error: Exception) -> str:
+    """Why something could not be read, in a few words: those of the system, or the first field that is wrong."""
+    fields = getattr(error, "errors", None)
+    if callable(fields):  # of pydantic
+        first = fields()[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else first["msg"]
+    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+
+
 def shortened(text: str, most: int = _LONGEST) -> str:
     """Text of at most about `most` characters, without its middle where it is longer."""
     return text if len(text) <= most else f"{text[: most * 3 // 4]}...{text[-most // 5 :]}"

@@ -217,7 +217,7 @@ class ClassMixture(Law):
             centre = z[codes == k].mean(axis=0)
             means[k] = centre / scale
             if counts[k] > 1:
-                variances, axes = (np.asarray(a, float) for a in shrunk_covariance(jnp.asarray(z[codes == k] - centre)))
+                variances, axes = (np.asarray(a, float) for a in shrunk_covariance(z[codes == k] - centre))
                 precision = (axes / np.maximum(variances, 1e-9 * variances.max())) @ axes.T
                 whitening[k] = np.linalg.cholesky(precision).T * scale
         # half a row for a class that was not seen

@@ -91,17 +91,19 @@ class Dequantised(eqx.Module):
         objective: of the continuous batch.
         block: name of the block.
         mixed: its discrete columns.
+        nat: what the objective counts a nat of a row's log density as.
     """
 
     objective: Objective
     block: str = eqx.field(static=True)
     mixed: Mixed
+    nat: float = 1.0
 
     def __call__(self, model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
         draw_key, key = jax.random.split(key)
         rows = batch[self.block]
         filled, weight = self.mixed.fill(rows, jax.random.uniform(draw_key, (*rows.shape[:-1], self.mixed.draws)))
-        return self.objective(model, {**batch, self.block: filled}, key) - jnp.mean(weight)
+        return self.objective(model, {**batch, self.block: filled}, key) - self.nat * jnp.mean(weight)
 
 
 class Augmented(eqx.Module):

@@ -18,6 +18,7 @@ has a `frame`, which keeps origin and scale in double precision, and `inner` is 
     (('angle', 'speed'), (5, 2))
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame, plain_frame
 from flowknife._types import Constant, Key, Shape, as_key, as_numbers, as_shape
 from flowknife.bijections import (
@@ -172,17 +174,35 @@ class Prior(eqx.Module):
                 possible &= np.all((inside >= low) & (inside <= high), axis=-1)
             return jnp.where(possible, self.within.log_prob(inside) + self.frame.log_det, -jnp.inf)
         with np.errstate(over="ignore"):  # beyond single precision is infinite, and outside or of no density
-            theta = jnp.asarray(theta, float)
-        outside = jnp.any((theta < self.low) | (theta > self.high), axis=-1)
-        # outside, the formula is evaluated at the median, so that gradients stay finite
-        inner = jnp.where(outside[..., None], self.bijection.decode(jnp.zeros(self.dim))[0], theta)
-        u, log_det = self.bijection.encode(inner)
-        return jnp.where(outside, -jnp.inf, normal_log_prob(u, (self.dim,)) + log_det)
+            if isinstance(theta, Tracer):
+                return _log_density(self, jnp.asarray(theta, float))
+            rows = np.asarray(theta, jnp.result_type(float)).reshape(-1, self.dim)
+        (found,) = map_batches(lambda part: [_log_density(self, part)], rows, ROWS_AT_ONCE)
+        return jnp.asarray(found.reshape(theta.shape[:-1]))
 
     def sample(self, n: int | Shape = (), *, key: Key = None) -> Float[Array | np.ndarray, "..."]:
         """Draw `n` parameters (a number or a shape; () for one), of shape `(*n, d)`; in a frame in double precision."""
-        u = jax.random.normal(as_key(key), (*as_shape(n), self.inner.dim))
-        return self._in_units(self.inner.bijection.decode(u)[0])
+        shape, key = as_shape(n), as_key(key)
+        if isinstance(key, Tracer):
+            return self._in_units(_draws(self.inner.bijection, key, shape))
+        count = math.prod(shape)
+        drawn = _draws(self.inner.bijection, key, (bucket(count),))[:count]
+        return self._in_units(drawn.reshape(*shape, -1))
+
+
+@eqx.filter_jit  # operations one by one would be compiled one by one
+def _log_density(prior, theta):
+    """Of parameters as the bijection takes them."""
+    outside = jnp.any((theta < prior.low) | (theta > prior.high), axis=-1)
+    # outside, the formula is evaluated at the median, so that gradients stay finite
+    inner = jnp.where(outside[..., None], prior.bijection.decode(jnp.zeros(prior.dim))[0], theta)
+    u, log_det = prior.bijection.encode(inner)
+    return jnp.where(outside, -jnp.inf, normal_log_prob(u, (prior.dim,)) + log_det)
+
+
+@eqx.filter_jit
+def _draws(bijection, key, shape):
+    return bijection.decode(jax.random.normal(key, (*shape, *bijection.shape)))[0]
 
 
 def _rows(first: Numbers, second: Numbers, dim: int) -> Array:

@@ -19,10 +19,9 @@ import jax
 import numpy as np
 import pydantic
 
-from flowknife._files import NEW, RUN_FILES, WORK, is_run, open_file, own_extras, place_of, read_file, replacing, sync
+from flowknife._files import NEW, RUN_FILES, WORK, is_run, own_extras, place_of, read_file, replacing, sha256_of, sync
 from flowknife._record import Record
-from flowknife._trees import load_tree, require_format, save_tree
-from flowknife.data._memory import memory_budget
+from flowknife._trees import load_tree, require_format, require_room, save_tree
 from flowknife.errors import StorageError
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -82,7 +81,7 @@ def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Map
         lines = [",".join(history), *(",".join(f"{value:.8g}" for value in row) for row in rows)]
         (draft / "history.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         sync(draft / "history.csv")
-        files = {name: _sha256(draft / name) for name in RUN_FILES if name != "run.json"}
+        files = {name: sha256_of(draft / name) for name in RUN_FILES if name != "run.json"}
         record = record.model_copy(update={"files": files})
         write_json(draft / "run.json", record.model_dump(mode="json", exclude_none=True))
         stale = own_extras(folder)
@@ -113,11 +112,6 @@ def _move_new(folder):
     sync(folder)
 
 
-def _sha256(path):
-    with open_file(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_model(folder: str | os.PathLike, record: Record) -> Any:
     """The tree in the model file of a run directory, whose checksum is compared with that of its record.
 
@@ -126,12 +120,8 @@ def read_model(folder: str | os.PathLike, record: Record) -> Any:
     """
     path = place_of(Path(folder), "model.safetensors")
     try:
-        size, room = path.stat().st_size, memory_budget()
-        if size > room:
-            raise StorageError(
-                f"got {path} of {size / 2**20:,.0f} MiB; expected a model that fits in memory ({room / 2**20:,.0f} MiB)"
-            )
-        checksum = _sha256(path)
+        require_room(path, path.stat().st_size)
+        checksum = sha256_of(path)
     except FileNotFoundError:
         return load_tree(path)  # which says so
     except StorageError:

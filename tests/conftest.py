@@ -3,11 +3,13 @@
 - Types and jaxtyping's shapes of every function of flowknife are checked at every call by beartype; only inside
   `pytest.raises(FlowknifeError)` they are not, since there the words of flowknife itself are what is tested.
 - Warnings are errors; the exceptions are listed in pyproject.toml.
-- Programs are compiled with few optimisations, in half the time, and kept in .pytest_cache, which makes a second run
-  about three times faster. `make check-slow`, which trains, compiles them as they are in use.
+- Programs are compiled with few optimisations, in half the time, do not say where in the source their operations are,
+  and are kept in .pytest_cache, which makes a second run about three times faster. `make check-slow`, which trains,
+  compiles them as they are in use.
 """
 
 import gc
+import inspect
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "agg"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # of each operation a hundred frames, most of them of pytest
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     # A program is compiled in one piece: to cut it into 32 costs a third more, and both cores are at work anyway.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_parallel_codegen_split_count=1".strip()
@@ -24,6 +27,18 @@ import jax
 import jaxtyping
 import pytest
 
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _jaxtyped_where_annotated(*function, **options):
+    """`jaxtyping.jaxtyped`; functions that annotate nothing have nothing to be checked, and stay as they are."""
+    check = _jaxtyped(*function, **options)
+    if function:
+        return check
+    return lambda thing: thing if inspect.isfunction(thing) and not thing.__annotations__ else check(thing)
+
+
+jaxtyping.jaxtyped = _jaxtyped_where_annotated
 jaxtyping.install_import_hook("flowknife", "beartype.beartype")
 
 from flowknife.errors import FlowknifeError  # noqa: E402, only now, so that the hook sees it
@@ -74,5 +89,5 @@ _MAPS = Path("/proc/self/maps")
 def room_for_compiled_code():
     """Forgets compiled programs when they become many: a process on Linux has room for some 65,000 pieces of them."""
     yield
-    if not _MAPS.exists() or len(_MAPS.read_bytes().splitlines()) > 20_000:
+    if not _MAPS.exists() or len(_MAPS.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import struct
 import tempfile
@@ -37,6 +38,7 @@ from flowknife import apps, storage
 from flowknife._frame import Frame
 from flowknife._record import DataRecord, Record, Stopped, TrainingRecord
 from flowknife.anomaly._neighbours import Neighbours
+from flowknife.apps import _result
 from flowknife.apps.classify._models import table_model
 from flowknife.apps.images import _empirical
 from flowknife.architectures import coupling_flow, lattice
@@ -51,12 +53,13 @@ from flowknife.errors import FlowknifeError
 from flowknife.inn import INN, Block
 from flowknife.laws import Pixels
 from flowknife.multiscale import image_model
+from flowknife.priors import Prior
 
 SECONDS = 1.0
 """Of computing; what takes longer is a hang."""
 MEMORY = 2**30
 """Bytes that opening one file may add."""
-_WAIT = 20  # seconds of the clock, after which an input is cut off: it waits for something
+_WAIT = 120  # seconds of the clock, after which an input is cut off: it waits for something; others may be at work
 
 
 class Hang(BaseException):
@@ -130,6 +133,15 @@ def changed_text(rng: random.Random, value: Any) -> str:
         else:
             inside[key] = rng.choice(_ODD)
     return json.dumps(value).replace('"deep"', "[" * deep + "]" * deep)
+
+
+def changed_json(rng: random.Random, content: bytes) -> bytes:
+    """A text of JSON with other values, or with other bytes."""
+    if rng.random() < 0.3:
+        return changed_bytes(rng, content)
+    with contextlib.suppress(RecursionError):
+        return changed_text(rng, json.loads(content)).encode("utf-8", "surrogatepass")
+    return content
 
 
 def _inside(value, way):
@@ -425,6 +437,62 @@ def _require_finite(tree: Any) -> None:
             raise AssertionError("a number that is not finite was read")
 
 
+class _TracedOnce:
+    """`INN.require_sound`, for models of the same shapes once: numbers are not what it looks at."""
+
+    def __init__(self) -> None:
+        self.whole, self.known = INN.require_sound, set()
+
+    def __call__(self, model: INN) -> None:
+        leaves, structure = jax.tree.flatten(model)
+        key = structure, tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else repr(leaf) for leaf in leaves)
+        try:
+            known = key in self.known
+        except TypeError:  # a damaged file has lists where words should be
+            known, key = False, None
+        if not known:
+            self.whole(model)
+            self.known.add(key)
+
+
+class _ReadOnce:
+    """`storage.read_model`, for each of some whole files once; any other is read."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+
+    def __call__(self, folder: Any, record: Record) -> Any:
+        checksum = record.files.get("model.safetensors", "")
+        if checksum in self.found and self.found[checksum] is None:
+            self.found[checksum] = storage.read_model(folder, record)
+        return self.found.get(checksum) or storage.read_model(folder, record)
+
+
+@contextlib.contextmanager
+def repeated_once(whole: Iterator[str] | list[str] = ()) -> Iterator[None]:
+    """In the block nothing is computed twice that gives the same: for the search, which opens the same runs again.
+
+    Args:
+        whole: checksums of the model files that stay as they are.
+    """
+    traced, read, drawn, draw = _TracedOnce(), _ReadOnce(), {}, Prior.sample
+    read.found = dict.fromkeys(whole)
+
+    def drawn_once(prior, n, *, key=None):
+        place = id(prior), n, repr(key if isinstance(key, int) else jax.random.key_data(key))
+        if len(drawn) > 1000:
+            drawn.clear()
+        if place not in drawn:
+            drawn[place] = prior, draw(prior, n, key=key)  # with the prior, whose number no other one has then
+        return drawn[place][1]
+
+    INN.require_sound, _result.read_model, Prior.sample = (lambda model: traced(model)), read, drawn_once
+    try:
+        yield
+    finally:
+        INN.require_sound, _result.read_model, Prior.sample = traced.whole, storage.read_model, draw
+
+
 def _opened(folder: Path) -> Any:
     from flowknife.report import about, ends
 
@@ -558,10 +626,18 @@ _CACHE_SEEDS: dict[str, bytes] = {}
 _GOOD = b""
 
 
-def targets(folder: Path) -> dict[str, Target]:
-    """Every kind of file; the runs among the seeds are written to `folder`."""
+def targets(folder: Path, every: bool = False) -> dict[str, Target]:
+    """Every kind of file; the runs among the seeds are written to `folder`.
+
+    Args:
+        folder: a new place.
+        every: live pages of all jobs too, whose calls are programs.
+    """
     global _CACHE_SEEDS, _GOOD
-    runs = {name: write_small(result, folder / name) for name, result in small_runs().items()}
+    from tests.fuzz_formats import more_targets
+
+    results = small_runs()
+    runs = {name: write_small(result, folder / name) for name, result in results.items()}
     files = {name: {path.name: path.read_bytes() for path in run.iterdir()} for name, run in runs.items()}
     _CACHE_SEEDS, _GOOD = _cache_seeds(), _pictures()["i.bmp"]
 
@@ -578,20 +654,13 @@ def targets(folder: Path) -> dict[str, Target]:
         seeds = {name: files[name][part] for name in runs}
         return Target(seeds, change, lambda place, name, content: use_run(place, name, content, part))
 
-    def change_json(rng, content):
-        if rng.random() < 0.3:
-            return changed_bytes(rng, content)
-        with contextlib.suppress(RecursionError):
-            return changed_text(rng, json.loads(content)).encode("utf-8", "surrogatepass")
-        return content
-
     tables = _tables()
     packed = {"t.csv.gz": tables.pop("t.csv.gz")}
     array = io.BytesIO()
     np.save(array, np.zeros((3, 9, 9), np.uint8))
     return {
         "model": of_runs("model.safetensors", changed_model),
-        "record": of_runs("run.json", change_json),
+        "record": of_runs("run.json", changed_json),
         "history": of_runs("history.csv", changed_bytes),
         "table": Target(tables, _change_table, _use_table),
         "packed": Target(packed, _change_packed, _use_table),
@@ -599,6 +668,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "settings": Target(_SETTINGS, changed_bytes, _use_settings),
         "image": Target(_pictures(), _change_image, _use_image),
         "cache": Target(_CACHE_SEEDS, changed_bytes, _use_cache),
+        **more_targets(folder, results, every),
     }  # fmt: skip
 
 
@@ -690,14 +760,20 @@ def outcome(use: Callable[[], Any]) -> tuple[bool, str]:
     return read, why
 
 
+_QUICK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a file system in memory
+
+
 def search(
     chosen: dict[str, Target], *, seed: int, inputs: int | None = None, seconds: float | None = None
 ) -> tuple[Counter, list[Failure]]:
-    """Try damaged files, of each target in turn: how many were tried, read and refused, and what failed."""
+    """Try damaged files, of each target in turn: how many were tried, read and refused, and what failed.
+
+    The counts also say what each target took, in milliseconds.
+    """
     counts: Counter = Counter()
     failures: list[Failure] = []
     ends = time.monotonic() + seconds if seconds else float("inf")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=_QUICK) as folder:
         number = 0
         while (inputs is None or number < inputs) and time.monotonic() < ends:
             name = list(chosen)[number % len(chosen)]
@@ -711,13 +787,13 @@ def search(
                 target.use(place, start, content)
 
             place.mkdir()
+            began = time.perf_counter()
             read, why = outcome(use)
             if why.startswith("took"):  # programs are compiled and modules imported only once
                 read, why = outcome(use)
-            for path in place.iterdir():
-                path.unlink()
-            place.rmdir()
+            shutil.rmtree(place, ignore_errors=True)
             counts[f"{name}: {'failed' if why else 'read' if read else 'refused'}"] += 1
+            counts[f"{name}: ms"] += round(1000 * (time.perf_counter() - began), 3)  # ty: ignore[invalid-assignment]
             if why:
                 failures.append(Failure(name, start, number, why, content))
             number += 1
@@ -726,8 +802,14 @@ def search(
 
 def _search_all(seed: int, seconds: float, names: list[str]) -> tuple[Counter, list[Failure]]:
     with tempfile.TemporaryDirectory() as folder:
-        every = targets(Path(folder))
-        return search({name: every[name] for name in names or every}, seed=seed, seconds=seconds)
+        every = targets(Path(folder), every=True)
+        seeds = every["model"].seeds.values()
+        with repeated_once([hashlib.sha256(content).hexdigest() for content in seeds]):
+            return search({name: every[name] for name in names or every}, seed=seed, seconds=seconds)
+
+
+def _inputs(counts: Counter) -> int:
+    return sum(count for name, count in counts.items() if not name.endswith(": ms"))
 
 
 def main() -> None:
@@ -744,12 +826,14 @@ def main() -> None:
         work = [pool.submit(_search_all, seed, 60 * given.minutes, given.targets) for seed in seeds]
         for seed, done in zip(seeds, work, strict=True):
             own, failed = done.result()
-            print(f"seed {seed}: {sum(own.values()):,} inputs, {len(failed)} failed")
+            print(f"seed {seed}: {_inputs(own):,} inputs, {len(failed)} failed", flush=True)
             counts += own
             failures += [(seed, failure) for failure in failed]
-    print(f"{sum(counts.values()):,} inputs in {given.minutes:g} minutes")
-    for name, count in sorted(counts.items()):
-        print(f"  {name}: {count:,}")
+    print(f"{_inputs(counts):,} inputs in {given.minutes:g} minutes")
+    for name in dict.fromkeys(name.partition(":")[0] for name in sorted(counts)):
+        own = {end: counts[f"{name}: {end}"] for end in ("read", "refused", "failed")}
+        each = counts[f"{name}: ms"] / max(sum(own.values()), 1)
+        print(f"  {name}: {', '.join(f'{count:,} {end}' for end, count in own.items())}; {each:.1f} ms each")
     kinds: dict[tuple[str, str], list[tuple[int, Failure]]] = {}
     for seed, failure in failures:
         kinds.setdefault((failure.target, failure.why.split(": ")[0]), []).append((seed, failure))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from flowknife import _xla
@@ -52,6 +53,28 @@ def test_the_oldest_programs_are_removed_once_a_day(tmp_path, monkeypatch):
     os.utime(tmp_path / ".pruned", (1e9, 1e9))
     _xla._prune(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*-cache")) == ["0-cache", "4-cache"]
+
+
+def test_programs_are_cut_to_their_limit_once_a_day_and_writing_one_looks_at_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWKNIFE_CACHE", str(tmp_path))
+    monkeypatch.setattr(_xla, "_MOST", 250)
+    folder = tmp_path / "programs" / _xla._machine()
+    folder.mkdir(parents=True)
+    chosen = {name: jax.config.values[name] for name in ("jax_compilation_cache_dir", _xla._QUICK)}
+    try:
+        for age, name in enumerate(["new", "older", "oldest"]):
+            (folder / name).write_bytes(b"0" * 100)
+            os.utime(folder / name, (1e9 - age, 1e9 - age))
+        for names in ({"new", "older"}, {"new", "older", "oldest"}):
+            jax.config.update("jax_compilation_cache_dir", None)
+            _xla.keep_programs()
+            assert jax.config.values["jax_compilation_cache_dir"] == str(folder)
+            assert {path.name for path in folder.iterdir()} == {*names, _xla._LOOKED}
+            (folder / "oldest").write_bytes(b"0" * 100)  # is not looked at before tomorrow
+    finally:
+        for name, value in chosen.items():
+            jax.config.update(name, value)
+    assert jax.config.values["jax_compilation_cache_max_size"] == -1
 
 
 @pytest.mark.parametrize("choice", [{"FLOWKNIFE_COMPILATION_CACHE": "off"}, {"JAX_COMPILATION_CACHE_DIR": "mine"}])

@@ -90,16 +90,17 @@ def test_every_row_is_in_one_part_and_every_group_is_trained_on(key):
 
 SMALL = {"key": 0, "show_progress": False, "width": 8}
 STEPS = {"steps": 2, "batch_size": 16}
+AFFINE = {"layers": 1, "depth": 1, "scalar": "affine", **SMALL}
 
 
 def _density(n, **train):
     x = np.random.default_rng(0).normal(size=(n, 3))
-    return fk.density(x, layers=1, **SMALL, train={**STEPS, **train})
+    return fk.density(x, **AFFINE, train={**STEPS, **train})
 
 
 def _classify(n, **train):
     x = np.random.default_rng(0).normal(size=(n, 3))
-    return fk.classify(x, np.arange(n) % 2, layers=1, **SMALL, train={**STEPS, **train})
+    return fk.classify(x, np.arange(n) % 2, **AFFINE, train={**STEPS, **train})
 
 
 def _invert(n, **train):
@@ -233,7 +234,7 @@ def test_with_too_few_calibration_rows_a_line_says_what_the_smallest_is(job, tmp
 def test_rows_of_ones_own_may_calibrate():
     generator = np.random.default_rng(0)
     x, own, new = generator.normal(size=(40, 2)), generator.normal(size=(25, 2)), generator.normal(size=(5, 2))
-    flow = fk.density(x, layers=1, **SMALL, train={**STEPS, "validation": 0}, calibration=own, alpha=0.1)
+    flow = fk.density(x, **AFFINE, train={**STEPS, "validation": 0}, calibration=own, alpha=0.1)
     np.testing.assert_array_equal(
         flow.score(new)["p_value"], conformal_p_values(-flow.log_prob(new), -flow.log_prob(own))
     )

@@ -22,6 +22,7 @@ from flowknife.objectives import class_log_probs, information_bottleneck
 from tests.catalogue import perturbed
 
 QUICK = {"layers": 2, "width": 16, "show_progress": False, "key": 0}
+WINDS = np.array(["east", "northeast", "north", "northwest", "west", "southwest", "south", "southeast"])
 
 
 def ring(n, key, labels="some"):
@@ -37,9 +38,12 @@ def rings():
 
 @pytest.fixture(scope="module")
 def words():
-    """A quick classifier with classes named by words, few of them labelled, and a column far from zero."""
-    x, codes = ring(1200, 1, "some")
-    names = np.array(["north", "east", "south", "west"], object)[codes]
+    """A quick classifier with classes named by words, few of them labelled, and a column far from zero.
+
+    It has as many rows and classes as `rings`, and so its compiled programs.
+    """
+    x, codes = ring(1500, 1, "all")
+    names = WINDS.astype(object)[codes]
     names[np.random.default_rng(0).random(len(names)) < 0.8] = None
     return fk.classify(x + np.array([1e9, 0.0]), names, train={"steps": 200}, **QUICK)
 
@@ -48,8 +52,8 @@ def words():
 
 
 def test_the_ring_is_told_apart_and_modelled(rings):
-    x, labels = ring(20_000, 5, "all")
-    assert np.mean(rings.predict(x) == labels) > 0.999
+    x, labels = ring(1000, 5, "all")
+    assert np.mean(rings.predict(x) == labels) > 0.997
     assert -rings.log_prob(x, labels).mean() < -0.381 + 0.1
     assert rings.metrics["accuracy"] > 0.99
     assert rings.metrics["nll_given_label"] < -0.381 + 0.2
@@ -58,12 +62,12 @@ def test_the_ring_is_told_apart_and_modelled(rings):
 
 def test_samples_of_a_label_lie_in_its_mode(rings):
     for label in (0, 5):
-        x = rings.sample(500, label=label, key=0)
+        x = rings.sample(250, label=label, key=0)
         assert np.mean(fk.data.ring_labels(x) == label) > 0.99
     mixed = rings.sample(8, label=np.arange(8), key=0)
     np.testing.assert_array_equal(fk.data.ring_labels(mixed), np.arange(8))
-    drawn = fk.data.ring_labels(rings.sample(4000, key=1))
-    np.testing.assert_allclose(np.bincount(drawn) / 4000, 1 / 8, atol=0.03)
+    drawn = fk.data.ring_labels(rings.sample(1000, key=1))
+    np.testing.assert_allclose(np.bincount(drawn) / 1000, 1 / 8, atol=0.04)
 
 
 def test_probabilities_are_bayes_rule_of_the_densities(rings):
@@ -190,12 +194,11 @@ def test_a_split_keeps_every_class_in_training(key):
 
 
 def test_rows_without_labels_are_used(words):
-    assert words.classes == ("east", "north", "south", "west")
-    assert words.record.data.unlabelled > 900
-    x, codes = ring(2000, 6, "some")
+    assert words.classes == tuple(sorted(WINDS))
+    assert words.record.data.unlabelled > 1100
+    x, codes = ring(1000, 6, "all")
     x = x + np.array([1e9, 0.0])
-    names = np.array(["north", "east", "south", "west"])[codes]
-    assert np.mean(words.predict(x) == names) > 0.97
+    assert np.mean(words.predict(x) == WINDS[codes]) > 0.97
     assert abs(words.sample(100, label="east", key=0)[:, 0].mean() - 1e9) < 10
     assert words.score(x[:3])["label"].dtype.kind == "U"
 
@@ -214,7 +217,7 @@ def test_a_column_of_a_data_frame_may_be_the_label():
 
 
 def test_what_is_of_no_class_is_flagged_and_a_share_alpha_of_the_rest(rings):
-    x, _ = ring(5000, 7, "all")
+    x, _ = ring(1000, 7, "all")
     scores = rings.score(x)
     # 112 held-out rows set the threshold: its own standard deviation is 0.02
     assert abs(scores["flag"].mean() - 0.05) < 0.08
@@ -240,14 +243,14 @@ def test_a_classifier_survives_saving(words, tmp_path):
 
 def test_checks_and_counts(rings):
     assert all(check.passed for check in rings.check())
-    x, labels = ring(400, 9, "all")
+    x, labels = ring(1000, 9, "all")
     counts = rings.confusion(x, labels)
-    assert counts.sum() == 400 and np.trace(counts) > 395
+    assert counts.sum() == 1000 and np.trace(counts) > 990
     np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(labels, minlength=8))
-    assert rings.reliability(x, labels).counts.sum() == 400
+    assert rings.reliability(x, labels).counts.sum() == 1000
     # labels add the calibration of probabilities, their cross entropy and the share of errors
     assert len(rings.check(x)) == len(rings.check((x, labels))) - 3
-    assert rings.encode(x).shape == (400, 2)
+    assert rings.encode(x).shape == (1000, 2)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from flowknife.diagnostics import Check
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
 
-TINY = ["-s", "train.steps=30", "-s", "layers=2", "-s", "width=16"]
+TINY = ["-s", "train.steps=30", "-s", "layers=2", "-s", "width=16", "-s", "depth=1", "-s", "scalar=affine"]
 COLUMNS = ("height", "width", "depth")
 
 

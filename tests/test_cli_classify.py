@@ -14,7 +14,10 @@ from flowknife.data._pairs import read_labelled
 from flowknife.diagnostics import Check
 from tests.command import call, refused, rows_of
 
-TINY = ["-s", "layers=1", "-s", "width=8", "-s", "depth=1", "-s", "train.steps=5", "-s", "train.batch_size=32"]
+SIZES = {"layers": 1, "width": 8, "depth": 1, "scalar": "affine"}
+STEPS = {"steps": 5, "batch_size": 32}
+TINY = [f"--set={name}={value}" for name, value in SIZES.items()]
+TINY += [f"--set=train.{name}={value}" for name, value in STEPS.items()]
 SPECIES = ("cat", "dog")
 
 
@@ -145,15 +148,12 @@ def test_labels_come_from_a_column_or_an_array(tmp_path):
 
 
 def test_python_takes_the_table_that_the_shell_takes(animals, table):
-    settings = dict(word.split("=") for word in TINY if "=" in word)
-    steps = {name: int(settings.pop(f"train.{name}")) for name in ("steps", "batch_size")}
-    settings = {name: int(value) for name, value in settings.items()}
-    model, shell = fk.classify(table, "species", train=steps, show_progress=False, **settings), fk.load(animals)
+    model, shell = fk.classify(table, "species", train=STEPS, show_progress=False, **SIZES), fk.load(animals)
     assert model.record.data == shell.record.data and model.names == ("height", "length")
     rows = load_table(table, columns=model.names).values
     np.testing.assert_allclose(model.log_prob(rows), shell.log_prob(rows), rtol=1e-5)
     frame = pd.read_csv(table)
-    again = fk.classify(frame, "species", train=steps, show_progress=False, **settings)
+    again = fk.classify(frame, "species", train=STEPS, show_progress=False, **SIZES)
     assert again.record.data.fingerprint == shell.record.data.fingerprint and again.classes == shell.classes
     assert len(model.check(frame)) == len(model.check())
 

@@ -212,6 +212,40 @@ def test_observations_that_cannot_be_used_are_told(tmp_path, arm, observations):
     assert not list(tmp_path.glob("a.*"))
 
 
+def test_draws_are_refined_where_the_likelihood_is_known(tmp_path, arm, observations):
+    """x ~ N(0, 1), y = 2 x + N(0, 0.5^2), so that x given y is N(8 y / 17, 1 / 17); the simulator is in a file."""
+    prior = fk.Normal([0.0], [1.0], names=["a"])
+    tiny = {"layers": 1, "width": 8, "depth": 1, "features": 0, "show_progress": False, "key": 0}
+    posterior = fk.invert(
+        lambda x: 2 * x, prior, noise=0.5, num_simulations=400, train={"steps": 5, "weight_decay": 0}, **tiny
+    )
+    run = posterior.save(tmp_path / "run")
+    (tmp_path / "doubled_file.py").write_text("def doubled(x):\n    return 2 * x\n")
+    save_table(tmp_path / "y.csv", [[1.7]], ["y1"])
+    given = tmp_path / "y.csv", "--refine", "--out", tmp_path / "draws.csv"
+    named = "--simulator", tmp_path / "doubled_file.py:doubled"
+    call("invert", run, *given, *named, "-n", "500", "--seed", "1")
+    drawn = load_table(tmp_path / "draws.csv", columns=["a"]).values
+    assert drawn.shape == (500, 1) and len(np.unique(drawn)) > 450
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0.8, 17**-0.5], atol=0.045)
+    other = "--out", tmp_path / "none.csv"
+    refused("invert", run, tmp_path / "y.csv", "--refine", *other, words=("not known", "--simulator FILE.py:NAME"))
+    refused("invert", run, tmp_path / "y.csv", *named, *other, words="--simulator without --refine")
+    refused("invert", arm, observations, "--refine", *other, words=("not known", "try noise="))
+    refused(
+        "sample",
+        run,
+        "--given",
+        *given,
+        *named,
+        "--overwrite",
+        "--temperature",
+        "0.5",
+        words="--temperature with --refine",
+    )
+    assert not (tmp_path / "none.csv").exists()
+
+
 def test_a_run_of_another_kind_is_no_posterior(tmp_path, arm, observations):
     run = shutil.copytree(arm, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())

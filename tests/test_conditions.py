@@ -28,7 +28,7 @@ from flowknife.bijections import (
 )
 from flowknife.errors import InputError
 from flowknife.laws import Normal
-from tests.catalogue import CONV, MLP, perturbed
+from tests.catalogue import CONV, MLP, perturbed, quick_jit
 
 IMAGE = (8, 8, 1)
 TINY = {"width": 6, "features": 6, "depth": 1}
@@ -156,7 +156,8 @@ def test_a_condition_has_no_law():
 
 
 def test_values_for_other_rows_are_refused():
-    inn = model(coupling_flow(2, cond_dim=3, layers=1, width=4, key=0), 2, 1)
+    flow = quick_jit(lambda: coupling_flow(2, cond_dim=3, layers=1, width=4, depth=1, scalar="affine", key=0))()
+    inn = model(flow, 2, 1)
     x = np.zeros((5, 2))
     one = inn.log_prob(x, c0=np.ones(2), c1=np.ones((5, 1)))
     np.testing.assert_allclose(one, inn.log_prob(x, c0=np.ones((5, 2)), c1=np.ones(1)), rtol=1e-6)
@@ -167,12 +168,14 @@ def test_values_for_other_rows_are_refused():
 
 
 def test_the_learned_prior_of_glow_sees_the_condition():
-    bijection = perturbed(glow((8, 8, 1), levels=2, steps=1, width=4, cond_dim=2, key=0), np.random.default_rng(0))
+    made = quick_jit(lambda: glow((8, 8, 1), levels=2, steps=1, width=4, cond_dim=2, key=0))()
+    bijection = perturbed(made, np.random.default_rng(0))
     split = bijection.bijections[-1]
     assert isinstance(split, Split)
     kept = jnp.asarray(np.random.default_rng(1).normal(size=(3, *split.split.kept_shape)), jnp.float32)
     moved = jnp.ones((3, *split.split.moved_shape))
-    drawn = [split.factored.encode(moved, split.condition(kept, jnp.full((3, 2), c)))[0] for c in (0.0, 1.0)]
+    encode = quick_jit(lambda split, cond: split.factored.encode(moved, split.condition(kept, cond))[0])
+    drawn = [encode(split, jnp.full((3, 2), c)) for c in (0.0, 1.0)]
     assert np.all(np.max(np.abs(drawn[0] - drawn[1]), axis=(1, 2, 3)) > 1e-3)
 
 
@@ -185,9 +188,9 @@ def test_the_learned_prior_of_glow_sees_the_condition():
     ],
 )
 def test_every_level_sees_the_condition(make):
-    flow = perturbed(make(jax.random.key(0, impl="unsafe_rbg")), np.random.default_rng(0))
+    flow = perturbed(quick_jit(make)(jax.random.key(0, impl="unsafe_rbg")), np.random.default_rng(0))
     x = jnp.asarray(np.random.default_rng(1).uniform(0.1, 0.9, (3, 8, 8, 1)), jnp.float32)
-    encode = eqx.filter_jit(lambda flow, x, cond: [z for z, _ in flow.encode_blocks(x, cond)])
+    encode = quick_jit(lambda flow, x, cond: [z for z, _ in flow.encode_blocks(x, cond)])
     ends = [encode(flow, x, jnp.broadcast_to(jnp.asarray(cond), (3, 2))) for cond in ([1.0, 0.0], [0.0, 1.0])]
     assert len(ends[0]) > 1
     for one, other in zip(*ends, strict=True):

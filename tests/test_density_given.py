@@ -9,8 +9,9 @@ import flowknife as fk
 from flowknife.apps.density._given import read_given
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
+from tests.test_golden import GOLDEN
 
-QUICK = {"layers": 2, "width": 16, "depth": 1, "train": {"steps": 150}}
+QUICK = {"layers": 2, "width": 16, "depth": 1, "scalar": "affine", "train": {"steps": 150}}
 COVARIANCE = np.array([[0.25, 0.1], [0.1, 0.2]])
 
 
@@ -31,13 +32,13 @@ def exact(x, c):
 
 @pytest.fixture(scope="module")
 def flow():
-    x, c = linear(2000)
+    x, c = linear(1000)
     frame = pd.DataFrame({"c": c[:, 0], "u": x[:, 0], "v": x[:, 1]})
     return fk.density(frame, given="c", key=0, show_progress=False, **QUICK)
 
 
 def test_the_density_is_that_of_the_linear_gaussian_law(flow):
-    x, c = linear(2000, key=1)
+    x, c = linear(1000, key=1)
     gap = exact(x, c) - flow.log_prob(x, given=c)
     assert flow.names == ("u", "v") and flow.given_names == ("c",)
     assert abs(gap.mean()) < 0.06 and np.abs(gap).mean() < 0.3
@@ -45,7 +46,7 @@ def test_the_density_is_that_of_the_linear_gaussian_law(flow):
 
 @pytest.mark.parametrize("c", [-1.0, 0.7])
 def test_it_is_normalised_for_every_condition(flow, c):
-    side = np.linspace(-4, 4, 161)
+    side = np.linspace(-4, 4, 31)
     grid = mean_of(np.array([c])) + np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
     total = np.exp(flow.log_prob(grid, given=c)).sum() * (side[1] - side[0]) ** 2
     assert total == pytest.approx(1, abs=0.02)
@@ -53,17 +54,17 @@ def test_it_is_normalised_for_every_condition(flow, c):
 
 def test_samples_have_the_mean_and_the_spread_of_their_condition(flow):
     for given in (0.7, [0.7], {"c": 0.7}, pd.DataFrame({"c": [0.7]})):
-        drawn = flow.sample(4000, key=0, given=given)
+        drawn = flow.sample(1000, key=0, given=given)
         np.testing.assert_allclose(drawn.mean(axis=0), mean_of(np.array([0.7])), atol=0.08)
         np.testing.assert_allclose(np.cov(drawn.T), COVARIANCE, atol=0.06)
-    c = np.repeat([-1.0, 1.0], 2000)
-    drawn = flow.sample(4000, key=0, given=c)
+    c = np.repeat([-1.0, 1.0], 500)
+    drawn = flow.sample(1000, key=0, given=c)
     for value in (-1.0, 1.0):
         np.testing.assert_allclose(drawn[c == value].mean(axis=0), mean_of(np.array([value])), atol=0.1)
 
 
 def test_flags_given_the_condition_keep_alpha(flow):
-    x, c = linear(4000, key=2)
+    x, c = linear(1000, key=2)
     # of one run of m calibration rows the share varies by sqrt(alpha / m)
     limit = 4 * (0.05 / flow.flagging.rows) ** 0.5
     assert flow.score(x, given=c)["flag"].mean() == pytest.approx(0.05, abs=limit)
@@ -135,17 +136,17 @@ def test_units_of_the_conditions_do_not_matter():
 
 
 def test_a_density_of_all_columns_takes_no_condition():
-    x = np.random.default_rng(0).normal(size=(80, 2))
-    flow = fk.density(x, layers=1, width=4, train={"steps": 2}, key=0, show_progress=False)
+    flow = fk.load(GOLDEN / "format-3" / "density")
     with pytest.raises(InputError, match="expected none"):
         flow.sample(1, given=[0.0])
 
 
 def test_from_the_shell(tmp_path):
-    x, c = linear(400)
+    x, c = linear(1000)  # as many as in the fixture, whose programs are compiled
     frame = pd.DataFrame({"c": c[:, 0], "u": x[:, 0], "v": x[:, 1]})
     frame.to_csv(tmp_path / "data.csv", index=False)
-    settings = ["-s", "layers=2", "-s", "width=16", "-s", "depth=1", "-s", "train.steps=100"]
+    settings = ["layers=2", "width=16", "depth=1", "scalar=affine", "train.steps=100"]
+    settings = [word for setting in settings for word in ("-s", setting)]
     call("fit", "density", tmp_path / "data.csv", "--given", "c", "--out", tmp_path / "run", *settings)
     call("sample", tmp_path / "run", "-n", 300, "--given", "c=0.7", "--seed", 1, "--out", tmp_path / "one.csv")
     drawn = pd.read_csv(tmp_path / "one.csv")

@@ -74,9 +74,9 @@ def test_every_setting_is_an_argument():
     none = {"seed", "train", "checkpoint_every"}  # random_state; below; there are no checkpoints
     train = set(fk.Training.model_fields)
     elsewhere = {
-        "AnomalyDetector": {"alpha", "categories", "dates", "missing"},  # its contamination; tables of numbers alone
-        "FlowDensity": {"categories", "dates", "missing"},
-        "FlowTransformer": {"alpha", "categories", "dates", "missing"},
+        "AnomalyDetector": {"alpha"},  # its contamination
+        "FlowDensity": set(),
+        "FlowTransformer": {"alpha"},
         "FlowClassifier": {"classes", "image_size", "bits", "augment"},  # those that occur; images
         "FlowRegressor": {"alpha", "num_simulations", "embedding", "observation"},  # rows of numbers, none simulated
     }

@@ -1,5 +1,6 @@
 """Interactive pages in a real browser: nothing is fetched, nothing fails, and every control works."""
 
+import re
 import time
 
 import pytest
@@ -131,6 +132,26 @@ def test_marked_rows_are_marked_in_both_spaces(opened):
     settled(page)
     assert "of 200 rows are marked, in both spaces" in page.inner_text("main")
     assert right.evaluate("(own) => own.toDataURL()") != before
+
+
+def test_rows_are_marked_by_keys(opened):
+    page = opened("density")
+    page.select_option("text=Drag to >> xpath=../select", label="mark rows")
+    page.query_selector_all("canvas.movable")[0].focus()
+
+    def count():
+        settled(page)
+        found = re.search(r"(\d+) of 200 rows are marked", page.inner_text("main"))
+        return int(found[1]) if found else 0
+
+    for _ in range(8):
+        page.keyboard.press("+")
+    assert count() == 200
+    for _ in range(6):
+        page.keyboard.press("-")
+    assert 0 < count() < 200
+    page.keyboard.press("Escape")
+    assert count() == 0 and "Escape removes it" in page.inner_text("main")
 
 
 def test_rows_of_the_reader_are_judged(opened):

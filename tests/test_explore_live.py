@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from PIL import Image
 
 import flowknife as fk
 from flowknife.errors import InputError
-from flowknife.explore import Live, application, as_json, packed, serve
+from flowknife.explore import Live, application, as_json, packed, seed_of, serve
 from flowknife.explore._images import Cloud
 from flowknife.explore._live import answer, unpacked
+from tests.fuzz import changed_bytes
 from tests.pages import EVIL, browser
 from tests.test_golden import GOLDEN, items_of
 
@@ -123,6 +125,17 @@ def test_questions_that_are_none_are_refused_in_words(plain, body):
     assert status == 400 and "got " in json.loads(text)["error"]
 
 
+@pytest.mark.parametrize("x", [b"1e400", b'{"a": 1}', b"[[1], [2, 3]]", b"[" + b"[]," * 2**20 + b"1]"])
+def test_questions_of_a_wrong_kind_are_refused_in_words(x):
+    with pytest.raises(InputError, match="got "):
+        answer(lambda x: seed_of(x), b'{"x": ' + x + b"}")
+
+
+def test_an_answer_is_json_that_a_browser_reads():
+    found = answer(lambda: {"value": float("nan"), "limit": np.float64("inf"), "x": np.array([np.nan])}, b"{}")
+    assert json.loads(found, parse_constant=pytest.fail) | {"x": None} == {"value": None, "limit": None, "x": None}
+
+
 def test_large_questions_are_refused_before_they_are_read(plain):
     connection = http.client.HTTPConnection(plain.removeprefix("http://"))
     connection.putrequest("POST", "/api/double")
@@ -132,6 +145,25 @@ def test_large_questions_are_refused_before_they_are_read(plain):
     reply = connection.getresponse()
     assert reply.status == 413 and "larger than 16 MiB" in json.loads(reply.read())["error"]
     connection.close()
+    assert asked(plain) == (200, b"4")
+
+
+def test_what_is_no_request_does_no_harm(plain):
+    """Bytes on the wire that are flipped, cut off and repeated: refused or ignored, and the page is there as before."""
+    host = plain.removeprefix("http://")
+    address, _, port = host.partition(":")
+    head = f"POST /api/double HTTP/1.1\r\nHost: {host}\r\nOrigin: {plain}\r\nContent-Type: application/json\r\n"
+    whole = f'{head}Content-Length: 8\r\n\r\n{{"x": 2}}'.encode()
+    chunked = f'{head}Transfer-Encoding: chunked\r\n\r\n8\r\n{{"x": 2}}\r\n0\r\n\r\n'.encode()
+    answers = set()
+    for number in range(200):
+        sent = changed_bytes(random.Random(number), (whole, chunked)[number % 2])
+        # it may be closed before all was sent
+        with socket.create_connection((address, int(port)), timeout=5) as connection, suppress(OSError):
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            answers.add(connection.recv(12)[9:12])
+    assert answers <= {b"", b"200", b"400", b"403", b"404", b"405", b"413", b"421", b"505"}, answers
     assert asked(plain) == (200, b"4")
 
 

@@ -179,6 +179,13 @@ def test_the_command_line_exports_a_run(tmp_path, flow):
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names >= {"model.py", "about.json", "weights.npz", "log_prob.stablehlo", "sample.stablehlo"}
     refused("export", tmp_path / "run", tmp_path / "model", words="--overwrite")
+    for name in ("weights.npz", "about.json", "encode.stablehlo"):
+        path = tmp_path / "model" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(ValueError, match=name):
+            standalone.Model(tmp_path / "model").encode(np.zeros((1, 3)))
+        path.write_bytes(content)
 
 
 def test_the_layout_of_a_model_file_is_as_documented(tmp_path, flow):
@@ -244,3 +251,45 @@ def test_a_posterior_is_a_prior_and_a_guide(posterior):
     svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
     state = svi.init(jax.random.key(0))
     assert np.isfinite(svi.update(state)[1])
+
+
+@pytest.mark.slow
+def test_nuts_and_svi_find_a_posterior_that_is_known():
+    """The prior N(m, 0.5^2) is learnt from draws of it; with one datum of N(theta, 0.3^2) the posterior is Gaussian."""
+    import equinox as eqx
+    import jax
+    from numpyro import distributions as dist
+    from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+
+    centre, data = np.array([1.0, -2.0]), np.array([1.6, -2.3])
+    draws = np.random.default_rng(0).normal(centre, 0.5, (4000, 2))
+    flow = fk.density(draws, layers=2, width=16, train={"steps": 300}, key=0, show_progress=False)
+    precision = 1 / 0.5**2 + 1 / 0.3**2
+    mean, spread = (centre / 0.5**2 + data / 0.3**2) / precision, precision**-0.5
+
+    def model():
+        theta = numpyro.sample("theta", flow.numpyro())
+        numpyro.sample("data", dist.Normal(theta, 0.3).to_event(1), obs=data)
+
+    chain = MCMC(NUTS(model), num_warmup=300, num_samples=1500, progress_bar=False)
+    chain.run(jax.random.key(0))
+    found = np.asarray(chain.get_samples()["theta"])
+    np.testing.assert_allclose(found.mean(axis=0), mean, atol=0.04)
+    np.testing.assert_allclose(found.std(axis=0), spread, rtol=0.12)
+
+    law = flow.numpyro()
+    weights, rest = eqx.partition(law.model, eqx.is_inexact_array)
+
+    def guide():
+        law.model = eqx.combine(numpyro.param("weights", weights), rest)
+        numpyro.sample("theta", law)
+
+    svi = SVI(model, guide, numpyro.optim.Adam(5e-3), Trace_ELBO(num_particles=32))
+    trained = svi.run(jax.random.key(1), 800, progress_bar=False)
+    law.model = eqx.combine(trained.params["weights"], rest)
+    found = np.asarray(law.sample(jax.random.key(2), (4000,)))
+    np.testing.assert_allclose(found.mean(axis=0), mean, atol=0.04)
+    np.testing.assert_allclose(found.std(axis=0), spread, rtol=0.12)
+    # the evidence bound of the exact posterior is the evidence, N(data; m, 0.5^2 + 0.3^2)
+    evidence = dist.Normal(centre, 0.34**0.5).log_prob(data).sum()
+    assert -np.mean(trained.losses[-100:]) == pytest.approx(float(evidence), abs=0.15)

@@ -33,7 +33,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(table):
-    quick = {"layers": 1, "width": 4, "depth": 1, "train": {"steps": 1}, "show_progress": False}
+    quick = {"layers": 1, "width": 4, "depth": 1, "scalar": "affine", "train": {"steps": 1}, "show_progress": False}
     flow = fk.density(str(table), **quick)
     flow.save(table.parent / "run")
     return flow

@@ -18,8 +18,8 @@ from flowknife._settings import validated
 from flowknife.apps import APPLICATIONS
 from tests.command import call, refused
 
-SMALL = {"layers": 1, "width": 4, "depth": 1, "show_progress": False, "train": {"steps": 3}}
-WORDS = ["-s", "layers=1", "-s", "width=4", "-s", "depth=1", "-s", "train.steps=3"]
+SMALL = {"layers": 1, "width": 4, "depth": 1, "scalar": "affine", "show_progress": False, "train": {"steps": 3}}
+WORDS = ["-s", "layers=1", "-s", "width=4", "-s", "depth=1", "-s", "scalar=affine", "-s", "train.steps=3"]
 X = fk.data.TOYS["moons"].sample(200, key=0)
 
 
@@ -127,7 +127,7 @@ def test_settings_of_a_run_are_those_that_it_used(run):
     used = yaml.safe_load(call("config", "show", run).stdout)
     asked = yaml.safe_load(call("config", "show", run, "--asked").stdout)
     assert used["smoothing"] > 0 and used["train"]["batch_size"] and used["seed"] == 7
-    assert asked == {"layers": 1, "width": 4, "depth": 1, "seed": 7, "train": {"steps": 3}}
+    assert asked == {"layers": 1, "width": 4, "depth": 1, "scalar": "affine", "seed": 7, "train": {"steps": 3}}
 
 
 def test_unknown_names_of_settings_get_the_nearest(tmp_path):

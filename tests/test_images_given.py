@@ -9,6 +9,7 @@ import flowknife as fk
 from flowknife.data import write_folder
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
+from tests.test_golden import GOLDEN
 
 QUICK = {"architecture": "wavelet", "dequantisation": "uniform", "levels": 1, "width": 8, "train": {"steps": 100}}
 SHELL = ["-s", "architecture=wavelet", "-s", "dequantisation=uniform", "-s", "levels=1", "-s", "width=8"]
@@ -86,8 +87,7 @@ def test_what_is_given_in_training_has_a_class_for_each_image():
 
 
 def test_a_model_of_all_images_alike_takes_no_class():
-    quick = {"architecture": "glow", "levels": 1, "steps_per_level": 1, "width": 8, "train": {"steps": 5}}
-    model = fk.images(tiny(100)[0], show_progress=False, **quick)
+    model = fk.load(GOLDEN / "format-3" / "images")
     for attempt in (lambda: model.sample(1, given="dark"), lambda: model.log_prob(tiny(2)[0], given="dark")):
         with pytest.raises(InputError, match="without classes"):
             attempt()
@@ -109,7 +109,7 @@ def test_check_report_and_a_saved_run_know_the_classes(model, tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     place = tmp_path_factory.mktemp("given")
-    write_folder(*[each[:100] for each in tiny(100)][:1], place / "data", tiny(100)[1])
+    write_folder(tiny(300)[0], place / "data", tiny(300)[1])  # as many as in the fixture, whose programs are compiled
     call("fit", "images", place / "data", "--given", "class", "--out", place / "run", *SHELL)
     return place
 
@@ -123,7 +123,7 @@ def test_the_shell_takes_the_classes_of_a_folder(run, tmp_path):
     call("score", run / "run", run / "data" / "dark", "--given", "dark", "--out", tmp_path / "dark.csv")
     rows = [row for row in rows_of(tmp_path / "folder.csv") if row["path"].startswith("dark/")]
     bits = [np.mean([float(row["bits_per_dim"]) for row in each]) for each in (rows, rows_of(tmp_path / "dark.csv"))]
-    assert bits[0] == pytest.approx(bits[1], abs=0.05) and len(rows) == 50
+    assert bits[0] == pytest.approx(bits[1], abs=0.05) and len(rows) == 150
     call("check", run / "run", run / "data", status=None)
     refused("sample", run / "run", "--out", tmp_path / "x.npy", words=("without a class", "bright, dark"))
     refused("sample", run / "run", "--given", "grey", "--out", tmp_path / "x.npy", words=("grey", "bright", "dark"))

@@ -23,7 +23,8 @@ from tests.command import call
 X = np.random.default_rng(0).normal(size=(100, 3))
 EVERY_STEP = {"evaluate_every": 1, "steps": 50, "patience": 0}  # no early stop
 TINY = {"layers": 1, "width": 4, "depth": 1, "show_progress": False}
-OPTIONS = ["-s", "layers=1", "-s", "width=4", "-s", "depth=1", "-s", "train.evaluate_every=1", "-s", "train.steps=50"]
+OPTIONS = ["layers=1", "width=4", "depth=1", "scalar=affine", "train.evaluate_every=1", "train.steps=50"]
+OPTIONS = [word for setting in OPTIONS for word in ("-s", setting)]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def table(tmp_path_factory):
 def shift(start):
     """A model of one column whose only parameter is a shift."""
     affine = fk.bijections.Affine(jnp.zeros(1), jnp.ones(1))
-    flow = fk.architectures.coupling_flow(1, layers=1, width=4, depth=1, key=start)
+    flow = fk.architectures.coupling_flow(1, layers=1, width=4, depth=1, scalar="affine", key=start)
     return fk.INN([fk.Block("x", 1)], [fk.Block("z", 1)], fk.bijections.Chain([affine, flow]))
 
 

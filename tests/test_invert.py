@@ -28,14 +28,14 @@ def exact(y):
 @pytest.fixture(scope="module", params=["conditional", pytest.param("partitioned", marks=pytest.mark.slow)])
 def linear(request):
     prior = fk.Normal(np.zeros(DIM), np.ones(DIM), names=["a", "b", "c"])
-    settings = {"form": request.param, "noise": NOISE, "num_simulations": 4000, "train": {"steps": 900}}
+    settings = {"form": request.param, "noise": NOISE, "num_simulations": 2000, "train": {"steps": 300}}
     return fk.invert(forward, prior, **settings, **QUICK)
 
 
 def test_the_posterior_is_the_exact_one(linear):
     for y in ([0.5, -0.3], [-1.5, 2.0]):
         mean, covariance = exact(y)
-        drawn = linear.sample(20_000, y=y, key=1)
+        drawn = linear.sample(4000, y=y, key=1)
         spread = np.sqrt(np.diag(covariance))
         np.testing.assert_allclose(drawn.mean(0), mean, atol=0.12 * spread.max())
         np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.12 * spread.max() ** 2)
@@ -54,15 +54,15 @@ def test_it_says_of_itself_that_it_is_calibrated(linear):
 
 def test_observations_are_never_mixed_up(linear):
     y = np.random.default_rng(1).normal(scale=2.0, size=(7, 2))
-    together = linear.sample(4000, y=y, key=3)
-    assert together.shape == (7, 4000, DIM)
+    together = linear.sample(1000, y=y, key=3)
+    assert together.shape == (7, 1000, DIM)
     for rows, one in zip(together, y, strict=True):
         np.testing.assert_allclose(rows.mean(0), exact(one)[0], atol=0.15)
     theta = together[:, :5]
     each = np.stack([linear.log_prob(t, y=o) for t, o in zip(theta, y, strict=True)])
     np.testing.assert_allclose(linear.log_prob(theta, y=y), each, atol=1e-4)
     np.testing.assert_allclose(linear.log_prob(theta[:, 0], y=y), each[:, 0], atol=1e-4)
-    assert linear.quantiles(y, n=100, key=0).shape == (7, 3, DIM)
+    assert linear.quantiles(y, n=1000, key=0).shape == (7, 3, DIM)
     assert linear.quantiles(y[0], (0.5,), n=100, key=0).shape == (1, DIM)
 
 
@@ -118,12 +118,12 @@ def test_no_sample_leaves_the_prior(form):
         prior,
         form=form,
         num_simulations=500,
-        train={"steps": 60},
+        train={"steps": 20},
         **QUICK,
     )
-    drawn = posterior.sample(20_000, y=[[0.0], [4.0], [100.0], [-100.0]], key=0, temperature=3.0).reshape(-1, 2)
-    assert np.all((drawn >= [0.0, -1.0]) & (drawn <= [1.0, 3.0]))
-    assert np.all(np.isfinite(posterior.sample(100, y=[1e30], key=0)))
+    for temperature in (1.0, 3.0):
+        drawn = posterior.sample(4000, y=[[0.0], [4.0], [100.0], [1e30]], key=0, temperature=temperature).reshape(-1, 2)
+        assert np.all((drawn >= [0.0, -1.0]) & (drawn <= [1.0, 3.0]))
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ from flowknife.data.labels import label_codes
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
 
-QUICK = {"layers": 1, "width": 8, "depth": 1, "train": {"steps": 5, "batch_size": 32}}
-SHELL = ["-s", "layers=1", "-s", "width=8", "-s", "depth=1", "-s", "train.steps=60", "-s", "train.batch_size=64"]
+QUICK = {"layers": 1, "width": 8, "depth": 1, "scalar": "affine", "train": {"steps": 5, "batch_size": 32}}
+# longer, by the same compiled programs
+SHELL = ["layers=1", "width=8", "depth=1", "scalar=affine", "train.steps=60", "train.batch_size=32"]
+SHELL = [word for setting in SHELL for word in ("-s", setting)]
 PLACE = np.arange(60) % 3
 ROWS = np.random.default_rng(0).normal(size=(60, 2)) + 20 * PLACE[:, None]
 

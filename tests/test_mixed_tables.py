@@ -1,6 +1,8 @@
 """Tables with categories, truth values, dates and missing values; and which columns make a row unusual."""
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ import flowknife as fk
 from flowknife._frame import Frame
 from flowknife._mixed import Mixed
 from flowknife._record import DataRecord, Record, TrainingRecord
+from flowknife.apps.classify._config import ClassifyConfig
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._report import _shown
 from flowknife.bijections import Affine
@@ -17,7 +20,9 @@ from tests.command import call, refused, rows_of
 
 pd = pytest.importorskip("pandas")
 
-QUICK = {"layers": 1, "width": 8, "depth": 1, "train": {"steps": 3, "batch_size": 32}, "show_progress": False}
+SIZES = {"layers": 1, "width": 8, "depth": 1, "scalar": "affine", "mixing": "permute"}
+STEPS = {"steps": 3, "batch_size": 32}
+QUICK = {**SIZES, "train": STEPS, "show_progress": False}
 MODELLED = {"categories": "auto", "dates": "auto", "missing": "model"}
 N = 240
 
@@ -232,7 +237,8 @@ def test_the_shell_fits_samples_and_scores_such_tables(table, tmp_path):
     refused(
         "fit", "density", tmp_path / "people.csv", "--out", run, words="--set categories=auto --set dates=auto --set"
     )
-    sizes = [word for name in ("layers=1", "width=8", "depth=1", "train.steps=3") for word in ("--set", name)]
+    sizes = [f"--set={name}={value}" for name, value in SIZES.items()]  # as in the fixture: its programs are compiled
+    sizes += [f"--set=train.{name}={value}" for name, value in STEPS.items()]
     auto = [word for name in ("categories=auto", "dates=auto", "missing=model") for word in ("--set", name)]
     call("fit", "density", tmp_path / "people.csv", "--out", run, *sizes, *auto)
     call("sample", run, "-n", 50, "--seed", 0, "--out", new)
@@ -250,6 +256,200 @@ def test_the_shell_fits_samples_and_scores_such_tables(table, tmp_path):
 def test_the_report_says_why_rows_are_unusual(flow, tmp_path):
     page = flow.report(flow.save(tmp_path / "run")).read_text(encoding="utf-8")
     assert "Unusual rows" in page and "Most likely" in page
+
+
+# -- classes of such rows ---------------------------------------------------------------------------------------------
+
+
+def test_class_probabilities_of_categories_are_those_of_their_cells():
+    """The latent of class k is N(mu_k, I): a category has the mass of its cell, a gap that of its own."""
+    from scipy.stats import norm
+
+    generator = np.random.default_rng(0)
+    city, gone = generator.choice(3, 400, p=[0.6, 0.3, 0.1]), generator.random(400) < 0.25
+    rows = np.stack([city, np.where(gone, 0.5, generator.normal(size=400)), gone], axis=1).astype(np.float32)
+    mixed = Mixed.of(rows, {0: 3, 2: 2}, [(1, 2)])
+    law = fk.laws.ClassMixture(2, 3)
+    means = np.array([[-0.7, 0.5, 0.4], [0.6, -0.5, -0.3]])
+    law = eqx.tree_at(lambda law: law.means, law, jnp.asarray(means, jnp.float32))
+    config = ClassifyConfig()
+    names, known = ("city", "spent"), {"city": ("a", "b", "c")}
+    data = DataRecord(kind="rows", rows=400, names=names, categories=known, missing={"spent": 0.5}, classes=(0, 1))
+    classifier = fk.Classifier(
+        model=fk.INN([fk.Block("x", 3)], [fk.Block("y", 3, law)], Affine(np.zeros(3), np.ones(3))),
+        log_prior=np.log([0.5, 0.5]).astype(np.float32),
+        temperature=1.0,
+        frame=Frame(np.zeros(3), [1.0, 4.0, 1.0]),
+        reference=rows,
+        reference_labels=np.zeros(400, int),
+        held_out=rows[:50],
+        held_out_labels=np.zeros(50, int),
+        detector=None,
+        mixed=mixed,
+        history={},
+        record=Record[ClassifyConfig](
+            application="classify",
+            config=config,
+            used=config,
+            data=data,
+            training=TrainingRecord(steps=1, seconds=0.0),
+        ),
+    )
+    table = pd.DataFrame({"city": ["a", "b", "c", "a", "d"], "spent": [4.0, 0.0, -4.0, np.nan, 1.0]})
+    edges = norm.ppf(np.asarray(mixed.bounds))
+    cells = [np.diff(norm.cdf(edges[i] - means[:, [place]]), axis=1) for i, place in enumerate((0, 2))]
+    density = norm.pdf(table["spent"].to_numpy() / 4 - means[:, [1]]) / 4
+    places = [0, 1, 2, 0]
+    expected = np.log(
+        cells[0][:, places] * np.where(np.arange(4) == 3, cells[1][:, [1]], cells[1][:, [0]] * density[:, :4])
+    )
+    found = np.stack([classifier.log_prob(table, label=k) for k in (0, 1)])
+    np.testing.assert_allclose(found[:, :3], expected[:, :3], atol=0.05)
+    np.testing.assert_allclose(found[:, 3], expected[:, 3], atol=0.3)  # what stands in place of the number is drawn
+    odds = np.log(classifier.predict_proba(table)[:3, 1] / classifier.predict_proba(table)[:3, 0])
+    np.testing.assert_allclose(odds, expected[1, :3] - expected[0, :3], atol=0.05)
+    assert classifier.log_prob(table)[4] == -np.inf
+    np.testing.assert_allclose(classifier.predict_proba(table)[4], 0.5, atol=1e-6)
+    drawn = classifier.sample(20_000, label=1, key=0)
+    np.testing.assert_allclose([np.mean(drawn["city"] == name) for name in "abc"], cells[0][1], atol=0.015)
+    np.testing.assert_allclose(drawn["spent"].isna().mean(), cells[1][1, 1], atol=0.015)
+
+
+def sizes_of(settings):
+    return [word for name in settings for word in ("--set", name)]
+
+
+AUTO = sizes_of(["categories=auto", "dates=auto", "missing=model"])
+TINY = sizes_of(["layers=1", "width=8", "depth=1", "train.steps=3"])
+
+
+@pytest.fixture(scope="module")
+def labelled(table):
+    return table.assign(kind=np.where(table["member"], "gold", "plain"))
+
+
+@pytest.fixture(scope="module")
+def classifier(labelled):
+    return fk.classify(labelled, "kind", **MODELLED, **QUICK)
+
+
+def test_a_classifier_has_the_columns_of_the_table(classifier, labelled, table, tmp_path):
+    with pytest.raises(InputError) as caught:
+        fk.classify(labelled, "kind", **QUICK)
+    assert 'try categories="auto", dates="auto", missing="model"' in str(caught.value)
+    assert classifier.classes == ("gold", "plain") and classifier.names == tuple(table.columns)
+    drawn = classifier.sample(300, key=0, label="gold")
+    assert list(drawn.columns) == list(table.columns) and set(drawn["city"].dropna()) <= {"Bern", "Chur", "Genf"}
+    assert drawn["member"].dtype == bool and drawn["since"].dtype.kind == "M" and drawn["spent"].isna().any()
+    probability = classifier.predict_proba(table)
+    assert np.isfinite(classifier.log_prob(table)).all() and set(classifier.predict(table)) <= {"gold", "plain"}
+    # a row has the same probabilities in any company
+    np.testing.assert_allclose(classifier.predict_proba(table.iloc[[7]])[0], probability[7], rtol=1e-4)
+    again = fk.load(classifier.save(tmp_path / "run"))
+    np.testing.assert_array_equal(again.predict_proba(table), probability)
+    pd.testing.assert_frame_equal(again.sample(5, key=1), classifier.sample(5, key=1))
+    names = " ".join(check.name for check in again.check(labelled))
+    assert "share of errors" in names and "cross entropy" in names
+    with pytest.raises(InputError, match="categories"):
+        classifier.export(tmp_path / "out")
+
+
+def test_labels_beside_such_a_table_may_be_an_array(labelled, table):
+    beside = fk.classify(table, labelled["kind"], **MODELLED, **QUICK)
+    assert beside.record.data.label_column is None and beside.encoding.columns[-1] == "missing(spent)"
+    gone = table.drop(columns="city").assign(spent=table["spent"])
+    some = fk.classify(gone, labelled["kind"], drop_invalid=True, categories="auto", dates="auto", **QUICK)
+    assert some.record.data.rows == int(gone["spent"].notna().sum()) and not some.record.data.missing
+
+
+def test_the_shell_classifies_such_tables(labelled, tmp_path):
+    labelled.to_csv(tmp_path / "people.csv", index=False)
+    run, new, classes = tmp_path / "run", tmp_path / "new.csv", tmp_path / "classes.csv"
+    data = (tmp_path / "people.csv", "--label", "kind", "--out", run)
+    refused("fit", "classify", *data, words="--set categories=auto --set dates=auto --set missing=model")
+    call("fit", "classify", *data, *TINY, *AUTO)
+    call("sample", run, "-n", 40, "--label", "gold", "--seed", 0, "--out", new)
+    drawn = rows_of(new)
+    assert {row["city"] for row in drawn} <= {"", "Bern", "Chur", "Genf"} and "" in {row["spent"] for row in drawn}
+    call("classify", run, new, "--id", "since", "--out", classes)
+    assert [row["since"] for row in rows_of(classes)] == [row["since"] for row in drawn]
+    assert "as labelled" in call("classify", run, tmp_path / "people.csv", "--out", tmp_path / "again.csv").stdout
+    call("check", run, tmp_path / "people.csv", status=None)
+
+
+@pytest.mark.slow
+def test_the_report_of_a_classifier_of_such_tables(classifier, tmp_path):
+    assert "Decisions" in classifier.report(classifier.save(tmp_path / "run")).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_what_categories_and_gaps_say():
+    """The class is in a category and in whether a number is missing: the error of Bayes' rule is known."""
+
+    def drawn(n, seed):
+        generator = np.random.default_rng(seed)
+        kind = generator.random(n) < 0.5
+        city = np.where(generator.random(n) < 0.8, np.where(kind, "Bern", "Genf"), "Chur")
+        gone = generator.random(n) < np.where(kind, 0.5, 0.1)
+        spent = np.where(gone, np.nan, generator.normal(np.where(kind, 0.5, -0.5)))
+        return pd.DataFrame({"city": city, "spent": spent, "kind": np.where(kind, "a", "b")})
+
+    # without a city: gone, with odds 5; or a number x, with odds (0.5 / 0.9) exp(x)
+    from scipy.stats import norm
+
+    edge = np.log(0.9 / 0.5)
+    wrong = 0.2 * 0.5 * (0.1 + 0.5 * norm.cdf(edge - 0.5) + 0.9 * norm.sf(edge + 0.5))
+    model = fk.classify(drawn(2000, 0), "kind", **MODELLED, train={"steps": 600}, show_progress=False, key=0)
+    test = drawn(6000, 1)
+    assert np.mean(model.predict(test) != test["kind"]) == pytest.approx(wrong, abs=0.012)
+    assert all(check.passed for check in model.check()), [check for check in model.check() if not check.passed]
+    rows = model.sample(6000, label="a", key=0)
+    assert rows["spent"].isna().mean() == pytest.approx(0.5, abs=0.06)
+    assert np.mean(rows["city"] == "Bern") == pytest.approx(0.8, abs=0.05)
+
+
+# -- scikit-learn and inverse problems --------------------------------------------------------------------------------
+
+
+def test_estimators_take_such_tables_as_they_are(table):
+    pytest.importorskip("sklearn")
+    sizes = {"layers": 1, "width": 8, "depth": 1, "steps": 3, "batch_size": 32, "random_state": 0}
+    with pytest.raises(ValueError, match=r"try categories=\"auto\", dates=\"auto\", missing=\"model\"$"):
+        fk.FlowDensity(**sizes).fit(table)
+    detector = fk.AnomalyDetector(contamination=0.1, **MODELLED, **sizes).fit(table)
+    odd = table.iloc[:3].copy()
+    odd.loc[0, "city"] = "Rome"
+    assert detector.predict(odd)[0] == -1 and detector.p_values(table).shape == (N,)
+    assert list(detector.feature_names_in_) == list(table.columns)
+    with pytest.raises(ValueError, match=r"pandas\.get_dummies"):
+        fk.FlowRegressor(**sizes).fit(table[["city", "year"]], table["children"])
+
+
+@pytest.mark.slow
+def test_other_estimators_take_such_tables_as_they_are(table):
+    pytest.importorskip("sklearn")
+    sizes = {"layers": 1, "width": 8, "depth": 1, "steps": 3, "batch_size": 32, "random_state": 0}
+    flow = fk.FlowTransformer(**MODELLED, **sizes).fit(table)
+    back = flow.inverse_transform(flow.transform(table))
+    assert (back["city"].fillna("") == table["city"].fillna("")).all()
+    kind = np.where(table["member"], "gold", "plain")
+    classifier = fk.FlowClassifier(**MODELLED, **sizes).fit(table, kind)
+    assert set(classifier.predict(table)) <= {"gold", "plain"} and classifier.n_features_in_ == table.shape[1]
+
+
+def test_calibration_rows_may_have_categories_and_gaps_of_their_own(table):
+    """A detector splits at random: what only the calibration rows have is rare, and no error."""
+    others = table.iloc[:40].assign(city="Rome", children=np.where(np.arange(40) % 2, np.nan, 1.0))
+    flow = fk.density(table, calibration=others, **MODELLED, **QUICK)
+    assert "Rome" in flow.record.data.categories["city"] and "children" in flow.encoding.gaps
+    assert np.isfinite(flow.log_prob(others[["city"]].join(table.iloc[:40].drop(columns="city")))).all()
+
+
+def test_pairs_of_words_are_refused_with_the_columns_to_make(table):
+    with pytest.raises(InputError, match=r"pairs are numbers.*pandas\.get_dummies\(x, columns=\['city'\]\)"):
+        fk.invert(pairs=table[["children", "city"]], names=["children"], show_progress=False)
+    with pytest.raises(InputError, match="days for dates"):
+        fk.invert(pairs=(table[["children"]], table[["since"]]), show_progress=False)
 
 
 # -- which columns make a row unusual ---------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from flowknife.data._read import by_name
 from flowknife.errors import InputError
 from tests.command import call, refused, rows_of
 
-QUICK = {"layers": 1, "width": 8, "depth": 1, "train": {"steps": 5}}
-SHELL = [word for name in ("layers=1", "width=8", "depth=1", "train.steps=5") for word in ("-s", name)]
+SMALL = {"layers": 1, "width": 8, "depth": 1, "train": {"steps": 5}}
+QUICK = {**SMALL, "scalar": "affine"}
+SHELL = ["layers=1", "width=8", "depth=1", "scalar=affine", "train.steps=5"]
+SHELL = [word for setting in SHELL for word in ("-s", setting)]
 ROWS = np.random.default_rng(0).normal(size=(60, 3)) * [1, 10, 100] + [0, 50, -300]
 
 
@@ -143,7 +145,7 @@ def test_rows_of_a_classifier_are_matched_by_name():
 
 @pytest.mark.slow
 def test_observations_and_parameters_are_matched_by_name():
-    posterior = fk.invert(pairs=(MIXED[["a"]], MIXED[["b", "c"]]), show_progress=False, **QUICK)
+    posterior = fk.invert(pairs=(MIXED[["a"]], MIXED[["b", "c"]]), show_progress=False, **SMALL)
     assert posterior.names == ("a",) and posterior.y_names == ("b", "c")
     np.testing.assert_array_equal(posterior.sample(2, y=MIXED, key=0), posterior.sample(2, y=ROWS[:, 1:], key=0))
     np.testing.assert_array_equal(posterior.log_prob(MIXED, MIXED), posterior.log_prob(ROWS[:, :1], ROWS[:, 1:]))
@@ -151,7 +153,7 @@ def test_observations_and_parameters_are_matched_by_name():
 
 def test_estimators_match_columns_that_are_named_by_numbers():
     frame = pd.DataFrame(ROWS)
-    door = fk.FlowDensity(layers=1, width=8, depth=1, steps=5, random_state=0).fit(frame)
+    door = fk.FlowDensity(layers=1, width=8, depth=1, scalar="affine", steps=5, random_state=0).fit(frame)
     np.testing.assert_array_equal(door.score_samples(frame[[2, 1, 0]]), door.score_samples(frame))
 
 

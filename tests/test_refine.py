@@ -42,20 +42,21 @@ def close(drawn, y=Y):
 
 
 def test_weights_make_draws_exact_and_give_the_evidence(posterior):
-    found = posterior.refine(Y, 1500, key=1)
-    assert found.method == "weights" and found.k_hat < 0.7 and found.effective > 750
+    # 1,000 draws take 2,000 proposals, as many as the evidences: few programs are compiled
+    found = posterior.refine(Y, 1000, key=1)
+    assert found.method == "weights" and found.k_hat < 0.7 and found.effective > 500
     close(found.draws)
-    close(posterior.sample(1500, y=Y, key=2, refine=True))
-    evidence = posterior.evidence(Y, key=3)
+    close(posterior.sample(1000, y=Y, key=2, refine=True))
+    evidence = posterior.evidence(Y, n=2000, key=3)
     assert evidence.log_evidence == pytest.approx(exact(Y)[2], abs=0.05)
-    several = posterior.evidence(np.stack([Y, 0.5 * Y]), n=1000, key=3)
+    several = posterior.evidence(np.stack([Y, 0.5 * Y]), n=2000, key=3)
     assert several[1].log_evidence == pytest.approx(exact(0.5 * Y)[2], abs=0.1)
 
 
 def test_an_observation_far_out_is_handed_to_chains(posterior, monkeypatch, capsys):
     monkeypatch.setattr(_refine, "_has_blackjax", lambda: False)  # it compiles for long
     monkeypatch.setattr(_refine, "TRUSTED", -np.inf)
-    drawn = posterior.sample(800, y=1.5 * Y, key=1, refine=True)
+    drawn = posterior.sample(1000, y=1.5 * Y, key=1, refine=True)
     close(drawn, 1.5 * Y)
     assert "Handed to Metropolis" in capsys.readouterr().err
 

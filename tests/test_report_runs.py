@@ -9,6 +9,7 @@ import pytest
 import flowknife as fk
 from flowknife.anomaly._neighbours import Neighbours
 from flowknife.report import ends
+from tests.test_golden import GOLDEN
 
 TINY = {"layers": 1, "width": 8, "depth": 1, "show_progress": False}
 TRAIN = {"steps": 5, "batch_size": 32, "weight_decay": 0.0}
@@ -29,9 +30,7 @@ def arm():
 
 @pytest.fixture(scope="module")
 def rows():
-    generator = np.random.default_rng(0)
-    labels = generator.integers(2, size=200)
-    return fk.classify(generator.normal(size=(200, 2)) + 6 * labels[:, None], labels, train=TRAIN, **TINY)
+    return fk.load(GOLDEN / "format-3" / "classify")
 
 
 @pytest.mark.slow
@@ -89,8 +88,7 @@ def test_report_of_noisy_data_shows_the_noise(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits():
-    settings = {"architecture": "glow", "levels": 2, "steps_per_level": 1, "width": 8}
-    return fk.images(fk.data.digits()[0][:80], train={"steps": 5, "batch_size": 16}, show_progress=False, **settings)
+    return fk.load(GOLDEN / "format-3" / "images")
 
 
 def test_report_of_an_image_model_shows_what_one_does_with_it(tmp_path, digits):

@@ -26,7 +26,8 @@ from flowknife.train import Checkpoints
 from tests.command import call, refused
 
 X = np.random.default_rng(0).normal(size=(120, 2))
-TINY = {"layers": 1, "width": 4, "depth": 1, "show_progress": False}
+SMALL = {"layers": 1, "width": 4, "depth": 1, "show_progress": False}
+TINY = {**SMALL, "scalar": "affine"}
 STEPS = {"steps": 24, "batch_size": 16, "evaluate_every": 10, "checkpoint_every": 3, "patience": 0}
 SHORT = {"steps": 4, "batch_size": 16, "evaluate_every": 2, "checkpoint_every": 1}
 
@@ -133,7 +134,7 @@ def test_an_inversion_goes_on_with_its_candidate_and_its_simulations(tmp_path, k
     # a budget of minutes leaves the steps to the fit, and so three candidates; patience ends each
     settings = {"minutes": 60, "batch_size": 32, "evaluate_every": 1, "patience": 2, "checkpoint_every": 1}
     settings |= {"learning_rate": 1.0, "warmup": 0, "schedule": "constant"}
-    options = {"num_simulations": 150, **TINY, "train": settings}
+    options = {"num_simulations": 150, **SMALL, "train": settings}
     expected = fk.invert(simulator, prior, **options)
     kill(1, "posterior, 2")
     with pytest.raises(Killed):
@@ -296,7 +297,14 @@ def flipped(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped])
+def said_otherwise(path):
+    """Not in the arrays, but in what is said beside them."""
+    content = path.read_bytes().replace(rb"\"stale\": 0", rb"\"stale\": 7")
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, said_otherwise])
 @pytest.mark.parametrize("count", [1, 2])  # the last one, or both: then the part begins anew
 def test_a_damaged_checkpoint_is_not_used(stopped, whole, capsys, damage, count):
     for place in sorted((stopped / "training").iterdir())[-count:]:
@@ -361,7 +369,8 @@ def test_training_goes_back_at_half_the_rate_and_then_ends(monkeypatch):
 
 # -- the shell --------------------------------------------------------------------------------------------------------
 
-OPTIONS = ["-s", "layers=1", "-s", "width=4", "-s", "depth=1", *(f"--set=train.{k}={v}" for k, v in STEPS.items())]
+OPTIONS = ["--set=layers=1", "--set=width=4", "--set=depth=1", "--set=scalar=affine"]
+OPTIONS += [f"--set=train.{k}={v}" for k, v in STEPS.items()]
 
 
 @pytest.fixture

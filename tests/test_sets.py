@@ -23,6 +23,7 @@ from flowknife.data.sets import MANIFEST, chunk_file, read_set
 from flowknife.errors import InputError, StorageError
 
 PRIOR = fk.Uniform(low=[1, 1], high=[2, 2], names=["mass", "speed"])
+QUICK = {"layers": 2, "width": 8, "train": {"steps": 10, "batch_size": 32}, "show_progress": False}
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -137,14 +138,38 @@ def test_noise_without_a_key_is_refused_in_threads(tmp_path):
         assert made(energy, tmp_path / "b", executor=executor).rows == 300
 
 
+def test_what_a_folder_promises_is_compared_with_its_files(tmp_path):
+    found = made(energy, tmp_path / "sims", chunk=64)
+    manifest, first = tmp_path / "sims" / MANIFEST, chunk_file(tmp_path / "sims", 0)
+    text, content = manifest.read_text(), first.read_bytes()
+
+    def refuses(words, **about):
+        said = json.loads(text)
+        said["about"] |= about
+        manifest.write_text(json.dumps(said))
+        with pytest.raises(StorageError, match=words):
+            fk.invert(pairs=tmp_path / "sims", **QUICK)
+
+    refuses("another number of rows", rows=2**40)
+    manifest.write_text(text)
+    first.write_bytes(content[:-8] + bytes(8))  # one number
+    with pytest.raises(StorageError, match=r"chunk-00000000.*checksum"):
+        fk.invert(pairs=found.folder, **QUICK)
+    with first.open("r+b") as stream:  # an endless file that takes no place on the disk
+        stream.truncate(2**36)
+    with pytest.raises(StorageError, match="chunk-00000000"):
+        fk.invert(pairs=found.folder, **QUICK)
+    first.unlink()
+    with pytest.raises(StorageError, match="without chunk-00000000"):
+        fk.invert(pairs=found.folder, **QUICK)
+    assert made(energy, tmp_path / "sims", chunk=64).sha256 == found.sha256
+
+
 def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match="other files"):
         made(energy, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-QUICK = {"layers": 2, "width": 8, "train": {"steps": 10, "batch_size": 32}, "show_progress": False}
 
 
 @pytest.mark.slow
@@ -173,7 +198,8 @@ def test_command(tmp_path):
     assert "other simulations" in refused("simulate", tmp_path / "mine20.py", "-n", 65, "--out", out)
     assert "--prior NAME" in refused("simulate", f"{tmp_path}/mine20.py:other", "--out", tmp_path / "x")
     assert "expected a problem" in refused("simulate", "nothing", "--out", tmp_path / "x")
-    run = ["-s", "train.steps=10", "-s", "layers=2", "-s", "width=8", "-s", "noise=0.1", "-s", "train.batch_size=32"]
+    run = ["layers=1", "width=8", "depth=1", "features=0", "noise=0.1", "train.steps=5", "train.batch_size=32"]
+    run = [word for setting in run for word in ("-s", setting)]
     call("fit", "invert", out, "--out", tmp_path / "run", *run)
     assert fk.load(tmp_path / "run").prior.names == ("x1", "x2")
 

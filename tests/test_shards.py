@@ -7,7 +7,7 @@ import pytest
 from command import call, refused, rows_of
 
 import flowknife as fk
-from flowknife.cli._shards import shard_of
+from flowknife.cli._shards import Shard, shard_of
 from flowknife.data import save_table, write_folder
 from flowknife.errors import InputError
 
@@ -89,9 +89,49 @@ def test_what_is_missing_double_or_foreign_is_not_merged(moons, tmp_path):
     assert "another run" in refused("merge", out)
     second.write_text(json.dumps(record | {"rows": record["rows"] - 1}))
     assert "expected 203" in refused("merge", out)
+    second.write_text(json.dumps(record | {"rows": "68"}))
+    assert "rows: Input should be a valid integer" in refused("merge", out)
     second.write_text(json.dumps(record))
+    # a part in the place of another one
+    third, own = tmp_path / "scores.part-3-of-3.json", (tmp_path / "scores.part-3-of-3.json").read_text()
+    table = tmp_path / "scores.part-3-of-3.csv"
+    rows = table.read_text()
+    table.write_text((tmp_path / "scores.part-2-of-3.csv").read_text())
+    third.write_text(json.dumps(record | {"total": record["total"]}))
+    assert "part 2 of 3; expected part 3 of 3" in refused("merge", out)
+    more = {"rows": record["rows"], "sha256": record["sha256"], "part": [3, 3]}
+    third.write_text(json.dumps(json.loads(own) | more))
+    assert "in two parts" in refused("merge", out) or "expected 203" in refused("merge", out)
+    table.write_text(rows)
+    third.write_text(own)
+    (tmp_path / "scores.part-4-of-3.json").write_text(own)
+    assert "part-4-of-3.json; expected parts 1 to 3" in refused("merge", out)
+    (tmp_path / "scores.part-4-of-3.json").unlink()
     score(moons, tmp_path / "scores.csv", "--shard", "1/2")
     assert "one number of parts" in refused("merge", out)
+
+
+def test_the_parts_of_a_million_are_missed_at_once(tmp_path):
+    said = {"part": [1, 999_999_999], "of": {}, "total": 1, "rows": 1, "sha256": ""}
+    (tmp_path / "s.part-1-of-999999999.json").write_text(json.dumps(said))
+    assert "1 of 999999999 parts" in refused("merge", tmp_path / "s.csv", words=["without 2, 3, 4"])
+
+
+def test_text_stays_as_it_was_written(tmp_path):
+    """Also text that a spreadsheet would compute, and spaces around it."""
+    from flowknife.cli._files import write_columns
+    from flowknife.cli._merge import part_file, tell_part
+
+    names, whole, out = ["=1+1", " b ", "'-c", "d,e", "f\ng", "01"], tmp_path / "whole.csv", tmp_path / "s.csv"
+    columns = {"row": np.arange(6), "id": np.array(names, object), "score": np.linspace(0, 1, 6)}
+    write_columns(whole, columns)
+    for part in (1, 2):
+        shard, own = Shard(part, 2), slice(part - 1, None, 2)
+        write_columns(part_file(out, shard), {name: column[own] for name, column in columns.items()})
+        more = {"skipped": [], "left_out": 0, "alpha": None, "ranked": False}
+        tell_part(part_file(out, shard), shard, {"verb": "score"}, 6, 3, more)
+    call("merge", out)
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_draws_in_shards(moons, tmp_path):

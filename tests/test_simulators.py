@@ -84,7 +84,8 @@ def test_a_row_has_the_observation_it_has_alone(rows, dim):
 
 
 def test_shares_have_the_mean_that_shares_have():
-    posterior = fk.invert(OF_ONE_ROW["share"], fk.Uniform([1] * 3, [2] * 3), noise=0.01, num_simulations=200, **QUICK)
+    settings = {"noise": 0.01, "num_simulations": 200, "features": 0, **QUICK}
+    posterior = fk.invert(OF_ONE_ROW["share"], fk.Uniform([1] * 3, [2] * 3), **settings)
     assert posterior.held_out["y"].mean() == pytest.approx(1 / 3, abs=0.01)
     theta = draws(50, 3)
     shares = theta / theta.sum(axis=1, keepdims=True)

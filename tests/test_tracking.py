@@ -11,7 +11,7 @@ from flowknife.errors import InputError
 from flowknife.tracking import Tracker, as_trackers
 from tests.command import call, refused
 
-SMALL = {"layers": 1, "width": 4, "depth": 1, "show_progress": False, "train": {"steps": 30}}
+SMALL = {"layers": 1, "width": 4, "depth": 1, "scalar": "affine", "show_progress": False, "train": {"steps": 30}}
 X = fk.data.TOYS["moons"].sample(200, key=0)
 
 
@@ -67,7 +67,7 @@ def test_tensorboard_has_curves_metrics_and_a_figure(tmp_path):
 
     np.savetxt(tmp_path / "x.csv", X, delimiter=",", header="a,b", comments="")
     logs = tmp_path / "logs"
-    settings = ["-s", "layers=1", "-s", "width=4", "-s", "train.steps=30"]
+    settings = ["-s", "layers=1", "-s", "width=4", "-s", "depth=1", "-s", "scalar=affine", "-s", "train.steps=30"]
     call("fit", "density", tmp_path / "x.csv", "--out", tmp_path / "run", "--track", f"tensorboard:{logs}", *settings)
     tags = set()
     for path in logs.iterdir():

@@ -16,6 +16,7 @@ from flowknife._record import Config, Record
 from flowknife._settings import Settings
 from flowknife._trees import accepts
 from flowknife.data import Skipped, write_skipped
+from flowknife.data.encoding import Encoding, to_frame
 from flowknife.diagnostics import Check, Flagging, advised
 from flowknife.errors import InputError, StorageError
 from flowknife.export import Program, write_onnx, write_stablehlo
@@ -78,6 +79,21 @@ class Result(ABC, Generic[Config]):
     def given_names(self) -> tuple[str, ...]:
         """Names of the columns that are conditions; () for none."""
         return self.record.data.given_names
+
+    @cached_property
+    def encoding(self) -> Encoding | None:
+        """How columns of a table become numbers; None for numbers alone, and for images."""
+        data = self.record.data
+        return Encoding(data.names, data.categories, data.dates, data.missing) or None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of numbers: those of the table, and of a table with gaps those that say where."""
+        return self.encoding.columns if self.encoding else self.names
+
+    def _as_table(self, values):
+        """Rows of numbers, in `columns`, as the table has them."""
+        return to_frame(self.encoding.decode(values)) if self.encoding else values
 
     @property
     @abstractmethod
@@ -200,6 +216,7 @@ class Result(ABC, Generic[Config]):
         if format not in ("stablehlo", "onnx"):
             raise InputError(f"got format={format!r}; expected 'stablehlo' or 'onnx'")
         self._require_one_model("an export")
+        self._require_numbers("an export")
         programs, about = self._exported()
         about = {"application": self.application, "kind": self.record.data.kind, **about}
         write = write_stablehlo if format == "stablehlo" else write_onnx
@@ -290,6 +307,14 @@ class Result(ABC, Generic[Config]):
         """Refuse an ensemble, of which one member would stand for all without a word."""
         if count := len(getattr(self, "members", ())):
             raise InputError(f"got an ensemble of {count + 1} models; {what} takes one; try a fit with ensemble=1")
+
+    def _require_numbers(self, what: str, instead: str = "a fit to columns of numbers") -> None:
+        """Refuse a model of a table of more than numbers, whose columns are coded by flowknife."""
+        if self.encoding is not None:
+            raise InputError(
+                f"got a model of a table with categories, dates or missing values; {what} takes one of numbers; try "
+                f"{instead}"
+            )
 
     def _explore(self, folder) -> Path:
         """Write `explore.html`; refuse a model that the page cannot evaluate."""

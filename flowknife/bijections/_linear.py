@@ -196,22 +196,25 @@ class Matrix(Bijection):
         return jnp.linalg.solve(self.weight, y.reshape(-1, self.shape[-1]).T).T.reshape(y.shape), self._log_det(y)
 
 
-def shrunk_covariance(rows: Float[Array, "m n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+def shrunk_covariance(
+    rows: Float[Array | np.ndarray, "m n"],
+) -> tuple[Float[Array | np.ndarray, " n"], Float[Array | np.ndarray, "n n"]]:
     """Eigenvalues (ascending) and eigenvectors (columns) of the covariance of centred rows, after shrinkage.
 
     S* = w v I + (1 - w) S with v the mean variance and w the share of the eigenvalues' spread that is sampling noise
     (Ledoit & Wolf 2004, J. Multivariate Anal. 88, 365, lemmas 3.2 to 3.4). It is invertible with fewer rows than
-    columns.
+    columns. Of NumPy's rows it is computed by NumPy, since every number of rows would be compiled anew.
     """
+    xp = np if isinstance(rows, np.ndarray) else jnp
     count, n = rows.shape
     covariance = rows.T @ rows / count
-    level = jnp.trace(covariance) / n
-    spread = jnp.sum(covariance**2) - n * level**2
-    noise = (jnp.mean(jnp.sum(rows**2, axis=1) ** 2) - jnp.sum(covariance**2)) / count
-    weight = jnp.clip(noise / jnp.maximum(spread, jnp.finfo(rows.dtype).tiny), 0.0, 1.0)
-    variances, axes = jnp.linalg.eigh(covariance)
-    shrunk = weight * level + (1 - weight) * jnp.maximum(variances, 0.0)
-    return jnp.where(level > 0, shrunk, 1.0), axes  # rows that are all the same, or a single one, say nothing
+    level = xp.trace(covariance) / n
+    spread = xp.sum(covariance**2) - n * level**2
+    noise = (xp.mean(xp.sum(rows**2, axis=1) ** 2) - xp.sum(covariance**2)) / count
+    weight = xp.clip(noise / xp.maximum(spread, xp.finfo(rows.dtype).tiny), 0.0, 1.0)
+    variances, axes = xp.linalg.eigh(covariance)
+    shrunk = weight * level + (1 - weight) * xp.maximum(variances, 0.0)
+    return xp.where(level > 0, shrunk, 1.0), axes  # rows that are all the same, or a single one, say nothing
 
 
 class PrincipalRotation(Bijection):

@@ -148,20 +148,19 @@ def _rows(fitted, data, choice):
     conditions = fitted.given_names if choice.given is None else ()
     names = (*fitted.names, *conditions)
     keep = [name for name in (label, choice.id) if name is not None and name not in names]
-    if getattr(fitted, "encoding", None) is not None:
-        return _encoded_rows(fitted, data, choice, conditions)
+    if fitted.encoding is not None:
+        return _encoded_rows(fitted, data, choice, conditions, keep, label)
     table = read_rows(data, names, keep, drop_invalid=choice.for_rows())
     items = Items.of_table(table, choice.carried(table, data), table.kept.get(label), len(conditions))
     return items if choice.given is None else replace(items, given=given_in(fitted, choice.given))
 
 
-def _encoded_rows(fitted, data, choice, conditions):
+def _encoded_rows(fitted, data, choice, conditions, keep, label):
     """Rows of a table with categories, dates or missing values."""
     from flowknife.data.encoding import Coded
 
-    keep = () if choice.id is None or choice.id in (*fitted.names, *conditions) else (choice.id,)
     table = fitted.encoding.read(data, conditions, keep, drop_invalid=choice.for_rows())
-    items = Items.of_table(table, _carried(fitted, choice, table, data), conditions=len(conditions))
+    items = Items.of_table(table, _carried(fitted, choice, table, data), table.kept.get(label), len(conditions))
     given = items.given if choice.given is None else given_in(fitted, choice.given)
     return replace(items, values=Coded(items.values), given=given)
 
@@ -205,7 +204,7 @@ def _judged_images(fitted, data, choice):
 
 def _row_writer(fitted, out, n):
     names = (*fitted.names, *fitted.given_names)
-    if getattr(fitted, "encoding", None) is None:
+    if fitted.encoding is None:
         return row_writer(out, names)
     return encoded_writer(out, names, fitted.encoding)
 

@@ -1,12 +1,13 @@
 """Parts that several processes wrote, and `flowknife merge`, which joins them where none is missing or double.
 
+A part may come from anybody: what is said of it is read in typed fields, and its rows as any table is.
+
 Part 2 of 4 of scores.csv is scores.part-2-of-4.csv, and scores.part-2-of-4.json says of what it is a part: of which
 run, data and options, how many items there are in all, and the SHA-256 of the part. The second file is written last.
 """
 
-import csv
-import gzip
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -14,18 +15,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import pydantic
 import typer
 
-from flowknife._files import open_file, read_file, replacing
+from flowknife._files import read_file, read_json, replacing, sha256_of
 from flowknife.cli._app import app, verb
 from flowknife.cli._files import Replace, require_output, write_columns
 from flowknife.cli._shards import Shard
-from flowknife.errors import InputError, StorageError
+from flowknife.errors import InputError, StorageError, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-_MOST = 2**28  # bytes of what is said of a part, which lists what was skipped
+_MOST = 2**25  # bytes of what is said of a part, which lists what was skipped
+
+
+class _Said(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """What is said of a part.
+
+    Attributes:
+        part: which one, and of how many.
+        of: what all parts have in common: run, data, options.
+        total: items of all parts.
+        rows: of this part.
+        sha256: of its file.
+        skipped: files that could not be used, and why.
+        left_out: rows that could not be used.
+        alpha: below which a p-value is flagged; None where nothing is.
+        ranked: the first item is the most anomalous one.
+    """
+
+    part: list[int] = pydantic.Field(min_length=2, max_length=2)
+    of: dict[str, Any]
+    total: int = pydantic.Field(ge=0, lt=2**50)
+    rows: int = pydantic.Field(ge=0, lt=2**50)
+    sha256: str
+    skipped: list[Annotated[list[str], pydantic.Field(min_length=2, max_length=2)]] = []
+    left_out: int = pydantic.Field(0, ge=0, lt=2**50)
+    alpha: float | None = pydantic.Field(None, gt=0, lt=1)
+    ranked: bool = False
 
 
 def part_file(out: Path, shard: Shard) -> Path:
@@ -57,7 +85,7 @@ def tell_part(out: Path, shard: Shard, said: Mapping[str, Any], total: int, rows
         rows: of this part.
         more: what only this part has.
     """
-    found = {"part": [*shard], "of": dict(said), "total": total, "rows": rows, "sha256": _sha256(out), **more}
+    found = {"part": [*shard], "of": dict(said), "total": total, "rows": rows, "sha256": sha256_of(out), **more}
     with replacing(_said_file(out)) as place:
         place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
@@ -72,11 +100,11 @@ def is_done(out: Path, shard: Shard, said: Mapping[str, Any]) -> bool:
         out.unlink(missing_ok=True)  # of a process that was killed before it said what it is
         return False
     found = _read_said(_said_file(out))
-    if found["of"] != json.loads(json.dumps(dict(said))):
+    if found.of != json.loads(json.dumps(dict(said))):
         raise StorageError(
             f"got {out}, a part of something else; expected a new file; try another --out or --overwrite"
         )
-    if out.exists() and found["sha256"] == _sha256(out):
+    if out.is_file() and found.part == [*shard] and found.sha256 == sha256_of(out):
         return True
     out.unlink(missing_ok=True)
     return False
@@ -115,31 +143,34 @@ def _merge(
     nothing is written, and one line says what is missing or double. Scores are those of all items together: the most
     anomalous images come first, and q-values count all of them.
     """
-    import numpy as np
-
     parts = _parts(out)
     require_output(out, *(path for path, _ in parts), overwrite=overwrite)
     first = parts[0][1]
-    rows = sum(said["rows"] for _, said in parts)
-    if first["of"]["verb"] == "sample":
-        _require_all(out, rows, first["total"])
-        if out.suffix == ".npy":
-            with replacing(out) as place, place.open("wb") as stream:
-                np.save(stream, np.concatenate([np.load(path) for path, _ in parts]), allow_pickle=False)
-        else:
-            write_columns(out, _joined([_read(path) for path, _ in parts]))
+    rows, left_out = (sum(getattr(said, name) for _, said in parts) for name in ("rows", "left_out"))
+    _require_all(out, rows + left_out + sum(len(said.skipped) for _, said in parts), first.total)
+    if first.of.get("verb") == "sample":
+        _write_draws(out, parts)
         typer.echo(f"wrote {rows:,} draws of {len(parts)} parts to {out}")
         return
-    left_out = sum(said["left_out"] + len(said["skipped"]) for _, said in parts)
-    _require_all(out, rows + left_out, first["total"])
-    columns = _joined([_read(path) for path, _ in parts])
-    if len(columns["path" if "path" in columns else "row"]) != rows:
-        raise StorageError(f"got parts of {out} with other rows than they say; try to score again")
+    columns = _joined([_read(path, said) for path, said in parts])
     write_columns(out, _of_all(columns, parts))
     _tell(out, parts)
     flagged = sum(str(flag) == "True" for flag in columns.get("flag", ()))
-    more = f"; {flagged:,} flagged (p < {first['alpha']:g})" if "flag" in columns else ""
+    more = f"; {flagged:,} flagged (p < {first.alpha:g})" if "flag" in columns and first.alpha else ""
     typer.echo(f"wrote {rows:,} scores of {len(parts)} parts to {out}{more}; none missing, none double")
+
+
+def _write_draws(out, parts):
+    import numpy as np
+
+    if out.suffix != ".npy":
+        write_columns(out, _joined([_read(path, said) for path, said in parts]))
+        return
+    found = [_array(path, said) for path, said in parts]
+    if len({(array.shape[1:], array.dtype) for array in found}) > 1:
+        raise StorageError(f"got parts of {out} of other shapes; expected the same in all")
+    with replacing(out) as place, place.open("wb") as stream:
+        np.save(stream, np.concatenate(found), allow_pickle=False)
 
 
 def _tell(out, parts):
@@ -147,8 +178,8 @@ def _tell(out, parts):
     from flowknife.cli._runs import tell_left_out
     from flowknife.data import Skipped
 
-    skipped = tuple(sorted(Skipped(*item) for _, said in parts for item in said["skipped"]))
-    tell_left_out(Items(None, skipped=skipped, left_out=sum(said["left_out"] for _, said in parts)), out)
+    skipped = tuple(sorted(Skipped(*item) for _, said in parts for item in said.skipped))
+    tell_left_out(Items(None, skipped=skipped, left_out=sum(said.left_out for _, said in parts)), out)
 
 
 def _require_all(out, found, total):
@@ -164,84 +195,121 @@ def _of_all(columns, parts) -> "dict[str, np.ndarray]":
     from flowknife.diagnostics._anomalies import adjusted_p_values
 
     which = "path" if "path" in columns else "row"
+    if which not in columns:
+        raise StorageError("got parts without a column path or row; expected scores, as flowknife score writes them")
     double = [name for name, times in Counter(map(str, columns[which])).items() if times > 1]
     if double:
         raise StorageError(f"got {which} {double[0]} in two parts; expected every item once")
-    numbers = {name: columns[name].astype(float) for name in ("score", "p_value") if name in columns}
+    within = {"score": (-np.inf, np.inf), "p_value": (0, 1)}
+    numbers = {name: _numbers(columns, name, *within[name]) for name in within if name in columns}
+    alpha = parts[0][1].alpha
     if "q_value" in columns:
-        q, alpha = adjusted_p_values(numbers["p_value"]), parts[0][1]["alpha"]
+        if "p_value" not in columns or alpha is None:
+            raise StorageError("got parts with a q_value and without p_value or alpha; expected scores with both")
+        q = adjusted_p_values(numbers["p_value"])
         columns = {**columns, "q_value": q, "discovery": q <= alpha}
     # as they were read: the shards took every N-th
-    order = np.argsort(columns["row"].astype(int)) if which == "row" else np.argsort(columns[which].astype(str))
+    order = np.argsort(_numbers(columns, "row", 0, 2**53) if which == "row" else columns[which].astype(str))
     columns = {name: column[order] for name, column in columns.items()}
-    if which == "path" and _is_of_images(parts):
+    if which == "path" and numbers and parts[0][1].ranked:
         order = ranked({name: column[order] for name, column in numbers.items()})
         columns = {name: column[order] for name, column in columns.items()}
     return columns
 
 
-def _is_of_images(parts):
-    return parts[0][1].get("ranked", False)
+def _numbers(columns, name, low, high) -> "np.ndarray":
+    try:
+        found = columns[name].astype(float)
+        if ((found >= low) & (found <= high)).all():
+            return found
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise StorageError(
+        f"got parts with a {name} that is no number from {low} to {high}; expected scores of flowknife score"
+    )
 
 
-def _parts(out) -> list[tuple[Path, dict[str, Any]]]:
+def _parts(out) -> list[tuple[Path, _Said]]:
     """The parts of `out` in their order, with what is said of them.
 
     Raises:
         StorageError: one is missing, of something else, or not as it was written.
     """
+    from flowknife.data._memory import room_in_memory
+
     stem = out.name.partition(".")[0]
-    pattern = re.compile(re.escape(stem) + r"\.part-(\d+)-of-(\d+)\.json")
+    pattern = re.compile(re.escape(stem) + r"\.part-([1-9]\d{0,8})-of-([1-9]\d{0,8})\.json", re.ASCII)
     found = {}
     for path in out.parent.iterdir() if out.parent.is_dir() else ():
         if match := pattern.fullmatch(path.name):
-            found[int(match[1]), int(match[2])] = _read_said(path)
+            found[int(match[1]), int(match[2])] = path
     if not found:
         raise StorageError(f"got no parts of {out}; expected {part_file(out, Shard(1, 4)).name} and others")
     counts = {parts for _, parts in found}
     if len(counts) > 1:
         raise StorageError(f"got parts of {' and of '.join(map(str, sorted(counts)))}; expected one number of parts")
     (count,) = counts
-    missing = [number for number in range(1, count + 1) if (number, count) not in found]
-    if missing:
-        words = ", ".join(map(str, missing[:10]))
-        raise StorageError(f"got {len(found)} of {count} parts of {out}, without {words}; expected all of them")
-    parts = [(part_file(out, Shard(number, count)), found[number, count]) for number in range(1, count + 1)]
-    for path, said in parts:
-        changed = [name for name, value in said["of"].items() if parts[0][1]["of"].get(name) != value]
-        if changed or said["total"] != parts[0][1]["total"]:
+    if beyond := [number for number, _ in found if number > count]:
+        raise StorageError(f"got {found[beyond[0], count]}; expected parts 1 to {count}; try to move it away")
+    if len(found) < count:
+        missing = (number for number in range(1, count + 1) if (number, count) not in found)
+        words = ", ".join(str(number) for number in itertools.islice(missing, 10))
+        more = ", ..." if count - len(found) > 10 else ""
+        raise StorageError(f"got {len(found)} of {count} parts of {out}, without {words}{more}; expected all of them")
+    parts = [(part_file(out, Shard(number, count)), _read_said(found[number, count])) for number in range(1, count + 1)]
+    first = parts[0][1]
+    for number, (path, said) in enumerate(parts, start=1):
+        changed = [name for name in {**first.of, **said.of} if first.of.get(name) != said.of.get(name)]
+        if changed or (said.total, said.alpha, said.ranked) != (first.total, first.alpha, first.ranked):
             what = changed[0] if changed else "total"
             raise StorageError(f"got {path} with another {what} than {parts[0][0].name}; expected parts of one whole")
-        if not path.exists() or _sha256(path) != said["sha256"]:
+        if said.part != [number, count]:
+            own = " of ".join(map(str, said.part))
+            raise StorageError(
+                f"got {path}, which is part {own}; expected part {number} of {count}; try its shard again"
+            )
+        if path.is_file() and path.stat().st_size > (room := room_in_memory()):
+            raise StorageError(
+                f"got {path}, which does not fit in memory ({room / 2**20:,.0f} MiB); try parts as they are"
+            )
+        if not path.is_file() or sha256_of(path) != said.sha256:
             raise StorageError(
                 f"got {path}, which is not as it was written; expected its checksum; try its shard again"
             )
     return parts
 
 
-def _read_said(path) -> dict[str, Any]:
+def _read_said(path) -> _Said:
     try:
-        found = json.loads(read_file(path, _MOST))
-        found["part"], found["of"], found["total"], found["rows"], found["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"got {path}, which cannot be read ({error}); try its shard again") from None
+        return _Said.model_validate(read_json(path, _MOST))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"got {path}, which cannot be read ({reason_of(error)}); try its shard again") from None
+
+
+def _read(path, said: _Said) -> "dict[str, np.ndarray]":
+    """The columns of a part: of text as written."""
+    from flowknife.data.tables import columns_as_written
+
+    try:
+        found = columns_as_written(path)
+    except InputError as error:
+        raise StorageError(f"got a part that cannot be read: {error}") from None
+    if any(len(column) != said.rows for column in found.values()):
+        raise StorageError(f"got {path} with other rows than are said to be in it; try its shard again")
     return found
 
 
-def _read(path) -> "dict[str, np.ndarray]":
-    """The columns of a part: of text as written."""
-    import numpy as np
+def _array(path, said: _Said) -> "np.ndarray":
+    from flowknife.data._arrays import UnreadableError, arrays_in
 
-    if path.suffix == ".parquet":
-        from flowknife.data.tables import pandas
-
-        frame = pandas().read_parquet(path)
-        return {str(name): frame[name].to_numpy() for name in frame.columns}
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        names, *rows = csv.reader(stream, delimiter="\t" if ".tsv" in path.suffixes else ",")
-    cells = np.array(rows, object).reshape(len(rows), len(names))
-    return {name: cells[:, i] for i, name in enumerate(names)}
+    try:
+        with arrays_in(path) as content:
+            array = content[""]
+    except (OSError, UnreadableError, KeyError) as error:
+        raise StorageError(f"got {path}, which cannot be read ({reason_of(error)}); try its shard again") from None
+    if not array.ndim or len(array) != said.rows:
+        raise StorageError(f"got {path} with other rows than are said to be in it; try its shard again")
+    return array
 
 
 def _joined(parts) -> "dict[str, np.ndarray]":
@@ -250,8 +318,3 @@ def _joined(parts) -> "dict[str, np.ndarray]":
     if any(list(part) != list(parts[0]) for part in parts):
         raise StorageError("got parts with other columns; expected the same in all")
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _sha256(path) -> str:
-    with open_file(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

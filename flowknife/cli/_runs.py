@@ -1,6 +1,8 @@
 """The verbs that use a run: `sample`, `score`, `classify`, `invert`, `report`, `info`, `check`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,7 @@ from flowknife.cli._images import number_in
 from flowknife.cli._kinds import ROWS, Choice, Items, given_in, kind_of, only_for
 from flowknife.cli._merge import draws_in_shard, is_done, part_file, run_digest, tell_part
 from flowknife.cli._shards import ShardText, shard_of
+from flowknife.cli._simulate import simulator_in
 from flowknife.errors import InputError, counted, printable
 
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
@@ -21,6 +24,16 @@ OfPartition = Annotated[
     typer.Option(help="Only the images of this partition, by list_eval_partition.txt in the folder or next to it."),
 ]
 Id = Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to copy to the output.")]
+Refine = Annotated[
+    bool,
+    typer.Option("--refine", help="Draws of the exact posterior, where the likelihood is known; a posterior only."),
+]
+Forward = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.py:NAME", help="With --refine: the simulator without its noise, if the run is of your own one."
+    ),
+]
 Scores = Annotated[
     Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write; .parquet too, with pandas.")
 ]
@@ -36,6 +49,7 @@ Scores = Annotated[
     "flowknife sample runs/cats -n 16 --given tabby --out tabbies.png",
     "flowknife sample runs/yield -n 100 --given rain=20,soil=3 --out yields.csv",
     "flowknife sample runs/arm -n 1000 --given observations.csv --out poses.csv",
+    "flowknife sample runs/basin -n 1000 --given anomalies.csv --refine --out depths.csv",
 )
 def _sample(
     run: Run,
@@ -63,6 +77,8 @@ def _sample(
             help="What is given: a class of images; conditions of rows, a=1,b=2 or a table; observations to explain.",
         ),
     ] = None,
+    refine: Refine = False,
+    simulator: Forward = None,
     seed: Seed = None,
     shard: ShardText = None,
     overwrite: Replace = False,
@@ -101,6 +117,7 @@ def _sample(
     only_for(["classify"], fitted, label=label)
     only_for(["density", "images", "invert"], fitted, given=given)
     only_for(["images"], fitted, prior=prior, shrink=shrink)
+    only_for(["invert"], fitted, refine=refine or None, simulator=simulator)
     options: dict[str, Any] = {"prior": prior, "shrink": shrink}
     options = {name: value for name, value in options.items() if value is not None}
     if temperature is not None:
@@ -108,7 +125,9 @@ def _sample(
     if fitted.application == "invert":
         if given is None:
             raise InputError("got a posterior and no observation; expected what it should explain; try --given FILE")
-        _explain(fitted, given, out, n, seed, **options)
+        if refine and temperature is not None:
+            raise InputError("got --temperature with --refine; expected one of them; try without --temperature")
+        _explain(_refinable(fitted, refine, simulator), given, out, n, seed, refine=refine, **options)
         return
     if label is not None:
         options["label"] = _class_of(fitted, label)
@@ -118,7 +137,7 @@ def _sample(
     if given is not None and fitted.application == "density":
         options["given"], n = _each(fitted, options["given"], n)
     write = kind.writer(fitted, out, n)
-    draw = fitted.sample_numbers if fitted.application == "density" else fitted.sample
+    draw = fitted.sample if fitted.encoding is None else fitted.sample_numbers
     drawn = draw(n, key=key, **options)
     write(np.column_stack([drawn, options["given"]]) if kind is ROWS and given is not None else drawn)
     if own is not None:
@@ -353,6 +372,8 @@ def _classify(
     "invert",
     "flowknife invert runs/arm observations.csv -n 1000 --out poses.csv",
     "flowknife invert runs/basin anomalies.npy -n 200 --seed 0 --out depths.npz",
+    "flowknife invert runs/basin anomalies.npy -n 200 --refine --out depths.npz",
+    "flowknife invert runs/mine observations.csv --refine --simulator mine.py:forward --out causes.csv",
 )
 def _invert(
     run: Run,
@@ -361,6 +382,8 @@ def _invert(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A table file: .csv, .npy, .npz, ...")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many for each observation.")] = 1000,
+    refine: Refine = False,
+    simulator: Forward = None,
     seed: Seed = None,
     drop_invalid: DropInvalid = False,
     overwrite: Replace = False,
@@ -368,6 +391,10 @@ def _invert(
     """Draw parameters that explain each observation.
 
     The first column of FILE is the number of the observation, from 0; the others are the parameters.
+
+    With --refine the draws are weighted by the likelihood, or Markov chains go on from them, until they are exact. The
+    likelihood is known for a problem by name, and for a simulator of your own with Gaussian noise (the setting noise),
+    which --simulator names.
     """
     from flowknife.apps import load
 
@@ -375,7 +402,30 @@ def _invert(
     fitted: Any = load(run)
     if fitted.application != "invert":
         raise InputError(f"got a run of {fitted.application}; expected one of invert; try flowknife sample")
-    _explain(fitted, observations, out, n, seed, drop_invalid)
+    _explain(_refinable(fitted, refine, simulator), observations, out, n, seed, drop_invalid, refine=refine)
+
+
+def _refinable(posterior, refine, simulator):
+    """The posterior with the simulator that was named; refused, where its draws cannot be refined.
+
+    Raises:
+        InputError: the likelihood is not known, or there is a simulator for nothing.
+    """
+    from flowknife.data import predicted
+
+    if simulator is not None:
+        if not refine:
+            raise InputError("got --simulator without --refine, which alone needs it; try --refine")
+        posterior = replace(posterior, forward=partial(predicted, simulator_in(simulator)))
+    if not refine:
+        return posterior
+    try:
+        posterior.likelihood  # noqa: B018, it is computed once, before anything is drawn
+    except InputError as error:
+        if posterior.forward is not None:
+            raise
+        raise InputError(f"{error}, or --simulator FILE.py:NAME") from None
+    return posterior
 
 
 def _explain(posterior, observations, out, n, seed, drop_invalid=False, **options):

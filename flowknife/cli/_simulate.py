@@ -80,12 +80,21 @@ def _simulator(text: str, prior: str) -> tuple[Any, Any]:
 
     if text in PROBLEMS:
         return PROBLEMS[text](), None
+    module, path, function = _module_of(text, f"a problem ({', '.join(PROBLEMS)}) or a Python file")
+    return _named(module, path, function), _named(module, path, prior)
+
+
+def simulator_in(text: str) -> Any:
+    """The simulator of a Python file, FILE.py or FILE.py:NAME."""
+    return _named(*_module_of(text, "a Python file"))
+
+
+def _module_of(text, expected):
+    """The module of a file, its path, and the name of the function that is meant."""
     name, _, function = text.partition(":") if not Path(text).exists() else (text, "", "")
     path = Path(name).expanduser()
     if path.suffix != ".py" or not path.is_file():
-        raise InputError(
-            f"got {text!r}; expected a problem ({', '.join(PROBLEMS)}) or a Python file; try mine.py:simulator"
-        )
+        raise InputError(f"got {text!r}; expected {expected}; try mine.py:simulator")
     # by its name and from its folder, as workers import it
     sys.path.insert(0, str(path.resolve().parent))
     try:
@@ -96,14 +105,13 @@ def _simulator(text: str, prior: str) -> tuple[Any, Any]:
         raise InputError(
             f"got {path}, and another module {path.stem} is imported instead; try another name of the file"
         )
-    found = []
-    for wanted in (function or "simulator", prior):
-        if not hasattr(module, wanted):
-            raise InputError(
-                f"got {path} without {wanted}; expected a function and a prior; try {path}:NAME --prior NAME"
-            )
-        found.append(getattr(module, wanted))
-    return found[0], found[1]
+    return module, path, function or "simulator"
+
+
+def _named(module, path, wanted):
+    if not hasattr(module, wanted):
+        raise InputError(f"got {path} without {wanted}; expected a function and a prior; try {path}:NAME --prior NAME")
+    return getattr(module, wanted)
 
 
 @contextmanager

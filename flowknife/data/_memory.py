@@ -18,12 +18,17 @@ def memory_budget(given: int | float | None = None) -> int:
     """
     wanted = os.environ.get(_VARIABLE) if given is None else given
     if wanted is None:
-        return min(_available(), _left_of_the_group()) // 2
+        return room_in_memory()
     with contextlib.suppress(ValueError, OverflowError):
         if (budget := int(float(wanted))) > 0:
             return budget
     name = _VARIABLE if given is None else "max_memory"
     raise InputError(f"got {name}={wanted!r}; expected a number of bytes, such as 4e9")
+
+
+def room_in_memory() -> int:
+    """Bytes that something else than images may take: half of what is available."""
+    return min(_available(), _left_of_the_group()) // 2
 
 
 def _available() -> int:

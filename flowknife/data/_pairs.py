@@ -1,7 +1,7 @@
 """Tables in two parts: rows and their labels, or parameters and the data that belong to them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from flowknife.data._arrays import UnreadableError, arrays_in
 from flowknife.data._read import names_in, read_columns, some
+from flowknife.data.encoding import Encoding
 from flowknife.data.tables import Table, load_table, table_of
 from flowknife.errors import InputError
 
@@ -23,11 +24,13 @@ class Labelled(NamedTuple):
         table: the columns of numbers.
         labels: one for each row of `table`, as written; "", None or NaN where unknown.
         column: the name of the column they come from; None where they came as an array.
+        encoding: how the other columns became numbers; None where they were numbers.
     """
 
     table: Table
     labels: np.ndarray
     column: str | None
+    encoding: Encoding | None = None
 
 
 class Pairs(NamedTuple):
@@ -45,7 +48,12 @@ def is_table(source: Any) -> bool:
 
 
 def read_labelled(
-    source: Any, column: str | None = None, names: Sequence[str] | None = None, *, drop_invalid: bool = False
+    source: Any,
+    column: str | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    drop_invalid: bool = False,
+    encode: Callable[[Any, Sequence[str] | None], Encoding] | None = None,
 ) -> Labelled:
     """The rows of a table and the label of each, from the column of that name, which may hold words.
 
@@ -56,14 +64,20 @@ def read_labelled(
         column: of the labels; default `LABEL`.
         names: of the columns of numbers, see `load_table`.
         drop_invalid: leave out rows with missing or infinite numbers.
+        encode: (table, names of its columns) -> how they become numbers; default: they are numbers.
 
     Raises:
         InputError: the table cannot be used, or has no such column.
     """
+    encoding = None
     if _is_arrays(source):
         x, labels = arrays_of(source, ("x", "labels"))
-        table = load_table(x, columns=names, drop_invalid=drop_invalid, min_rows=1)
-        return Labelled(table, np.delete(labels, table.dropped_rows), None)
+        if encode is None:
+            table = load_table(x, columns=names, drop_invalid=drop_invalid, min_rows=1)
+        else:
+            encoding = encode(x, names)
+            table = encoding.read(x, drop_invalid=drop_invalid, at_random=True)
+        return Labelled(table, np.delete(labels, table.dropped_rows), None, encoding)
     column = column or LABEL
     found = read_columns(source, keep=(column,))
     if column not in found.kept:
@@ -74,8 +88,12 @@ def read_labelled(
         )
     if not len(found.values):
         raise InputError(f"got {found.source} with no rows; expected a header of different names, and rows below it")
-    table = table_of(found, names, drop_invalid=drop_invalid, min_rows=1)
-    return Labelled(table, table.kept[column], column)
+    if encode is None:
+        table = table_of(found, names, drop_invalid=drop_invalid, min_rows=1)
+    else:
+        encoding = encode(source, names or tuple(name for name in found.names if name != column))
+        table = encoding.read(source, keep=(column,), drop_invalid=drop_invalid, at_random=True)
+    return Labelled(table, table.kept[column], column, encoding)
 
 
 def read_pairs(source: Any, names: Sequence[str] | None = None, y_names: Sequence[str] | None = None) -> Pairs:

@@ -7,12 +7,12 @@ import os
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".npy", ".np
 _LONGEST_LINE = 2**24  # characters
 _MOST_TEXT = 2**22  # bytes of text that may be packed to any size
 _TIGHTEST_TEXT = 100  # times that a larger one may be packed
+
+_Read = TypeVar("_Read")
 
 _EXPECTED = "expected numbers of shape (n, d) or (n,), a DataFrame, or the path of a table file"
 
@@ -209,18 +211,58 @@ def _stack(
     return Columns(source, labels, names, values, foreign, kept)
 
 
+def columns_as_written(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The columns of a table that flowknife wrote, by name: of text the cells as text, of Parquet whatever they hold.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or is no table of named columns.
+    """
+    path, label = Path(path).expanduser(), repr(os.fspath(path))
+
+    def read(suffix):
+        if suffix == ".parquet":
+            frame = _parquet(path, label)
+            labels, columns = frame.columns, [frame.iloc[:, i].to_numpy() for i in range(len(frame.columns))]
+        else:
+            with _open_lines(path, suffix) as lines:
+                labels, *rows = csv.reader(lines, delimiter="\t" if ".tsv" in suffix else ",")
+            if any(len(row) != len(labels) for row in rows):
+                raise ValueError("lines of several lengths")
+            columns = [np.array([as_named(cell) for cell in column], object) for column in zip(*rows, strict=True)]
+            columns = columns or [np.zeros(0, object)] * len(labels)
+            labels = [as_named(name) for name in labels]
+        if len(set(map(str, labels))) != len(labels) or not len(labels):
+            raise ValueError("a name twice, or none")
+        return dict(zip(map(str, labels), columns, strict=True))
+
+    return _in_words(path, label, read, (*_OF_TEXT, ".parquet"))
+
+
+_OF_TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+
+
 def _read_file(path: Path, label: str, keep: Sequence[str]) -> Columns:
+    def read(suffix):
+        if suffix in (".npy", ".npz"):
+            return _read_array(_numpy_array(path, label), label, keep)
+        if suffix == ".parquet":
+            return _read_object(_parquet(path, label), label, keep)
+        return _read_text(path, suffix, label, keep)
+
+    return _in_words(path, label, read)
+
+
+def _in_words(path: Path, label: str, read: Callable[[str], _Read], suffixes: Sequence[str] = TABLE_SUFFIXES) -> _Read:
+    """What `read` makes of a file of this ending; whatever it fails with in words."""
     try:
         if path.is_dir():
             raise InputError(f"got the folder {label}; expected a table file ending in {' '.join(TABLE_SUFFIXES)}")
         if not path.exists():
             raise InputError(f"there is no file {label}; expected a table file; check the name and the working folder")
         suffix = suffix_of(path)
-        if suffix in (".npy", ".npz"):
-            return _read_array(_numpy_array(path, label), label, keep)
-        if suffix == ".parquet":
-            return _read_object(_parquet(path, label), label, keep)
-        return _read_text(path, suffix, label, keep)
+        if suffix not in suffixes:
+            raise InputError(f"got {label}; expected an ending of {' '.join(suffixes)}")
+        return read(suffix)
     except InputError:
         raise
     except PermissionError:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 
 from flowknife._types import Key, as_key, as_numbers, error_in_words
 from flowknife.errors import InputError
@@ -46,6 +47,27 @@ class Way:
     noisy: bool | None = None
     tolerance: float = 0.0
     first: tuple[Outcome, Outcome] = ("", "")
+
+
+def plain_way(way: Way) -> dict[str, Any]:
+    """A way as plain values, which a later process reads: without the observations, which only this one compares."""
+    return {name: value for name, value in vars(way).items() if name != "first"}
+
+
+def way_of(plain: Any) -> Way:
+    """The way that `plain_way` wrote.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return Way(**_PlainWay.model_validate(plain).model_dump())
+
+
+class _PlainWay(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    lifted: bool
+    batch: Literal["whole", "mapped", ""]
+    noisy: bool | None
+    tolerance: float
 
 
 class Unlike(Exception):

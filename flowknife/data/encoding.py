@@ -107,6 +107,22 @@ class Encoding:
                 gaps[name] = float(np.sort(observed)[len(observed) // 2])
         return cls(names, kinds, days, gaps)
 
+    def widened(self, source: Any, missing: bool) -> "Encoding":
+        """For another table of the same columns too: with its categories, and where values are `missing` its gaps."""
+        found, places = self._found(source)
+        kinds, gaps = dict(self.categories), dict(self.missing)
+        for name, place in zip(self.names, places, strict=True):
+            if name in kinds:
+                cells = found.kept[found.names[place]]
+                new = cells[codes_of(cells, kinds[name]) < -1]
+                kinds[name] = names_of([*kinds[name], *new]) if len(new) else kinds[name]
+            elif place in found.foreign:
+                continue
+            numbers = self._numbers(name, found, place)
+            if missing and name not in gaps and np.isnan(numbers).any() and not np.isnan(numbers).all():
+                gaps[name] = 0.0 if name in kinds else float(np.nanmedian(numbers))
+        return Encoding(self.names, kinds, self.dates, gaps)
+
     def __bool__(self) -> bool:
         return bool(self.categories or self.dates or self.missing)
 
@@ -154,12 +170,7 @@ class Encoding:
         Raises:
             InputError: as by `load_table`.
         """
-        text = [name for name in self.names if name in self.categories or name in self.dates]
-        found = read_columns(source, (*text, *keep))
-        places = found.places((*self.names, *others))
-        here = {name: found.names[place] for name, place in zip(self.names, places, strict=False)}
-        if not {here[name] for name in text} <= set(found.kept):  # columns that have other names here, or none
-            found = read_columns(source, (*(here[name] for name in text), *keep))
+        found, places = self._found(source, others, keep)
         coded = [self._numbers(name, found, place) for name, place in zip(self.names, places, strict=False)]
         gaps = {name: np.isnan(column) for name, column in zip(self.names, coded, strict=True) if name in self.gaps}
         generator = np.random.default_rng(0)
@@ -171,11 +182,25 @@ class Encoding:
         beside = found.values[:, places[len(self.names) :]]
         values = np.column_stack([*coded, *(gaps[name].astype(float) for name in self.gaps), beside])
         names = (*self.columns, *others)
-        plain = {name: place for name, place in zip(self.names, places, strict=False) if name not in text}
+        plain = {name: place for name, place in zip(self.names, places, strict=False) if name not in self._text}
         foreign = {names.index(name): found.foreign[place] for name, place in plain.items() if place in found.foreign}
         kept = {name: found.kept[name] for name in keep if name in found.kept}
         table = Columns(found.source, names, names, values, foreign, kept)
         return table_of(table, names, drop_invalid=drop_invalid, min_rows=min_rows, narrow=not self.dates)
+
+    @property
+    def _text(self):
+        """The columns that are read as written."""
+        return [name for name in self.names if name in self.categories or name in self.dates]
+
+    def _found(self, source, others=(), keep=()):
+        """The columns of a table, and the places of those of this encoding and of the `others` among them."""
+        found = read_columns(source, (*self._text, *keep))
+        places = found.places((*self.names, *others))
+        here = {name: found.names[place] for name, place in zip(self.names, places, strict=False)}
+        if not {here[name] for name in self._text} <= set(found.kept):  # columns that have other names here, or none
+            found = read_columns(source, (*(here[name] for name in self._text), *keep))
+        return found, places
 
     def _numbers(self, name, found, place):
         """A column as numbers, NaN where they are missing."""
@@ -225,9 +250,19 @@ def to_frame(columns: Mapping[str, np.ndarray]) -> Any:
     return pandas.DataFrame(dict(columns))
 
 
-def remedy(source: Any, names: Sequence[str] | None, drop_invalid: bool) -> str:
-    """The settings that a table needs which is no table of finite numbers, in words; "" where none would help."""
-    words, of_dates, gaps = _no_numbers(source, names)
+def remedy(
+    source: Any, names: Sequence[str] | None, drop_invalid: bool, beside: Sequence[str] = (), shell: bool = True
+) -> str:
+    """The settings that a table needs which is no table of finite numbers, in words; "" where none would help.
+
+    Args:
+        source: the table.
+        names: of its columns; default all but those `beside`.
+        drop_invalid: whether rows with missing values are left out.
+        beside: names of columns that may hold anything.
+        shell: say what to type there too.
+    """
+    words, of_dates, gaps = _no_numbers(source, names, beside)
     needed = {
         "categories": _AUTO if words else "",
         "dates": _AUTO if of_dates else "",
@@ -237,13 +272,15 @@ def remedy(source: Any, names: Sequence[str] | None, drop_invalid: bool) -> str:
     if not needed:
         return ""
     python = ", ".join(f'{name}="{value}"' for name, value in needed.items())
+    if not shell:
+        return python
     return f"{python} (command line: {' '.join(f'--set {name}={value}' for name, value in needed.items())})"
 
 
 def in_numbers(source: Any, names: Sequence[str] | None) -> str:
     """How a table that is no table of finite numbers becomes one, in words; "" where it is one.
 
-    For what takes numbers only: the rows of a classifier, and conditions.
+    For what takes numbers only: conditions, and the pairs of an inverse problem.
     """
     words, of_dates, gaps = _no_numbers(source, names)
     ways = []
@@ -257,10 +294,10 @@ def in_numbers(source: Any, names: Sequence[str] | None) -> str:
     return "; ".join(ways)
 
 
-def _no_numbers(source, names) -> tuple[list[str], list[str], list[str]]:
+def _no_numbers(source, names, beside=()) -> tuple[list[str], list[str], list[str]]:
     """Names of the columns of words or truth values, of dates, and of those with missing values."""
     found = read_columns(source)
-    names = found.names if names is None else names
+    names = [name for name in found.names if name not in beside] if names is None else names
     written = _as_written(source, found, names, ())
     places = dict(zip(names, found.places(names), strict=True))
     foreign = [name for name, place in places.items() if place in found.foreign]

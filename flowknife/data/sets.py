@@ -9,26 +9,32 @@ The folder holds
 Each chunk has a key of its own, derived from that of the set and from its number. So no chunk depends on who makes it,
 when, or what was made before; and a folder that was left at any time is completed by doing the same again. Every file
 is written next to its place and moved there.
+
+A folder may come from anybody: whatever is in it is compared with what is written here, and no number of rows is
+believed before the file that should hold them is known to be as large.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
+import pydantic
 
-from flowknife._files import open_file, read_file, replacing
+from flowknife._files import open_file, plain_values, read_json, replacing, sha256_of
 from flowknife._types import Key, as_key
+from flowknife.data._memory import room_in_memory
 from flowknife.data._pools import Chunk, LostWorker, chunk_size
-from flowknife.data._simulators import Outcome, Way, row_keys, takes_key
+from flowknife.data._simulators import Outcome, Way, plain_way, row_keys, takes_key, way_of
 from flowknife.data.simulations import Here, Pooled, Report, seed_of
-from flowknife.errors import InputError, StorageError
+from flowknife.errors import InputError, StorageError, reason_of
 
 MANIFEST = "simulations.json"
 """What a set of simulations says of itself."""
@@ -38,8 +44,84 @@ PRIOR = "prior.safetensors"
 
 _FORMAT = 1
 _HEADER = "flowknife"
-_MOST_MANIFEST = 2**30  # bytes: a line for each chunk
+_MOST_MANIFEST = 2**26  # bytes: some 150 for each chunk
+_MOST_HEADER = 2**26  # bytes of a chunk, which lists the rows that failed
 _OPEN = 64  # chunks that are mapped at a time
+
+# What is read, field by field; lists, since that is what JSON has.
+
+
+class _Said(pydantic.BaseModel, frozen=True, extra="ignore", strict=True, allow_inf_nan=False):
+    """Base: values of another type are errors."""
+
+
+class _Entry(_Said):
+    """What a manifest says of a chunk."""
+
+    rows: int = pydantic.Field(ge=1, lt=2**40)
+    failed: int = pydantic.Field(ge=0)
+    sha256: str
+    reason: str = ""
+
+
+class _About(_Said):
+    """What is simulated; all of it is compared, and this is read."""
+
+    rows: int = pydantic.Field(ge=1, lt=2**50)
+    chunk: int = pydantic.Field(ge=1, lt=2**40)
+    problem: str = ""
+    names: list[str] = []
+    y_names: list[str] = []
+
+
+class _Manifest(_Said):
+    """A manifest; without chunks, one of a set that is not complete."""
+
+    simulations: Literal[1]
+    about: dict[str, Any]
+    way: dict[str, Any] | None = None
+    exact: bool = False
+    sha256: str = ""
+    chunks: list[_Entry] | None = None
+
+    @property
+    def said(self) -> _About:
+        return _About.model_validate(self.about)
+
+    @pydantic.model_validator(mode="after")
+    def _adds_up(self) -> "_Manifest":
+        if self.way is not None:
+            way_of(self.way)
+        if self.chunks is not None:
+            said, rows = self.said, [entry.rows for entry in self.chunks]
+            if not rows or sum(rows) != said.rows or set(rows[:-1]) - {said.chunk} or not 0 < rows[-1] <= said.chunk:
+                raise ValueError("chunks of another number of rows")
+        return self
+
+
+class _Made(_Said):
+    """What a chunk says of itself."""
+
+    failed: list[int]
+    reason: str
+    batch: str
+    digest: str
+
+
+class _Array(_Said):
+    """What the header of a chunk says of an array."""
+
+    dtype: Literal["F64"]
+    shape: list[int] = pydantic.Field(min_length=2, max_length=2)
+    data_offsets: list[int] = pydantic.Field(min_length=2, max_length=2)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The head of a chunk: what it says, and where its arrays lie in the file."""
+
+    said: _Made
+    places: dict[str, tuple[tuple[int, int], int]]  # by name, shape and first byte
 
 
 @dataclass(frozen=True)
@@ -69,13 +151,19 @@ class SimulationSet:
     y_names: tuple[str, ...] = ()
 
     def usable(self) -> np.ndarray:
-        """The numbers of the rows that have an observation."""
+        """The numbers of the rows that have an observation.
+
+        Raises:
+            StorageError: a chunk is damaged, or their list does not fit in memory.
+        """
+        if 8 * self.rows > room_in_memory():
+            raise StorageError(f"got {self.folder} of {self.rows:,} rows; expected as many as have a place in memory")
         failed: list[np.ndarray] = []
         start = 0
         for entry, path in self._chunks():
-            if entry["failed"]:
-                failed.append(start + np.asarray(_about(path)["failed"], np.int64))
-            start += entry["rows"]
+            if entry.failed:
+                failed.append(start + np.asarray(_head(path, entry.rows).said.failed, np.int64))
+            start += entry.rows
         return np.delete(np.arange(self.rows), np.concatenate(failed)) if failed else np.arange(self.rows)
 
     @property
@@ -95,16 +183,17 @@ class SimulationSet:
             StorageError: one is missing or damaged.
         """
         for entry, path in self._chunks():
-            if not path.is_file() or _sha256(path) != entry["sha256"]:
-                raise StorageError(f"got {path}, which is damaged; expected its checksum; try to simulate again")
+            _head(path, entry.rows)  # before as much is read as the file is said to hold
+            if sha256_of(path) != entry.sha256:
+                raise _damaged(path, "its checksum is another")
 
-    def _chunks(self):
-        entries = _manifest(self.folder)["chunks"]
+    def _chunks(self) -> list[tuple[_Entry, Path]]:
+        entries = _manifest(self.folder).chunks or []
         return [(entry, chunk_file(self.folder, number)) for number, entry in enumerate(entries)]
 
     def _array(self, name):
         found = self._chunks()
-        return ChunkedRows(tuple(path for _, path in found), tuple(entry["rows"] for entry, _ in found), name)
+        return ChunkedRows(tuple(path for _, path in found), tuple(entry.rows for entry, _ in found), name)
 
 
 class ChunkedRows:
@@ -118,7 +207,7 @@ class ChunkedRows:
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int], name: str):
         self._ends = np.cumsum(sizes)
-        self._mapped = functools.lru_cache(_OPEN)(lambda number: _mapped(paths[number], name))
+        self._mapped = functools.lru_cache(_OPEN)(lambda number: _mapped(paths[number], name, sizes[number]))
         widths = (self._mapped(number).shape[1] for number in range(len(paths)))
         self.shape = (int(self._ends[-1]), next((width for width in widths if width), 0))  # 0: all of a chunk failed
         self.dtype = np.dtype(np.float64)
@@ -139,6 +228,11 @@ class ChunkedRows:
         for part in np.split(order, np.flatnonzero(np.diff(chunks[order])) + 1) if len(flat) else ():
             number = int(chunks[part[0]])
             mapped = self._mapped(number)
+            if mapped.shape[1] not in (0, self.shape[1]):
+                raise StorageError(
+                    f"got chunks with rows of {self.shape[1]} and of {mapped.shape[1]} numbers; expected one length; "
+                    "try to simulate again"
+                )
             if mapped.shape[1]:
                 found[part] = mapped[flat[part] - (self._ends[number] - len(mapped))]
         return found.reshape(*rows.shape, self.shape[1])
@@ -191,11 +285,11 @@ def simulate_to(
     )
     while True:
         way = job.way(runs, executor)
-        todo = [number for number in range(shard[0], job.chunks, shard[1]) if not job.has(number, way)]
-        mine = len(range(shard[0], job.chunks, shard[1]))
-        if job.run(runs, way, todo, (mine - len(todo)) * chunk, min(mine * chunk, rows), on_progress):
+        mine = range(shard[0], job.chunks, shard[1])
+        todo = [number for number in mine if not job.has(number, way)]
+        if job.run(runs, way, todo, (len(mine) - len(todo)) * chunk, min(len(mine) * chunk, rows), on_progress):
             break
-    return job.finish(way)
+    return job.finish(way, mine)
 
 
 @dataclass(frozen=True)
@@ -216,7 +310,7 @@ class _Job:
     def claim(self):
         """Say what is simulated in the folder, or check that this is what it says."""
         if (self.folder / MANIFEST).exists():
-            found = _manifest(self.folder).get("about", {})
+            found = _manifest(self.folder).about
             changed = [name for name in {**found, **self.about} if found.get(name) != self.about.get(name)]
             if changed:
                 name = changed[0]
@@ -236,9 +330,9 @@ class _Job:
 
     def way(self, runs, executor) -> Way:
         """How the simulator takes its rows, as it was found out with the first chunk."""
-        found = _manifest(self.folder).get("way")
+        found = _manifest(self.folder).way
         if found is not None:
-            return Way(**found)
+            return way_of(found)
         first = self.made_of(0)
         way = runs.way(first.theta, first.keys)
         if way.noisy and first.keys[0] is None and _in_threads(executor):
@@ -247,22 +341,27 @@ class _Job:
                 "their random numbers; expected a key, or processes; try def simulator(theta, key)"
             )
         way = replace(way, first=("", ""))
-        self._say({"way": _plain_way(way)})
+        self._say({"way": plain_way(way)})
         return way
 
     def made_of(self, number: int) -> Chunk:
         """The parameters and keys of a chunk."""
-        size = min(self.about["chunk"], self.about["rows"] - number * self.about["chunk"])
+        size = self._rows(number)
         theta_key, own = jax.random.split(jax.random.fold_in(self.key, number))
         return Chunk(number, self.draw(size, theta_key), row_keys(self.simulator, size, own))
 
+    def _rows(self, number: int) -> int:
+        return min(self.about["chunk"], self.about["rows"] - number * self.about["chunk"])
+
     def has(self, number, way) -> bool:
         """Whether a chunk is there, whole, and made in this way."""
+        path, rows = chunk_file(self.folder, number), self._rows(number)
         try:
-            said = _about(path := chunk_file(self.folder, number))
-            arrays = [_mapped(path, name) for name in ("theta", "y")]
-            return said["batch"] == way.batch and said["digest"] == _digest(arrays)
-        except (OSError, StorageError, KeyError, ValueError):
+            said, theta, y = _head(path, rows).said, _mapped(path, "theta", rows), _mapped(path, "y", rows)
+            failed = np.flatnonzero(~np.isfinite(y).all(axis=1)) if y.shape[1] else range(rows)
+            as_made = said.batch == way.batch and said.digest == _digest([theta, y])
+            return as_made and sorted(said.failed) == list(failed)
+        except StorageError:
             return False
 
     def run(self, runs, way, todo, done, total, on_progress) -> bool:
@@ -279,7 +378,7 @@ class _Job:
         try:
             for number, outcomes in zip(todo, found, strict=True):
                 if outcomes is None:
-                    self._say({"way": _plain_way(replace(way, batch=""))})
+                    self._say({"way": plain_way(replace(way, batch=""))})
                     return False
                 if isinstance(outcomes[0], LostWorker):
                     raise StorageError(
@@ -323,33 +422,33 @@ class _Job:
 
     def _known(self) -> set[int]:
         """The numbers of an observation, where a chunk tells."""
-        widths = (_mapped(path, "y").shape[1] for path in self.folder.glob("chunk-*.safetensors"))
-        return {next((width for width in widths if width), 0)} - {0}
+        for path in self.folder.glob("chunk-*.safetensors"):
+            with contextlib.suppress(StorageError):  # one that is damaged is made again
+                if width := _head(path).places["y"][0][1]:
+                    return {width}
+        return set()
 
-    def finish(self, way) -> SimulationSet | None:
-        """Write the manifest, once all chunks are there."""
+    def finish(self, way, mine: range) -> SimulationSet | None:
+        """Write the manifest, once all chunks are there; those that are not `mine` are looked at first."""
+        if not all(chunk_file(self.folder, number).exists() for number in range(self.chunks)):
+            return None
         entries: list[dict[str, Any]] = []
         for number in range(self.chunks):
             path = chunk_file(self.folder, number)
-            if not path.exists() or _about(path)["batch"] != way.batch:
+            if number not in mine and not self.has(number, way):
                 return None
-            said = _about(path)
-            size = min(self.about["chunk"], self.about["rows"] - number * self.about["chunk"])
-            entry = {"rows": size, "failed": len(said["failed"]), "sha256": _sha256(path)}
-            entries.append(entry | ({"reason": said["reason"]} if said["reason"] else {}))
+            said = _head(path, self._rows(number)).said
+            entry = {"rows": self._rows(number), "failed": len(said.failed), "sha256": sha256_of(path)}
+            entries.append(entry | ({"reason": said.reason} if said.reason else {}))
         whole = hashlib.sha256("".join(entry["sha256"] for entry in entries).encode()).hexdigest()
         exact = not takes_key(self.simulator) and way.noisy is False
-        self._say({"way": _plain_way(way), "exact": exact, "sha256": whole, "chunks": entries})
+        self._say({"way": plain_way(way), "exact": exact, "sha256": whole, "chunks": entries})
         return read_set(self.folder)
 
 
 def _in_threads(executor) -> bool:
     kind = type(executor).__name__
     return "Thread" in kind
-
-
-def _plain_way(way: Way) -> dict[str, Any]:
-    return {name: value for name, value in asdict(way).items() if name != "first"}
 
 
 # -- reading one ------------------------------------------------------------------------------------------------------
@@ -364,29 +463,38 @@ def read_set(folder: str | os.PathLike[str]) -> SimulationSet:
     """A set of simulations that is complete.
 
     Raises:
-        StorageError: it is none, or chunks are missing.
+        StorageError: it is none, is damaged, or chunks are missing.
     """
     folder = Path(folder).expanduser()
     found = _manifest(folder)
-    about = found.get("about", {})
-    if "chunks" not in found:
+    about, entries = found.said, found.chunks
+    if entries is None:
         made = sum(1 for _ in folder.glob("chunk-*.safetensors"))
-        chunks = -(-about.get("rows", 0) // max(about.get("chunk", 1), 1))
         raise StorageError(
-            f"got {folder}, in which {made} of {chunks} chunks were simulated; expected all; try the command that "
-            "simulated them again"
+            f"got {folder}, in which {made} of {-(-about.rows // about.chunk)} chunks were simulated; expected all; "
+            "try the command that simulated them again"
         )
-    entries = found["chunks"]
+    for number, entry in enumerate(entries):
+        path = chunk_file(folder, number)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise StorageError(
+                f"got {folder} without {path.name} ({error.strerror}); expected all chunks; try the command that "
+                "simulated them again"
+            ) from None
+        if size < 8 * entry.rows:  # of one parameter
+            raise _damaged(path, f"{size:,} bytes for {entry.rows:,} rows")
     return SimulationSet(
         folder,
-        rows=sum(entry["rows"] for entry in entries),
-        failed=sum(entry["failed"] for entry in entries),
-        reason=next((entry["reason"] for entry in entries if entry.get("reason")), ""),
-        sha256=found["sha256"],
-        exact=bool(found["exact"]),
-        problem=about.get("problem", ""),
-        names=tuple(about.get("names", ())),
-        y_names=tuple(about.get("y_names", ())),
+        rows=sum(entry.rows for entry in entries),
+        failed=sum(entry.failed for entry in entries),
+        reason=next((entry.reason for entry in entries if entry.reason), ""),
+        sha256=found.sha256,
+        exact=found.exact,
+        problem=about.problem,
+        names=tuple(about.names),
+        y_names=tuple(about.y_names),
     )
 
 
@@ -395,38 +503,56 @@ def chunk_file(folder: Path, number: int) -> Path:
     return folder / f"chunk-{number:08d}.safetensors"
 
 
-def _manifest(folder) -> dict[str, Any]:
+def _manifest(folder) -> _Manifest:
     try:
-        found = json.loads(read_file(folder / MANIFEST, _MOST_MANIFEST))
-        if found["simulations"] != _FORMAT:
-            raise ValueError("another format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"got {folder}, which holds no simulations that can be read ({error})") from None
-    return found
+        found = _Manifest.model_validate(read_json(folder / MANIFEST, _MOST_MANIFEST))
+        found.said  # noqa: B018, which is validated now
+        return found
+    except (OSError, ValueError) as error:
+        raise StorageError(f"got {folder}, which holds no simulations that can be read ({reason_of(error)})") from None
 
 
-def _header(path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its data begin."""
-    with open_file(path) as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        if size > _MOST_MANIFEST:
-            raise StorageError(f"got {path}, which is damaged; expected simulations")
-        return json.loads(stream.read(size)), 8 + size
+def _damaged(path, words) -> StorageError:
+    return StorageError(f"got {path}, which is damaged ({words}); expected simulations; try to simulate them again")
 
 
-def _about(path) -> dict[str, Any]:
-    return json.loads(_header(path)[0]["__metadata__"][_HEADER])
+def _head(path, rows: int | None = None) -> _Chunk:
+    """The head of a chunk of so many rows.
+
+    Raises:
+        StorageError: there is none, or it is damaged.
+    """
+    try:
+        with open_file(path) as stream:
+            whole, size = os.fstat(stream.fileno()).st_size, int.from_bytes(stream.read(8), "little")
+            if size > min(_MOST_HEADER, whole):
+                raise ValueError(f"a header of {size:,} bytes")
+            header = plain_values(stream.read(size))
+        said = _Made.model_validate(plain_values(header["__metadata__"][_HEADER].encode()))
+        places = {name: _place(_Array.model_validate(header[name]), 8 + size, whole) for name in ("theta", "y")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, reason_of(error)) from None
+    count, ends = places["theta"][0][0], [start + 8 * shape[0] * shape[1] for shape, start in places.values()]
+    if max(ends) != whole:
+        raise _damaged(path, f"{whole:,} bytes instead of {max(ends):,}")
+    if places["y"][0][0] != count or rows not in (None, count):
+        raise _damaged(path, f"{count:,} rows of parameters and {places['y'][0][0]:,} of data")
+    if any(not 0 <= row < count for row in said.failed) or len(set(said.failed)) != len(said.failed):
+        raise _damaged(path, "rows that failed and are not there")
+    return _Chunk(said, places)
 
 
-def _mapped(path, name) -> np.ndarray:
+def _place(array: _Array, start: int, whole: int) -> tuple[tuple[int, int], int]:
+    (rows, width), (begin, end) = array.shape, array.data_offsets
+    if min(rows, width, begin) < 0 or end - begin != 8 * rows * width or start + end > whole:
+        raise ValueError(f"an array of shape ({rows}, {width}) at {begin} to {end}")
+    return (rows, width), start + begin
+
+
+def _mapped(path, name: str, rows: int | None = None) -> np.ndarray:
     """An array of a chunk, mapped from the disk."""
-    header, start = _header(path)
-    shape, (begin, end) = tuple(header[name]["shape"]), header[name]["data_offsets"]
-    if header[name]["dtype"] != "F64" or end - begin != 8 * int(np.prod(shape)):
-        raise StorageError(f"got {path}, which is damaged; expected numbers in double precision")
-    if not end > begin:
-        return np.zeros(shape)
-    return np.memmap(path, np.float64, "r", start + begin, shape)
+    shape, start = _head(path, rows).places[name]
+    return np.memmap(path, np.float64, "r", start, shape) if shape[0] * shape[1] else np.zeros(shape)
 
 
 def _digest(arrays) -> str:
@@ -435,8 +561,3 @@ def _digest(arrays) -> str:
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def _sha256(path) -> str:
-    with open_file(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from flowknife.data._cells import inert
 from flowknife.data._read import (
     TABLE_SUFFIXES,
     Columns,
+    columns_as_written,
     in_order,
     is_header,
     names_in,
@@ -38,6 +39,7 @@ __all__ = [
     "TABLE_SUFFIXES",
     "Columns",
     "Table",
+    "columns_as_written",
     "in_order",
     "load_table",
     "names_in",

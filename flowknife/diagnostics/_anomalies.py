@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -275,7 +274,7 @@ class Typicality(eqx.Module):
 
 def _precision(features, group):
     """The inverse covariance of a group of features, at its place in a matrix of all of them."""
-    variances, axes = shrunk_covariance(jnp.asarray(features[:, group]))
+    variances, axes = shrunk_covariance(np.asarray(features[:, group], np.float64))
     precision = np.zeros((features.shape[1],) * 2)
     precision[np.ix_(group, group)] = (axes / np.maximum(variances, 1e-6)) @ axes.T
     return precision

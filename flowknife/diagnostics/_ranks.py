@@ -7,11 +7,10 @@ more draw of its own posterior. What differs is the number by which theta and th
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from flowknife._types import Key, as_key
+from flowknife._types import Key, as_generator, as_key, keys_of
 from flowknife.diagnostics._check import SMALLEST_P, Check, Values, p_text
 from flowknife.diagnostics._uniform import counts_below, rank_edges, uniform_band, uniformity_p_value
 from flowknife.errors import InputError
@@ -86,7 +85,7 @@ def sbc_ranks(samples: Values, theta: Values, key: Key = 0) -> Int[np.ndarray, "
     samples, theta = _draws_and_truth(samples, theta)
     below = np.sum(samples < theta[:, None], axis=1)
     ties = np.sum(samples == theta[:, None], axis=1)
-    share = np.asarray(jax.random.uniform(as_key(key), ties.shape))
+    share = as_generator(key).random(ties.shape)
     return below + np.minimum((share * (ties + 1)).astype(int), ties)
 
 
@@ -187,11 +186,11 @@ def tarp(samples: Values, theta: Values, key: Key = 0, references: Values | None
         InputError: for shapes that do not fit, or NaN.
     """
     samples, theta = _draws_and_truth(samples, theta)
-    key, tie_key = jax.random.split(as_key(key))
+    key, tie_key = keys_of(as_key(key), 2)
     low, width = theta.min(axis=0), np.ptp(theta, axis=0)
     width = np.where(width > 0, width, 1.0)
     if references is None:
-        centres = np.asarray(jax.random.uniform(key, theta.shape), float)
+        centres = as_generator(key).random(theta.shape)
     else:
         centres = (np.asarray(references, float) - low) / width
         if centres.shape != theta.shape:
@@ -292,10 +291,10 @@ def coverage(
     level = np.asarray(levels, float)
     if level.ndim != 1 or level.size == 0 or not np.all((level > 0) & (level < 1)):
         raise InputError(f"got levels {levels}; expected numbers between 0 and 1; try (0.5, 0.9)")
-    tie_key, key = jax.random.split(as_key(key))
+    tie_key, key = keys_of(as_key(key), 2)
     ranks = sbc_ranks(samples, theta, tie_key)
     n, names = len(ranks), component_names(names, ranks.shape[1])
-    u = (ranks + np.asarray(jax.random.uniform(key, ranks.shape))) / (np.shape(samples)[1] + 1)
+    u = (ranks + as_generator(key).random(ranks.shape)) / (np.shape(samples)[1] + 1)
     hits = np.stack([np.sum(np.abs(u - 0.5) <= a / 2, axis=0) for a in level])
     chance = level[:, None]
     p_values = np.minimum(1.0, 2 * np.minimum(binom.cdf(hits, n, chance), binom.sf(hits - 1, n, chance)))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import OutlierMixin
+from sklearn.utils import _safe_indexing
 from sklearn.utils.metaestimators import available_if
 
 from flowknife._split import Sizes, split
@@ -125,8 +126,9 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
                 f"{self.contamination:g}; try more rows, or contamination={1 / (count + 1):.2g}"
             )
         parts = split(len(X), Sizes(0, count), as_key(options["key"]))
-        self.flow_ = density(X[parts.train], calibration=X[parts.calibration], **options)
-        scores = self.flow_.log_prob(X[parts.calibration]).astype(np.float64)
+        train, calibration = (_safe_indexing(X, rows) for rows in (parts.train, parts.calibration))
+        self.flow_ = density(train, calibration=calibration, **options)
+        scores = self.flow_.log_prob(calibration).astype(np.float64)
         return scores, -conformal_quantile(-scores, 1 - self.contamination)
 
     def _fit_training(self, X, options):
@@ -223,8 +225,9 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
             columns: that describe the conditions, by place or name; default all.
 
         Raises:
-            InputError: for a column that there is not.
+            InputError: for a column that there is not, or a detector of more than numbers.
         """
+        self._require_numbers("a shift")
         new = self._rows(X)
         places = self._places(columns)
         old = self.flow_.frame.from_model(self.flow_.reference)

@@ -1,11 +1,15 @@
 """What all estimators share: settings as arguments, rows by the names of their columns, and seeds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 
 from flowknife._settings import Settings
+from flowknife.apps._tables import models_more
+from flowknife.data._read import first_line
+from flowknife.data.encoding import in_numbers, remedy
 from flowknife.data.tables import in_order, names_in
 from flowknife.errors import InputError
 from flowknife.train import Training
@@ -79,12 +83,35 @@ class FlowEstimator(BaseEstimator):
         train = {name: value for name, value in own.items() if name in Training.model_fields}
         return {**settings, "train": train, "key": seed, "show_progress": bool(self.verbose)}
 
-    def _rows(self, X: Any, reset: bool = False) -> np.ndarray:
-        """Rows of numbers, in the columns of training."""
+    def _rows(self, X: Any, reset: bool = False) -> Any:
+        """Rows in the columns of training: an array of numbers, or a table as it is where it may hold more."""
         if not reset:
             check_is_fitted(self)
         X = self._by_name(X, reset)
-        return validate_data(self, X, dtype=np.float64, reset=reset, ensure_min_samples=2 if reset else 1)
+        if self._models_more():
+            return validate_data(self, X, reset=reset, skip_check_array=True)
+        return self._validated(X, dtype=np.float64, reset=reset, ensure_min_samples=2 if reset else 1)
+
+    def _models_more(self) -> bool:
+        """Whether rows may hold more than numbers."""
+        return False
+
+    def _remedy(self, X: Any) -> str:
+        """How rows that are no finite numbers can be used, in words; "" for others."""
+        return f"columns of numbers: {helps}" if (helps := in_numbers(X, None)) else ""
+
+    def _validated(self, X: Any, *y: Any, **how: Any) -> Any:
+        """Rows of finite numbers, and targets; the error of other rows says what would help."""
+        try:
+            return validate_data(self, X, *y, **how)
+        except ValueError as error:
+            try:
+                helps = self._remedy(X)
+            except InputError:
+                helps = ""
+            if not helps:
+                raise
+            raise InputError(f"{first_line(error).rstrip('.')}; try {helps}") from None
 
     def _by_name(self, X: Any, reset: bool = False) -> Any:
         """The columns of a DataFrame in the order of training; scikit-learn compares names only where all are words."""
@@ -93,6 +120,38 @@ class FlowEstimator(BaseEstimator):
         elif self._columns is not None and not all(isinstance(name, str) for name in getattr(X, "columns", "x")):
             X = in_order(X, self._columns)
         return X
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class TableEstimator(FlowEstimator):
+    """Base of the estimators of tables that may hold more than numbers; beside the settings of `FlowEstimator`.
+
+    Args:
+        categories: columns of categories, by name; "auto": those of words or truth values; None: none.
+        dates: columns of dates, by name; "auto": those that hold nothing but dates; None: none.
+        missing: "model" for missing values as part of the model; None: they are refused.
+    """
+
+    categories: Literal["auto"] | Sequence[str] | None = None
+    dates: Literal["auto"] | Sequence[str] | None = None
+    missing: Literal["refuse", "model"] | None = None
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "model"
+        tags.input_tags.categorical = tags.input_tags.string = self.categories is not None
+        return tags
+
+    def _models_more(self) -> bool:
+        return models_more(self)
+
+    def _remedy(self, X: Any) -> str:
+        return remedy(X, None, drop_invalid=False, shell=False)
+
+    def _require_numbers(self, what: str) -> None:
+        """Refuse what takes rows of numbers alone."""
+        if self._models_more():
+            raise InputError(f"got categories, dates or missing values; {what} takes numbers; try a fit to numbers")
 
 
 def seed_of(generator: np.random.RandomState) -> int:

@@ -11,12 +11,12 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from flowknife.apps import DensityConfig, density
 from flowknife.diagnostics import Scores
 from flowknife.errors import InputError
-from flowknife.estimators._base import FlowEstimator
+from flowknife.estimators._base import TableEstimator
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DensityEstimator(FlowEstimator):
-    """Base of the estimators that fit a `Density`; beside the settings of `FlowEstimator`.
+class DensityEstimator(TableEstimator):
+    """Base of the estimators that fit a `Density`; beside the settings of `TableEstimator`.
 
     Args:
         scalar: map that the couplings apply to each number.
@@ -73,8 +73,11 @@ class FlowDensity(DensityMixin, DensityEstimator):
         """Mean log density of the rows."""
         return float(self.score_samples(X).mean())
 
-    def sample(self, n_samples: int = 1) -> np.ndarray:
-        """New rows, shape (n_samples, d); always the same ones if `random_state` is a number."""
+    def sample(self, n_samples: int = 1) -> Any:
+        """New rows, shape (n_samples, d); always the same ones if `random_state` is a number.
+
+        With categories, dates or missing values they come as a DataFrame.
+        """
         check_is_fitted(self)
         return self.flow_.sample(n_samples, key=self._seed())
 
@@ -109,8 +112,8 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Density
         rows = self._rows(X)
         return self.flow_.encode(rows).astype(np.float64)
 
-    def inverse_transform(self, X: Any) -> Float[np.ndarray, "n d"]:
-        """The row of each latent."""
+    def inverse_transform(self, X: Any) -> Any:
+        """The row of each latent; with categories, dates or missing values a DataFrame."""
         check_is_fitted(self)
         z = check_array(X, dtype=np.float64)
         if z.shape[1] != self._n_features_out:

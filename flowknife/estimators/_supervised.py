@@ -8,18 +8,18 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from flowknife.apps import ClassifyConfig, InvertConfig, classify, invert
 from flowknife.diagnostics import Scores
 from flowknife.errors import CalibrationWarning, InputError
-from flowknife.estimators._base import FlowEstimator, seed_of
+from flowknife.estimators._base import FlowEstimator, TableEstimator, seed_of
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FlowClassifier(ClassifierMixin, FlowEstimator):
+class FlowClassifier(ClassifierMixin, TableEstimator):
     """A classifier with a density per class, which also detects rows of no class.
 
     Args:
@@ -49,7 +49,12 @@ class FlowClassifier(ClassifierMixin, FlowEstimator):
 
     def fit(self, X: Any, y: Any) -> "FlowClassifier":
         """Fit the classifier to rows and their labels."""
-        X, y = validate_data(self, self._by_name(X, reset=True), y, dtype=np.float64)
+        X = self._by_name(X, reset=True)
+        if self._models_more():
+            X, y = validate_data(self, X, column_or_1d(y), skip_check_array=True)
+            check_consistent_length(X, y)
+        else:
+            X, y = self._validated(X, y, dtype=np.float64)
         check_classification_targets(y)
         # the places of the classes, in the order of scikit-learn, whatever the labels are
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -119,7 +124,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
     def fit(self, X: Any, y: Any) -> "FlowRegressor":
         """Fit p(y | X) to rows and their targets, shape (n,) or (n, k)."""
         X = self._by_name(X, reset=True)
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
+        X, y = self._validated(X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
         self._single = y.ndim == 1
         generator = check_random_state(self.random_state)
         options = self._options(InvertConfig, seed_of(generator))

@@ -52,6 +52,15 @@ def packed(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def finite(value: Any) -> Any:
+    """Plain values, None in the place of a number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 _MOST_SCORES = 10_000
 
 

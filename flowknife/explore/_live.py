@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from flowknife._files import plain_values
 from flowknife.errors import FlowknifeError, InputError
-from flowknife.explore._export import packed
+from flowknife.explore._export import finite, packed
 
 MOST_ROWS = 20_000  # of one call
 
@@ -49,7 +50,7 @@ def answer(call: Call, body: bytes) -> bytes:
         InputError: for arguments that the call does not take, in words that can be shown.
     """
     try:
-        arguments = unpacked(json.loads(body))
+        arguments = unpacked(plain_values(body))
         if not isinstance(arguments, dict):
             raise TypeError
         bound = inspect.signature(call).bind(**arguments)
@@ -59,9 +60,10 @@ def answer(call: Call, body: bytes) -> bytes:
         found = call(*bound.args, **bound.kwargs)
     except FlowknifeError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError) as error:  # arguments of a wrong kind, wherever it shows
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        # arguments of a wrong kind, wherever it shows
         raise InputError(f"got arguments that do not fit ({' '.join(str(error).split())[:200]})") from None
-    return json.dumps(packed(_narrow(found))).encode()
+    return json.dumps(finite(packed(_narrow(found))), allow_nan=False).encode()
 
 
 def rows_of(x: Any, n: Any, width: int) -> np.ndarray:

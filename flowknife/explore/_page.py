@@ -8,7 +8,6 @@ of JSON, which no browser runs, and is shown as text.
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from functools import cache
 from html import escape
@@ -18,7 +17,7 @@ from typing import Any
 
 from flowknife._files import GENERATOR, replacing, require_own
 from flowknife.errors import InputError
-from flowknife.explore._export import describe, packed
+from flowknife.explore._export import describe, finite, packed
 from flowknife.explore._kernel import kernel
 from flowknife.explore._live import Call, Live
 from flowknife.report import flagging_text, measured
@@ -141,7 +140,7 @@ def content_of(result: Any, title: str, job: str, parts: Mapping[str, Any]) -> s
 
 def as_json(content: Mapping[str, Any]) -> str:
     """What the page reads, without a character that could end its block."""
-    return json.dumps(_finite(packed({**content, "kernel": kernel()})), allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(finite(packed({**content, "kernel": kernel()})), allow_nan=False).replace("<", "\\u003c")
 
 
 def trust_of(result: Any) -> dict[str, Any]:
@@ -160,15 +159,6 @@ def trust_of(result: Any) -> dict[str, Any]:
     training = result.record.training
     partial = f"Partial: {training.sentence}." if training.partial else ""
     return {"checks": rows, "flagging": flagging_text(result.flagging), "partial": partial}
-
-
-def _finite(value):
-    """Plain values, None in the place of a number that JSON has no word for."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _hash(text: str) -> str:

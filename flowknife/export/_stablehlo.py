@@ -1,5 +1,6 @@
 """A folder with the programs of a model, which run with JAX alone."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import jax.export
 import numpy as np
 
 from flowknife._batches import NUMBERS_AT_ONCE
-from flowknife._files import WORK
+from flowknife._files import WORK, read_json
 from flowknife._record import package_versions
 from flowknife.errors import InputError, StorageError
 from flowknife.export._programs import Program
@@ -83,7 +84,10 @@ def write_stablehlo(
             arrays: dict[str, Any] = {f"w{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
             np.savez(stream, **arrays)
         (draft / "model.py").write_bytes(Path(__file__).with_name("model.py").read_bytes())
-        whole = {"written by": MARK, "versions": package_versions(), **about, "programs": known}
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(draft.iterdir())}
+        whole = {"written by": MARK, "versions": package_versions(), "files": files, **about, "programs": known}
+        whole = json.loads(json.dumps(whole))
+        whole["sha256"] = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
         (draft / "about.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         draft.chmod(0o755)
         if folder.exists():
@@ -101,7 +105,7 @@ def require_export(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        own = json.loads((folder / "about.json").read_text(encoding="utf-8")).get("written by") == MARK
+        own = read_json(folder / "about.json").get("written by") == MARK
     except (OSError, ValueError, AttributeError):
         own = False
     if not own:

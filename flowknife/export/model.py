@@ -10,11 +10,14 @@
     python model.py log_prob rows.npy --out log_prob.npy
 
 Arrays in, arrays out, in the units of the data. `flow.about` (about.json) has the names of the columns. The programs
-(NAME.stablehlo) are those of flowknife, as jax.export writes them; weights.npz holds their first arguments.
+(NAME.stablehlo) are those of flowknife, as jax.export writes them; weights.npz holds their first arguments. A file
+whose checksum is not that of about.json is refused.
 """
 
 import argparse
+import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import sys
@@ -40,12 +43,25 @@ class Model:
 
     Args:
         folder: default the one of this file.
+
+    Raises:
+        ValueError: a file is damaged.
+        OSError: it cannot be read.
     """
 
     def __init__(self, folder: Any = None):
         self.folder = Path(__file__).parent if folder is None else Path(folder)
-        self.about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
-        with np.load(self.folder / "weights.npz", allow_pickle=False) as arrays:
+        try:
+            self.about = json.loads((self.folder / "about.json").read_bytes())
+            own = self.about.pop("sha256")
+            if hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest() != own:
+                raise ValueError("its checksum is another")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"got {self.folder / 'about.json'}, which is damaged ({error}); expected that of an export; try "
+                "to export again"
+            ) from None
+        with np.load(io.BytesIO(self._content("weights.npz")), allow_pickle=False) as arrays:
             self._weights = [jnp.asarray(arrays[f"w{i}"]) for i in range(len(arrays.files))]
         self._compiled: dict[str, Any] = {}
 
@@ -206,10 +222,17 @@ class Model:
         filling = np.array(self.about["inner"], np.float32)
         return np.where(possible[..., None], inside, filling).astype(np.float32), possible
 
+    def _content(self, name):
+        """The content of a file of the folder, as it was written."""
+        content = (self.folder / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.about["files"].get(name):
+            raise ValueError(f"got {self.folder / name}, which is damaged; expected its checksum; try to export again")
+        return content
+
     def _run(self, name, *arguments):
         """The result of a program of the folder."""
         if name not in self._compiled:
-            content = (self.folder / f"{name}.stablehlo").read_bytes()
+            content = self._content(f"{name}.stablehlo")
             self._compiled[name] = jax.jit(jax.export.deserialize(bytearray(content)).call)
         return self._compiled[name](self._weights, *arguments)
 

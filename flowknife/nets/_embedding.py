@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from scipy.special import ndtr, ndtri
 
 from flowknife._split import rounded
-from flowknife._types import Constant, Key
+from flowknife._types import Constant, Key, as_key, built
 from flowknife.nets._vectors import MLP
 
 
@@ -35,14 +35,14 @@ class Embedding(eqx.Module):
 
     def __init__(self, y: np.ndarray, *, most: int = 32, learned: int = 0, width: int = 128, key: Key = None):
         self.knots, self.scores = (Constant(jnp.asarray(part, jnp.float32)) for part in _normal_scores(y))
-        scores = np.asarray(self._scores(jnp.asarray(y[:20_000], jnp.float32)))
+        scores = np.asarray(eqx.filter_jit(Embedding._scores)(self, jnp.asarray(y[:20_000], jnp.float32)))
         self.mean = Constant(jnp.asarray(scores.mean(axis=0)))
         self.axes = None
         if y.shape[1] > most:
             _, spread, axes = np.linalg.svd(scores - scores.mean(axis=0), full_matrices=False)
             scale = np.maximum(spread[:most] / len(scores) ** 0.5, 1e-3 * spread[0] / len(scores) ** 0.5)
             self.axes = Constant(jnp.asarray(axes[:most].T / scale))
-        self.net = MLP((y.shape[1],), (learned,), width=width, key=key) if learned else None
+        self.net = built(MLP, (y.shape[1],), (learned,), width=width, key=as_key(key)) if learned else None
 
     @property
     def in_shape(self) -> tuple[int, ...]:

@@ -39,15 +39,26 @@ class Weighted:
         cls, propose: Propose, generator: np.random.Generator, enough: float | int, most: int = 2**23
     ) -> "Weighted":
         """Propose until the effective number is `enough`, or `most` proposals were made."""
-        parts, count, size, weighted = [], 0, min(_MOST_AT_ONCE, max(1024, int(2 * enough))), None
-        while weighted is None or (weighted.effective < enough and count < most):
-            theta, log_weight = propose(generator, size)
-            kept = np.isfinite(log_weight)
-            parts.append((theta[kept], log_weight[kept]))
-            count += len(theta)
-            weighted = cls(np.concatenate([t for t, _ in parts]), np.concatenate([w for _, w in parts]), count)
+        size = min(_MOST_AT_ONCE, max(1024, int(2 * enough)))
+        weighted = cls.proposed(propose, generator, size)
+        while weighted.effective < enough and weighted.count < most:
             size = min(2 * size, _MOST_AT_ONCE)
+            weighted = weighted.joined(cls.proposed(propose, generator, size))
         return weighted
+
+    @classmethod
+    def proposed(cls, propose: Propose, generator: np.random.Generator, count: int) -> "Weighted":
+        """`count` proposals."""
+        theta, log_weight = propose(generator, count)
+        kept = np.isfinite(log_weight)
+        return cls(theta[kept], log_weight[kept], len(theta))
+
+    def joined(self, other: "Weighted") -> "Weighted":
+        """The proposals of both, whose weights have one scale."""
+        theta, log_weight = (
+            np.concatenate([getattr(one, name) for one in (self, other)]) for name in ("theta", "log_weight")
+        )
+        return Weighted(theta, log_weight, self.count + other.count)
 
     @property
     def weight(self) -> np.ndarray:

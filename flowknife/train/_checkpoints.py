@@ -11,7 +11,8 @@ goes on, any other begins. The folder holds
     PART/rows-000000500.safetensors   simulations, up to this row
 
 Nothing is written before there is something to keep. Every file is written next to its place and moved there, and has
-a checksum: a process that is killed at any time leaves the file before, and a damaged one is not used.
+a checksum: a process that is killed at any time leaves the file before, and a damaged one is not used. What is read is
+compared with the fields that its reader declares, since a folder may come from anybody.
 """
 
 import contextlib
@@ -21,23 +22,23 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 
 from flowknife._cluster import is_first, many_processes
-from flowknife._files import ABOUT, is_checkpoints, read_file
+from flowknife._files import ABOUT, is_checkpoints, read_json
 from flowknife._progress import note
 from flowknife._record import FORMAT, package_versions
 from flowknife._settings import Settings, leaves
 from flowknife._trees import load_tree, save_tree
 from flowknife._types import as_key
-from flowknife.data._simulators import Outcome, Way
-from flowknife.errors import InputError, StorageError
+from flowknife.data._simulators import Outcome, Way, plain_way, way_of
+from flowknife.errors import InputError, StorageError, printable, reason_of
 from flowknife.storage import write_json
 
 _SECONDS = 60.0  # between checkpoints, unless steps are asked for
@@ -68,6 +69,40 @@ def digest_of(arrays: Sequence[Any]) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+class Said(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
+    """Base of what a file says beside its arrays: unknown fields, and values of another type, are errors."""
+
+
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**53)]
+"""A number of steps or rows."""
+
+Seconds = Annotated[float, pydantic.Field(ge=0, lt=1e12)]
+"""How long something took."""
+
+
+class _Fit(Said):
+    checkpoints: int
+    fit: dict[str, Any]
+    key: list[Annotated[int, pydantic.Field(ge=0, lt=2**32)]] | None
+
+
+class _Clock(Said):
+    seconds: Seconds
+
+
+class _Rows(Said):
+    way: dict[str, Any]
+    first: Count
+    reasons: tuple[str, ...]
+
+
+def _digest(arrays, plain) -> str:
+    """Of arrays and plain values; a tuple is the same as a list."""
+    return hashlib.sha256(
+        f"{digest_of(arrays)}{json.dumps(dict(plain), sort_keys=True, default=np.generic.item)}".encode()
+    ).hexdigest()
 
 
 class Checkpoints:
@@ -127,11 +162,17 @@ class Checkpoints:
             note(f"no checkpoints in {self.folder}: starting from the beginning", show)
 
     def _resume(self, folder):
-        stored = json.loads(read_file(folder / ABOUT))
+        try:
+            stored = read_json(folder / ABOUT)
+            said = _Fit.model_validate(stored)
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"got {folder / ABOUT}, which is damaged ({reason_of(error)}); expected that of a fit; try a new folder"
+            ) from None
         asked = json.loads(json.dumps(self._about["fit"]))
-        changed = _changed(stored.get("fit", {}), asked)
-        if changed or stored["checkpoints"] != FORMAT:
-            what = changed or f"format={stored['checkpoints']} then, {FORMAT} now"
+        changed = _changed(said.fit, asked)
+        if changed or said.checkpoints != FORMAT:
+            what = changed or f"format={said.checkpoints} then, {FORMAT} now"
             raise StorageError(
                 f"got {folder}, the checkpoints of another fit ({what}); expected the same settings, data and "
                 "versions; try the earlier ones, or a new folder"
@@ -139,9 +180,11 @@ class Checkpoints:
         note(f"going on from the checkpoints in {folder}", self.show)
         self._about = stored
         if self.key is not None:
-            self.key = as_key(jnp.asarray(stored["key"], jnp.uint32))
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            self.began -= float(json.loads(read_file(folder / _CLOCK))["seconds"])
+            if said.key is None or len(said.key) != jax.random.key_data(self.key).size:
+                raise StorageError(f"got {folder / ABOUT} without the key of the fit; expected it; try a new folder")
+            self.key = as_key(jnp.asarray(said.key, jnp.uint32))
+        with contextlib.suppress(OSError, ValueError):
+            self.began -= _Clock.model_validate(read_json(folder / _CLOCK)).seconds
 
     def part(self, name: str) -> "Part":
         """The part of this name."""
@@ -158,7 +201,7 @@ class Checkpoints:
         with self._lock:
             if not is_checkpoints(self.folder):
                 write_json(self.folder / ABOUT, self._about)
-        save_tree(place, {"arrays": arrays, "plain": dict(plain), "digest": digest_of(arrays)})
+        save_tree(place, {"arrays": arrays, "plain": dict(plain), "digest": _digest(arrays, plain)})
         write_json(self.folder / _CLOCK, {"seconds": time.monotonic() - self.began})
 
 
@@ -185,14 +228,19 @@ class Part:
 
     # -- a training -----------------------------------------------------------------------------------------------
 
-    def finished(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The arrays, a tree like `like`, and the plain values of `finish`; None if this part has not ended."""
-        return None if self.folder is None else self._read(self.folder / _END, like)
+    def finished(self, like: Any, says: type[Said] | None = None) -> tuple[Any, dict[str, Any]] | None:
+        """The arrays, a tree like `like`, and the plain values of `finish`; None if this part has not ended.
 
-    def latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The last state that can be read; None if there is none."""
+        Args:
+            like: what the arrays have to be like.
+            says: the fields of the plain values; default any.
+        """
+        return None if self.folder is None else self._read(self.folder / _END, like, says, finite=True)
+
+    def latest(self, like: Any, says: type[Said] | None = None) -> tuple[Any, dict[str, Any]] | None:
+        """The last state that can be read, see `finished`; None if there is none."""
         for place in reversed(self._states()):
-            if (found := self._read(place, like)) is not None:
+            if (found := self._read(place, like, says)) is not None:
                 self._step = _number(place)
                 return found
         return None
@@ -235,11 +283,11 @@ class Part:
         """The simulations that were made, from the first row on, and how the simulator took its rows."""
         way, outcomes = None, []
         for place in self._files("rows"):
-            found = self._read(place, None)
+            found = self._read(place, None, _Rows, check=_require_rows)
             if found is None or found[1]["first"] != len(outcomes):
                 break
             (numbers, sizes), plain = found
-            way = Way(**plain["way"])
+            way = way_of(plain["way"])
             reasons = iter(plain["reasons"])
             parts = iter(np.split(numbers, np.cumsum(sizes[sizes >= 0])[:-1]))
             outcomes += [next(reasons) if size < 0 else next(parts) for size in sizes]
@@ -253,7 +301,7 @@ class Part:
         sizes = np.array([-1 if isinstance(outcome, str) else len(outcome) for outcome in outcomes], np.int64)
         numbers = np.concatenate([np.zeros(0), *vectors])
         plain = {
-            "way": {name: value for name, value in asdict(way).items() if name != "first"},
+            "way": plain_way(way),
             "first": first,
             "reasons": [outcome for outcome in outcomes if isinstance(outcome, str)],
         }
@@ -268,7 +316,7 @@ class Part:
 
     def _files(self, kind):
         """The files of this part of a kind, "step" or "rows", in their order."""
-        return [] if self.folder is None else sorted(self.folder.glob(f"{kind}-*.safetensors"))
+        return [] if self.folder is None else sorted(self.folder.glob(f"{kind}-{'[0-9]' * 9}.safetensors"))
 
     def _write(self, name, leaves, plain) -> bool:
         """Write a file; a full disk ends no training."""
@@ -282,19 +330,37 @@ class Part:
             return False
         return True
 
-    def _read(self, place, like) -> tuple[Any, dict[str, Any]] | None:
+    def _read(self, place, like, says, finite=False, check=None) -> tuple[Any, dict[str, Any]] | None:
         """The arrays and plain values of a file; None if there is none, or none that can be used."""
         if not place.exists():
             return None
         try:
             tree = load_tree(place, np.asarray)
             arrays, plain = list(tree["arrays"]), tree["plain"]
-            if tree["digest"] != digest_of(arrays):
+            if tree["digest"] != _digest(arrays, plain):
                 raise StorageError("its checksum is another")
+            if says is not None:
+                says.model_validate(plain)
+            if finite and not all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f"):
+                raise StorageError("its numbers are not finite")
+            if check is not None:
+                check(arrays, plain)
             return (arrays if like is None else _like(arrays, like)), plain
-        except (StorageError, KeyError, TypeError) as error:
-            note(f"{place} is damaged and is not used ({error})", self._all.show)
+        except (StorageError, LookupError, TypeError, ValueError, AttributeError) as error:
+            note(printable(f"{place} is damaged and is not used ({reason_of(error)[:200]})"), self._all.show)
             return None
+
+
+def _require_rows(arrays, plain):
+    """Refuse simulations whose parts do not go together."""
+    numbers, sizes = arrays
+    way_of(plain["way"])
+    if (numbers.ndim, sizes.ndim, numbers.dtype, sizes.dtype) != (1, 1, np.float64, np.int64):
+        raise StorageError("simulations of another shape")
+    if sizes.min(initial=0) < -1 or sizes.max(initial=0) > len(numbers) or sizes[sizes > 0].sum() != len(numbers):
+        raise StorageError("simulations of another number of values")
+    if np.sum(sizes < 0) != len(plain["reasons"]):
+        raise StorageError("simulations of another number of failures")
 
 
 def _number(place):

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from jaxtyping import Array
 
 from flowknife import _cluster
@@ -19,6 +20,7 @@ from flowknife._threads import in_threads, raise_if_interrupted
 from flowknife._types import keys_of, split_trainable
 from flowknife.errors import InputError, Interrupted
 from flowknife.objectives import log_probs, nll
+from flowknife.train._checkpoints import Count, Said, Seconds
 from flowknife.train._faults import at_limits, first_fault
 from flowknife.train._result import FitResult
 from flowknife.train._steps import MATMUL, Numbers, Rules, advance, evaluate, fresh, join, step_shares
@@ -86,6 +88,47 @@ class _Reached:
 _COLUMNS = ("step", "seconds", "train", "validation")
 
 
+def _equal_columns(history):
+    if set(history) != set(_COLUMNS) or len({len(column) for column in history.values()}) > 1:
+        raise ValueError("a history of other columns")
+    return history
+
+
+History = Annotated[dict[str, tuple[float, ...]], pydantic.AfterValidator(_equal_columns)]
+
+
+class _State(Said):
+    """What a checkpoint of a training under way says: the plain values of `_Reached`, and the time."""
+
+    best_loss: float
+    best_step: Count
+    stale: Count
+    step: Count
+    round: Count
+    row: Count
+    made: Count
+    dropped: Count
+    in_a_row: Count
+    returns: Count
+    fault: str
+    history: History
+    seconds: Seconds
+    minutes: Seconds | None
+
+
+class _End(Said):
+    """What a checkpoint of a finished training says: the plain values of a result."""
+
+    loss: float
+    step: Count
+    steps: Count
+    seconds: Seconds
+    history: History
+    fault: str
+    dropped: Count
+    stopped: Annotated[str, pydantic.AfterValidator(Stopped)]
+
+
 class Trainer:
     """The loop and what it carries."""
 
@@ -115,7 +158,7 @@ class Trainer:
 
     def run(self, feed, key, report, late) -> FitResult:
         """Train until an end is reached, or until an interruption, noted in `late`; one that has ended is read."""
-        if (ended := self._from_first(self.part.finished(self.params), self.params)) is not None:
+        if (ended := self._from_first(self.part.finished(self.params, _End), self.params)) is not None:
             best, plain = ended
             return self._result(best, plain, Stopped(plain["stopped"]))
         try:
@@ -167,7 +210,7 @@ class Trainer:
         first = _Reached(
             start, self.params, self._everywhere(jnp.zeros(())), math.inf, history={name: [] for name in _COLUMNS}
         )
-        found = self._from_first(self.part.latest(first.arrays), first.arrays)
+        found = self._from_first(self.part.latest(first.arrays, _State), first.arrays)
         if found is None:
             return first
         (state, best, total), plain = self._everywhere(found[0]), dict(found[1])

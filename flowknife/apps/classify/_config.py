@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import pydantic
 
 from flowknife._settings import Applies, Settings
+from flowknife.apps._tables import Categories, Dates
 from flowknife.data import Augmentation
 from flowknife.data.augmentation import Rotation, Shear, Shift, Zoom
 from flowknife.train import Training
@@ -23,6 +24,9 @@ class Moves(Augmentation):
 
 ITEMS: Applies = {
     "smoothing": ("items", ("rows",)),
+    "categories": ("items", ("rows",)),
+    "dates": ("items", ("rows",)),
+    "missing": ("items", ("rows",)),
     "image_size": ("items", ("images",)),
     "bits": ("items", ("images",)),
     "augment": ("items", ("images",)),
@@ -73,6 +77,11 @@ class ClassifyConfig(Settings):
         None,
         ge=0,
         description="noise on the training rows, in standard deviations; default: by the numbers of rows and columns",
+    )
+    categories: Categories = None
+    dates: Dates = None
+    missing: Literal["refuse", "model"] | None = pydantic.Field(
+        None, description="what to do with missing values of rows; default refuse"
     )
     image_size: int | None = pydantic.Field(None, ge=4, description="side in pixels; default: the images', at most 64")
     bits: int | None = pydantic.Field(None, ge=1, le=8, description="bits per channel; default 5")

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
+from flowknife.apps._tables import restored
 from flowknife.apps.classify._models import padding_draws
+from flowknife.data.encoding import Coded
 from flowknife.errors import InputError
 from flowknife.explore import Live, count_of, described_frame, live_page, rows_of, seed_of, thinned, write_page
 
@@ -18,6 +20,7 @@ _ROWS = 1500  # shown
 
 def explore_classify(classifier: "Classifier", folder: str | Path) -> Path:
     """Write `explore.html` of a classifier of rows into `folder`; return the page's path."""
+    classifier._require_numbers("a page of one file", "explore() (command line: flowknife explore RUN)")
     pad = None
     if len(classifier.model.partition.left) > 1:
         block = classifier.model.partition.left[1]
@@ -30,6 +33,7 @@ def _parts(classifier):
     """What the page shows."""
     items, labels = classifier.examples
     return {
+        "names": list(classifier.columns),
         "frame": described_frame(classifier.frame),
         "rows": classifier.frame.from_model(items[:_ROWS]),
         "labels": np.asarray(labels[:_ROWS], int),
@@ -42,17 +46,18 @@ def _parts(classifier):
 
 def live_rows(classifier: "Classifier") -> Live:
     """A live page of rows: what it shows, and what it may ask."""
-    model, size = classifier.model, len(classifier.names)
+    model, size = classifier.model, len(classifier.columns)
     latent = sum(block.size for block in model.partition.right)
 
     def values(x, n):
-        return rows_of(x, n, size).astype(float)
+        rows = rows_of(x, n, size).astype(float)
+        return rows if classifier.encoding is None else Coded(rows)
 
     def sample(n, seed=0, temperature=1.0, label=None):
         if label is not None and label not in range(len(classifier.classes)):
             raise InputError(f"got class number {label!r}; expected one below {len(classifier.classes)}")
         chosen = None if label is None else classifier.classes[label]
-        drawn = classifier.sample(count_of(n), label=chosen, key=seed_of(seed), temperature=temperature)
+        drawn = classifier.sample_numbers(count_of(n), label=chosen, key=seed_of(seed), temperature=temperature)
         return drawn.astype(float)
 
     def encode(x, n):
@@ -60,7 +65,8 @@ def live_rows(classifier: "Classifier") -> Live:
 
     def decode(z, n):
         left = model.bijection.decode(jnp.asarray(rows_of(z, n, latent), jnp.float32))[0]
-        return classifier.frame.from_model(np.asarray(left)[:, :size]).astype(float)
+        rows = restored(np.asarray(left)[:, :size], classifier.mixed)
+        return classifier.frame.from_model(rows).astype(float)
 
     def joint(x, n):
         return classifier._log_joint(values(x, n)) + classifier.frame.log_det

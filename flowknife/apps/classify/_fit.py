@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,16 +16,25 @@ from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_key, as_seed, built, keys_of
+from flowknife.apps._tables import (
+    continuous,
+    described_columns,
+    discrete_columns,
+    encoding_of,
+    filled,
+    mixed_of,
+    models_more,
+    or_remedy,
+)
 from flowknife.apps._track import tracked
 from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
 from flowknife.apps.classify._models import image_model, table_model
 from flowknife.apps.classify._result import Classifier
 from flowknife.apps.classify._training import log_prior_of, train_images, train_table
 from flowknife.bijections import Affine
-from flowknife.data import fingerprint, load_table
+from flowknife.data import Table, fingerprint, load_table
 from flowknife.data._pairs import LABEL, is_table, read_labelled
-from flowknife.data._read import read_columns
-from flowknife.data.encoding import in_numbers
+from flowknife.data.encoding import Encoding
 from flowknife.data.images import as_images, default_size, grey_levels_note
 from flowknife.data.labels import is_image_source, label_codes, labels_of, minus_one_note
 from flowknife.diagnostics import Flagging, kept_rows
@@ -40,7 +49,7 @@ _KEPT_IMAGES = 400
 _LOOKED_AT = 2000  # training images that the detector is fitted to
 
 # With a beta of 0.5 images are classified as well as with 4, and drawn better.
-_OF_ROWS = {"beta": 4.0, "width": 64, "scalar": "spline"}
+_OF_ROWS = {"beta": 4.0, "width": 64, "scalar": "spline", "missing": "refuse"}
 
 _OF_IMAGES = {"beta": 0.5, "width": 256, "scalar": "affine", "bits": 5, "augment": Moves()}
 """What the settings are that were left open."""
@@ -66,6 +75,9 @@ def classify(
         p(class | x) = p(x | class) p(class) / sum_k p(x | k) p(k)
 
     Rows and images with an unknown label (None, NaN or "") are used too: of them p(x) is learnt. -1 is a class.
+
+    Words, truth values, dates and missing values in rows are refused, unless the settings `categories`, `dates` and
+    `missing` say that they are part of the model, as in `density`: then samples have them too, and come as a DataFrame.
 
     Args:
         x: rows, an array (n, d), DataFrame or table file; or images, a uint8 array (n, H, W) or (n, H, W, 1 or 3);
@@ -109,7 +121,7 @@ def classify(
         raise InputError("got names for images; expected a table; try without names")
     if of_images:
         used = config.completed(image_size=config.image_size or default_size(x), **_OF_IMAGES)
-        data = as_images(x, used.image_size, show_progress)
+        data, encoding = as_images(x, used.image_size, show_progress), None
         labels = labels_of(data, labels)
         items, frame, skipped = data.pixels, Frame((), ()), data.skipped
         known = DataRecord(
@@ -123,22 +135,16 @@ def classify(
         note_of_data = grey_levels_note(data, used.bits)
     else:
         used = config.completed(**_OF_ROWS)
-        column = None
-        with _advised(x, labels, names, drop_invalid):
-            if is_table(x) and (labels is None or isinstance(labels, str)):
-                table, labels, column = read_labelled(x, labels, names, drop_invalid=drop_invalid)
-            else:
-                table = load_table(x, columns=names, drop_invalid=drop_invalid)
-            if table.dropped_rows and hasattr(labels, "__len__") and len(labels) == len(table.values) + table.dropped:
-                labels = np.delete(np.asarray(labels, object), table.dropped_rows)
-        skipped, frame = (), Frame.of(table.values)
-        note_of_data = heavy_tails(table.values, table.names)
+        table, labels, column, encoding = _read_rows(x, labels, names, used, drop_invalid)
+        skipped, frame = (), Frame.of(table.values).plain_at(discrete_columns(encoding))
+        note_of_data = heavy_tails(*continuous(table, encoding))
         note(note_of_data, show_progress)
         items = frame.to_model(table.values)
         known = DataRecord(
             kind="rows",
             rows=len(items),
-            names=table.names,
+            names=encoding.names if encoding else table.names,
+            **described_columns(encoding),
             fingerprint=fingerprint(table.values),
             left_out=table.dropped,
             label_column=column,
@@ -159,13 +165,15 @@ def classify(
     if of_images and not len(held) and training.validation != 0:
         raise InputError(f"got {len(items)} images; expected some to hold out; try more, or train.validation=0")
     log_prior = _log_prior(codes[train], len(classes))
+    mixed, own = None, {}
     if of_images:
         model, teach = _image_model(items[train], used, len(classes), model_key), train_images
-        own = {"augmentation": used.augment}
+        own["augmentation"] = used.augment
     else:
         used = used.completed(smoothing=_smoothing(items[train]))
-        model, teach = _table_model(items[train], used, len(classes), model_key), train_table
-        own = {"smoothing": used.smoothing}
+        mixed = mixed_of(items[train], frame, encoding)
+        model, teach = _table_model(filled(items[train], mixed), used, len(classes), model_key), train_table
+        own |= {"smoothing": used.smoothing, "mixed": mixed}
     trained = teach(
         model,
         (items[train], codes[train]),
@@ -191,6 +199,7 @@ def classify(
         held_out=items[held],
         held_out_labels=codes[held],
         detector=None,
+        mixed=mixed,
         history=trained.history,
         skipped=skipped,
         record=Record[ClassifyConfig](
@@ -208,22 +217,22 @@ def classify(
     )
 
 
-@contextmanager
-def _advised(x, labels, names, drop_invalid):
-    """Errors of a table with words, dates or gaps say how it becomes one of numbers."""
-    try:
-        yield
-    except InputError as error:
-        column = LABEL if labels is None else labels
-        try:
-            if names is None and isinstance(column, str):
-                names = [name for name in read_columns(x).names if name != column]
-            helps = "" if drop_invalid else in_numbers(x, names)
-        except InputError:
-            helps = ""
-        if not helps:
-            raise
-        raise InputError(f"{error}; rows of a classifier are numbers: try {helps}") from None
+def _read_rows(
+    x: Any, labels: Any, names: Sequence[str] | None, config: ClassifyConfig, drop_invalid: bool
+) -> tuple[Table, Any, str | None, Encoding | None]:
+    """The rows of a table, their labels, the column of these, and how the other columns became numbers."""
+    encode = partial(encoding_of, config=config) if models_more(config) else None
+    if is_table(x) and (labels is None or isinstance(labels, str)):
+        read = partial(read_labelled, x, labels or LABEL, names, drop_invalid=drop_invalid, encode=encode)
+        return read() if encode else or_remedy(read, x, names, drop_invalid, beside=(labels or LABEL,))
+    encoding = encode and encode(x, names)
+    if encoding is None:
+        table = or_remedy(lambda: load_table(x, columns=names, drop_invalid=drop_invalid), x, names, drop_invalid)
+    else:
+        table = encoding.read(x, drop_invalid=drop_invalid, min_rows=2, at_random=True)
+    if table.dropped_rows and hasattr(labels, "__len__") and len(labels) == len(table.values) + table.dropped:
+        labels = np.delete(np.asarray(labels, object), table.dropped_rows)
+    return table, labels, None, encoding
 
 
 def _smoothing(rows):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from flowknife._mixed import Mixed
 from flowknife._types import Key, as_key
 from flowknife.anomaly._features import level_features, log_spread
 from flowknife.architectures import coupling_flow, wavelet
@@ -153,7 +154,7 @@ def _encode(model, x):
     return model.encode(x, key=0)
 
 
-def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
+def fit_start(model: INN, x: Array | np.ndarray, labels: Int[np.ndarray, " n"]) -> INN:
     """Fit the class law to the principal components of rows; the model then is a quadratic discriminant analysis.
 
     Args:
@@ -169,7 +170,7 @@ def fit_start(model: INN, x: Array, labels: Int[np.ndarray, " n"]) -> INN:
     # shrunk in the units of the rows, or of pixels, where a column that hardly varies cannot decide
     layers = jax.tree.leaves(level_part(0)(model), is_leaf=lambda layer: isinstance(layer, PrincipalRotation))
     axes = next(layer for layer in layers if isinstance(layer, PrincipalRotation))
-    law = block.law.fit(z, jnp.asarray(labels), jnp.sqrt(axes.variances[: block.size]))
+    law = block.law.fit(z, labels, np.sqrt(axes.variances[: block.size]))
     return eqx.tree_at(class_law, model, law)
 
 
@@ -193,6 +194,15 @@ def look_at_rows(model: INN, rows: Array, key: Array) -> Float[Array, "n k"]:
         "pad": jnp.broadcast_to(draws, (_PAD_DRAWS, len(rows), *pad.shape)),
     }
     return jax.nn.logsumexp(class_log_probs(model, left), axis=0) - jnp.log(_PAD_DRAWS)
+
+
+@eqx.filter_jit
+def look_at_mixed(model: INN, mixed: Mixed, points: Array, rows: Array, key: Array) -> Float[Array, "n k"]:
+    """Log p(x | class) of rows with discrete columns, averaged over draws of the continuous rows that stand for them.
+
+    The draws are the same for all classes: in a ratio of probabilities what they add cancels for the most part.
+    """
+    return mixed.averaged(lambda drawn: look_at_rows(model, drawn, key), rows, points)
 
 
 @eqx.filter_jit

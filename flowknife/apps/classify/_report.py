@@ -8,6 +8,7 @@ import numpy as np
 
 from flowknife import plots
 from flowknife.data import load_images
+from flowknife.data.encoding import Coded
 from flowknife.diagnostics import auroc
 from flowknife.errors import CalibrationWarning
 from flowknife.report._figures import flagging_text, keep, training, trust, which
@@ -62,10 +63,15 @@ def _spoilt(held):
     return np.stack([generator.permutation(column) for column in held.T], axis=1)
 
 
+def _items(classifier, items):
+    """Rows of numbers as the classifier takes them; images, and what a user gave, as they are."""
+    return Coded(items) if classifier.encoding is not None and isinstance(items, np.ndarray) else items
+
+
 def _scored(classifier, items):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # the report says it in its own words
-        return classifier.score(items)
+        return classifier.score(_items(classifier, items))
 
 
 def _decisions(classifier, folder):
@@ -90,12 +96,12 @@ def _samples(classifier, held, labels, folder):
     count = _DRAWN["images" if classifier.of_images else "rows"]
     classes = classifier.classes[:_MOST_CLASSES]
     names = [str(name) for name in classes]
-    drawn = [classifier.sample(count, label=label, key=0) for label in classes]
-    figures = [keep(_of_classes(drawn, names, held, classifier.names), folder, "samples")]
+    drawn = [classifier.sample_numbers(count, label=label, key=0) for label in classes]
+    figures = [keep(_of_classes(drawn, names, held, classifier.columns), folder, "samples")]
     own = [held[labels == code][:count] for code in range(len(classes))]
     if all(map(len, own)):
         heading = f"{which(classifier.flagging)} items of each class."
-        figures.append(keep(_of_classes(own, names, held, classifier.names, heading), folder, "held_out"))
+        figures.append(keep(_of_classes(own, names, held, classifier.columns, heading), folder, "held_out"))
     return Section(
         "Samples of each class",
         "The same model in the other direction: with the label set and the latent drawn, it makes new items.",
@@ -109,8 +115,8 @@ def figure_of_samples(classifier: "Classifier") -> Any:
     held = shown if classifier.of_images else classifier.frame.from_model(shown)
     classes = classifier.classes[:10]
     count = 8 if classifier.of_images else 200
-    drawn = [classifier.sample(count, label=label, key=0) for label in classes]
-    return _of_classes(drawn, [str(name) for name in classes], held, classifier.names)
+    drawn = [classifier.sample_numbers(count, label=label, key=0) for label in classes]
+    return _of_classes(drawn, [str(name) for name in classes], held, classifier.columns)
 
 
 def _of_classes(items, names, reference, columns, heading=None):
@@ -125,7 +131,8 @@ def _of_classes(items, names, reference, columns, heading=None):
 
 
 def _latents(classifier, held, labels, anomalous, folder):
-    z, outliers = classifier.encode(held[:_LATENTS]), classifier.encode(anomalous)[:_MARKED]
+    z, outliers = (classifier.encode(_items(classifier, part)) for part in (held[:_LATENTS], anomalous))
+    outliers = outliers[:_MARKED]
     names = [str(name) for name in classifier.classes]
     if z.shape[1] == 1:
         figure = plots.latent_histogram(z, outliers)

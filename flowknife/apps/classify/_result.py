@@ -14,17 +14,20 @@ from scipy.special import logsumexp, softmax
 
 from flowknife._batches import IMAGES_AT_ONCE, ROWS_AT_ONCE, bucket, map_batches
 from flowknife._frame import Frame
+from flowknife._mixed import Mixed
 from flowknife._progress import Report, progress, unreported
 from flowknife._settings import Settings
 from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.anomaly._scores import complexity
 from flowknife.apps._result import Result
+from flowknife.apps._tables import filled, restored
 from flowknife.apps.classify._config import ClassifyConfig
-from flowknife.apps.classify._models import given_label, is_image, look_at_images, look_at_rows
+from flowknife.apps.classify._models import given_label, is_image, look_at_images, look_at_mixed, look_at_rows
 from flowknife.apps.classify._training import fit_temperature
 from flowknife.data import White, load_table
 from flowknife.data._cells import array_of
 from flowknife.data._pairs import LABEL, is_table
+from flowknife.data.encoding import Coded
 from flowknife.data.images import as_images
 from flowknife.data.labels import Names, as_codes, codes_of
 from flowknife.diagnostics import (
@@ -83,12 +86,17 @@ class Classifier(Result[ClassifyConfig]):
             when to stop; none with `train.validation=0`.
         held_out_labels: their classes by number, -1 for unknown.
         detector: for images, the typicality test over levels.
+        mixed: the discrete columns of rows; None where there are none.
+
+    Of a table with categories, dates or missing values, `sample` gives a DataFrame with such columns, and p(x) is the
+    probability of what is discrete times the density of what is not; see `docs/tables.md`. A row with a category that
+    training never had is impossible in every class: its probabilities are the frequencies of the classes.
     """
 
     application: ClassVar[str] = "classify"
     title: ClassVar[str] = "classifier"
     settings: ClassVar[type[Settings]] = ClassifyConfig
-    parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality}
+    parts: ClassVar[Mapping[str, Any]] = {"detector": Typicality, "mixed": Mixed}
     kept: ClassVar[tuple[str, ...]] = (
         *parts,
         *("log_prior", "temperature", "frame", "reference", "reference_labels", "held_out", "held_out_labels"),
@@ -102,6 +110,7 @@ class Classifier(Result[ClassifyConfig]):
     held_out: np.ndarray = field(repr=False)
     held_out_labels: np.ndarray = field(repr=False)
     detector: Typicality | None = field(repr=False)
+    mixed: Mixed | None = field(default=None, repr=False)
 
     @property
     def classes(self) -> Names:
@@ -162,10 +171,8 @@ class Classifier(Result[ClassifyConfig]):
         codes = np.broadcast_to(as_codes(label, self.classes), len(by_class))
         return by_class[np.arange(len(codes)), codes]
 
-    def sample(
-        self, n: int, *, label: Any = None, key: Key = None, temperature: Any = None
-    ) -> Shaped[np.ndarray, "n ..."]:
-        """Draw `n` items, in the units of the data.
+    def sample(self, n: int, *, label: Any = None, key: Key = None, temperature: Any = None) -> Any:
+        """Draw `n` items, in the units of the data; a DataFrame, where the table has columns of other kinds.
 
         Args:
             n: number of items.
@@ -173,6 +180,12 @@ class Classifier(Result[ClassifyConfig]):
             key: int, JAX key or None.
             temperature: scale of the latents; default 1 for rows, 0.7 for images.
         """
+        return self._as_table(self.sample_numbers(n, label=label, key=key, temperature=temperature))
+
+    def sample_numbers(
+        self, n: int, *, label: Any = None, key: Key = None, temperature: Any = None
+    ) -> Shaped[np.ndarray, "n ..."]:
+        """As `sample`, as numbers in `columns`: categories by their place in the dictionary, dates in days."""
         n = as_count(n, "item")
         if temperature is None:
             temperature = 0.7 if self.of_images else 1.0
@@ -188,11 +201,13 @@ class Classifier(Result[ClassifyConfig]):
         keys = jax.random.split(key, len(codes))
         drawn = [np.asarray(_draw(self.model, k, part, scale)) for k, part in zip(keys, codes, strict=True)]
         rows = np.concatenate(drawn)[:n]
-        return rows if self.of_images else require_finite_draws(self.frame.from_model(rows), temperature)
+        if self.of_images:
+            return rows
+        return require_finite_draws(self.frame.from_model(restored(rows, self.mixed)), temperature)
 
     def encode(self, x: Any) -> Float[np.ndarray, "n d"]:
         """The right end of each item, shape (n, D): its latents, after the one-hot block where there is one."""
-        items, _ = self._items(x)
+        items = filled(self._items(x)[0], self.mixed)
         return map_batches(lambda part: [_encode(self.model, part, as_key(0))], items, self._most)[0]
 
     def score(self, x: Any, show_progress: bool = False) -> Scores:
@@ -294,6 +309,9 @@ class Classifier(Result[ClassifyConfig]):
             return data, None
         label = self.record.data.label_column or LABEL
         keep = () if label in self.names else (label,)
+        if self.encoding is not None:
+            table = self.encoding.read(data, keep=keep)
+            return Coded(table.values), table.kept.get(label)
         table = load_table(data, columns=self.names, keep=keep, min_rows=1)
         return table.values, table.kept.get(label)
 
@@ -308,7 +326,8 @@ class Classifier(Result[ClassifyConfig]):
         known = codes >= 0
         if not (seen.any() and known.any()):
             return []
-        rows, train = (part.reshape(len(part), -1).astype(float) for part in (items[known], self.reference[seen]))
+        parts = (filled(part, self.mixed) for part in (items[known], self.reference[seen]))
+        rows, train = (part.reshape(len(part), -1).astype(float) for part in parts)
         simple = class_losses(train, self.reference_labels[seen], rows, codes[known], len(self.classes))
         entropy, errors = cross_entropies(joint[known] / self.temperature, codes[known])
         frequencies = {"class frequencies": simple["class frequencies"][0]}
@@ -320,7 +339,9 @@ class Classifier(Result[ClassifyConfig]):
     def _fits(self):
         shape = self.model.partition.left[0].shape
         axes = " ".join("hwc"[: len(shape)]) if len(shape) > 1 else "d"
-        return len(self.names) == len(self.frame.origin) and sizes_agree(
+        if self.mixed is not None and (self.of_images or not self.mixed.fits(self.frame.dim)):
+            return False
+        return len(self.columns) == len(self.frame.origin) and sizes_agree(
             ("k", self.log_prior),
             (f"m {axes}", self.reference),
             ("m", self.reference_labels),
@@ -383,7 +404,12 @@ class Classifier(Result[ClassifyConfig]):
         if self.of_images:
             data = self._images(x)
             return data.pixels, data.names
-        values = load_table(x, columns=self.names, min_rows=1).values
+        if isinstance(x, Coded):
+            values = x.values
+        elif self.encoding is not None:
+            values = self.encoding.read(x).values
+        else:
+            values = load_table(x, columns=self.names, min_rows=1).values
         return self.frame.to_model(values), range(len(values))
 
     def _images(self, x):
@@ -400,16 +426,26 @@ class Classifier(Result[ClassifyConfig]):
 
     def _look(self, items, report: Report = unreported) -> tuple[np.ndarray, np.ndarray]:
         """Log p(x | class), `(n, K)`, and the features of images, see `look_at_images`, `(n, 0)` for rows."""
-        prior = jnp.asarray(self.log_prior)
+        prior, mixed = jnp.asarray(self.log_prior), self.mixed
+        points = None if mixed is None else jnp.asarray(mixed.points())
 
         def program(part):
             # the same noise for every batch: items differ by what they are, not by a draw
             if self.of_images:
                 return look_at_images(self.model, jnp.asarray(part), prior, as_key(0))
-            return look_at_rows(self.model, jnp.asarray(part), as_key(0)), np.zeros((len(part), 0))
+            rows = jnp.asarray(part)
+            if mixed is None or points is None:
+                found = look_at_rows(self.model, rows, as_key(0))
+            else:
+                found = look_at_mixed(self.model, mixed, points, rows, as_key(0))
+            return found, np.zeros((len(part), 0))
 
         by_class, features = map_batches(program, items, self._most, report)
-        return by_class.astype(np.float64), features.astype(np.float64)
+        by_class = by_class.astype(np.float64)
+        if mixed is not None:
+            by_class += mixed.gap_units(items, self.frame.scale_kept)[:, None]
+            by_class[~mixed.known(items)] = -np.inf
+        return by_class, features.astype(np.float64)
 
     def _features(self, items, look):
         """What the detector is given of images: bits/dim, those beyond a PNG file, and what was seen of them."""
@@ -474,13 +510,11 @@ class Classifier(Result[ClassifyConfig]):
         if self.of_images:
             error = round_trip_error(self.model.bijection, self._left(items[:1000]))
             return Check("round trip, in standard deviations", error, 1e-2)
-        rows = items if x is not None else np.concatenate([items, self.reference])
+        rows = filled(items if x is not None else np.concatenate([items, self.reference]), self.mixed)
         (back,) = map_batches(lambda part: [_there_and_back(self.model, self._left(part))], rows, self._most)
-        back = back[:, : len(self.names)]
-        values = self.frame.from_model(rows)
-        return Check.of_round_trip(
-            values, self.frame.from_model(back), self.names, self.frame.from_model(self.reference)
-        )
+        back = self.frame.from_model(back[:, : len(self.columns)])
+        reference = self.frame.from_model(filled(self.reference, self.mixed))
+        return Check.of_round_trip(self.frame.from_model(rows), back, self.columns, reference)
 
     def _left(self, items):
         """The left end of items, as one array."""

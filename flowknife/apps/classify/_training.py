@@ -11,13 +11,16 @@ from scipy.special import logsumexp
 
 from flowknife._frame import LocalSpread
 from flowknife._interrupts import until_interrupted
+from flowknife._mixed import Mixed
+from flowknife._types import as_generator, keys_of
+from flowknife.apps._tables import filled
 from flowknife.apps.classify._models import class_law, coarse_blocks, coarse_part, fit_start, given_label, labels_of
 from flowknife.bijections import Affine
 from flowknife.data import Augmentation, augment
 from flowknife.inn import INN
 from flowknife.laws import ClassMixture
 from flowknife.multiscale import level_part
-from flowknife.objectives import Augmented, BlockNLL, Noisy, class_log_probs, information_bottleneck
+from flowknife.objectives import Augmented, BlockNLL, Dequantised, Noisy, class_log_probs, information_bottleneck
 from flowknife.stages import Stage, Trained, closed_form_start, fit_stages
 from flowknife.train import Checkpoints, Training, fit
 
@@ -66,18 +69,23 @@ def train_table(
     *,
     beta: float,
     smoothing: float,
+    mixed: Mixed | None,
     log_prior: Float[np.ndarray, " k"],
     key: jax.Array,
     show_progress: bool,
     checkpoints: Checkpoints,
 ) -> Trained:
-    """Train on rows with noise of `smoothing` standard deviations."""
-    rows, labels = train
-    noise_key, key = jax.random.split(key)
-    noise = LocalSpread.of(rows, _spread(rows, labels)).scaled(smoothing)
+    """Train on rows with noise of `smoothing` standard deviations; discrete columns have none but their own draws."""
+    rows, labels = filled(train[0], mixed), train[1]
+    noise_key, key = keys_of(key, 2)
     size = rows.shape[1]
+    spread = np.where(np.isin(np.arange(size), mixed.places if mixed else ()), 0.0, _spread(rows, labels))
+    noise = LocalSpread.of(rows, spread).scaled(smoothing)
     objective = Noisy(_Bottleneck("x", jnp.asarray(beta), jnp.asarray(log_prior), size), "x", noise)
-    noisy = jnp.asarray(rows) + noise(rows) * jax.random.normal(noise_key, rows.shape)
+    if mixed is not None:
+        objective = Dequantised(objective, "x", mixed, nat=2 / (1 + beta) / size)
+    drawn = as_generator(noise_key).normal(size=rows.shape).astype(rows.dtype)
+    noisy = rows + np.asarray(noise(rows)) * drawn
     model = model.initialised(noisy, key=noise_key)
     model = fit_start(model, noisy, labels)
     # wide tables have more to overfit to: smaller steps

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import pydantic
 
 from flowknife._settings import Settings
+from flowknife.apps._tables import Categories, Dates
 from flowknife.train import Training
 
 
@@ -37,12 +38,8 @@ class DensityConfig(Settings):
         ge=0,
         description="noise on the training rows, in standard deviations; default 3.6/sqrt(rows), at most 0.1",
     )
-    categories: Literal["auto"] | tuple[str, ...] | None = pydantic.Field(
-        None, description="columns of categories, by name; auto: those of words or truth values; default: none"
-    )
-    dates: Literal["auto"] | tuple[str, ...] | None = pydantic.Field(
-        None, description="columns of dates, by name; auto: those that hold nothing but dates; default: none"
-    )
+    categories: Categories = None
+    dates: Dates = None
     missing: Literal["refuse", "model"] = pydantic.Field("refuse", description="what to do with missing values")
     ensemble: int = pydantic.Field(
         1, ge=1, le=100, description="fits from different seeds that are averaged; each takes as long as one"

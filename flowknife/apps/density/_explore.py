@@ -20,8 +20,7 @@ _ROWS = 1500  # shown
 
 def explore_density(flow: "Density", folder: str | Path) -> Path:
     """Write `explore.html` of a fitted density into `folder`; return the page's path."""
-    if flow.encoding is not None:
-        raise InputError("got a table with categories, dates or gaps; expected one of numbers; try flowknife explore")
+    flow._require_numbers("a page of one file", "explore() (command line: flowknife explore RUN)")
     return write_page(flow, folder, "density", _parts(flow))
 
 

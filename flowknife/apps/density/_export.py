@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowknife._batches import ROWS_AT_ONCE
-from flowknife.errors import InputError
 from flowknife.export import KEY, ROWS, TEMPERATURE, Input, Program, frame_of, key_of
 
 if TYPE_CHECKING:
@@ -13,16 +12,7 @@ if TYPE_CHECKING:
 
 
 def exported(flow: "Density") -> tuple[dict[str, Program], dict[str, Any]]:
-    """The programs of a density, and what runs them.
-
-    Raises:
-        InputError: for a density of a table with categories, dates or missing values.
-    """
-    if flow.encoding is not None:
-        raise InputError(
-            "got a density of a table with categories, dates or missing values, whose columns are coded by flowknife; "
-            "expected one of numbers; try flowknife itself, or a fit to columns of numbers"
-        )
+    """The programs of a density, and what runs them."""
     x, z = Input("x", (flow.frame.dim,)), Input("z", (flow.frame.dim,))
     conditions = [Input("given", (len(flow.given_names),))] if flow.given_names else []
     draws = conditions or [ROWS]

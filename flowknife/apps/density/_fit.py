@@ -12,12 +12,12 @@ import numpy as np
 
 from flowknife._frame import Frame, LocalSpread, heavy_tails
 from flowknife._interrupts import finish, until_interrupted
-from flowknife._mixed import Mixed
 from flowknife._progress import note
 from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked
 from flowknife._split import split, split_sizes
 from flowknife._types import Key, as_generator, as_key, as_seed, built, keys_of
+from flowknife.apps._tables import continuous, described_columns, discrete_columns, filled, mixed_of
 from flowknife.apps._track import tracked
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._given import read_table
@@ -25,7 +25,6 @@ from flowknife.apps.density._result import Density, ends
 from flowknife.architectures import coupling_flow, flow_given
 from flowknife.bijections import Affine, Chain, PrincipalRotation
 from flowknife.data import fingerprint, load_table
-from flowknife.data.encoding import Encoding
 from flowknife.diagnostics import Flagging, kept_rows
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
@@ -103,7 +102,7 @@ def density(
     """
     began = time.monotonic()
     config = asked(DensityConfig, config, settings, as_seed(key))
-    table, given_names, encoding = read_table(x, given, names, config, drop_invalid)
+    table, given_names, encoding = read_table(x, given, names, config, drop_invalid, calibration)
     names = table.names[: len(table.names) - len(given_names)]
     key = as_key(config.seed if key is None else key)
     data = fingerprint(table.values)
@@ -119,7 +118,7 @@ def density(
     kept = Checkpoints(checkpoints, about, resume=resume, began=began, show=show_progress)
     model_key, fit_key, split_key = keys_of(key, 3)
     frame = Frame.of(table.values[:, : len(names)], drop_constant=True)
-    discrete = sorted(encoding.sizes) if encoding else []
+    discrete = discrete_columns(encoding)
     frame = frame.plain_at(discrete)
     conditions = table.values[:, len(names) :]
     given_frame = Frame.of(conditions, drop_constant=True) if given_names else Frame((), ())
@@ -130,8 +129,7 @@ def density(
         raise InputError(
             f"got a table in which no column varies ({len(table.values)} equal rows); expected at least one that does"
         )
-    continuous = np.setdiff1d(np.arange(len(table.names)), discrete)
-    tails = heavy_tails(table.values[:, continuous], [table.names[place] for place in continuous])
+    tails = heavy_tails(*continuous(table, encoding))
     note(tails, show_progress)
     joint = frame.join(given_frame)
     rows = joint.to_model(table.values)
@@ -144,9 +142,8 @@ def density(
 
     dim = frame.dim
     train_x, train_y = np.split(train_rows, [dim], axis=1)
-    mixed = _mixed(train_x, frame, encoding)
-    if mixed is not None:
-        train_x, _ = mixed.at_random(train_x)
+    mixed = mixed_of(train_x, frame, encoding)
+    train_x = filled(train_x, mixed)
     standardise = Affine.standardise(train_x)
     spread = np.abs(np.asarray(standardise.scale.value))
     smoothing = min(0.1, 3.6 / len(rows) ** 0.5)
@@ -224,9 +221,7 @@ def density(
                 source=described(x),
                 names=encoding.names if encoding else names,
                 given_names=given_names,
-                categories=dict(encoding.categories) if encoding else {},
-                dates=dict(encoding.dates) if encoding else {},
-                missing=dict(encoding.missing) if encoding else {},
+                **described_columns(encoding),
                 fingerprint=data,
                 left_out=table.dropped,
             ),
@@ -235,18 +230,6 @@ def density(
         ),
     )
     return finish(lambda: fitted, interrupted)
-
-
-def _mixed(rows: np.ndarray, frame: Frame, encoding: Encoding | None) -> Mixed | None:
-    """The discrete columns of rows of the model; None where there are none."""
-    if not encoding:
-        return None
-    place = {int(own): i for i, own in enumerate(frame.kept)}
-    sizes = {place[own]: size for own, size in encoding.sizes.items() if own in place}
-    if not sizes:
-        return None
-    gaps = [(encoding.names.index(name), encoding.flag(name)) for name in encoding.gaps]
-    return Mixed.of(rows, sizes, [(place[own], place[flag]) for own, flag in gaps if own in place and flag in place])
 
 
 def _start(rows, standardise):

@@ -6,42 +6,39 @@ from typing import Any
 
 import numpy as np
 
+from flowknife.apps._tables import encoding_of, models_more, or_remedy
 from flowknife.apps.density._config import DensityConfig
 from flowknife.data import Table, load_table
 from flowknife.data._read import by_name, read_columns
-from flowknife.data.encoding import Encoding, in_numbers, remedy
+from flowknife.data.encoding import Encoding, in_numbers
 from flowknife.data.tables import table_of
 from flowknife.errors import InputError
 
 
 def read_table(
-    x: Any, given: Any, names: Sequence[str] | None, config: DensityConfig, drop_invalid: bool
+    x: Any, given: Any, names: Sequence[str] | None, config: DensityConfig, drop_invalid: bool, calibration: Any = None
 ) -> tuple[Table, tuple[str, ...], Encoding | None]:
     """The table of a density, of numbers alone, the names of its conditions, and how its columns became numbers.
 
     Raises:
         InputError: for a table that cannot be used; the message names the settings that would help.
     """
-    if config.categories is None and config.dates is None and config.missing == "refuse":
+    if not models_more(config):
         try:
-            return *read_joined(x, given, names, drop_invalid), None
-        except InputError as error:
+            read = or_remedy(lambda: read_joined(x, given, names, drop_invalid), x, names, drop_invalid)
+        except InputError:
             _require_numbers(x, given, drop_invalid)
-            try:
-                helps = remedy(x, names, drop_invalid)
-            except InputError:
-                helps = ""
-            if not helps:
-                raise
-            raise InputError(f"{error}; or have them modelled: try {helps}") from None
+            raise
+        return *read, None
     conditions = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
     if given is not None and not (conditions and all(isinstance(name, str) for name in conditions)):
         raise InputError(
             "got conditions beside a table that is encoded; expected names of its columns; try given=[...]"
         )
     _require_numbers(x, given, drop_invalid)
-    how = {"categories": config.categories, "dates": config.dates, "missing": config.missing == "model"}
-    encoding = Encoding.of(x, names, beside=conditions, **how)
+    encoding = encoding_of(x, names, config, conditions)
+    if calibration is not None:
+        encoding = encoding.widened(calibration, config.missing == "model")
     table = encoding.read(x, conditions, drop_invalid=drop_invalid, min_rows=2, at_random=True)
     return table, conditions, encoding
 

@@ -15,15 +15,16 @@ from scipy.special import logsumexp
 
 from flowknife._batches import ROWS_AT_ONCE, draw_batches, map_batches
 from flowknife._frame import Frame
-from flowknife._mixed import Mixed
+from flowknife._mixed import POINTS, Mixed
 from flowknife._settings import Settings
 from flowknife._types import Key, as_count, as_key, sizes_agree
 from flowknife.apps._result import Result
+from flowknife.apps._tables import restored
 from flowknife.apps.density._config import DensityConfig
 from flowknife.apps.density._explain import Explanation, explained
 from flowknife.apps.density._given import read_given
 from flowknife.data import load_table
-from flowknife.data.encoding import Coded, Encoding, to_frame
+from flowknife.data.encoding import Coded
 from flowknife.data.tables import names_in
 from flowknife.diagnostics import (
     Check,
@@ -49,8 +50,6 @@ _AS_GOOD = 0.02  # nats per column that the model may be worse than simple refer
 _SHOWN, _SHOWN_COLUMNS = 1000, 3  # rows and columns of the figure
 _APART = 0.5  # nats that the log densities of an ensemble may be apart, in the median
 
-_POINTS = 64  # draws of the continuous rows that stand for a row with categories
-
 
 def ends(rows: np.ndarray, dim: int) -> dict[str, np.ndarray]:
     """Rows as blocks: x, and as y what is given, if anything is."""
@@ -59,11 +58,7 @@ def ends(rows: np.ndarray, dim: int) -> dict[str, np.ndarray]:
 
 @eqx.filter_jit
 def _mixed_log_prob(model, mixed, points, x, **given):
-    def one(point):
-        filled, weight = mixed.fill(x, jnp.broadcast_to(point, (*x.shape[:-1], len(point))))
-        return model.log_prob(filled, **given) + weight
-
-    return jax.nn.logsumexp(jax.lax.map(one, points), axis=0) - jnp.log(len(points))
+    return mixed.averaged(lambda filled: model.log_prob(filled, **given), x, points)
 
 
 @eqx.filter_jit
@@ -124,17 +119,6 @@ class Density(Result[DensityConfig]):
         """The models whose average this density is."""
         return (self.model, *self.members)
 
-    @cached_property
-    def encoding(self) -> Encoding | None:
-        """How columns become numbers; None for a table of numbers alone."""
-        data = self.record.data
-        return Encoding(data.names, data.categories, data.dates, data.missing) or None
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns of numbers: those of the table, and of a table with gaps those that say where."""
-        return self.encoding.columns if self.encoding else self.names
-
     def sample(self, n: int, *, key: Key = None, temperature: float | int = 1.0, given: Any = None) -> Any:
         """Draw `n` rows, shape (n, d), in the units of the table; a DataFrame, where it has columns of other kinds.
 
@@ -145,9 +129,6 @@ class Density(Result[DensityConfig]):
             given: the condition of all, or one for each, where there are conditions.
         """
         return self._as_table(self.sample_numbers(n, key=key, temperature=temperature, given=given))
-
-    def _as_table(self, values):
-        return to_frame(self.encoding.decode(values)) if self.encoding else values
 
     def sample_numbers(
         self, n: int, *, key: Key = None, temperature: float | int = 1.0, given: Any = None
@@ -164,14 +145,10 @@ class Density(Result[DensityConfig]):
             for i, (model, own) in enumerate(zip(self.models[:n], keys, strict=False)):
                 part = {name: rows[which == i] for name, rows in known.items()}
                 drawn[which == i] = self._drawn(model, own, int(np.sum(which == i)), scale, part)
-        return require_finite_draws(self.frame.from_model(self._restored(drawn)), temperature)
+        return require_finite_draws(self.frame.from_model(restored(drawn, self.mixed)), temperature)
 
     def _drawn(self, model, key, n, scale, known):
         return draw_batches(lambda k, size, part: _sample(model, k, size, scale, part), n, key, ROWS_AT_ONCE, known)
-
-    def _restored(self, rows):
-        """Rows of the model with whole numbers in its discrete columns."""
-        return rows if self.mixed is None else np.asarray(self.mixed.restore(rows))
 
     def _filled(self, rows):
         """Rows as the network takes them, without discrete columns, and what is to be added to their log densities."""
@@ -194,7 +171,7 @@ class Density(Result[DensityConfig]):
         possible = self.frame.possible(values[:, : len(self.columns)])
         return np.where(possible, self._log_prob_of(self.joint_frame.to_model(values)), -np.inf)
 
-    def _log_prob_of(self, rows, draws=_POINTS, most=ROWS_AT_ONCE):
+    def _log_prob_of(self, rows, draws=POINTS, most=ROWS_AT_ONCE):
         """Log density, in the user's units, of rows as the model takes them."""
         found = [self._log_prob_by(model, rows, draws, most) for model in self.models]
         return found[0] if len(found) == 1 else logsumexp(found, axis=0) - np.log(len(found))
@@ -206,16 +183,12 @@ class Density(Result[DensityConfig]):
             return found + self.frame.log_det
         mixed, points = self.mixed, jnp.asarray(self.mixed.points(draws))
         (found,) = map_batches(lambda part: [_mixed_log_prob(model, mixed, points, **part)], blocks, most)
-        known = (rows[:, list(mixed.places)] >= 0).all(axis=1)
-        return np.where(known, found + self._log_units(rows), -np.inf)
+        return np.where(mixed.known(rows), found + self._log_units(rows), -np.inf)
 
     def _log_units(self, rows):
         """log|d model / d value| of rows: a number that is missing has no unit."""
-        found = np.full(len(rows), self.frame.log_det)
-        scale = np.asarray(self.frame.scale)[self.frame.kept]
-        for place, flag in self.mixed.gaps if self.mixed else ():
-            found += np.where(rows[:, flag] > 0.5, np.log(scale[place]), 0.0)
-        return found
+        gaps = self.mixed.gap_units(rows, self.frame.scale_kept) if self.mixed else 0.0
+        return self.frame.log_det + gaps
 
     def disagreement(self, x: Any, given: Any = None) -> Float[np.ndarray, " n"]:
         """How far the members of an ensemble are apart at each row: the spread of their log densities, in nats.
@@ -224,7 +197,7 @@ class Density(Result[DensityConfig]):
         """
         values = self._values(x, given)
         rows = self.joint_frame.to_model(values)
-        found = np.stack([self._log_prob_by(model, rows, _POINTS, ROWS_AT_ONCE) for model in self.models])
+        found = np.stack([self._log_prob_by(model, rows, POINTS, ROWS_AT_ONCE) for model in self.models])
         return np.std(np.where(np.isfinite(found), found, np.nan), axis=0)
 
     def encode(self, x: Any, given: Any = None) -> Float[np.ndarray, "n k"]:
@@ -243,7 +216,7 @@ class Density(Result[DensityConfig]):
         z = np.asarray(z, np.float32)
         parts = z, self._known(given, len(z))
         (rows,) = map_batches(lambda part: [_decode(self.model, *part)], parts, ROWS_AT_ONCE)
-        return self.frame.from_model(self._restored(rows))
+        return self.frame.from_model(restored(rows, self.mixed))
 
     def score(self, x: Any, given: Any = None, *, explain: bool = False) -> Scores:
         """Log density of each row, and the anomaly score -log_prob with its p-value; see `Scores`.
@@ -320,8 +293,7 @@ class Density(Result[DensityConfig]):
         Raises:
             InputError: NumPyro is not installed, or the table has columns that never vary or are no numbers.
         """
-        if self.encoding is not None:
-            raise InputError("got a density of a table with categories, dates or missing values; expected numbers")
+        self._require_numbers("a NumPyro distribution")
         known = {name: rows[0] for name, rows in self._known(given, 1).items()}
         self._require_one_model("a NumPyro distribution")
         return numpyro_flow(self.model, self.frame, known)
@@ -369,7 +341,7 @@ class Density(Result[DensityConfig]):
         }
         apart = []
         if self.members:
-            found = [self._log_prob_by(model, rows, _POINTS, ROWS_AT_ONCE) for model in self.models]
+            found = [self._log_prob_by(model, rows, POINTS, ROWS_AT_ONCE) for model in self.models]
             name = f"disagreement of {len(found)} fits, in nats"
             apart = [Check(name, float(np.median(np.std(found, axis=0))), _APART)]
         return [
@@ -387,8 +359,7 @@ class Density(Result[DensityConfig]):
     def _fits(self):
         named = (len(self.columns), len(self.given_names)) == (len(self.frame.origin), len(self.given_frame.origin))
         if self.mixed is not None:
-            places = [*self.mixed.places, *(place for gap in self.mixed.gaps for place in gap)]
-            named = named and min(places) >= 0 and max(places) < self.frame.dim
+            named = named and self.mixed.fits(self.frame.dim)
         ends = self.model.partition
         sizes = [sum(block.size for block in end) for end in (ends.left, ends.cond)]
         seen = sizes == [self.frame.dim, self.given_frame.dim] and len(ends.left) == 1

@@ -7,6 +7,7 @@ import numpy as np
 
 from flowknife.apps.invert import _programs
 from flowknife.apps.invert._refine import weighed
+from flowknife.apps.invert._regions import scores
 from flowknife.diagnostics import (
     Check,
     Sharpness,
@@ -47,9 +48,10 @@ def calibration(posterior: Any) -> dict[str, Any]:
     if posterior.config.form == "conditional" or any(posterior.noise):
         found["highest density"] = highest
     if len(x) > 1:
-        scores = {kind: score[:_CHECKED] for kind, score in posterior.calibration_scores.items()}
+        kinds = {"global": False, "local": True}
+        unlikely = {kind: scores(posterior, local, _CHECKED) for kind, local in kinds.items()}
         mass = (highest.ranks[:, 0] + 0.5) / (highest.draws + 1)
-        found["regions"] = reached_coverage(mass, scores)
+        found["regions"] = reached_coverage(mass, unlikely)
     found["sharpness"] = _sharpness(posterior, x, y, drawn)
     if posterior.config.form == "partitioned" or posterior.forward is not None:
         found["resimulation"] = resimulation_error(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ from flowknife._record import DataRecord, Record, Stopped, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._threads import in_threads
-from flowknife._types import Key, as_key, as_seed, built, keys_of
+from flowknife._types import Key, as_generator, as_key, as_seed, built, keys_of
 from flowknife.apps._track import tracked
 from flowknife.apps.invert._config import TASK, InvertConfig
 from flowknife.apps.invert._gaps import filled, masked
@@ -51,7 +52,8 @@ from flowknife.objectives import Independence, Noisy, Objective, Weighted, match
 from flowknife.tracking import Track
 from flowknife.train import Checkpoints, FitResult, Part, StoredRows, Training, about_fit, fit, take
 
-_KEPT = 1000  # calibration pairs kept with the run, and as many training pairs
+_KEPT = 1000  # training pairs kept with the run
+_CALIBRATING, _NUMBERS = 4000, 1_000_000  # calibration pairs kept at most, and numbers of those beyond the first 1000
 
 _HELD_OUT, _FIRST = 20_000, 200_000  # of pairs on disk, those that are held out, and those that start the model
 
@@ -211,9 +213,10 @@ def invert(
     # of pairs on disk, those that starts in closed form are fitted to
     train = {name: part if task.stored is None else part[:_FIRST] for name, part in whole.items()}
 
+    generator = as_generator(keys[2])
     noisy, held_noisy = (
-        part["y"] + np.asarray(noise_at(part["y"]) * jax.random.normal(k, part["y"].shape))
-        for part, k in zip((train, held_out), keys_of(keys[2], 2), strict=True)
+        part["y"] + np.asarray(noise_at(part["y"])) * generator.normal(size=part["y"].shape).astype(part["y"].dtype)
+        for part in (train, held_out)
     )
     make = _partitioned if config.form == "partitioned" else _conditional
     start_y = train["y"] if config.form == "partitioned" else noisy
@@ -268,11 +271,13 @@ def invert(
             break
     if interrupted and len(candidates) > 1:
         went = went.model_copy(update={"stopped": Stopped.INTERRUPTED, "part": (reached[-1] + 1, len(candidates))})
-    Flagging(min(len(parts.calibration), _KEPT), config.alpha, "pairs").warn()
+    room = _NUMBERS // (held_out["x"].shape[1] + held_noisy.shape[1])
+    calibrating = min(len(held_noisy), max(_KEPT, min(_CALIBRATING, room)))
+    Flagging(calibrating, config.alpha, "pairs").warn()
     posterior = Posterior(
         model=result.model,
         prior=prior,
-        held_out={"x": held_out["x"][:_KEPT], "y": held_noisy[:_KEPT]},
+        held_out={"x": held_out["x"][:calibrating], "y": held_noisy[:calibrating]},
         frame=frame,
         reference={"x": train["x"][:_KEPT], "y": noisy[:_KEPT]},
         noise=tuple(float(value) for value in user_noise),
@@ -434,8 +439,8 @@ def _check_resolved(prior):
             f"got parameters that never vary ({', '.join(prior.names)}); expected at least one that does; check the "
             "pairs"
         )
-    u = jnp.broadcast_to(jnp.linspace(-2, 2, 41)[:, None], (41, inner.dim))
-    back = np.asarray(inner.bijection.encode(inner.bijection.decode(u)[0])[0])
+    u = np.repeat(np.linspace(-2, 2, 41, dtype=np.float32)[:, None], inner.dim, axis=1)
+    back = np.asarray(_there_and_back(inner.bijection, u))
     error = np.abs(back - u).max(axis=0)
     if np.all(error < _RESOLVED):
         return
@@ -444,6 +449,11 @@ def _check_resolved(prior):
         f"got a prior of {name} that single precision cannot resolve: its spread is too small beside its values; "
         "expected a larger spread; try a Uniform or Normal prior, or the parameter minus its usual value"
     )
+
+
+@eqx.filter_jit
+def _there_and_back(bijection, u):
+    return bijection.encode(bijection.decode(u)[0])[0]
 
 
 def _told_tails(theta, y, prior, estimated, y_names):

@@ -159,10 +159,12 @@ def refine(posterior: Any, y: np.ndarray, n: int, key: Key) -> Refined:
     likelihood = posterior.likelihood
     generator = as_generator(key)
     propose = partial(_propose, posterior, likelihood, y)
-    first = max(2 * n, _FEWEST)
-    weighted = Weighted.gather(propose, generator, first, most=first)
-    if n > weighted.effective > n / _PROPOSALS:
-        weighted = Weighted.gather(propose, generator, n, most=_PROPOSALS * n)
+    weighted = Weighted.proposed(propose, generator, max(4 * n, _FEWEST))
+    if weighted.k_hat <= TRUSTED:
+        # so many that hardly any is drawn twice: copies are no draws, and a classifier finds them
+        needed = int(n * weighted.smoothed.weight.max() * weighted.count)
+        more = min(needed, _PROPOSALS * n) - weighted.count
+        weighted = weighted.joined(Weighted.proposed(propose, generator, more)) if more > 0 else weighted
     found = {"k_hat": weighted.k_hat, "effective": weighted.effective, "proposals": weighted.count}
     if weighted.k_hat <= TRUSTED and weighted.effective >= n / 2:
         return Refined(weighted.smoothed.draw(generator, n), "weights", **found)

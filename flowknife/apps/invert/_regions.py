@@ -8,6 +8,8 @@ from jaxtyping import Float
 
 from flowknife.diagnostics import Cells, Region, conformal_quantile
 
+LOCAL = 2000  # calibration pairs of local regions, at most: each takes draws of its own
+
 _DRAWS = 200  # of each posterior, by which log densities are compared; of parameters five times as many
 
 _FEWEST = 40  # calibration pairs of a cell
@@ -17,23 +19,36 @@ _SPREAD = 1e-3  # nats, or a share of the prior's width: the least spread of dra
 
 def region(posterior: Any, y: np.ndarray, level: float, local: bool) -> Region:
     """The region of one observation (m,); see `Posterior.region`."""
-    score = posterior.calibration_scores["local" if local else "global"]
-    centre, spread = (part[0] for part in _places(posterior, y[None])) if local else (0.0, 1.0)
-    if local:
-        cells, own = posterior.calibration_cells
-        inside = own == cells(posterior.features_of(y[None]))[0]
-        # a cell with too few calibration pairs would be everything
-        score = score[inside] if np.sum(inside) >= max(_FEWEST, 2 / (1 - level)) else score
-    bound = float(centre - spread * conformal_quantile(score, level))
+    bound = float(bounds(posterior, y[None], level, local)[0])
     return Region(level, bound, partial(posterior.log_prob, y=y), lambda n, key: posterior.sample(n, y=y, key=key))
 
 
-def scores(posterior: Any) -> dict[str, Float[np.ndarray, " m"]]:
-    """How unlikely the parameters of each calibration pair are: -log p(x | y), and the same relative to draws."""
-    pairs = posterior.held_out_pairs
+def bounds(posterior: Any, y: np.ndarray, level: float, local: bool) -> Float[np.ndarray, " k"]:
+    """Of the log density, for the regions of observations (k, m)."""
+    score = posterior.local_scores if local else posterior.calibration_scores
+    overall = conformal_quantile(score, level)
+    if not local:
+        return np.full(len(y), -overall)
+    centre, spread = _places(posterior, y)
+    cells, own = posterior.calibration_cells
+    quantile, fewest = np.full(len(y), overall), max(_FEWEST, 2 / (1 - level))
+    cell = cells(posterior.features_of(y))
+    for one in np.unique(cell):
+        inside = own == one
+        # a cell with too few calibration pairs would be everything
+        if np.sum(inside) >= fewest:
+            quantile[cell == one] = conformal_quantile(score[inside], level)
+    return centre - spread * quantile
+
+
+def scores(posterior: Any, local: bool, most: int | None = None) -> Float[np.ndarray, " m"]:
+    """How unlikely the parameters of calibration pairs are: -log p(x | y), or the same relative to draws."""
+    pairs = {name: part[:most] for name, part in posterior.held_out_pairs.items()}
     log_prob = posterior.log_prob(pairs["x"], pairs["y"])
+    if not local:
+        return -log_prob
     centre, spread = _places(posterior, pairs["y"])
-    return {"global": -log_prob, "local": (centre - log_prob) / spread}
+    return (centre - log_prob) / spread
 
 
 def cells(posterior: Any) -> tuple[Cells, np.ndarray]:
@@ -42,7 +57,7 @@ def cells(posterior: Any) -> tuple[Cells, np.ndarray]:
     log_prob = posterior.log_prob(pairs["x"], pairs["y"])
     centre, spread = _places(posterior, pairs["y"])
     found = Cells.of(posterior.features_of(pairs["y"]), (centre - log_prob) / spread)
-    return found, found(posterior.features_of(posterior.held_out_pairs["y"]))
+    return found, found(posterior.features_of(posterior.held_out_pairs["y"][:LOCAL]))
 
 
 def _places(posterior, y):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import count
 from typing import Any, ClassVar
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtri
 
-from flowknife._batches import ROWS_AT_ONCE, bucket, map_batches
+from flowknife._batches import bucket, map_batches
 from flowknife._frame import Frame, plain_frame
 from flowknife._progress import note
 from flowknife._settings import Settings
@@ -21,7 +22,7 @@ from flowknife.apps.invert import _checks, _programs
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.apps.invert._gaps import masked, with_gaps
 from flowknife.apps.invert._refine import Evidence, Likelihood, Refined, evidence, known_likelihood, refine
-from flowknife.apps.invert._regions import cells, intervals, region, scores
+from flowknife.apps.invert._regions import LOCAL, cells, intervals, region, scores
 from flowknife.data import load_table
 from flowknife.data._pairs import is_table, read_pairs
 from flowknife.data._read import by_name, names_in
@@ -42,6 +43,8 @@ from flowknife.priors import Prior
 from flowknife.problems import problem_of
 
 NUMBERS_AT_ONCE = 2_000_000
+
+_PAIRS_AT_ONCE = 1024  # densities of these sizes gain little from larger batches, and share their program
 
 _FARTHEST = 1e30  # what networks are given of larger numbers
 
@@ -177,12 +180,15 @@ class Posterior(Result[InvertConfig]):
     def _draw(self, rows, scale, model, key, n):
         size = bucket(n)
         most = max(NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations at a time
-        keys = jax.random.split(key, -(-len(rows) // most))
-        drawn = [
-            np.asarray(_programs.sample(model, k, size, scale, rows[start : start + most]))[:, :n]
-            for k, start in zip(keys, range(0, len(rows), most), strict=True)
-        ]
-        return (np.concatenate(drawn),)
+        # few draws of many observations: in batches of one size, since another would be compiled anew
+        most = min(most, len(rows) if len(rows) == 1 or size > bucket(1) else bucket(1))
+        number = count()
+
+        def draw(part):
+            found = _programs.sample(model, jax.random.fold_in(key, next(number)), size, scale, part)
+            return [np.asarray(found)[:, :n]]
+
+        return map_batches(draw, rows, most)
 
     def _sample_refined(self, n, rows, single, key, temperature, common):
         if common or temperature != 1:
@@ -473,9 +479,14 @@ class Posterior(Result[InvertConfig]):
         return self._features(self._given(self._observations(y)[0]))
 
     @cached_property
-    def calibration_scores(self) -> dict[str, Float[np.ndarray, " m"]]:
-        """How unlikely the true parameters of each calibration pair are, "global" and "local"; see `region`."""
-        return scores(self)
+    def calibration_scores(self) -> Float[np.ndarray, " m"]:
+        """How unlikely the true parameters of each calibration pair are, -log p(x | y); see `region`."""
+        return scores(self, local=False)
+
+    @cached_property
+    def local_scores(self) -> Float[np.ndarray, " m"]:
+        """The same relative to log densities of draws for the same observation; see `region`."""
+        return scores(self, local=True, most=LOCAL)
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
@@ -506,7 +517,7 @@ class Posterior(Result[InvertConfig]):
         def program(part):
             return [_programs.log_density(self.models, part[:, :dim], part[:, dim:])]
 
-        return map_batches(program, rows, ROWS_AT_ONCE)[0].reshape(x.shape[:-1])
+        return map_batches(program, rows, _PAIRS_AT_ONCE)[0].reshape(x.shape[:-1])
 
     def to_arviz(self, y: Any, n: int = 1000, *, key: Key = None) -> Any:
         """`n` draws given one observation as ArviZ `InferenceData`, with the observed data."""

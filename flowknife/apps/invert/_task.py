@@ -1,6 +1,7 @@
 """What is inverted: a simulator, a problem, or pairs that exist, in memory or on disk."""
 
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,11 +12,12 @@ from flowknife import priors
 from flowknife._trees import load_tree
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.data import Simulations, given_pairs, predicted, takes_key
-from flowknife.data._memory import memory_budget
-from flowknife.data._pairs import read_pairs
+from flowknife.data._memory import memory_budget, room_in_memory
+from flowknife.data._pairs import is_table, read_pairs
+from flowknife.data.encoding import in_numbers
 from flowknife.data.sets import PRIOR, SimulationSet, is_set, read_set
 from flowknife.data.tables import in_order
-from flowknife.errors import InputError
+from flowknife.errors import InputError, StorageError
 from flowknife.problems import PROBLEMS, Problem, problem_of
 
 _SHARE = 0.1  # of the memory, that pairs on disk are read into; fits hold some copies
@@ -68,9 +70,10 @@ def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names:
     if is_set(pairs):
         return _of_set(read_set(pairs), problem, prior, config.noise, names, y_names)
     if pairs is not None:
-        found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
-        x = found.x if prior is None else in_order(found.x, prior.names)
-        given = given_pairs(x, found.y, gaps=config.embedding is not None)
+        with _advised(pairs):
+            found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
+            x = found.x if prior is None else in_order(found.x, prior.names)
+            given = given_pairs(x, found.y, gaps=config.embedding is not None)
         if problem is not None:
             return replace(of_problem(problem, prior, config.noise, found.y_names), pairs=given)
         estimated = priors.likeliest(given.theta, names=found.names or None) if prior is None else None
@@ -86,6 +89,24 @@ def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names:
     # with noise of our own to add, a simulator without a key is the noise-free forward model
     forward = partial(predicted, simulator) if np.any(noise) and not takes_key(simulator) else None
     return Task(prior, simulator=simulator, noise=noise, forward=forward, y_names=tuple(y_names or ()))
+
+
+@contextmanager
+def _advised(pairs):
+    """Errors of pairs with words or dates say how they become numbers.
+
+    Observations are conditions, and have no density here: of a category, columns of 0 and 1 say all.
+    """
+    try:
+        yield
+    except InputError as error:
+        ways = []
+        for part in (pairs,) if is_table(pairs) else pairs if isinstance(pairs, (tuple, list)) else ():
+            with suppress(InputError):
+                ways.append(in_numbers(part, None))
+        if not (helps := "; ".join(filter(None, ways))):
+            raise
+        raise InputError(f"{error}; pairs are numbers: try {helps}") from None
 
 
 def of_problem(problem: Problem, prior: Any, noise: Any, y_names: Any) -> Task:
@@ -112,16 +133,33 @@ def _of_set(stored: SimulationSet, problem, prior, noise, names, y_names) -> Tas
         raise InputError(f"got {stored.folder}, which holds no prior; expected one; try prior=...")
     if names is not None and tuple(names) != prior.names:
         raise InputError(f"got names={list(names)} and a prior of {', '.join(prior.names)}; expected the same names")
+    if prior.dim != stored.theta.shape[1]:
+        raise InputError(
+            f"got {stored.folder} of {stored.theta.shape[1]} parameters and a prior of {prior.dim}; expected one of as "
+            "many; try the prior that was simulated from"
+        )
     usable, size = stored.usable(), 8 * (stored.theta.shape[1] + stored.y.shape[1])
+    room, some = room_in_memory(), min(len(usable), _STAND_FOR)
+    if some * size > room:
+        raise StorageError(
+            f"got {stored.folder} with {size / 2**20:,.1f} MiB for each simulation; expected {some:,} of them to fit "
+            f"in memory ({room / 2**20:,.0f} MiB)"
+        )
+    if len(stored.y_names) not in (0, stored.y.shape[1]):
+        raise StorageError(
+            f"got {stored.folder} with {len(stored.y_names)} names for {stored.y.shape[1]} data; expected one for each"
+        )
     fits = len(usable) * size <= memory_budget() * _SHARE
-    rows = usable if fits else np.sort(np.random.default_rng(0).choice(usable, _STAND_FOR, replace=False))
-    some = replace(given_pairs(stored.theta[rows], stored.y[rows]), exact=stored.exact)
-    some = replace(some, failed=stored.failed, reason=stored.reason)
+    if fits:  # what is read as a whole is compared with its checksums; more would take too long
+        stored.verify()
+    rows = usable if fits else np.sort(np.random.default_rng(0).choice(usable, some, replace=False))
+    pairs = replace(given_pairs(stored.theta[rows], stored.y[rows]), exact=stored.exact)
+    pairs = replace(pairs, failed=stored.failed, reason=stored.reason)
     y_names = tuple(y_names or stored.y_names)
     if problem is not None:
-        task = replace(of_problem(problem, prior, noise, y_names), pairs=some)
+        task = replace(of_problem(problem, prior, noise, y_names), pairs=pairs)
     else:
-        task = Task(prior, pairs=some, noise=noise or 0.0, y_names=y_names)
+        task = Task(prior, pairs=pairs, noise=noise or 0.0, y_names=y_names)
     return task if fits else replace(task, stored=stored)
 
 
@@ -132,4 +170,9 @@ def _draw(problem, theta, key):
 def stored_prior(found: SimulationSet) -> priors.Prior | None:
     """The prior of a set of simulations; None where it has none."""
     place = found.folder / PRIOR
-    return load_tree(place) if place.exists() else None
+    if not place.exists():
+        return None
+    prior = load_tree(place)
+    if not isinstance(prior, priors.Prior):
+        raise StorageError(f"got {place}, which holds a {type(prior).__name__}; expected a prior")
+    return prior

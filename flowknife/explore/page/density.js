@@ -76,19 +76,34 @@ async function densityPage(page) {
     plot.lines(Float64Array.of(a[0], a[1], b[0], a[1], b[0], b[1], a[0], b[1], a[0], a[1]), 5, colour("ink"), 1.5);
   }
   function pointer(plot, rows, width, columns, move) {
-    return (x, y, phase) => {
-      if (mode === "move" || phase === "key") { move(x, y); return; }
-      if (phase === "start") Object.assign(drawn, { plot, from: [x, y] });
-      drawn.to = [x, y];
-      const [xs, ys] = [[drawn.from[0], x], [drawn.from[1], y]].map((pair) => pair.sort((a, b) => a - b));
+    return (x, y, phase, event) => {
+      if (mode === "move") { move(x, y); return; }
+      if (phase === "key") byKey(plot, x, y, event);
+      else {
+        if (phase === "start") Object.assign(drawn, { plot, from: [x, y] });
+        drawn.to = [x, y];
+      }
+      const [xs, ys] = [0, 1].map((k) => (drawn.from ? [drawn.from[k], drawn.to[k]].sort((a, b) => a - b) : [1, 0]));
       const points = pick(rows, width, columns, true);
       brushed = Array.from({ length: n }, (_, i) => points[2 * i] >= xs[0] && points[2 * i] <= xs[1] && points[2 * i + 1] >= ys[0] && points[2 * i + 1] <= ys[1]);
-      if (phase === "end" && !brushed.some(Boolean)) brushed = null;
+      if (phase !== "start" && phase !== "move" && !brushed.some(Boolean)) brushed = null;
       if (phase === "end") drawn.from = null;
       note();
       redraw();
     };
   }
+  /** Move the frame to (x, y) by arrow keys, resize it by + and -, remove it by Escape. */
+  function byKey(plot, x, y, event) {
+    if (event.key === "Escape") { drawn.from = null; return; }
+    const whole = [plot.x, plot.y].map(([a, b]) => Math.abs(b - a)), mine = drawn.plot === plot && drawn.from;
+    const half = mine ? [0, 1].map((k) => Math.abs(drawn.to[k] - drawn.from[k]) / 2) : whole.map((side) => side / 8);
+    const factor = { "+": 1.25, "-": 0.8 }[event.key] || 1;
+    half.forEach((side, k) => { half[k] = Math.min(side * factor, whole[k]); });
+    Object.assign(drawn, { plot, from: [x - half[0], y - half[1]], to: [x + half[0], y + half[1]] });
+  }
+  /** Where arrow keys go on from: the middle of the frame, or the marker. */
+  const held = (plot, place) => (mode === "brush" && drawn.plot === plot && drawn.from ? [0, 1].map((k) => (drawn.from[k] + drawn.to[k]) / 2) : place);
+  const ofFrame = (event) => mode === "brush" && ["+", "-", "Escape"].includes(event.key);
   const setMarker = (place) => { marker = place.map((v) => Math.min(Math.max(v, -8), 8)); right.redraw(); return tell(); };
   const fromRow = latest(async (wanted) => {
     const place = await engine.encode(wanted, 1, { given });
@@ -100,18 +115,18 @@ async function densityPage(page) {
       place[at.z[0]] = x;
       if (at.z[0] !== at.z[1]) place[at.z[1]] = y;
       setMarker(place);
-    })(...event), () => [marker[at.z[0]], marker[at.z[1]]]);
+    })(...event), () => held(right, [marker[at.z[0]], marker[at.z[1]]]), ofFrame);
     left.movable((...event) => pointer(left, data, size, at.x, (x, y) => {
       const wanted = row.slice();
       wanted[at.x[0]] = x;
       if (at.x[0] !== at.x[1]) wanted[at.x[1]] = y;
       fromRow(wanted);
-    })(...event), () => [row[at.x[0]], row[at.x[1]]]);
+    })(...event), () => held(left, [row[at.x[0]], row[at.x[1]]]), ofFrame);
   }
 
   // -- controls -----------------------------------------------------------------------------------------------------------
   choice("Show", bar, ["data and draws", "data", "draws"], 0, (i) => { shown = ["both", "data", "draws"][i]; redraw(); });
-  choice("Drag to", bar, ["move the marker", "mark rows"], 0, (i) => { mode = ["move", "brush"][i]; redraw(); });
+  choice("Drag to", bar, ["move the marker", "mark rows"], 0, (i) => { mode = ["move", "brush"][i]; note(); redraw(); });
   slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
   button("New draws", bar, () => { seed++; draw(); });
   if (size > 2) {
@@ -145,7 +160,8 @@ async function densityPage(page) {
   });
   function note() {
     const count = brushed ? brushed.filter(Boolean).length : 0;
-    marked.textContent = count ? `${count} of ${n} rows are marked, in both spaces.` : "";
+    marked.textContent = count ? `${count} of ${n} rows are marked, in both spaces.`
+      : mode === "brush" ? "Draw a frame around rows on either side; or by keys: arrows move it, + and − resize it, Escape removes it." : "";
   }
   const draw = latest(async () => {
     draws = await engine.sample(Math.min(n, 1000), { seed, temperature, given });

@@ -189,8 +189,9 @@ class Plot {
    * Let something be moved.
    * @param moved called with (x, y, phase), phase "start", "move" or "end"
    * @param where returns the present place, from which arrow keys go on
+   * @param other says of a key event whether `moved` is called for it too, with the present place
    */
-  movable(moved, where) {
+  movable(moved, where, other = () => false) {
     const { canvas } = this;
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
@@ -207,7 +208,7 @@ class Plot {
       canvas.addEventListener(name, (event) => { if (held) { held = false; moved(...this.at(event), "end", event); } });
     }
     canvas.addEventListener("keydown", (event) => {
-      const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+      const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key] || (other(event) ? [0, 0] : null);
       if (!way || !where()) return;
       event.preventDefault();
       const [x, y] = where(), step = event.shiftKey ? 20 : 4;

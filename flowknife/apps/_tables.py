@@ -1,0 +1,101 @@
+"""Tables with categories, dates and missing values: their settings, how they are read, and their discrete columns."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+
+from flowknife._frame import Frame
+from flowknife._mixed import Mixed
+from flowknife.data import Table
+from flowknife.data.encoding import Encoding, remedy
+from flowknife.errors import InputError
+
+Categories = Annotated[
+    Literal["auto"] | tuple[str, ...] | None,
+    pydantic.Field(description="columns of categories, by name; auto: those of words or truth values; default: none"),
+]
+Dates = Annotated[
+    Literal["auto"] | tuple[str, ...] | None,
+    pydantic.Field(description="columns of dates, by name; auto: those that hold nothing but dates; default: none"),
+]
+
+
+Modelled = Any
+"""Settings with `categories`, `dates` and `missing`."""
+
+
+def models_more(config: Modelled) -> bool:
+    """Whether the settings make more than numbers part of the model."""
+    return not (config.categories is None and config.dates is None and config.missing in (None, "refuse"))
+
+
+def encoding_of(x: Any, names: Sequence[str] | None, config: Modelled, beside: Sequence[str] = ()) -> Encoding:
+    """How the columns of a table become numbers, see `Encoding.of`.
+
+    Raises:
+        InputError: a column is not what the settings say.
+    """
+    how = {"categories": config.categories, "dates": config.dates, "missing": config.missing == "model"}
+    return Encoding.of(x, names, beside=beside, **how)
+
+
+def or_remedy(
+    read: Callable[[], Any], x: Any, names: Sequence[str] | None, drop_invalid: bool, beside: Sequence[str] = ()
+) -> Any:
+    """What `read` reads of a table of numbers; the error of another table names the settings that would help."""
+    try:
+        return read()
+    except InputError as error:
+        try:
+            helps = remedy(x, names, drop_invalid, beside)
+        except InputError:
+            helps = ""
+        if not helps:
+            raise
+        raise InputError(f"{error}; or have them modelled: try {helps}") from None
+
+
+def discrete_columns(encoding: Encoding | None) -> list[int]:
+    """Places of the discrete columns of a table."""
+    return sorted(encoding.sizes) if encoding else []
+
+
+def continuous(table: Table, encoding: Encoding | None) -> tuple[np.ndarray, list[str]]:
+    """The other columns of a table, and their names."""
+    places = np.setdiff1d(np.arange(len(table.names)), discrete_columns(encoding))
+    return table.values[:, places], [table.names[place] for place in places]
+
+
+def mixed_of(rows: np.ndarray, frame: Frame, encoding: Encoding | None) -> Mixed | None:
+    """The discrete columns of rows as the model takes them; None where there are none."""
+    if not encoding:
+        return None
+    place = {int(own): i for i, own in enumerate(frame.kept)}
+    sizes = {place[own]: size for own, size in encoding.sizes.items() if own in place}
+    if not sizes:
+        return None
+    gaps = [(encoding.names.index(name), encoding.flag(name)) for name in encoding.gaps]
+    return Mixed.of(rows, sizes, [(place[own], place[flag]) for own, flag in gaps if own in place and flag in place])
+
+
+def filled(rows: np.ndarray, mixed: Mixed | None) -> np.ndarray:
+    """Rows as the network takes them, without discrete columns; always the same draw of each."""
+    return rows if mixed is None else mixed.at_random(rows)[0]
+
+
+def restored(rows: np.ndarray, mixed: Mixed | None) -> np.ndarray:
+    """Rows of the network with whole numbers in the discrete columns."""
+    return rows if mixed is None else np.asarray(mixed.restore(rows))
+
+
+def described_columns(encoding: Encoding | None) -> dict[str, Any]:
+    """What a record says of the columns of a table that are no numbers."""
+    if not encoding:
+        return {}
+    return {
+        "categories": dict(encoding.categories),
+        "dates": dict(encoding.dates),
+        "missing": dict(encoding.missing),
+    }
