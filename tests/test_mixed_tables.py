@@ -12,6 +12,7 @@ from flowknife._mixed import Mixed
 from flowknife._record import DataRecord, Record, TrainingRecord
 from flowknife.apps.classify._config import ClassifyConfig
 from flowknife.apps.density._config import DensityConfig
+from flowknife.apps.density._report import _shown
 from flowknife.bijections import Affine
 from flowknife.data.encoding import Encoding
 from flowknife.errors import InputError
@@ -503,3 +504,8 @@ def test_a_fit_learns_what_categories_and_gaps_depend_on():
     nll = -flow.log_prob(people(2000, seed=1)).mean()
     assert -0.05 < nll - entropy < 0.3
     assert all(check.passed for check in flow.check()), [check for check in flow.check() if not check.passed]
+
+
+def test_a_report_shows_what_is_missing_in_words():
+    cells = [None, np.float64("nan"), np.datetime64("NaT"), np.float32(0.5), "Bern", np.datetime64("2024-01-31")]
+    assert [_shown(cell) for cell in cells] == ["missing", "missing", "missing", "0.5", "Bern", "2024-01-31"]

@@ -27,7 +27,7 @@ _ADVICE = {
     "means against the exact": "posterior means are shifted; try more num_simulations, more train.steps, an embedding, "
     "focus(y), or sample(refine=True)",
     "disagreement": "fits from other seeds give other answers; try more num_simulations or a larger ensemble",
-    "training steps": "training ended before it had begun; try more train.steps or train.minutes",
+    "training steps": "the model is hardly trained; try more train.steps or train.minutes",
     "share of": "rows are not like the calibration rows, or there are too few of them; try more rows",
     "expected calibration error": "probabilities are too sure or too unsure; try more labelled items to calibrate with",
 }

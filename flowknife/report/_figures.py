@@ -67,7 +67,7 @@ def flagging_text(flagging: Flagging) -> str:
         return f"{flagging.note[0].upper()}{flagging.note[1:]}."
     return (
         f"P-values are calibrated on {flagging.rows:,} {flagging.unit} that had no part in training. "
-        f"A share {flagging.alpha:g} of new {flagging.unit} of the same kind is flagged, and no p-value is below "
+        f"Of new {flagging.unit} of the same kind {100 * flagging.alpha:g} % are flagged, and no p-value is below "
         f"{flagging.smallest:.2g}."
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from flowknife import plots
 from flowknife._files import require_own
+from flowknife.data._cells import is_missing
 from flowknife.data.encoding import Coded
 from flowknife.report._figures import flagging_text, keep, training, trust, which
 from flowknife.report._page import PageImage, Section
@@ -86,7 +87,9 @@ def _unusual_section(flow, rows):
 
 
 def _shown(value):
-    return f"{value:.5g}" if isinstance(value, (float, np.floating)) else "missing" if value is None else str(value)
+    if is_missing(value):
+        return "missing"
+    return f"{value:.5g}" if isinstance(value, (float, np.floating)) else str(value)
 
 
 def _density_section(flow, data, folder):

@@ -197,6 +197,8 @@ def invert(
     if sharp:  # p(x | y) of an exact y lies on a surface, where a density has no bound
         noise_at = LocalSpread.of(y, spread).scaled(_SHARP)
         user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0)[: frame.dim])
+    added = f"no noise in the data: {_SHARP:g} of their local spread was added" if sharp else ""
+    note(added, show_progress and not task.name)  # of a problem it is known
     training = used.train
     if task.stored is not None:  # what stood for all pairs has told the units and the noise
         usable = task.stored.usable()
@@ -272,7 +274,6 @@ def invert(
     room = _NUMBERS // (held_out["x"].shape[1] + held_noisy.shape[1])
     calibrating = min(len(held_noisy), max(_KEPT, min(_CALIBRATING, room)))
     Flagging(calibrating, config.alpha, "pairs").warn()
-    added = f"no noise in the data: {_SHARP:g} of their local spread was added" if sharp else ""
     posterior = Posterior(
         model=result.model,
         prior=prior,
