@@ -49,7 +49,7 @@ def test_several_arrays_are_cut_alike():
 
 def test_a_density_of_any_number_of_rows_compiles_once():
     x = np.random.default_rng(0).normal(size=(80, 2))
-    flow = fk.density(x, layers=1, width=4, train={"steps": 2}, key=0, show_progress=False)
+    flow = fk.density(x, layers=1, width=4, scalar="affine", train={"steps": 2}, key=0, show_progress=False)
     trained = objectives.log_probs._cached._cache_size()
     whole = flow.log_prob(x[:60])
     assert objectives.log_probs._cached._cache_size() == trained, "training asks by the same program"

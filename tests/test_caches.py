@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from flowknife import _xla
@@ -54,17 +55,32 @@ def test_the_oldest_programs_are_removed_once_a_day(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.glob("*-cache")) == ["0-cache", "4-cache"]
 
 
-@pytest.mark.parametrize("choice", [{"FLOWKNIFE_COMPILATION_CACHE": "off"}, {"JAX_COMPILATION_CACHE_DIR": "mine"}])
-def test_what_the_user_has_chosen_stays(choice, tmp_path):
-    chosen = {name: str(tmp_path / value) if "DIR" in name else value for name, value in choice.items()}
-    found = run(FLOWKNIFE_CACHE=str(tmp_path / "cache"), **chosen)
-    assert found[3] == chosen.get("JAX_COMPILATION_CACHE_DIR", "None")
+@pytest.fixture
+def chosen(monkeypatch):
+    """The folder that is used, where JAX was told this one."""
+    before = jax.config.jax_compilation_cache_dir
+
+    def found(folder, **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        _xla.keep_programs()
+        return jax.config.jax_compilation_cache_dir
+
+    yield found
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(("folder", "switch"), [(None, "off"), ("mine", "on")])
+def test_what_the_user_has_chosen_stays(folder, switch, tmp_path, chosen):
+    cache = {"FLOWKNIFE_CACHE": str(tmp_path / "cache"), "FLOWKNIFE_COMPILATION_CACHE": switch}
+    assert chosen(folder, **cache) == folder
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, chosen):
     (tmp_path / "file").write_text("")
-    assert run(FLOWKNIFE_CACHE=str(tmp_path / "file"))[3] == "None"
+    assert chosen(None, FLOWKNIFE_CACHE=str(tmp_path / "file"), FLOWKNIFE_COMPILATION_CACHE="on") is None
 
 
 def test_a_folder_that_others_could_enter_is_closed(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from flowknife.train import MINIMUM_STEPS, missing_steps
 from tests.command import call
 
 QUICK = {"layers": 2, "width": 16, "depth": 1, "seed": 0}
+TINY = {"layers": 1, "width": 8, "depth": 1, "scalar": "affine", "seed": 0, "train": {"steps": 3}}
 MIXED = np.array([[1.0, 0.95], [0.0, 0.3]])
 
 
@@ -134,7 +135,7 @@ def in_corners(rows, seed=0):
 
 @pytest.fixture(scope="module")
 def untrained():
-    return fk.density(in_corners(600), train={"steps": 3}, show_progress=False, **QUICK)
+    return fk.density(in_corners(600), show_progress=False, **TINY)
 
 
 def test_a_density_that_did_not_train_fails(untrained):
@@ -150,7 +151,7 @@ def test_the_shell_says_so_too(untrained, tmp_path):
 
 
 def test_the_end_of_the_fit_says_so(capsys):
-    fk.density(correlated(100), train={"steps": 3}, show_progress=True, **QUICK)
+    fk.density(correlated(600), show_progress=True, **TINY)
     assert "takes at least 100" in capsys.readouterr().err
 
 

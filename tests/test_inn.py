@@ -189,7 +189,8 @@ def test_a_single_condition_keeps_its_shape():
 
 
 def test_samples_in_one_dimension_have_the_distribution_of_the_density():
-    flow = perturbed(coupling_flow(1, cond_dim=1, layers=2, width=8, depth=1, key=0), np.random.default_rng(1), 1.0)
+    make = quick_jit(lambda: coupling_flow(1, cond_dim=1, layers=2, width=8, depth=1, key=0))
+    flow = perturbed(make(), np.random.default_rng(1), 1.0)
     inn = INN([Block("x", 1)], [Block("z", 1)], flow, cond=[Block("y", 1)])
     y = jnp.asarray([0.7])
     draws = np.sort(np.asarray(eqx.filter_jit(inn.sample)(0, 20_000, y=y))[:, 0])
@@ -201,7 +202,8 @@ def test_samples_in_one_dimension_have_the_distribution_of_the_density():
 
 
 def test_samples_weighted_by_the_density_integrate_another_density():
-    flow = perturbed(coupling_flow(3, layers=2, width=8, depth=1, key=0), np.random.default_rng(0))
+    make = quick_jit(lambda: coupling_flow(3, layers=2, width=8, depth=1, key=0))
+    flow = perturbed(make(), np.random.default_rng(0))
     inn = INN([Block("x", 3)], [Block("z", 3)], flow)
     draws = eqx.filter_jit(inn.sample)(0, 40_000)
     other = scipy.stats.multivariate_normal(np.mean(draws, axis=0), 0.5 * np.cov(draws.T))

@@ -469,8 +469,15 @@ def test_dispersion_reference_explains_the_data():
 # -- images ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*PROBLEMS, "ring"])
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    ("name", "labelled"),
+    [
+        *((name, True) for name in (*PROBLEMS, "ring")),
+        ("kinematics", False),
+        ("ring", False),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in PROBLEMS if name != "kinematics"),
+    ],
+)
 def test_every_problem_has_an_image(name, labelled):
     if name == "ring":
         x, labels = ring("some").sample(300, key=0)

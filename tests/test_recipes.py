@@ -151,7 +151,7 @@ def test_smoke_mode_runs_and_says_what_to_expect(tmp_path, framed):
 
 def test_a_run_cuts_everything_as_its_training_images(tmp_path, framed):
     place, images, inside = framed
-    settings = {**TINY, "crop": 0.5, "train": {"steps": 2}, "show_progress": False, "key": 0}
+    settings = {**TINY, "crop": 0.5, "train": {"steps": 2, "batch_size": 16}, "show_progress": False, "key": 0}
     model = fk.images(images, **settings)
     assert model.shape == (8, 8, 1)  # half of the usual side
     known = {image.tobytes() for image in inside}

@@ -45,7 +45,9 @@ def assert_refits(fit, key, **settings):
 
 def test_settings_of_a_density_refit_it(tmp_path):
     key = jax.random.split(jax.random.key(3))[1]  # the seed that is stored gives this key again
-    flow = assert_refits(lambda **k: fk.density(X, **k), key, layers=1, width=4, depth=1, train={"steps": 3})
+    flow = assert_refits(
+        lambda **k: fk.density(X, **k), key, layers=1, width=4, depth=1, scalar="affine", train={"steps": 3}
+    )
     assert flow.config.seed > 2**32 and flow.config.train.batch_size is None and flow.config.smoothing is None
     assert flow.used.train.batch_size == 512 and flow.used.train.validation is None  # the rule of the split
     assert flow.used.smoothing == pytest.approx(0.1)
@@ -57,7 +59,13 @@ def test_settings_of_a_density_refit_it(tmp_path):
 @pytest.mark.slow
 def test_settings_of_a_classifier_of_rows_refit_it():
     model = assert_refits(
-        lambda **k: fk.classify(X, LABELS, **k), 1, layers=1, width=4, depth=1, train={"steps": 3, "patience": 2}
+        lambda **k: fk.classify(X, LABELS, **k),
+        1,
+        layers=1,
+        width=4,
+        depth=1,
+        scalar="affine",
+        train={"steps": 3, "patience": 2},
     )
     assert model.config.beta is None and model.used.beta == 4 and model.used.bits is None
 

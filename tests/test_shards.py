@@ -30,7 +30,8 @@ def moons(tmp_path_factory):
     """A run, and a table of which one row has no number."""
     folder = tmp_path_factory.mktemp("moons")
     x = fk.data.TOYS["moons"].sample(400, key=0)
-    fk.density(x, names=["a", "b"], layers=2, train={"steps": 20}, show_progress=False).save(folder / "run")
+    small = {"layers": 1, "width": 8, "depth": 1, "scalar": "affine", "train": {"steps": 20}}
+    fk.density(x, names=["a", "b"], **small, show_progress=False).save(folder / "run")
     rows = np.asarray(fk.data.TOYS["moons"].sample(203, key=1), float)
     rows[7, 0] = np.nan
     save_table(folder / "new.csv", np.column_stack([rows, np.arange(203)]), ["a", "b", "id"])
