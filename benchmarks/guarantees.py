@@ -2,7 +2,7 @@
 
 PARTS="sharp coverage refine discoveries alarms evidence" PROBLEMS="decay,gravity" python -m benchmarks guarantees
 
-`TRAIN_SECONDS` is the time of each fit, `PAIRS` the number of new pairs, `OBSERVATIONS` how many are compared with their
+`TRAIN_SECONDS` is the time of each fit, `PAIRS` the number of new pairs, `OBSERVATIONS` how many are compared with the
 exact posterior, `REPEATS` how often rows are drawn again, `NOISE` whether the simulator adds the noise of the curves
 ("inside") or `fk.invert(noise=...)` does ("given").
 """
