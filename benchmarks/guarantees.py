@@ -2,8 +2,9 @@
 
 PARTS="sharp coverage refine discoveries alarms evidence" PROBLEMS="decay,gravity" python -m benchmarks guarantees
 
-`OBSERVATIONS` is how many are compared with their exact posterior, `REPEATS` how often rows are drawn again, `NOISE`
-whether the simulator adds the noise of the three curves ("inside") or `fk.invert(noise=...)` does ("given").
+`TRAIN_SECONDS` is the time of each fit, `PAIRS` the number of new pairs, `OBSERVATIONS` how many are compared with the
+exact posterior, `REPEATS` how often rows are drawn again, `NOISE` whether the simulator adds the noise of the curves
+("inside") or `fk.invert(noise=...)` does ("given").
 """
 
 import os
@@ -196,7 +197,7 @@ COVERED = ("two_moons", "gaussian_linear", "kinematics", "ballistics", "gravity"
 
 def _covered(name: str, count: int) -> tuple[Any, np.ndarray, np.ndarray]:
     """A posterior that was trained for some seconds, and new pairs."""
-    settings = {"train": {"minutes": float(os.environ.get("SECONDS", "10")) / 60}, **QUIET}
+    settings = {"train": {"minutes": float(os.environ.get("TRAIN_SECONDS", "10")) / 60}, **QUIET}
     noise = {"gravity": 0.1, "dispersion": 0.01, "kinematics": 0.01, "ballistics": 0.01}.get(name)
     if name == "dispersion":  # its simulations are stored
         theta, clean = (np.asarray(part, np.float64) for part in fk.problems.pairs())
@@ -246,7 +247,7 @@ def refine() -> None:
     for name in _chosen(("gaussian_linear", "gravity", "dispersion")):
         noise = {"gravity": 0.1, "dispersion": 0.01}.get(name)
         problem = fk.problems.PROBLEMS[name]() if noise is None else fk.problems.PROBLEMS[name](noise=noise)
-        settings = {**QUIET, "train": {"minutes": float(os.environ.get("SECONDS", "60")) / 60}}
+        settings = {**QUIET, "train": {"minutes": float(os.environ.get("TRAIN_SECONDS", "60")) / 60}}
         pairs = fk.problems.pairs() if name == "dispersion" else None
         posterior = fk.invert(problem, pairs=pairs, noise=problem.noise, **settings)
         x = np.asarray(problem.prior.sample(count, key=7))
