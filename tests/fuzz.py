@@ -848,4 +848,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # whose lock other processes may hold
     main()

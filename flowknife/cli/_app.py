@@ -3,8 +3,10 @@
 import errno
 import functools
 import inspect
+import math
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -72,22 +74,22 @@ class _Verbs(Group):
     """Turns errors that a user can fix into one line and an exit status; others keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        status = 128 + signal.SIGINT
+        received.clear()
 
         def terminate(number, frame):
-            nonlocal status
-            status = 128 + number
-            raise KeyboardInterrupt
+            now, before = time.monotonic(), received.get(number, -math.inf)
+            received[number] = now
+            # a scheduler tells every process of a job, and the one that watches this one passes it on
+            if now - before > _SAME:
+                raise KeyboardInterrupt
 
         try:
             with warnings.catch_warnings(), _handled(signal.SIGTERM, terminate):
                 # the verbs print it themselves
                 warnings.simplefilter("ignore", CalibrationWarning)
                 return super().invoke(ctx)
-        except Written as stop:
-            end(status, f"interrupted: {stop}")
-        except KeyboardInterrupt:
-            end(status, "interrupted" if status == 128 + signal.SIGINT else "terminated")
+        except KeyboardInterrupt as stop:
+            end(*ended_by(stop))
         except Exception as error:
             line = _user_error(error)
             if line is None:
@@ -106,6 +108,20 @@ class _Verbs(Group):
 
 class Written(KeyboardInterrupt):
     """An interruption after something was written; its text has the place."""
+
+
+received: dict[int, float] = {}
+"""Signals other than Ctrl-C that this process got, and when."""
+
+_SAME = 2.0  # seconds within which a signal that comes twice is one
+
+
+def ended_by(stop: KeyboardInterrupt) -> tuple[int, str]:
+    """The exit status after an interruption, and one line about it."""
+    status = 128 + next(iter(received), signal.SIGINT)
+    if isinstance(stop, Written):
+        return status, f"interrupted: {stop}"
+    return status, "terminated" if received else "interrupted"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flowknife.cli._app import arguments, end
+from flowknife.cli._app import arguments, end, ended_by
 from flowknife.errors import FlowknifeError, InputError, printable
 
 LOST = (
@@ -65,6 +65,12 @@ def with_cluster(function: Callable[..., None]) -> Callable[..., None]:
             except (FlowknifeError, KeyboardInterrupt) as error:
                 # the others may wait for this process, or be gone: nothing is to be said to them at the end
                 _leave(error)
+            except RuntimeError as error:  # of JAX, before training begins
+                if type(error).__name__ != "JaxRuntimeError":
+                    raise
+                from flowknife._cluster import lost
+
+                _leave(lost(error))
 
     old = inspect.signature(function)
     options = [
@@ -108,6 +114,10 @@ _NOISE = re.compile(rb"[EFW]\d{4} .*(coordination|preemption|client\.h)|\*\*\* C
 """How the last words of JAX begin, where the first process, or the network, is gone."""
 
 
+_TOLD = (b"error: ", b"interrupted", b"terminated")
+"""How the last line begins, where this program says why it ended."""
+
+
 def _supervised() -> None:
     """Run this command in a process of its own: JAX aborts it where the first process is gone, without a way to catch.
 
@@ -122,8 +132,8 @@ def _supervised() -> None:
     try:
         for line in child.stderr:
             last = last or (line if _NOISE.match(line) else b"")
-            told = told or line.startswith((b"error: ", b"interrupted"))
-            if not last or line.startswith((b"error: ", b"interrupted")):
+            told = told or line.startswith(_TOLD)
+            if not last or line.startswith(_TOLD):
                 sys.stderr.buffer.write(line)
                 sys.stderr.buffer.flush()
         status = child.wait()
@@ -148,8 +158,8 @@ def _end_with_parent() -> None:
 
 def _leave(error: BaseException) -> None:
     """End this process with one line, without waiting for those that may be gone."""
-    words = "interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}"
+    status, words = ended_by(error) if isinstance(error, KeyboardInterrupt) else (1, f"error: {error}")
     sys.stdout.flush()
     sys.stderr.write(printable(words) + "\n")
     sys.stderr.flush()
-    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    os._exit(status)
