@@ -264,6 +264,15 @@ def test_useless_observations_get_one_line(simulator, message):
     assert "\n" not in str(caught.value)
 
 
+def test_noise_that_rarely_shows_is_noise():
+    """Of a few rows every count is zero."""
+    generator = np.random.default_rng(0)
+    theta = draws(2000, 2)
+    assert not simulate(lambda t: generator.poisson(0.02 * t), theta).exact
+    assert simulate(lambda t: np.floor(50 * t[0]) == 60, theta).exact
+    assert simulate(lambda t: jnp.sin(40 * t), theta).exact
+
+
 @pytest.mark.slow
 def test_a_simulator_with_a_key_is_no_forward_model():
     """Its noise would be taken for the data."""

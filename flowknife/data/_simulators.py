@@ -164,10 +164,10 @@ class Simulator:
             raise Unlike
         together = np.stack([found[i] for i in answered])
         not_finite = np.flatnonzero(~np.isfinite(together).all(axis=1))[:2]
-        typical = _typical(together)
+        typical = typical_of(together)
         for k in sorted({0, len(answered) // 2, len(answered) - 1, *not_finite}):
             alone = self.alone(theta[answered[k]], keys[answered[k]], way.lifted)
-            if not _alike(together[k], alone, typical, way.tolerance):
+            if not alike(together[k], alone, typical, way.tolerance):
                 raise Unlike
 
     # -- which way ----------------------------------------------------------------------------------------------------
@@ -245,9 +245,9 @@ class Simulator:
         """Whether a batch of the chosen rows gives what they give alone."""
         picked = [rows[k] for k in chosen]
         found = self._batch(way, theta[picked], keys[picked])
-        typical = _typical(alone)
+        typical = typical_of(alone)
         return not isinstance(found, str) and all(
-            _alike(f, alone[k], typical, way.tolerance) for f, k in zip(found, chosen, strict=True)
+            alike(f, alone[k], typical, way.tolerance) for f, k in zip(found, chosen, strict=True)
         )
 
     def _repeats_agree(self, plain, theta, keys, rows):
@@ -311,12 +311,12 @@ def _same(first: Outcome, second: Outcome) -> bool:
     return np.array_equal(first, second, equal_nan=True)
 
 
-def _typical(observations: np.ndarray) -> np.ndarray:
+def typical_of(observations: np.ndarray) -> np.ndarray:
     """The typical size of each number of an observation."""
     return np.median(np.abs(np.where(np.isfinite(observations), observations, 0.0)), axis=0)
 
 
-def _alike(found: np.ndarray, alone: Outcome, typical: np.ndarray, tolerance: float) -> bool:
+def alike(found: np.ndarray, alone: Outcome, typical: np.ndarray, tolerance: float) -> bool:
     """Equal up to rounding, number by number, which is relative to the number and to those typical of its column."""
     if isinstance(alone, str) or found.shape != alone.shape:
         return False
