@@ -200,7 +200,7 @@ class ClassMixture(Law):
     def given_shape(self, shape):
         return ()
 
-    def fit(self, block: Array, labels: Array, scale: ArrayLike = 1.0) -> "ClassMixture":
+    def fit(self, block: Array | np.ndarray, labels: Array | np.ndarray, scale: ArrayLike = 1.0) -> "ClassMixture":
         """Means, shrunk covariances and weights of the rows of each class, in closed form.
 
         A class with fewer than two rows keeps its covariance, one without rows its mean too.

@@ -35,7 +35,7 @@ def flow():
 def test_a_density_is_in_the_units_of_the_table(flow):
     x, density = flow
     toy = fk.data.TOYS["moons"]
-    new = toy.sample(2000, key=5).astype(np.float64) * [1.0, 1000.0] + [1e9, 0.0]
+    new = toy.sample(1000, key=5).astype(np.float64) * [1.0, 1000.0] + [1e9, 0.0]
     nll = -density.log_prob(new).mean() - np.log(1000.0)
     assert toy.entropy - 0.02 < nll < toy.entropy + 0.3
     drawn = density.sample(1000, key=3)
@@ -46,7 +46,7 @@ def test_a_density_is_in_the_units_of_the_table(flow):
 
 def test_of_new_rows_a_share_alpha_is_flagged(flow):
     _, density = flow
-    new = fk.data.TOYS["moons"].sample(4000, key=6).astype(np.float64) * [1.0, 1000.0] + [1e9, 0.0]
+    new = fk.data.TOYS["moons"].sample(1000, key=6).astype(np.float64) * [1.0, 1000.0] + [1e9, 0.0]
     scores = density.score(new)
     # 80 held-out rows set the threshold: its own standard deviation is 0.024
     assert abs(scores["flag"].mean() - 0.05) < 0.07
@@ -87,68 +87,6 @@ def _blobs(n, key, size=16):
     square = (grid[None, :, None] - centre[0]) ** 2 + (grid[None, None, :] - centre[1]) ** 2
     blob = generator.uniform(120, 200, (n, 1, 1)) * np.exp(-square / (2 * width**2))
     return np.clip(blob + generator.normal(30, 6, blob.shape), 0, 255).astype(np.uint8)[..., None]
-
-
-@pytest.fixture(scope="module")
-def blobs():
-    """A small image model of blobs; noise within the bins that is learned takes long to compile."""
-    settings = {"width": 12, "dequantisation": "uniform", "train": {"steps": 80, "batch_size": 32}}
-    return fk.images(_blobs(300, 0), key=0, show_progress=False, **settings)
-
-
-def test_images_come_back_exactly_but_for_their_lost_bits(blobs):
-    images = _blobs(20, 1)
-    back = blobs.decode(blobs.encode(images))
-    assert back.dtype == np.uint8
-    # 5 of 8 bits are kept: 8 levels share a bin, whose middle is at most 4 away
-    assert np.abs(back.astype(int) - images).max() <= 4
-
-
-def test_what_is_no_blob_is_flagged_and_blobs_are_not(blobs):
-    generator = np.random.default_rng(2)
-    white, grey = np.full((5, 16, 16, 1), 255, np.uint8), np.full((5, 16, 16, 1), 30, np.uint8)
-    noise = generator.integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
-    for other in (white, grey, noise):
-        assert blobs.score(other)["flag"].all()
-    scores = blobs.score(_blobs(300, 3))
-    # 30 held-out images set the threshold: its own standard deviation is 0.04
-    assert scores["flag"].mean() < 0.2
-    assert auroc(scores["score"], blobs.score(noise)["score"]) > 0.99
-
-
-def test_an_image_model_survives_saving(blobs, tmp_path):
-    blobs.save(tmp_path / "run")
-    loaded = fk.load(tmp_path / "run")
-    images = _blobs(4, 4)
-    scores = loaded.score(images)
-    for name, column in blobs.score(images).items():
-        same = np.testing.assert_allclose if column.dtype.kind == "f" else np.testing.assert_array_equal
-        # other programs may be compiled with constants in other places, and round differently
-        same(scores[name], column, **({"rtol": 1e-4, "atol": 1e-5} if column.dtype.kind == "f" else {}))
-    np.testing.assert_array_equal(loaded.sample(3, key=1), blobs.sample(3, key=1))
-    assert loaded.metrics == pytest.approx(blobs.metrics)
-    assert (tmp_path / "run" / "skipped.csv").read_text().startswith("path,reason")
-
-
-def test_a_low_temperature_varies_less(blobs):
-    cold, warm = (blobs.sample(32, key=0, temperature=t).astype(float).std(axis=0).mean() for t in (0.2, 1.0))
-    assert cold < 0.7 * warm
-    by_level = blobs.sample(32, key=0, temperature={"z_0": 0.2, "z_1": 0.2}).astype(float).std(axis=0).mean()
-    assert by_level == pytest.approx(cold, rel=1e-3)
-
-
-@pytest.mark.parametrize("temperature", [[1.0, 0.5], "cold", {"z_0": [1.0]}, -1.0])
-@pytest.mark.parametrize("prior", ["normal", "empirical"])
-def test_a_temperature_that_is_no_number_is_refused(blobs, temperature, prior):
-    with pytest.raises(InputError, match="temperature"):
-        blobs.sample(2, temperature=temperature, prior=prior)
-
-
-def test_bits_per_dim_is_that_of_the_whole_model(blobs):
-    images = _blobs(8, 5)
-    whole = -np.asarray(quick_jit(lambda m, x: m.log_prob(x, key=0))(blobs.model, images)) / (256 * np.log(2))
-    # other noise within the bins, the same images
-    np.testing.assert_allclose(blobs.score(images)["bits_per_dim"], whole, atol=0.2)
 
 
 def test_an_unknown_application_is_refused(flow, tmp_path):
@@ -194,7 +132,7 @@ def test_the_couplings_of_glow_are_chosen(scalar):
 @pytest.mark.parametrize(
     ("make", "independent", "maps"),
     [
-        (lambda key: wavelet((8, 8, 3), width=8, features=8, key=key), True, 1),
+        pytest.param(lambda key: wavelet((8, 8, 3), width=8, features=8, key=key), True, 1, marks=pytest.mark.slow),
         pytest.param(
             lambda key: wavelet((40, 36, 1), levels=2, width=4, features=4, key=key), True, 2, marks=pytest.mark.slow
         ),

@@ -182,7 +182,7 @@ def test_the_learned_prior_of_glow_sees_the_condition():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda key: wavelet((8, 8, 1), cond_dim=2, levels=2, **TINY, key=key),
+        pytest.param(lambda key: wavelet((8, 8, 1), cond_dim=2, levels=2, **TINY, key=key), marks=pytest.mark.slow),
         lambda key: lattice((8, 8, 1), 4, cond_dim=2, levels=2, **TINY, key=key),
         lambda key: glow((8, 8, 1), levels=2, steps=1, width=4, cond_dim=2, key=key),
     ],

@@ -22,7 +22,8 @@ from tests.command import call
 resource = pytest.importorskip("resource")
 
 X = np.random.default_rng(0).normal(size=(400, 2))
-QUICK = {"layers": 1, "width": 4, "depth": 1, "show_progress": False}
+QUICK = {"layers": 1, "width": 4, "depth": 1, "scalar": "affine", "show_progress": False}
+LARGE = {"layers": 4, "width": 32, "scalar": "spline"}  # more than there is room for
 TRAIN = {"steps": 20, "batch_size": 16, "evaluate_every": 10, "patience": 0}
 
 
@@ -98,7 +99,7 @@ def test_saving_over_a_run(disk, room, fitted):
     folder, full = disk
     fitted.save(folder / "run")
     before = files(folder)
-    other = fk.density(X + 1, names=["a", "b"], **{**QUICK, "layers": 4, "width": 32}, train={"steps": 1})
+    other = fk.density(X + 1, names=["a", "b"], **{**QUICK, **LARGE}, train={"steps": 1})
     with full(room), pytest.raises(StorageError) as caught:
         other.save(folder / "run")
     assert "\n" not in str(caught.value) and str(folder / "run") in str(caught.value)
@@ -133,7 +134,8 @@ def test_a_command_ends_in_one_line(disk, room, verb, fitted, tmp_path_factory):
     save_table(data, X, ["a", "b"])
     (folder / "out.csv").write_text("a,b\n1,2\n")
     # as the model of `fitted`, whose program is compiled
-    options = ["-s", "layers=1", "-s", "width=4", "-s", "depth=1", *(f"--set=train.{k}={v}" for k, v in TRAIN.items())]
+    options = ["--set=layers=1", "--set=width=4", "--set=depth=1", "--set=scalar=affine"]
+    options += [f"--set=train.{k}={v}" for k, v in TRAIN.items()]
     command = {
         "sample": ["sample", folder / "run", "-n", 2000, "--out", folder / "out.csv", "--overwrite"],
         "score": ["score", folder / "run", data, "--out", folder / "out.csv", "--overwrite"],

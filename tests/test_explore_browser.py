@@ -56,6 +56,16 @@ def settled(page):
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 150)))")
 
 
+def test_pages_allow_their_own_script_and_hold_no_markup_of_the_user(files):
+    for text in (path.read_text() for path in files.values()):
+        assert "<img" not in text and text.count("</script>") == 2
+        policy = text.split('Content-Security-Policy" content="')[1].split('"')[0]
+        assert (
+            policy.startswith("default-src 'none'") and "unsafe-inline" not in policy and "'unsafe-eval'" not in policy
+        )
+        assert "http:" not in text and "https:" not in text
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_control_works(opened, name):
     page = opened(name)

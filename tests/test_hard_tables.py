@@ -17,6 +17,7 @@ from flowknife.train._steps import step_shares
 from tests.catalogue import ROWS
 
 FAST = {"layers": 2, "width": 8, "train": {"steps": 20}, "show_progress": False}
+AFFINE = {**FAST, "layers": 1, "depth": 1, "scalar": "affine"}
 FAR = [1e30, 1e38, 1e300]
 
 
@@ -46,7 +47,7 @@ def density():
 def classifier():
     x = np.random.default_rng(0).normal(size=(200, 2))
     x[:140] += 3.0
-    return fk.classify(x, np.arange(200) < 140, **FAST)
+    return fk.classify(x, np.arange(200) < 140, **AFFINE)
 
 
 # -- constant columns -------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def test_a_table_of_all_scales_trains(density):
 @pytest.mark.parametrize("exponent", [-1000, pytest.param(-133, marks=pytest.mark.slow), 126])
 def test_a_unit_changes_a_density_by_its_logarithm_alone(exponent):
     x, unit = np.random.default_rng(0).normal(size=(60, 1)), 2.0**exponent
-    plain, scaled = (fk.density(x * factor, **FAST | {"layers": 1}) for factor in (1.0, unit))
+    plain, scaled = (fk.density(x * factor, **AFFINE) for factor in (1.0, unit))
     expected = plain.log_prob(x) - exponent * np.log(2.0)
     np.testing.assert_allclose(scaled.log_prob(x * unit), expected, rtol=1e-3, atol=1e-3)
 
