@@ -1,8 +1,9 @@
 """One invertible model, seven jobs; a job is only a choice of what stands at the two ends.
 
->>> import flowknife as fk
->>> flow = fk.density(x)  # doctest: +SKIP
->>> flow.sample(1000)  # doctest: +SKIP
+Examples:
+    >>> import flowknife as fk
+    >>> flow = fk.density(x)  # doctest: +SKIP
+    >>> flow.sample(1000)  # doctest: +SKIP
 
 `__init__.pyi` lists the names, for type checkers too. Each is imported when it is first used, so that importing
 flowknife itself costs nothing.

@@ -67,7 +67,7 @@ def batch_node(environment: Mapping[str, str] = os.environ) -> tuple[str, int, i
     The main node is the first process. It has no variable with its own address, and asks its host for it. None
     elsewhere.
 
-    Example:
+    Examples:
         >>> batch_node({"AWS_BATCH_JOB_NODE_INDEX": "0", "AWS_BATCH_JOB_NUM_NODES": "3",
         ...     "AWS_BATCH_JOB_MAIN_NODE_INDEX": "1", "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "10.0.0.7"})
         ('10.0.0.7', 3, 1)

@@ -246,8 +246,9 @@ def _declared(cls: type) -> dict[str, Any]:
 def accepts(declared: Any, value: Any) -> bool:
     """Whether a value has a declared type: of arrays the kind of numbers, since layers that are stacked have more axes.
 
-    >>> accepts(tuple[int, ...], (1, 2)), accepts(float | None, "1")
-    (True, False)
+    Examples:
+        >>> accepts(tuple[int, ...], (1, 2)), accepts(float | None, "1")
+        (True, False)
     """
     if declared is Any:
         return True

@@ -115,8 +115,9 @@ def _as_size(size: Any) -> Any:
 def sizes_agree(*arrays: tuple[str, Any], **sizes: int) -> bool:
     """Whether arrays have these axes, and axes of one name one size.
 
-    >>> sizes_agree(("n d", np.zeros((5, 2))), ("n", np.zeros(5)), d=2)
-    True
+    Examples:
+        >>> sizes_agree(("n d", np.zeros((5, 2))), ("n", np.zeros(5)), d=2)
+        True
     """
     for names, array in arrays:
         axes = names.split()

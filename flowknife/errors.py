@@ -22,8 +22,9 @@ _LONGEST = 2000
 def printable(text: str) -> str:
     r"""Text of a file as one line for a terminal: line breaks become spaces, other control characters are written out.
 
-    >>> printable("red \x1b[31m")
-    'red \\x1b[31m'
+    Examples:
+        >>> printable("red \x1b[31m")
+        'red \\x1b[31m'
     """
     if not text.isprintable():
         text = "".join(letter if letter.isprintable() else _WRITTEN.get(letter) or _escaped(letter) for letter in text)
@@ -40,8 +41,9 @@ def _escaped(letter):
 def counted(count: int, one: str, many: str = "") -> str:
     """A number of things in words.
 
-    >>> counted(1, "row"), counted(2000, "class", "classes")
-    ('1 row', '2,000 classes')
+    Examples:
+        >>> counted(1, "row"), counted(2000, "class", "classes")
+        ('1 row', '2,000 classes')
     """
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
@@ -91,7 +93,7 @@ class Interrupted(KeyboardInterrupt):
     Attributes:
         result: what was reached, of the type that the interrupted function returns, with the best weights so far.
 
-    Example:
+    Examples:
         >>> try:  # doctest: +SKIP
         ...     flow = fk.density(x)
         ... except fk.errors.Interrupted as stop:

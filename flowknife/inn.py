@@ -212,7 +212,7 @@ class INN(eqx.Module):
     Raises:
         InputError: if the bijection's size is not that of the ends, or its `cond_shape` not that of the conditions.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> flow = fk.architectures.coupling_flow(2, layers=2, key=0)
         >>> inn = fk.INN(left=[fk.Block("x", 2)], right=[fk.Block("z", 2)], bijection=flow)

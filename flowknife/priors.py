@@ -9,6 +9,7 @@ A network that works on u and ends in `prior.bijection.decode` therefore cannot 
 Parameters far from zero, such as Uniform(1.7e9, 1.7e9 + 1), cannot be resolved in single precision. Their prior
 has a `frame`, which keeps origin and scale in double precision, and `inner` is the prior of (theta - origin) / scale.
 
+Examples:
     >>> import flowknife as fk
     >>> prior = fk.priors.Product({
     ...     "angle": fk.Uniform(low=0.0, high=90.0, units=["deg"]),
@@ -258,7 +259,7 @@ def Uniform(low: Numbers, high: Numbers, *, names: Words = None, units: Words = 
     Raises:
         InputError: unless low < high are finite.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> fk.Uniform(low=[-2, -2], high=[2, 2]).log_prob([[0.0, 0.0], [3.0, 0.0]]).round(2)
         Array([-2.77,  -inf], dtype=float32)
@@ -329,7 +330,7 @@ def LogUniform(low: Numbers, high: Numbers, *, names: Words = None, units: Words
     Raises:
         InputError: unless 0 < low < high, both within the range of floating point numbers.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> [round(float(p), 2) for p in fk.LogUniform(0.001, 1000.0).log_prob([[0.01], [10.0], [2000.0]])]
         [1.98, -4.93, -inf]

@@ -65,6 +65,15 @@ def run_doctests(names):
     return count
 
 
+def test_examples_in_docstrings_have_their_heading():
+    """Without `Examples:` above it the API page shows code as a quotation."""
+    odd = []
+    for path in sorted(Path(fk.__file__).parent.rglob("*.py")):
+        texts = path.read_text(encoding="utf-8").split('"""')[1::2]
+        odd += [path.name for text in texts if ">>> " in text and "Examples:" not in text.partition(">>> ")[0]]
+    assert not odd
+
+
 def test_examples_in_docstrings_run():
     names = [name for name in MODULES if name.removeprefix("flowknife.") not in TRAINING]
     assert run_doctests(["flowknife", *names]) > 20

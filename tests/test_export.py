@@ -278,7 +278,7 @@ def test_nuts_and_svi_find_a_posterior_that_is_known():
     np.testing.assert_allclose(found.std(axis=0), spread, rtol=0.12)
 
     law = flow.numpyro()
-    weights, rest = eqx.partition(law.model, eqx.is_inexact_array)
+    weights, rest = fk.train.split_trainable(law.model)
 
     def guide():
         law.model = eqx.combine(numpyro.param("weights", weights), rest)

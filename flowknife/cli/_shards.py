@@ -43,7 +43,7 @@ def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> S
     Raises:
         InputError: it is none, or there is no array job.
 
-    Example:
+    Examples:
         >>> shard_of("2/4", {}), shard_of("auto/4", {"JOB_COMPLETION_INDEX": "0"})
         (Shard(part=2, parts=4), Shard(part=1, parts=4))
     """

@@ -113,8 +113,9 @@ def inert(cell: str) -> str:
 
     Text that begins like what is quoted is quoted too, so that `as_named` gives back every text.
 
-    >>> inert("=cmd|' /C calc'!A0"), inert("-1.5"), as_named(inert("-left"))
-    ("'=cmd|' /C calc'!A0", '-1.5', '-left')
+    Examples:
+        >>> inert("=cmd|' /C calc'!A0"), inert("-1.5"), as_named(inert("-left"))
+        ("'=cmd|' /C calc'!A0", '-1.5', '-left')
     """
     return f"'{cell}" if _computed(cell) and number_in(cell) is None else cell
 

@@ -1,9 +1,10 @@
 """Images of any kind and size, read into one uint8 array; unusable files are listed, never fatal.
 
->>> from flowknife.data import load_images
->>> cats = load_images("data/train", size=64)  # doctest: +SKIP
->>> cats.pixels.shape, cats.skipped  # doctest: +SKIP
-((2081, 64, 64, 3), (Skipped(path='cat/0007.png', reason='empty file'),))
+Examples:
+    >>> from flowknife.data import load_images
+    >>> cats = load_images("data/train", size=64)  # doctest: +SKIP
+    >>> cats.pixels.shape, cats.skipped  # doctest: +SKIP
+    ((2081, 64, 64, 3), (Skipped(path='cat/0007.png', reason='empty file'),))
 """
 
 import contextlib

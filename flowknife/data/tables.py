@@ -1,9 +1,10 @@
 """Tables of numbers: read from arrays, data frames and files, checked, and written back.
 
->>> from flowknife.data import load_table
->>> table = load_table([[1.0, 2.0], [3.0, 4.0], [5.0, float("nan")]], drop_invalid=True)
->>> table.values.shape, table.names, table.dropped_rows
-((2, 2), ('x1', 'x2'), (2,))
+Examples:
+    >>> from flowknife.data import load_table
+    >>> table = load_table([[1.0, 2.0], [3.0, 4.0], [5.0, float("nan")]], drop_invalid=True)
+    >>> table.values.shape, table.names, table.dropped_rows
+    ((2, 2), ('x1', 'x2'), (2,))
 """
 
 import csv

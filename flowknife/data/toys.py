@@ -9,6 +9,7 @@ The integral is taken by Gauss-Legendre quadrature with enough nodes that doubli
 out to six standard deviations from the curves. `entropy` is -int p ln p, by the trapezoidal rule on a grid much finer
 than the noise (spectrally accurate for these densities): halving the spacing changes it by less than 1e-8.
 
+Examples:
     >>> from flowknife.data import TOYS
     >>> x = TOYS["moons"].sample(1000, key=0)
     >>> floor = TOYS["moons"].entropy  # no model has a mean -log_prob below it

@@ -28,7 +28,7 @@ def adjusted_p_values(p_values: Values) -> Float[np.ndarray, " n"]:
     Raises:
         InputError: for anything but a vector of numbers from 0 to 1.
 
-    Example:
+    Examples:
         >>> adjusted_p_values([0.01, 0.03, 0.04, 0.5]).round(4).tolist()
         [0.04, 0.0533, 0.0533, 0.5]
     """

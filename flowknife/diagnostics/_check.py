@@ -32,7 +32,7 @@ class Check:
         limit: the largest value that passes.
         note: what it means and what to try, where that needs words.
 
-    Example:
+    Examples:
         >>> print(Check("share of rows flagged", 0.04, 0.1))
         passed  share of rows flagged: 0.04, at most 0.1
     """

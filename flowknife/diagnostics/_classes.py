@@ -37,7 +37,7 @@ def confusion(labels: Values, predicted: Values, classes: int) -> Int[np.ndarray
     Raises:
         InputError: for shapes that do not fit or labels outside 0 ... K - 1.
 
-    Example:
+    Examples:
         >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
         [[1, 1], [0, 1]]
     """

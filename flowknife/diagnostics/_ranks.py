@@ -113,7 +113,7 @@ def sbc(samples: Values, theta: Values, names: Sequence[str] | None = None, key:
     Raises:
         InputError: for shapes that do not fit, or NaN.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> g = np.random.default_rng(0)
         >>> y = g.normal(size=(200, 1, 2))  # of the prior N(0, 1/2) + noise N(0, 1/2): theta | y ~ N(y / 2, 1/4)

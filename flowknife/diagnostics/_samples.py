@@ -32,7 +32,7 @@ def mmd2(x: Values, y: Values, widths: Sequence[float] = (0.05, 0.2, 0.9)) -> fl
     Raises:
         InputError: for shapes that do not fit, fewer than two rows, or values that are not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(500, 2))
         >>> mmd2(x, x + 1.0) > 0.1

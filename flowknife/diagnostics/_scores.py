@@ -30,7 +30,7 @@ class Scores(Mapping[str, np.ndarray]):
     Raises:
         InputError: for columns of several lengths.
 
-    Example:
+    Examples:
         >>> scores = Scores({"row": [0, 1], "score": [0.5, 2.0]})
         >>> list(scores), scores["score"].tolist(), scores.rows
         (['row', 'score'], [0.5, 2.0], 2)

@@ -5,9 +5,10 @@ and of the network is an argument; None leaves it open, to be chosen from the da
 all that a result of `flowknife.apps` can do. They work on any table of numbers, features of other networks
 too. Needs scikit-learn: `pip install "flowknife[sklearn]"`.
 
->>> import flowknife as fk
->>> detector = fk.AnomalyDetector(contamination=0.01, minutes=1)
->>> detector.fit(x_train).predict(x_test)  # doctest: +SKIP
+Examples:
+    >>> import flowknife as fk
+    >>> detector = fk.AnomalyDetector(contamination=0.01, minutes=1)
+    >>> detector.fit(x_train).predict(x_test)  # doctest: +SKIP
 """
 
 from flowknife.estimators._base import FlowEstimator  # first: it says so where scikit-learn is missing

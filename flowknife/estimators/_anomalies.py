@@ -76,7 +76,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         offset_: rows of smaller log density are flagged, without `fdr`.
         ratio_: of a detector that is `shifted`, how many times denser new rows are; None otherwise.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(400, 2))
         >>> detector = AnomalyDetector(contamination=0.05, layers=2, steps=20, random_state=0).fit(x)
@@ -277,7 +277,7 @@ class PyODDetector(DensityEstimator):
         threshold_: larger scores are flagged.
         labels_: of the training rows, 0 or 1.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(400, 2))
         >>> detector = PyODDetector(contamination=0.05, layers=2, steps=20, random_state=0).fit(x)

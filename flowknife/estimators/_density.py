@@ -44,7 +44,7 @@ class FlowDensity(DensityMixin, DensityEstimator):
     Attributes:
         flow_: the fitted `Density`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(400, 2))
         >>> model = FlowDensity(layers=2, steps=20, random_state=0).fit(x)
@@ -91,7 +91,7 @@ class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Density
     Attributes:
         flow_: the fitted `Density`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(400, 2))
         >>> model = FlowTransformer(layers=2, steps=20, random_state=0).fit(x)

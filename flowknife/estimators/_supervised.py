@@ -33,7 +33,7 @@ class FlowClassifier(ClassifierMixin, TableEstimator):
         flow_: the fitted `Classifier`; its `score(X)["p_value"]` is small for rows of no class.
         classes_: the labels, sorted.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(400, 2))
         >>> model = FlowClassifier(layers=2, steps=20, random_state=0).fit(x, np.where(x[:, 0] > 0, "right", "left"))
@@ -99,7 +99,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
     Attributes:
         flow_: the fitted `Posterior` of the targets given the features.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(400, 2))
         >>> model = FlowRegressor(layers=2, steps=20, random_state=0).fit(x, x.sum(axis=1))

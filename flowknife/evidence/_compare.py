@@ -114,7 +114,7 @@ def compare(
     Raises:
         InputError: for fewer than two simulators, data of different lengths, or priors of other names.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> import numpy as np
         >>> g = np.random.default_rng(0)

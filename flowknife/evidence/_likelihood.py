@@ -140,7 +140,7 @@ def likelihood(
     Raises:
         InputError: for pairs that cannot be used, or data without noise, which have no density.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(400, 1))

@@ -10,12 +10,13 @@
 | `two_moons` | benchmark | 2 | 2 | exact |
 | `gaussian_linear` | benchmark | 10 | 10 | exact |
 
->>> import flowknife as fk
->>> problem = fk.problems.kinematics()
->>> theta = problem.reference_posterior([1.7, 0.1], 100, key=0)
->>> problem.forward(theta)[:2].round(3)
-Array([[1.7, 0.1],
-       [1.7, 0.1]], dtype=float32)
+Examples:
+    >>> import flowknife as fk
+    >>> problem = fk.problems.kinematics()
+    >>> theta = problem.reference_posterior([1.7, 0.1], 100, key=0)
+    >>> problem.forward(theta)[:2].round(3)
+    Array([[1.7, 0.1],
+           [1.7, 0.1]], dtype=float32)
 """
 
 from flowknife.problems._ballistics import ballistics
@@ -33,8 +34,9 @@ PROBLEMS = {make.__name__: make for make in (kinematics, ballistics, gravity, di
 def problem_of(name: str | None, parameters: int, data: int) -> Problem | None:
     """The problem of this name; None where there is none, or where it has other numbers of parameters or data.
 
-    >>> problem_of("two_moons", 2, 2).name, problem_of("gaussian_linear", 3, 3)
-    ('two_moons', None)
+    Examples:
+        >>> problem_of("two_moons", 2, 2).name, problem_of("gaussian_linear", 3, 3)
+        ('two_moons', None)
     """
     if name not in PROBLEMS:
         return None

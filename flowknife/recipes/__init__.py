@@ -1,8 +1,9 @@
 """Recipes: named configurations that state what they cost and what number to expect.
 
->>> from flowknife.recipes import recipe
->>> recipe("mnist-24").settings["image_size"], recipe("mnist-24").cost
-(24, '4 min')
+Examples:
+    >>> from flowknife.recipes import recipe
+    >>> recipe("mnist-24").settings["image_size"], recipe("mnist-24").cost
+    (24, '4 min')
 """
 
 import difflib

@@ -12,7 +12,7 @@ from flowknife.errors import InputError
 class Tracker(ABC):
     """What is logged of a fit: numbers while it trains, and the result.
 
-    Example:
+    Examples:
         >>> class Printed(Tracker):
         ...     def measured(self, part, step, values):
         ...         print(part, step, *values)

@@ -7,6 +7,7 @@ the held-out objective was best. With checkpoints a fit that was stopped goes on
 
 from flowknife._cluster import join
 from flowknife._record import MINIMUM_STEPS
+from flowknife._types import split_trainable
 from flowknife.train._checkpoints import Checkpoints, Part, about_fit
 from flowknife.train._feeds import Rows, StoredRows, take
 from flowknife.train._fit import fit, whole
@@ -27,6 +28,7 @@ __all__ = [
     "fit",
     "join",
     "missing_steps",
+    "split_trainable",
     "take",
     "whole",
 ]

@@ -105,7 +105,7 @@ def classify(
     Warns:
         CalibrationWarning: without calibration items, or with too few to flag anything.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> x = fk.data.TOYS["ring"].sample(400, key=0)
         >>> labels = fk.data.ring_labels(x)

@@ -90,7 +90,7 @@ def density(
     Warns:
         CalibrationWarning: without calibration rows, or with too few to flag anything.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> x = fk.data.TOYS["moons"].sample(500, key=0)
         >>> flow = fk.density(x, layers=2, train={"steps": 20}, show_progress=False)

@@ -99,7 +99,7 @@ def images(
     Warns:
         CalibrationWarning: without calibration images, or with too few to flag anything.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> pixels, labels = fk.data.digits()
         >>> quick = {"architecture": "glow", "levels": 1, "steps_per_level": 1, "width": 8, "train": {"steps": 100}}

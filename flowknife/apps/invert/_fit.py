@@ -131,7 +131,7 @@ def invert(
     Warns:
         CalibrationWarning: without calibration pairs, or with too few to flag anything.
 
-    Example:
+    Examples:
         >>> import flowknife as fk
         >>> prior = fk.Uniform(low=[-2, -2], high=[2, 2])
         >>> posterior = fk.invert(

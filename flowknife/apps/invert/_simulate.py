@@ -59,7 +59,7 @@ def simulate(
         InputError: for a simulator that cannot be used.
         StorageError: the folder holds something else, or a worker was lost.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import flowknife as fk
         >>> prior = fk.Uniform(low=[-2, -2], high=[2, 2])
