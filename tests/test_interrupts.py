@@ -232,3 +232,14 @@ def test_weights_are_said_to_be_kept_only_where_they_are():
     with pytest.raises(TrainingError) as caught:
         fk.fit(shift(0), x, **options, show_progress=False, throw=True)
     assert "kept" not in str(caught.value)
+
+
+def test_the_status_says_which_signal_ended_a_command():
+    from flowknife.cli._app import Written, ended_by, received
+
+    received.clear()
+    assert ended_by(KeyboardInterrupt()) == (130, "interrupted")
+    received[signal.SIGTERM] = 0.0
+    assert ended_by(KeyboardInterrupt()) == (143, "terminated")
+    assert ended_by(Written("there")) == (143, "interrupted: there")
+    received.clear()
