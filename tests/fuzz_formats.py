@@ -185,7 +185,7 @@ _WAY = Way(lifted=False, batch="", noisy=True, tolerance=0.0)
 def _checkpoint(folder: Path) -> Target:
     about, like = {"fit": "density", "layers": 2}, (jnp.ones((2, 3)), {"a": jnp.zeros(4), "n": jnp.arange(2)})
     history = {name: [1.0, 2.0] for name in _COLUMNS}
-    reached = _Reached(like, like, jnp.zeros(()), 0.5, history=history, step=20)
+    reached = _Reached((like, like, like), like, jnp.zeros(()), 0.5, history=history, step=20)
     kept = Checkpoints(folder, about, key=jax.random.key(0), show=False)
     for step in (10, 20):
         kept.part("a").save(step, reached.arrays, reached.plain | {"seconds": 1.5, "minutes": None})
@@ -296,7 +296,6 @@ def _questions(pages: Mapping[str, Live]) -> Target:
     }
     apps = {page: application(live, frozenset({_HOST}), None) for page, live in pages.items()}
     guarded = {page: application(live, None, "secret") for page, live in pages.items()}
-    loop = asyncio.new_event_loop()
 
     def change(rng, content):
         asked = json.loads(content)
@@ -311,7 +310,7 @@ def _questions(pages: Mapping[str, Live]) -> Target:
         for app, token in ((guarded[page], "secret"), (apps[page], None)):
             said = io.StringIO()
             with contextlib.redirect_stderr(said):
-                status, text = loop.run_until_complete(_asked(app, path, headers, body))
+                status, text = asyncio.run(_asked(app, path, headers, body))
             if status >= 500:
                 raise AssertionError(f"status {status}: {said.getvalue()[-300:]}")
             if status == 200 and token and headers.get("x-token") != token:
