@@ -28,7 +28,7 @@ def faces(n, key=0):
 def model():
     """A small model of faces, with what it keeps of the training images."""
     settings = {"architecture": "glow", "levels": 2, "steps_per_level": 2, "width": 12, "alpha": 0.1}
-    fitted = fk.images(faces(240), train={"steps": 60, "batch_size": 24}, key=0, show_progress=False, **settings)
+    fitted = fk.images(faces(240), train={"steps": 60, "batch_size": 24}, key=1, show_progress=False, **settings)
     train = faces(240)
     sizes = {name: columns.stop - columns.start for name, columns in fitted.levels.items()}
     empirical = Empirical.fit(fitted.latents(train), sizes)

@@ -23,6 +23,7 @@ pd = pytest.importorskip("pandas")
 SIZES = {"layers": 1, "width": 8, "depth": 1, "scalar": "affine", "mixing": "permute"}
 STEPS = {"steps": 3, "batch_size": 32}
 QUICK = {**SIZES, "train": STEPS, "show_progress": False}
+OF_CLASSES = {**{name: SIZES[name] for name in ("layers", "width", "depth")}, "train": STEPS, "show_progress": False}
 MODELLED = {"categories": "auto", "dates": "auto", "missing": "model"}
 N = 240
 
@@ -330,12 +331,12 @@ def labelled(table):
 
 @pytest.fixture(scope="module")
 def classifier(labelled):
-    return fk.classify(labelled, "kind", **MODELLED, **QUICK)
+    return fk.classify(labelled, "kind", **MODELLED, **OF_CLASSES)
 
 
 def test_a_classifier_has_the_columns_of_the_table(classifier, labelled, table, tmp_path):
     with pytest.raises(InputError) as caught:
-        fk.classify(labelled, "kind", **QUICK)
+        fk.classify(labelled, "kind", **OF_CLASSES)
     assert 'try categories="auto", dates="auto", missing="model"' in str(caught.value)
     assert classifier.classes == ("gold", "plain") and classifier.names == tuple(table.columns)
     drawn = classifier.sample(300, key=0, label="gold")
@@ -355,10 +356,10 @@ def test_a_classifier_has_the_columns_of_the_table(classifier, labelled, table, 
 
 
 def test_labels_beside_such_a_table_may_be_an_array(labelled, table):
-    beside = fk.classify(table, labelled["kind"], **MODELLED, **QUICK)
+    beside = fk.classify(table, labelled["kind"], **MODELLED, **OF_CLASSES)
     assert beside.record.data.label_column is None and beside.encoding.columns[-1] == "missing(spent)"
     gone = table.drop(columns="city").assign(spent=table["spent"])
-    some = fk.classify(gone, labelled["kind"], drop_invalid=True, categories="auto", dates="auto", **QUICK)
+    some = fk.classify(gone, labelled["kind"], drop_invalid=True, categories="auto", dates="auto", **OF_CLASSES)
     assert some.record.data.rows == int(gone["spent"].notna().sum()) and not some.record.data.missing
 
 

@@ -91,8 +91,9 @@ _COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 def no_number(cell: Any) -> str:
     """Words for a cell that is no number.
 
-    >>> no_number("red"), no_number("0,25")
-    ("'red'", "'0,25', with a decimal comma where 0.25 is read")
+    Examples:
+        >>> no_number("red"), no_number("0,25")
+        ("'red'", "'0,25', with a decimal comma where 0.25 is read")
     """
     text = reprlib.repr(str(cell))
     if isinstance(cell, str) and _COMMA.fullmatch(cell.strip()):

@@ -96,8 +96,9 @@ def label_codes(labels: Any, rows: int, classes: int | None = None) -> tuple[Nam
 def minus_one_note(classes: Names) -> str:
     """A hint where -1 stands before 0, 1, ... as in scikit-learn, where it is no class but unknown; or "".
 
-    >>> minus_one_note((-1, 0, 1)), minus_one_note((-1, 1))
-    ('-1 is a class like the others; a label that is unknown is None, NaN or empty', '')
+    Examples:
+        >>> minus_one_note((-1, 0, 1)), minus_one_note((-1, 1))
+        ('-1 is a class like the others; a label that is unknown is None, NaN or empty', '')
     """
     if len(classes) > 2 and list(classes) == list(range(-1, len(classes) - 1)):
         return "-1 is a class like the others; a label that is unknown is None, NaN or empty"
