@@ -137,7 +137,7 @@ class Mixed(eqx.Module):
         return jax.nn.logsumexp(drawn, axis=0) - jnp.log(len(points))
 
     def known(self, rows: Float[Array | np.ndarray, "n d"]) -> np.ndarray:
-        """Whether rows have no category but those of training, shape (n,)."""
+        """Whether each row has only categories that training had, shape (n,)."""
         return np.all(np.asarray(rows)[:, list(self.places)] >= 0, axis=1)
 
     def gap_units(self, rows: Float[np.ndarray, "n d"], scale: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:

@@ -88,7 +88,7 @@ class Result(ABC, Generic[Config]):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns of numbers: those of the table, and of a table with gaps those that say where."""
+        """Names of the columns as numbers; a column with gaps has a second one, which marks them."""
         return self.encoding.columns if self.encoding else self.names
 
     def _as_table(self, values):

@@ -79,7 +79,7 @@ class _Verbs(Group):
         def terminate(number, frame):
             now, before = time.monotonic(), received.get(number, -math.inf)
             received[number] = now
-            # a scheduler tells every process of a job, and the one that watches this one passes it on
+            # a scheduler signals all processes of a job, and the parent of this one passes the signal on
             if now - before > _SAME:
                 raise KeyboardInterrupt
 

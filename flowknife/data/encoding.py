@@ -194,7 +194,7 @@ class Encoding:
         return [name for name in self.names if name in self.categories or name in self.dates]
 
     def _found(self, source, others=(), keep=()):
-        """The columns of a table, and the places of those of this encoding and of the `others` among them."""
+        """The columns of a table, and where those of this encoding, then the `others`, are among them."""
         found = read_columns(source, (*self._text, *keep))
         places = found.places((*self.names, *others))
         here = {name: found.names[place] for name, place in zip(self.names, places, strict=False)}

@@ -90,10 +90,11 @@ class _Manifest(_Said):
 
     @pydantic.model_validator(mode="after")
     def _adds_up(self) -> "_Manifest":
+        said = self.said
         if self.way is not None:
             way_of(self.way)
         if self.chunks is not None:
-            said, rows = self.said, [entry.rows for entry in self.chunks]
+            rows = [entry.rows for entry in self.chunks]
             if not rows or sum(rows) != said.rows or set(rows[:-1]) - {said.chunk} or not 0 < rows[-1] <= said.chunk:
                 raise ValueError("chunks of another number of rows")
         return self
@@ -357,7 +358,8 @@ class _Job:
         """Whether a chunk is there, whole, and made in this way."""
         path, rows = chunk_file(self.folder, number), self._rows(number)
         try:
-            said, theta, y = _head(path, rows).said, _mapped(path, "theta", rows), _mapped(path, "y", rows)
+            head = _head(path, rows)
+            said, theta, y = head.said, *(_array_at(path, head.places[name]) for name in ("theta", "y"))
             failed = np.flatnonzero(~np.isfinite(y).all(axis=1)) if y.shape[1] else range(rows)
             as_made = said.batch == way.batch and said.digest == _digest([theta, y])
             return as_made and sorted(said.failed) == list(failed)
@@ -506,9 +508,7 @@ def chunk_file(folder: Path, number: int) -> Path:
 
 def _manifest(folder) -> _Manifest:
     try:
-        found = _Manifest.model_validate(read_json(folder / MANIFEST, _MOST_MANIFEST))
-        found.said  # noqa: B018, which is validated now
-        return found
+        return _Manifest.model_validate(read_json(folder / MANIFEST, _MOST_MANIFEST))
     except (OSError, ValueError) as error:
         raise StorageError(f"got {folder}, which holds no simulations that can be read ({reason_of(error)})") from None
 
@@ -552,7 +552,11 @@ def _place(array: _Array, start: int, whole: int) -> tuple[tuple[int, int], int]
 
 def _mapped(path, name: str, rows: int | None = None) -> np.ndarray:
     """An array of a chunk, mapped from the disk."""
-    shape, start = _head(path, rows).places[name]
+    return _array_at(path, _head(path, rows).places[name])
+
+
+def _array_at(path, place) -> np.ndarray:
+    shape, start = place
     return np.memmap(path, np.float64, "r", start, shape) if shape[0] * shape[1] else np.zeros(shape)
 
 

@@ -141,7 +141,7 @@ def _come_again(runs, way: Way, found: Simulations) -> bool:
     off = np.abs(known - np.median(known, axis=0))
     columns = np.unique(np.linspace(0, off.shape[1] - 1, min(off.shape[1], _RAREST)).astype(int))
     rows = np.unique(off[:, columns].argmax(axis=0))
-    # under a number of its own, since the random streams of a pool are those of its chunks
+    # a number that no other chunk has: in a pool it seeds the random numbers
     chunk = Chunk(len(found.theta), found.theta[rows], np.full(len(rows), None))
     again = next(iter(runs.outcomes(replace(way, batch=""), [chunk]))) or []
     typical = typical_of(known)

@@ -35,7 +35,7 @@ class Embedding(eqx.Module):
 
     def __init__(self, y: np.ndarray, *, most: int = 32, learned: int = 0, width: int = 128, key: Key = None):
         self.knots, self.scores = (Constant(jnp.asarray(part, jnp.float32)) for part in _normal_scores(y))
-        scores = np.asarray(eqx.filter_jit(Embedding._scores)(self, jnp.asarray(y[:20_000], jnp.float32)))
+        scores = np.asarray(_scores(jnp.asarray(y[:20_000], jnp.float32), self.knots.value, self.scores.value))
         self.mean = Constant(jnp.asarray(scores.mean(axis=0)))
         self.axes = None
         if y.shape[1] > most:
@@ -55,14 +55,15 @@ class Embedding(eqx.Module):
         fixed = len(self.mean.value) if self.axes is None else self.axes.value.shape[1]
         return fixed + (0 if self.net is None else self.net.out_shape[0])
 
-    def _scores(self, y):
-        interpolate = jax.vmap(_interpolate, in_axes=(-1, 0, 0), out_axes=-1)
-        return interpolate(y, self.knots.value, self.scores.value)
-
     def __call__(self, y: Float[Array, "... m"]) -> Float[Array, "... k"]:
-        scores = self._scores(y) - self.mean.value
+        scores = _scores(y, self.knots.value, self.scores.value) - self.mean.value
         fixed = scores if self.axes is None else scores @ self.axes.value
         return fixed if self.net is None else jnp.concatenate([fixed, self.net(scores)], axis=-1)
+
+
+@jax.jit
+def _scores(y, knots, scores):
+    return jax.vmap(_interpolate, in_axes=(-1, 0, 0), out_axes=-1)(y, knots, scores)
 
 
 def _interpolate(y, knots, scores):

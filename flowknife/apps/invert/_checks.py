@@ -7,7 +7,7 @@ import numpy as np
 
 from flowknife.apps.invert import _programs
 from flowknife.apps.invert._refine import weighed
-from flowknife.apps.invert._regions import scores
+from flowknife.apps.invert._regions import DRAWS, places_of, relative
 from flowknife.diagnostics import (
     Check,
     Sharpness,
@@ -24,7 +24,7 @@ from flowknife.sampling import TRUSTED
 
 _AS_GOOD = 0.02  # nats per parameter that a posterior may be worse than the prior
 
-_CHECKED, _DRAWS = 300, 200  # held-out observations that are checked, and draws of each
+_CHECKED = 300  # held-out observations that are checked
 
 _WEIGHED, _PROPOSALS = 12, 2000  # observations that are compared with their exact posterior, and proposals of each
 
@@ -36,7 +36,7 @@ _APART = 0.5  # posterior widths that the means of an ensemble may be apart, in 
 def calibration(posterior: Any) -> dict[str, Any]:
     """What was measured on held-out pairs, by name; see `Posterior.calibration`."""
     x, y = (posterior.held_out_pairs[name][:_CHECKED] for name in ("x", "y"))
-    drawn = posterior.sample(_DRAWS, y=y, key=0)
+    drawn = posterior.sample(DRAWS, y=y, key=0)
     found: dict[str, Any] = {
         "ranks": sbc(drawn, x, posterior.names),
         "coverage": coverage(drawn, x, names=posterior.names),
@@ -48,8 +48,7 @@ def calibration(posterior: Any) -> dict[str, Any]:
     if posterior.config.form == "conditional" or any(posterior.noise):
         found["highest density"] = highest
     if len(x) > 1:
-        kinds = {"global": False, "local": True}
-        unlikely = {kind: scores(posterior, local, _CHECKED) for kind, local in kinds.items()}
+        unlikely = {"global": -density[1], "local": relative(density[1], *places_of(density[0]))}
         mass = (highest.ranks[:, 0] + 0.5) / (highest.draws + 1)
         found["regions"] = reached_coverage(mass, unlikely)
     found["sharpness"] = _sharpness(posterior, x, y, drawn)

@@ -10,7 +10,7 @@ from flowknife.diagnostics import Cells, Region, conformal_quantile
 
 LOCAL = 2000  # calibration pairs of local regions, at most: each takes draws of its own
 
-_DRAWS = 200  # of each posterior, by which log densities are compared; of parameters five times as many
+DRAWS = 200  # of each posterior, by which log densities are compared; of parameters five times as many
 
 _FEWEST = 40  # calibration pairs of a cell
 
@@ -55,7 +55,11 @@ def scores(posterior: Any, local: bool, most: int | None = None) -> Float[np.nda
     log_prob = posterior.log_prob(pairs["x"], pairs["y"])
     if not local:
         return -log_prob
-    centre, spread = _places(posterior, pairs["y"])
+    return relative(log_prob, *_places(posterior, pairs["y"]))
+
+
+def relative(log_prob: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """How far log densities are below those of draws, in spreads of these."""
     return (centre - log_prob) / spread
 
 
@@ -64,13 +68,17 @@ def cells(posterior: Any) -> tuple[Cells, np.ndarray]:
     pairs = posterior.training_pairs
     log_prob = posterior.log_prob(pairs["x"], pairs["y"])
     centre, spread = _places(posterior, pairs["y"])
-    found = Cells.of(posterior.features_of(pairs["y"]), (centre - log_prob) / spread)
+    found = Cells.of(posterior.features_of(pairs["y"]), relative(log_prob, centre, spread))
     return found, found(posterior.features_of(posterior.held_out_pairs["y"][:LOCAL]))
 
 
 def _places(posterior, y):
     """Median and spread of the log density of draws, for each observation (k, m)."""
-    log_prob = posterior.log_prob(posterior.sample(_DRAWS, y=y, key=0), y)
+    return places_of(posterior.log_prob(posterior.sample(DRAWS, y=y, key=0), y))
+
+
+def places_of(log_prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and spread of log densities of draws (k, n)."""
     low, centre, high = np.quantile(log_prob, (0.1, 0.5, 0.9), axis=1)
     return centre, np.maximum(high - low, _SPREAD)
 
@@ -90,6 +98,6 @@ def intervals(posterior: Any, y: np.ndarray, level: float) -> Float[np.ndarray, 
 
 def _central(posterior, y, level, least):
     """Ends of the central intervals of draws, and their widths, `least` at least."""
-    drawn = posterior.sample(5 * _DRAWS, y=y, key=0)
+    drawn = posterior.sample(5 * DRAWS, y=y, key=0)
     low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=1)
     return low, high, np.maximum(high - low, least)
