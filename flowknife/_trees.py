@@ -295,11 +295,11 @@ def _name(declared):
     return declared.__name__ if inspect.isclass(declared) else str(declared).replace("typing.", "")
 
 
-def require_room(path: str | os.PathLike, size: int) -> None:
-    """Refuse a model file of `size` bytes that does not fit in memory, before any of it is read."""
+def require_room(path: str | os.PathLike, size: int, what: str = "a model") -> None:
+    """Refuse a file of `size` bytes that does not fit in memory, before any of it is read."""
     if size > _SMALL and size > (room := room_in_memory()):
         raise StorageError(
-            f"got {path} of {size / 2**20:,.0f} MiB; expected a model that fits in memory ({room / 2**20:,.0f} MiB)"
+            f"got {path} of {size / 2**20:,.0f} MiB; expected {what} that fits in memory ({room / 2**20:,.0f} MiB)"
         )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,12 +38,14 @@ from flowknife.bijections import (
     Chain,
     Channels,
     Coupling,
+    Inverse,
     Shift,
     Split,
 )
 from flowknife.data import Simulations, fingerprint, simulate, takes_key
 from flowknife.data.sets import is_set
 from flowknife.diagnostics import Flagging, ks_normal
+from flowknife.diagnostics._flows import there_and_back
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
@@ -440,7 +441,7 @@ def _check_resolved(prior):
             "pairs"
         )
     u = np.repeat(np.linspace(-2, 2, 41, dtype=np.float32)[:, None], inner.dim, axis=1)
-    back = np.asarray(_there_and_back(inner.bijection, u))
+    back = np.asarray(there_and_back(Inverse(inner.bijection), u))
     error = np.abs(back - u).max(axis=0)
     if np.all(error < _RESOLVED):
         return
@@ -449,11 +450,6 @@ def _check_resolved(prior):
         f"got a prior of {name} that single precision cannot resolve: its spread is too small beside its values; "
         "expected a larger spread; try a Uniform or Normal prior, or the parameter minus its usual value"
     )
-
-
-@eqx.filter_jit
-def _there_and_back(bijection, u):
-    return bijection.encode(bijection.decode(u)[0])[0]
 
 
 def _told_tails(theta, y, prior, estimated, y_names):
