@@ -7,7 +7,7 @@ missing    instead of a number any observed one, and 1 in a further column, "mis
 
 import datetime
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -279,7 +279,7 @@ def remedy(
 
 
 @contextmanager
-def suggesting(advice: Callable[[], str], of: type[Exception] = InputError) -> Iterator[None]:
+def suggesting(advice: Callable[[], str], of: type[Exception] = InputError) -> Generator[None]:
     """Errors that say what would help.
 
     Args:
