@@ -28,6 +28,7 @@ from jaxtyping import AbstractArray
 
 from flowknife import bijections, inn, laws, nets, priors
 from flowknife._files import open_file, replacing
+from flowknife._frame import Frame
 from flowknife._record import FORMAT
 from flowknife._types import Constant, Shape
 from flowknife.data._memory import room_in_memory
@@ -49,7 +50,7 @@ def _classes() -> dict[str, type[eqx.Module]]:
     """Every module class that a file may name."""
     members = [member for room in (bijections, nets, laws, inn, priors) for member in vars(room).values()]
     modules = [member for member in members if inspect.isclass(member) and issubclass(member, eqx.Module)]
-    return {module.__name__: module for module in (Constant, *modules) if not inspect.isabstract(module)}
+    return {module.__name__: module for module in (Constant, Frame, *modules) if not inspect.isabstract(module)}
 
 
 def save_tree(path: str | os.PathLike, tree: Any) -> None:
@@ -295,11 +296,11 @@ def _name(declared):
     return declared.__name__ if inspect.isclass(declared) else str(declared).replace("typing.", "")
 
 
-def require_room(path: str | os.PathLike, size: int) -> None:
-    """Refuse a model file of `size` bytes that does not fit in memory, before any of it is read."""
+def require_room(path: str | os.PathLike, size: int, what: str = "a model") -> None:
+    """Refuse a file of `size` bytes that does not fit in memory, before any of it is read."""
     if size > _SMALL and size > (room := room_in_memory()):
         raise StorageError(
-            f"got {path} of {size / 2**20:,.0f} MiB; expected a model that fits in memory ({room / 2**20:,.0f} MiB)"
+            f"got {path} of {size / 2**20:,.0f} MiB; expected {what} that fits in memory ({room / 2**20:,.0f} MiB)"
         )
 
 

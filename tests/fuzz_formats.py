@@ -23,8 +23,8 @@ from flowknife.apps.invert._task import _of_set
 from flowknife.cli._merge import _merge, is_done, part_file, tell_part
 from flowknife.cli._shards import Shard
 from flowknife.data import read_set
+from flowknife.data._chunks import MANIFEST
 from flowknife.data._simulators import Way
-from flowknife.data.sets import MANIFEST
 from flowknife.errors import InputError, StorageError
 from flowknife.explore import Live, application, count_of, rows_of, seed_of
 from flowknife.export import model as standalone

@@ -18,8 +18,9 @@ import pytest
 from command import call, refused
 
 import flowknife as fk
+from flowknife.data._chunks import MANIFEST, chunk_file
 from flowknife.data._pools import of_chunk, seeded
-from flowknife.data.sets import MANIFEST, chunk_file, read_set
+from flowknife.data.sets import read_set
 from flowknife.errors import InputError, StorageError
 
 PRIOR = fk.Uniform(low=[1, 1], high=[2, 2], names=["mass", "speed"])

@@ -8,7 +8,7 @@ from scipy import special
 
 import flowknife as fk
 from flowknife.apps import InvertConfig
-from flowknife.apps.invert._fit import UNLIKE_PRIOR, _told_failures, _told_prior
+from flowknife.apps.invert._pairs import UNLIKE_PRIOR, failures_note, prior_note
 from flowknife.apps.invert._task import Task, task_of
 from flowknife.data import given_pairs, predicted, simulate
 from flowknife.errors import InputError
@@ -336,17 +336,17 @@ def test_a_note_says_where_pairs_are_no_draws_of_the_prior():
     prior = fk.priors.Product({"a": fk.Uniform(-2.0, 2.0), "b": fk.LogUniform(0.01, 100.0)})
     drawn = np.asarray(prior.sample(1000, key=0), np.float32)
     pairs = given_pairs(drawn, drawn)
-    assert _told_prior(drawn, prior, pairs) == ""
-    assert _told_prior(drawn[:50], prior, pairs) == ""
+    assert prior_note(drawn, prior, pairs) == ""
+    assert prior_note(drawn[:50], prior, pairs) == ""
     for others in (drawn * np.float32([0.6, 1.0]), np.stack([drawn[:, 0], drawn[:, 1] ** 0.5], axis=1)):
-        assert _told_prior(others, prior, pairs).startswith(UNLIKE_PRIOR)
+        assert prior_note(others, prior, pairs).startswith(UNLIKE_PRIOR)
     half = given_pairs(drawn, np.where(drawn > 0, drawn, np.nan))
     kept = half.theta.astype(np.float32)
-    assert _told_prior(kept, prior, half) == ""  # that some were left out is said instead
+    assert prior_note(kept, prior, half) == ""  # that some were left out is said instead
     task = Task(prior, pairs=half)
-    assert _told_failures(half, task).startswith(f"{half.failed} of 1,000 pairs")
-    assert _told_failures(half, Task(prior)).startswith(f"{half.failed} of 1,000 simulations")
-    assert _told_failures(pairs, task) == ""
+    assert failures_note(half, task).startswith(f"{half.failed} of 1,000 pairs")
+    assert failures_note(half, Task(prior)).startswith(f"{half.failed} of 1,000 simulations")
+    assert failures_note(pairs, task) == ""
 
 
 def test_the_maker_of_a_problem_is_no_simulator():

@@ -1,6 +1,7 @@
 """Tables with categories, dates and missing values: their settings, how they are read, and their discrete columns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,16 +10,15 @@ import pydantic
 from flowknife._frame import Frame
 from flowknife._mixed import Mixed
 from flowknife.data import Table
-from flowknife.data.encoding import Encoding, remedy
-from flowknife.errors import InputError
+from flowknife.data.encoding import Encoding, remedy, suggesting
 
 Categories = Annotated[
     Literal["auto"] | tuple[str, ...] | None,
-    pydantic.Field(description="columns of categories, by name; auto: those of words or truth values; default: none"),
+    pydantic.Field(description="columns of categories, by name; auto: all columns of text or booleans; default: none"),
 ]
 Dates = Annotated[
     Literal["auto"] | tuple[str, ...] | None,
-    pydantic.Field(description="columns of dates, by name; auto: those that hold nothing but dates; default: none"),
+    pydantic.Field(description="columns of dates, by name; auto: all columns that hold only dates; default: none"),
 ]
 
 
@@ -41,20 +41,16 @@ def encoding_of(x: Any, names: Sequence[str] | None, config: Modelled, beside: S
     return Encoding.of(x, names, beside=beside, **how)
 
 
-def or_remedy(
-    read: Callable[[], Any], x: Any, names: Sequence[str] | None, drop_invalid: bool, beside: Sequence[str] = ()
-) -> Any:
-    """What `read` reads of a table of numbers; the error of another table names the settings that would help."""
-    try:
-        return read()
-    except InputError as error:
-        try:
-            helps = remedy(x, names, drop_invalid, beside)
-        except InputError:
-            helps = ""
-        if not helps:
-            raise
-        raise InputError(f"{error}; or have them modelled: try {helps}") from None
+def of_numbers(
+    x: Any, names: Sequence[str] | None, drop_invalid: bool, beside: Sequence[str] = ()
+) -> AbstractContextManager[None]:
+    """A context that reads a table of numbers; the error of another table names the settings that would help."""
+
+    def advice() -> str:
+        helps = remedy(x, names, drop_invalid, beside)
+        return f"or have them modelled: try {helps}" if helps else ""
+
+    return suggesting(advice)
 
 
 def discrete_columns(encoding: Encoding | None) -> list[int]:

@@ -15,6 +15,8 @@ from flowknife.cli import (  # noqa: F401, each registers its verbs
     _merge,
     _recipes,
     _runs,
+    _sample,
+    _score,
     _simulate,
 )
 from flowknife.cli._app import app

@@ -174,8 +174,7 @@ def _write_draws(out, parts):
 
 
 def _tell(out, parts):
-    from flowknife.cli._kinds import Items
-    from flowknife.cli._runs import tell_left_out
+    from flowknife.cli._kinds import Items, tell_left_out
     from flowknife.data import Skipped
 
     skipped = tuple(sorted(Skipped(*item) for _, said in parts for item in said.skipped))
@@ -235,7 +234,7 @@ def _parts(out) -> list[tuple[Path, _Said]]:
     Raises:
         StorageError: one is missing, of something else, or not as it was written.
     """
-    from flowknife.data._memory import room_in_memory
+    from flowknife._trees import require_room
 
     stem = out.name.partition(".")[0]
     pattern = re.compile(re.escape(stem) + r"\.part-([1-9]\d{0,8})-of-([1-9]\d{0,8})\.json", re.ASCII)
@@ -268,10 +267,8 @@ def _parts(out) -> list[tuple[Path, _Said]]:
             raise StorageError(
                 f"got {path}, which is part {own}; expected part {number} of {count}; try its shard again"
             )
-        if path.is_file() and path.stat().st_size > (room := room_in_memory()):
-            raise StorageError(
-                f"got {path}, which does not fit in memory ({room / 2**20:,.0f} MiB); try parts as they are"
-            )
+        if path.is_file():
+            require_room(path, path.stat().st_size, "parts")
         if not path.is_file() or sha256_of(path) != said.sha256:
             raise StorageError(
                 f"got {path}, which is not as it was written; expected its checksum; try its shard again"

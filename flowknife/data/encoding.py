@@ -7,14 +7,15 @@ missing    instead of a number any observed one, and 1 in a further column, "mis
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from flowknife.data._cells import array_of, is_missing, number_in
-from flowknife.data._read import Columns, read_columns, some
+from flowknife.data._read import Columns, first_line, read_columns, some
 from flowknife.data.labels import Names, codes_of, names_of
 from flowknife.data.tables import Table, table_of
 from flowknife.errors import InputError
@@ -275,6 +276,29 @@ def remedy(
     if not shell:
         return python
     return f"{python} (command line: {' '.join(f'--set {name}={value}' for name, value in needed.items())})"
+
+
+@contextmanager
+def suggesting(advice: Callable[[], str], of: type[Exception] = InputError) -> Generator[None]:
+    """Errors that say what would help.
+
+    Args:
+        advice: what would help, in words, or ""; it is asked only when there is an error.
+        of: errors that are completed; others pass unchanged.
+
+    Raises:
+        InputError: with the first line of the error and the advice.
+    """
+    try:
+        yield
+    except of as error:
+        try:
+            helps = advice()
+        except InputError:
+            helps = ""
+        if not helps:
+            raise
+        raise InputError(f"{first_line(error).rstrip('.')}; {helps}") from None
 
 
 def in_numbers(source: Any, names: Sequence[str] | None) -> str:

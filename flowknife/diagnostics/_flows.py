@@ -9,6 +9,12 @@ from jaxtyping import Array, ArrayLike, Float
 from flowknife.bijections import Bijection
 
 
+@eqx.filter_jit
+def there_and_back(bijection: Bijection, x: Array, cond: Array | None = None) -> Array:
+    """decode(encode(x)), compiled once for all bijections of one structure."""
+    return bijection.decode(bijection.encode(x, cond)[0], cond)[0]
+
+
 def round_trip_error(bijection: Bijection, x: ArrayLike, cond: Array | None = None) -> float:
     """Largest |decode(encode(x)) - x|, in units of the spread of x.
 
@@ -17,13 +23,8 @@ def round_trip_error(bijection: Bijection, x: ArrayLike, cond: Array | None = No
         x: points `(*batch, *shape)`.
         cond: condition, where the map has one.
     """
-
-    @eqx.filter_jit
-    def there_and_back(bijection, x):
-        return bijection.decode(bijection.encode(x, cond)[0], cond)[0]
-
     x = jnp.asarray(x)
-    return float(jnp.max(jnp.abs(there_and_back(bijection, x) - x)) / jnp.maximum(jnp.std(x), 1e-12))
+    return float(jnp.max(jnp.abs(there_and_back(bijection, x, cond) - x)) / jnp.maximum(jnp.std(x), 1e-12))
 
 
 def principal_plane(x: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "_ d"]) -> list[Float[np.ndarray, "_ 2"]]:

@@ -8,8 +8,7 @@ import numpy as np
 
 from flowknife._settings import Settings
 from flowknife.apps._tables import models_more
-from flowknife.data._read import first_line
-from flowknife.data.encoding import in_numbers, remedy
+from flowknife.data.encoding import in_numbers, remedy, suggesting
 from flowknife.data.tables import in_order, names_in
 from flowknife.errors import InputError
 from flowknife.train import Training
@@ -102,16 +101,13 @@ class FlowEstimator(BaseEstimator):
 
     def _validated(self, X: Any, *y: Any, **how: Any) -> Any:
         """Rows of finite numbers, and targets; the error of other rows says what would help."""
-        try:
+
+        def advice():
+            helps = self._remedy(X)
+            return f"try {helps}" if helps else ""
+
+        with suggesting(advice, of=ValueError):
             return validate_data(self, X, *y, **how)
-        except ValueError as error:
-            try:
-                helps = self._remedy(X)
-            except InputError:
-                helps = ""
-            if not helps:
-                raise
-            raise InputError(f"{first_line(error).rstrip('.')}; try {helps}") from None
 
     def _by_name(self, X: Any, reset: bool = False) -> Any:
         """The columns of a DataFrame in the order of training; scikit-learn compares names only where all are words."""

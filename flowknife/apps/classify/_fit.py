@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from flowknife.apps._tables import (
     filled,
     mixed_of,
     models_more,
-    or_remedy,
+    of_numbers,
 )
 from flowknife.apps._track import tracked
 from flowknife.apps.classify._config import ITEMS, ClassifyConfig, Moves
@@ -224,10 +225,12 @@ def _read_rows(
     encode = partial(encoding_of, config=config) if models_more(config) else None
     if is_table(x) and (labels is None or isinstance(labels, str)):
         read = partial(read_labelled, x, labels or LABEL, names, drop_invalid=drop_invalid, encode=encode)
-        return read() if encode else or_remedy(read, x, names, drop_invalid, beside=(labels or LABEL,))
+        with nullcontext() if encode else of_numbers(x, names, drop_invalid, beside=(labels or LABEL,)):
+            return read()
     encoding = encode and encode(x, names)
     if encoding is None:
-        table = or_remedy(lambda: load_table(x, columns=names, drop_invalid=drop_invalid), x, names, drop_invalid)
+        with of_numbers(x, names, drop_invalid):
+            table = load_table(x, columns=names, drop_invalid=drop_invalid)
     else:
         table = encoding.read(x, drop_invalid=drop_invalid, min_rows=2, at_random=True)
     if table.dropped_rows and hasattr(labels, "__len__") and len(labels) == len(table.values) + table.dropped:

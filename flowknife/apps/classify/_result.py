@@ -46,6 +46,7 @@ from flowknife.diagnostics import (
     round_trip_error,
     scored,
 )
+from flowknife.diagnostics._flows import there_and_back
 from flowknife.errors import InputError
 from flowknife.laws import as_temperature, require_finite_draws
 
@@ -64,11 +65,6 @@ def _draw(model, key, label, temperature):
 @eqx.filter_jit
 def _encode(model, x, key):
     return jnp.concatenate([z.reshape(len(x), -1) for z in model.encode(x, key=key).values()], axis=1)
-
-
-@eqx.filter_jit
-def _there_and_back(model, x):
-    return model.bijection.decode(model.bijection.encode(x)[0])[0]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -511,7 +507,7 @@ class Classifier(Result[ClassifyConfig]):
             error = round_trip_error(self.model.bijection, self._left(items[:1000]))
             return Check("round trip, in standard deviations", error, 1e-2)
         rows = filled(items if x is not None else np.concatenate([items, self.reference]), self.mixed)
-        (back,) = map_batches(lambda part: [_there_and_back(self.model, self._left(part))], rows, self._most)
+        (back,) = map_batches(lambda part: [there_and_back(self.model.bijection, self._left(part))], rows, self._most)
         back = self.frame.from_model(back[:, : len(self.columns)])
         reference = self.frame.from_model(filled(self.reference, self.mixed))
         return Check.of_round_trip(self.frame.from_model(rows), back, self.columns, reference)

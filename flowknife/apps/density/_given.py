@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flowknife.apps._tables import encoding_of, models_more, or_remedy
+from flowknife.apps._tables import encoding_of, models_more, of_numbers
 from flowknife.apps.density._config import DensityConfig
 from flowknife.data import Table, load_table
 from flowknife.data._read import by_name, read_columns
@@ -25,7 +25,8 @@ def read_table(
     """
     if not models_more(config):
         try:
-            read = or_remedy(lambda: read_joined(x, given, names, drop_invalid), x, names, drop_invalid)
+            with of_numbers(x, names, drop_invalid):
+                read = read_joined(x, given, names, drop_invalid)
         except InputError:
             _require_numbers(x, given, drop_invalid)
             raise

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from flowknife.apps.invert import _programs
 from flowknife.apps.invert._refine import weighed
 from flowknife.apps.invert._regions import DRAWS, places_of, relative
 from flowknife.diagnostics import (
@@ -19,6 +18,7 @@ from flowknife.diagnostics import (
     sbc,
     tarp,
 )
+from flowknife.diagnostics._flows import there_and_back
 from flowknife.errors import InputError
 from flowknife.sampling import TRUSTED
 
@@ -98,7 +98,7 @@ def checks(posterior: Any) -> list[Check]:
     trips = []
     for model in posterior.models:
         left = model.left_end(x, key=0, y=y)
-        back = frame.from_model(_programs.there_and_back(model, left.array, left.cond)[:, : x.shape[1]])
+        back = frame.from_model(np.asarray(there_and_back(model.bijection, left.array, left.cond))[:, : x.shape[1]])
         trips.append(Check.of_round_trip(posterior.held_out_pairs["x"], back, posterior.names))
     found = [value.check for value in posterior.calibration.values() if hasattr(value, "check")]
     units = frame.log_det

@@ -11,44 +11,41 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from flowknife import nets, priors
+from flowknife import priors
 from flowknife._cluster import many_processes
-from flowknife._frame import Frame, LocalSpread, heavy_tails, plain_frame, robust_spread
+from flowknife._frame import LocalSpread, plain_frame
 from flowknife._interrupts import finish, until_interrupted
 from flowknife._progress import note, progress
 from flowknife._record import DataRecord, Record, Stopped, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
 from flowknife._threads import in_threads
-from flowknife._types import Key, as_generator, as_key, as_seed, built, keys_of
+from flowknife._types import Key, as_generator, as_key, as_seed, keys_of
 from flowknife.apps._track import tracked
 from flowknife.apps.invert._config import TASK, InvertConfig
 from flowknife.apps.invert._gaps import filled, masked
+from flowknife.apps.invert._models import conditional_model, objective_of, partitioned_model
+from flowknife.apps.invert._pairs import (
+    failures_note,
+    frame_of,
+    noise_of,
+    pairs_fingerprint,
+    prior_note,
+    require_exact,
+    require_inside,
+    require_resolved,
+    shape_of,
+    tails_note,
+)
 from flowknife.apps.invert._result import Posterior
 from flowknife.apps.invert._task import Task, task_of
-from flowknife.architectures import coupling_flow, flow_given
-from flowknife.bijections import (
-    Affine,
-    Bijection,
-    Chain,
-    Channels,
-    Coupling,
-    Shift,
-    Split,
-)
 from flowknife.data import Simulations, fingerprint, simulate, takes_key
 from flowknife.data.sets import is_set
-from flowknife.diagnostics import Flagging, ks_normal
+from flowknife.diagnostics import Flagging
 from flowknife.errors import InputError
-from flowknife.inn import INN, Block
-from flowknife.laws import Given, Noise
-from flowknife.objectives import Independence, Noisy, Objective, Weighted, matching_data, matching_latent, nll
 from flowknife.tracking import Track
 from flowknife.train import Checkpoints, FitResult, Part, StoredRows, Training, about_fit, fit, take
 
@@ -61,19 +58,7 @@ _START_ROWS = 20_000  # what has a closed form is fitted to at most this many pa
 
 _SHARP = 0.01  # noise added to data without any, in standard deviations
 
-_ROBUST = 3.0  # robust spreads that the law of data without noise is relative to, at most
-
-_RESOLVED = 0.02  # standard deviations of a prior that single precision may blur
-
 _FEW = 50_000  # pairs; with more, nothing is gained by weight decay
-
-_FAILED = 0.01  # share of pairs left out, beyond which the others need not be draws of the prior
-
-_UNLIKE = 0.05  # Kolmogorov-Smirnov distance of the parameters from their prior, beyond chance, that matters
-
-UNLIKE_PRIOR = "the parameters of the pairs are not distributed like the prior"
-
-_NOISE_SHARE = 0.1  # width of the law of noisy data, in units of the noise
 
 
 @tracked
@@ -152,12 +137,12 @@ def invert(
         )
     used = _used(config, task)
     prior = task.prior
-    _check_resolved(prior)
+    require_resolved(prior)
     if task.pairs is None and task.simulator is not None and takes_key(task.simulator):
-        _require_exact(config, False)
+        require_exact(config, False)
     draw_key, simulate_key = keys_of(keys[0], 2)
     if task.pairs:
-        theta, own = task.pairs.theta, {"data": _of_pairs(task.pairs, task)}
+        theta, own = task.pairs.theta, {"data": pairs_fingerprint(task.pairs, task)}
     else:  # in double precision, since a simulator may add large numbers to them
         theta = np.asarray(prior.sample(used.num_simulations or 1, key=draw_key), np.float64)
         own = {"parameters": fingerprint(theta), "simulator": task.name or described(simulator)}
@@ -165,26 +150,26 @@ def invert(
     kept = Checkpoints(checkpoints, about_fit("invert", config, **own), resume=resume, began=began, show=show_progress)
     data = task.pairs or _simulated(task, theta, simulate_key, executor, kept.part("simulations"), show_progress, gaps)
     if task.pairs is None or is_set(pairs):
-        _require_exact(config, data.exact)
-    _check_inside(prior, data.theta)
+        require_exact(config, data.exact)
+    require_inside(prior, data.theta)
     y_names = task.y_names or tuple(f"y{i + 1}" for i in range(data.y.shape[1]))
     if len(y_names) != data.y.shape[1]:
         raise InputError(f"got {len(y_names)} y_names for data of {data.y.shape[1]} numbers; expected one for each")
-    noise = _noise_of(task.noise, data.y)
-    used = used.completed(observation=_shape_of(pairs, data.y, config) if gaps else None)
-    frame = _frame_of(data.y, noise, used)
+    noise = noise_of(task.noise, data.y)
+    used = used.completed(observation=shape_of(pairs, data.y, config) if gaps else None)
+    frame = frame_of(data.y, noise, used)
     if not frame.dim:
         raise InputError(
             f"got data that are the same for all {len(data.y):,} parameters; expected data that depend on them; check "
             "the simulator"
         )
-    tails = _told_tails(data.theta, filled(data.y), prior, task.estimated, y_names)
+    tails = tails_note(data.theta, filled(data.y), prior, task.estimated, y_names)
     note(tails, show_progress)
-    note(_told_failures(data, task), show_progress)
+    note(failures_note(data, task), show_progress)
     # from here on, all is in the units of the model
     units = prior.frame or plain_frame(prior.dim)
     x, y = units.to_model(data.theta), frame.to_model(data.y)
-    unlike = _told_prior(x, prior, data) if task.pairs and not task.estimated else ""
+    unlike = prior_note(x, prior, data) if task.pairs and not task.estimated else ""
     note(unlike, show_progress)
     user_noise, noise = noise, frame.widths_to_model(noise)
     spread = y.std(axis=0)
@@ -218,7 +203,7 @@ def invert(
         part["y"] + np.asarray(noise_at(part["y"])) * generator.normal(size=part["y"].shape).astype(part["y"].dtype)
         for part in (train, held_out)
     )
-    make = _partitioned if config.form == "partitioned" else _conditional
+    make = partitioned_model if config.form == "partitioned" else conditional_model
     start_y = train["y"] if config.form == "partitioned" else noisy
 
     def started(model_key):
@@ -234,7 +219,7 @@ def invert(
             model,
             whole,
             training.left(kept.began, share=share).model_copy(update={"validation": 0.0}),  # pairs are held out above
-            objective=_objective(used, prior.inner, noise_at),
+            objective=objective_of(used, prior.inner, noise_at),
             held_out=stopping if len(parts.stopping) else None,
             key=key,
             label=f"posterior{which}",
@@ -292,7 +277,7 @@ def invert(
                 source=described(pairs) if pairs is not None else task.name or described(simulator),
                 names=prior.names,
                 y_names=y_names,
-                fingerprint=_of_pairs(data, task),
+                fingerprint=pairs_fingerprint(data, task),
                 left_out=data.failed,
                 reason=data.reason if data.failed else "",
                 problem=task.name or None,
@@ -375,214 +360,3 @@ def _simulated(task, theta, key, executor, kept: Part, show_progress, gaps) -> S
             kept=kept,
             gaps=gaps,
         )
-
-
-def _shape_of(pairs, y, config) -> tuple[int, ...]:
-    """The shape of one observation.
-
-    Raises:
-        InputError: that has not as many numbers, or is no image.
-    """
-    own = np.shape(pairs[1])[1:] if isinstance(pairs, (tuple, list)) and len(pairs) == 2 else ()
-    shape = config.observation or (own if len(own) > 1 else (y.shape[1],))
-    dims = {"numbers": (1, 2, 3), "set": (1, 2), "series": (1, 2), "image": (2, 3)}[config.embedding]
-    if int(np.prod(shape)) != y.shape[1] or len(shape) not in dims:
-        raise InputError(
-            f"got observations of {y.shape[1]} numbers and of shape {shape} for embedding={config.embedding}; expected "
-            f"a shape of {' or '.join(map(str, dims))} axes with as many numbers; try observation=(...)"
-        )
-    return tuple(int(side) for side in shape)
-
-
-def _frame_of(y, noise, used) -> Frame:
-    """Origin and scale of the data; elements of a set have the same, since they may be swapped."""
-    if used.embedding is None:
-        return Frame.of(y, drop_constant=True, noise=noise)
-    y = filled(y)
-    if used.embedding != "set":
-        return Frame.of(y, noise=noise)
-    size = used.observation[1] if len(used.observation) > 1 else 1
-    one = Frame.of(y.reshape(-1, size))
-    return Frame(one.origin * used.observation[0], one.scale * used.observation[0])
-
-
-def _of_pairs(data: Simulations, task: Task) -> str:
-    if task.stored is not None:
-        return task.stored.sha256
-    return fingerprint(np.concatenate([data.theta, data.y], axis=1))
-
-
-def _check_inside(prior, theta):
-    if theta.shape[1] != prior.dim:
-        raise InputError(f"got parameters of {theta.shape[1]} numbers and a prior of {prior.dim}; expected as many")
-    outside = ~np.isfinite(np.asarray(prior.log_prob(theta)))
-    if outside.any():
-        raise InputError(
-            f"got {outside.sum()} of {len(theta)} parameters outside of the prior, the first in row "
-            f"{np.argmax(outside) + 1}; expected all inside; try wider bounds"
-        )
-    fixed = () if prior.frame is None else prior.frame.constant
-    for i in np.flatnonzero(np.ptp(theta, axis=0) == 0):
-        if i not in fixed:
-            name, value = prior.names[i], theta[0, i]
-            raise InputError(
-                f"got the parameter {name}, which is {value:g} in all {len(theta):,} pairs, and a prior that lets it "
-                f"vary; expected draws from the prior; try fk.priors.Fixed({value:g}) for it, or pairs without a prior"
-            )
-
-
-def _check_resolved(prior):
-    """Refuse a prior whose values are too close together for single precision, even around its own origin."""
-    inner = prior.inner
-    if not inner.dim:
-        raise InputError(
-            f"got parameters that never vary ({', '.join(prior.names)}); expected at least one that does; check the "
-            "pairs"
-        )
-    u = np.repeat(np.linspace(-2, 2, 41, dtype=np.float32)[:, None], inner.dim, axis=1)
-    back = np.asarray(_there_and_back(inner.bijection, u))
-    error = np.abs(back - u).max(axis=0)
-    if np.all(error < _RESOLVED):
-        return
-    name = inner.names[int(np.argmax(np.where(np.isnan(error), np.inf, error)))]
-    raise InputError(
-        f"got a prior of {name} that single precision cannot resolve: its spread is too small beside its values; "
-        "expected a larger spread; try a Uniform or Normal prior, or the parameter minus its usual value"
-    )
-
-
-@eqx.filter_jit
-def _there_and_back(bijection, u):
-    return bijection.encode(bijection.decode(u)[0])[0]
-
-
-def _told_tails(theta, y, prior, estimated, y_names):
-    """What is to be said about heavy tails, of data and of parameters whose prior was estimated; or ""."""
-    found = [heavy_tails(y, y_names)]
-    if estimated:  # of a log-normal parameter the prior has taken the logarithm
-        inside = (prior.frame or plain_frame(prior.dim)).to_model(theta)
-        u = prior.inner.bijection.encode(jnp.asarray(inside))[0]
-        found.append(heavy_tails(np.asarray(u), prior.inner.names))
-    return "; ".join(line for line in found if line)
-
-
-def _require_exact(config, exact):
-    """Refuse random numbers of a simulator's own in the partitioned form, whose noise is Gaussian, of a known size."""
-    if config.form == "partitioned" and not exact:
-        raise InputError(
-            "got a simulator with random numbers of its own and form=partitioned; expected data without randomness, "
-            "and Gaussian noise as noise=...; try form=conditional"
-        )
-
-
-def _told_failures(data, task):
-    """What is to be said about pairs that were left out; or ""."""
-    if not data.failed:
-        return ""
-    what = "pairs" if task.pairs else "simulations"
-    return (
-        f"{data.failed:,} of {data.failed + len(data.y):,} {what} cannot be used and were left out ({data.reason}); "
-        "the posterior is that of parameters whose simulation works"
-    )
-
-
-def _told_prior(x, prior, data):
-    """What is to be said about given parameters x, as the model takes them, that are no draws of the prior; or ""."""
-    if data.failed > _FAILED * len(x):  # those that are left are no draws of it, and that is said already
-        return ""
-    u = np.asarray(prior.inner.bijection.encode(jnp.asarray(x[:_START_ROWS]))[0])
-    distance = max(ks_normal(column) for column in u.T)
-    if distance < _UNLIKE + 2 / len(u) ** 0.5:
-        return ""
-    return (
-        f"{UNLIKE_PRIOR} (Kolmogorov-Smirnov distance {distance:.2f}): the posterior is that under their own "
-        "distribution, not under the prior; try pairs that are drawn from it, or no prior"
-    )
-
-
-def _noise_of(noise, y) -> np.ndarray:
-    scale = np.asarray(noise, np.float64)
-    if scale.ndim > 1 or scale.size not in (1, y.shape[1]) or not np.all(np.isfinite(scale) & (scale >= 0)):
-        raise InputError(f"got noise={noise}; expected a standard deviation, or one for each of {y.shape[1]} data")
-    return np.broadcast_to(scale.reshape(-1), y.shape[1:])
-
-
-def _objective(config, prior, noise: LocalSpread) -> Objective:
-    """The negative log-likelihood with the optional terms; data of a conditional model get their noise here."""
-    terms: list[tuple[float, Objective]] = [(1.0, nll)]
-    if config.matching:
-        terms += [(config.matching, matching_latent), (config.matching, matching_data)]
-    if config.independence:
-        terms += [(config.independence, Independence(prior.log_prob))]
-    total = Weighted(tuple(terms)) if len(terms) > 1 else nll
-    # a partitioned model draws the noise itself
-    return Noisy(total, "y", noise) if config.form == "conditional" else total
-
-
-def _couplings(config, dim, key) -> Bijection:
-    net = Partial(nets.ResidualMLP, width=config.width, depth=config.depth)
-    return built(coupling_flow, dim, layers=config.layers, net=net, key=key)
-
-
-def _flow_given(config, dim, y, key) -> Bijection:
-    """From x to z given y: linear regression on y, whitening, and couplings that take features of y."""
-    net = Partial(nets.ResidualMLP, width=config.width, depth=config.depth)
-    if config.embedding is not None:
-        embed_key, key = jax.random.split(key)
-        sizes = {"learned": config.features, "width": 2 * config.width}
-        embedding = nets.ObservationEmbedding(config.embedding, config.observation, y, **sizes, key=embed_key)
-        return flow_given(dim, y, layers=config.layers, net=net, key=key, embedding=embedding)
-    return flow_given(dim, y, features=config.features, hidden=2 * config.width, layers=config.layers, net=net, key=key)
-
-
-def _conditional(config, prior, y, noise, key) -> INN:
-    """The network x <-> z with y as a condition."""
-    bijection = Chain([prior.bijection, _flow_given(config, prior.dim, y, key)])
-    return INN([Block("x", prior.dim)], [Block("z", prior.dim)], bijection, cond=[Block("y", y.shape[1])])
-
-
-def _partitioned(config, prior, y, noise, key) -> INN:
-    """The network x <-> [y, z], or (x, noise) <-> [y, z] with as many z as x."""
-    dim, data = prior.dim, y.shape[1]
-    spread = Affine.standardise(y)
-    if not np.any(noise) and data >= dim:
-        raise InputError(
-            f"got {data} data without noise for {dim} parameters; expected fewer data than parameters, or noise of the "
-            'data; try noise=..., or form="conditional"'
-        )
-    if not np.any(noise):
-        # a robust spread: values over many decades keep more of their small end
-        width = np.minimum(np.asarray(spread.scale.value), _ROBUST * robust_spread(y))
-        law = Given(tuple(float(config.scale * value) for value in width))
-        flow = _couplings(config, dim, key)
-        loc, scale = (np.zeros(dim), np.ones(dim))
-        scale[:data] = 1 / np.asarray(spread.scale.value)
-        loc[:data] = -np.asarray(spread.loc.value) * scale[:data]
-        bijection = Chain([prior.bijection, flow, Affine(loc, scale)])
-        return INN([Block("x", dim)], [Block("y", data, law), Block("z", dim - data)], bijection)
-    law = Given(tuple(float(_NOISE_SHARE * value) for value in noise))
-    return INN(
-        [Block("x", dim), Block("noise", data, Noise(tuple(map(float, noise)), added_to="y"))],
-        [Block("y", data, law), Block("z", dim)],
-        _noisy_bijection(config, prior, y, spread, key),
-    )
-
-
-def _noisy_bijection(config, prior, y, spread, key) -> Bijection:
-    """(x, noise) -> (x, F(x) + noise) -> [y, z]: a forward model that is learned, then x given its noisy data.
-
-    Both steps are triangular, so their log-determinants are exact and the noise keeps its law.
-    """
-    dim, data = prior.dim, y.shape[1]
-    forward_key, flow_key = jax.random.split(key)
-    standard = np.asarray((y - np.asarray(spread.loc.value)) / np.asarray(spread.scale.value), np.float32)
-    ends = Split(
-        Channels(dim + data, dim),
-        prior.bijection,
-        Affine(np.zeros(data), np.asarray(spread.scale.value)),
-    )
-    net = Partial(nets.ResidualMLP, width=2 * config.width, depth=config.depth)
-    forward = built(Coupling, Channels(dim + data, dim), Shift(), net, key=forward_key)
-    flow = _flow_given(config, dim, standard, flow_key)
-    units = Affine(-np.asarray(spread.loc.value / spread.scale.value), 1 / np.asarray(spread.scale.value))
-    return Chain([ends, forward, Split(Channels(dim + data, data, swap=True), units, flow)])

@@ -25,7 +25,8 @@ def focus(
     posterior: Any, y: np.ndarray, rounds: int, num_simulations: int | None, key: Key, settings: dict[str, Any]
 ) -> Any:
     """The posterior after `rounds` rounds; see `Posterior.focus`."""
-    from flowknife.apps.invert._fit import UNLIKE_PRIOR, invert
+    from flowknife.apps.invert._fit import invert
+    from flowknife.apps.invert._pairs import UNLIKE_PRIOR
 
     if posterior.simulator is None:
         raise InputError(

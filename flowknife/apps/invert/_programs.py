@@ -33,12 +33,6 @@ def sample_noise(model: INN, key: Any, n: int, y: Any) -> Any:
 
 
 @eqx.filter_jit
-def there_and_back(model: INN, x: Any, cond: Any) -> Any:
-    """A left end after the way to the latent and back."""
-    return model.bijection.decode(model.bijection.encode(x, cond)[0], cond)[0]
-
-
-@eqx.filter_jit
 def log_density(models: Sequence[INN], x: Any, y: Any) -> Any:
     """Log p(x | y) of rows x given rows y; for a model of (x, noise), at the noise that makes x explain y exactly."""
     found = [log_density_of(model, x, y) for model in models]

@@ -14,7 +14,8 @@ from flowknife._types import Key, as_count, as_key, as_seed
 from flowknife.apps.invert._config import InvertConfig
 from flowknife.apps.invert._task import task_of
 from flowknife.data import fingerprint
-from flowknife.data.sets import PRIOR, SimulationSet, simulate_to
+from flowknife.data._simulate_to import simulate_to
+from flowknife.data.sets import PRIOR, SimulationSet
 from flowknife.errors import InputError, StorageError
 from flowknife.priors import Prior
 

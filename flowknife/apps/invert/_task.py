@@ -1,7 +1,7 @@
 """What is inverted: a simulator, a problem, or pairs that exist, in memory or on disk."""
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from flowknife.apps.invert._config import InvertConfig
 from flowknife.data import Simulations, given_pairs, predicted, takes_key
 from flowknife.data._memory import memory_budget, room_in_memory
 from flowknife.data._pairs import is_table, read_pairs
-from flowknife.data.encoding import in_numbers
+from flowknife.data.encoding import in_numbers, suggesting
 from flowknife.data.sets import PRIOR, SimulationSet, is_set, read_set
 from flowknife.data.tables import in_order
 from flowknife.errors import InputError, StorageError
@@ -70,7 +70,7 @@ def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names:
     if is_set(pairs):
         return _of_set(read_set(pairs), problem, prior, config.noise, names, y_names)
     if pairs is not None:
-        with _advised(pairs):
+        with suggesting(lambda: _as_numbers(pairs)):
             found = read_pairs(pairs, names or (prior and prior.names), y_names or (problem and problem.y_names))
             x = found.x if prior is None else in_order(found.x, prior.names)
             given = given_pairs(x, found.y, gaps=config.embedding is not None)
@@ -91,22 +91,17 @@ def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names:
     return Task(prior, simulator=simulator, noise=noise, forward=forward, y_names=tuple(y_names or ()))
 
 
-@contextmanager
-def _advised(pairs):
-    """Errors of pairs with words or dates say how they become numbers.
+def _as_numbers(pairs):
+    """How pairs with words or dates become numbers, in words; or "".
 
     Observations are conditions, and have no density here: of a category, columns of 0 and 1 say all.
     """
-    try:
-        yield
-    except InputError as error:
-        ways = []
-        for part in (pairs,) if is_table(pairs) else pairs if isinstance(pairs, (tuple, list)) else ():
-            with suppress(InputError):
-                ways.append(in_numbers(part, None))
-        if not (helps := "; ".join(filter(None, ways))):
-            raise
-        raise InputError(f"{error}; pairs are numbers: try {helps}") from None
+    ways = []
+    for part in (pairs,) if is_table(pairs) else pairs if isinstance(pairs, (tuple, list)) else ():
+        with suppress(InputError):
+            ways.append(in_numbers(part, None))
+    helps = "; ".join(filter(None, ways))
+    return f"pairs are numbers: try {helps}" if helps else ""
 
 
 def of_problem(problem: Problem, prior: Any, noise: Any, y_names: Any) -> Task:

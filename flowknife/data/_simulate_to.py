@@ -1,0 +1,239 @@
+"""Make a set of simulations on disk, chunk by chunk.
+
+Each chunk has a key of its own, derived from that of the set and from its number. So no chunk depends on who makes it,
+when, or what was made before; and a folder that was left at any time is completed by doing the same again. Every file
+is written next to its place and moved there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowknife._files import remove_drafts, replacing, sha256_of
+from flowknife._types import Key, as_key
+from flowknife.data._chunks import FORMAT, HEADER, MANIFEST, array_at, chunk_file, digest_of, head_of, manifest_of
+from flowknife.data._pools import Chunk, LostWorker, chunk_size
+from flowknife.data._simulators import Outcome, Way, plain_way, row_keys, takes_key, way_of
+from flowknife.data.sets import SimulationSet, read_set
+from flowknife.data.simulations import Here, Pooled, Report, seed_of
+from flowknife.errors import InputError, StorageError
+
+
+def simulate_to(
+    folder: str | os.PathLike[str],
+    simulator: Callable[..., Any],
+    draw: Callable[[int, jax.Array], np.ndarray],
+    rows: int,
+    *,
+    about: Mapping[str, Any],
+    key: Key = None,
+    executor: Any = None,
+    chunk: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    on_progress: Report | None = None,
+) -> SimulationSet | None:
+    """Make the chunks of a set that are missing.
+
+    Args:
+        folder: where to; a new one, or one of the same set.
+        simulator: see `simulate`.
+        draw: (number of rows, key) -> parameters, the same for the same key.
+        rows: simulations of the whole set.
+        about: what is simulated, in plain values: a folder that says something else is refused.
+        key: int or JAX key.
+        executor: see `simulate`.
+        chunk: rows of a chunk; default by `rows`, 10,000 at most.
+        shard: (i, n): only every n-th chunk from the i-th on, so that n processes with one folder share the work.
+        on_progress: called with (done, total) of the rows of this shard.
+
+    Returns:
+        the set, or None while chunks of other shards are missing.
+
+    Raises:
+        InputError: see `simulate`; or a simulator without a key, whose observations vary, in a pool of threads.
+        StorageError: the folder holds something else, or a worker was lost: the same call goes on.
+    """
+    folder, key = Path(folder), as_key(key)
+    chunk = chunk or chunk_size(rows)
+    says = {"format": FORMAT, **about, "rows": rows, "chunk": chunk, "key": seed_of(key)}
+    job = _Job(folder, simulator, draw, key, json.loads(json.dumps(says)))
+    job.claim()
+    runs = (
+        Here(simulator, seed_of(key)) if executor is None else Pooled(executor, simulator, job.made_of(0).theta[0], key)
+    )
+    while True:
+        way = job.way(runs, executor)
+        mine = range(shard[0], job.chunks, shard[1])
+        todo = [number for number in mine if not job.has(number, way)]
+        if job.run(runs, way, todo, (len(mine) - len(todo)) * chunk, min(len(mine) * chunk, rows), on_progress):
+            break
+    return job.finish(way, mine)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A set that is being made."""
+
+    folder: Path
+    simulator: Callable[..., Any]
+    draw: Callable[[int, jax.Array], np.ndarray]
+    key: jax.Array
+    about: dict[str, Any]
+    size: list[int] = field(default_factory=list)  # numbers of an observation, once known
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.about["rows"] // self.about["chunk"])
+
+    def claim(self):
+        """Say what is simulated in the folder, or check that this is what it says."""
+        if (self.folder / MANIFEST).exists():
+            found = manifest_of(self.folder).about
+            changed = [name for name in {**found, **self.about} if found.get(name) != self.about.get(name)]
+            if changed:
+                name = changed[0]
+                raise StorageError(
+                    f"got {self.folder}, which holds other simulations ({name}={found.get(name)} there, "
+                    f"{self.about.get(name)} here); expected the same, or a new folder"
+                )
+            return
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise StorageError(f"got {self.folder} for simulations, which holds other files; expected a new folder")
+        self._say({})
+
+    def _say(self, more):
+        text = json.dumps({"simulations": FORMAT, "about": self.about, **more}, indent=1)
+        with replacing(self.folder / MANIFEST) as place:
+            place.write_text(text + "\n", encoding="utf-8")
+
+    def way(self, runs, executor) -> Way:
+        """How the simulator takes its rows, as it was found out with the first chunk."""
+        found = manifest_of(self.folder).way
+        if found is not None:
+            return way_of(found)
+        first = self.made_of(0)
+        way = runs.way(first.theta, first.keys)
+        if way.noisy and first.keys[0] is None and _in_threads(executor):
+            raise InputError(
+                "got a simulator whose observations vary, without an argument key, in a pool of threads, which share "
+                "their random numbers; expected a key, or processes; try def simulator(theta, key)"
+            )
+        way = replace(way, first=("", ""))
+        self._say({"way": plain_way(way)})
+        return way
+
+    def made_of(self, number: int) -> Chunk:
+        """The parameters and keys of a chunk."""
+        size = self._rows(number)
+        theta_key, own = jax.random.split(jax.random.fold_in(self.key, number))
+        return Chunk(number, self.draw(size, theta_key), row_keys(self.simulator, size, own))
+
+    def _rows(self, number: int) -> int:
+        return min(self.about["chunk"], self.about["rows"] - number * self.about["chunk"])
+
+    def has(self, number, way) -> bool:
+        """Whether a chunk is there, whole, and made in this way."""
+        path, rows = chunk_file(self.folder, number), self._rows(number)
+        try:
+            head = head_of(path, rows)
+            said, theta, y = head.said, *(array_at(path, head.places[name]) for name in ("theta", "y"))
+            failed = np.flatnonzero(~np.isfinite(y).all(axis=1)) if y.shape[1] else range(rows)
+            as_made = said.batch == way.batch and said.digest == digest_of([theta, y])
+            return as_made and sorted(said.failed) == list(failed)
+        except StorageError:
+            return False
+
+    def run(self, runs, way, todo, done, total, on_progress) -> bool:
+        """Make chunks; whether all of them can be trusted, else `way` is now another."""
+        made = (self.made_of(number) for number in todo)
+        thetas: dict[int, np.ndarray] = {}
+
+        def told(chunks):
+            for chunk in chunks:
+                thetas[chunk.number] = chunk.theta
+                yield chunk
+
+        found = runs.outcomes(way, told(made))
+        try:
+            for number, outcomes in zip(todo, found, strict=True):
+                if outcomes is None:
+                    self._say({"way": plain_way(replace(way, batch=""))})
+                    return False
+                if isinstance(outcomes[0], LostWorker):
+                    raise StorageError(
+                        f"got no answer for chunk {number}: {outcomes[0]}; {done:,} of {total:,} simulations are in "
+                        f"{self.folder}; try the same again, which makes the others"
+                    )
+                self._write(number, thetas.pop(number), outcomes, way)
+                done = min(done + len(outcomes), total)
+                if on_progress:
+                    on_progress(done, total)
+        finally:
+            found.close()  # what a pool has not begun is not needed any more
+        return True
+
+    def _write(self, number, theta, outcomes: Sequence[Outcome], way):
+        from safetensors.numpy import save
+
+        sizes = {len(outcome) for outcome in outcomes if not isinstance(outcome, str)}
+        if not self.size:
+            self.size.extend(self._known())
+        sizes |= set(self.size)
+        if len(sizes) > 1:
+            raise InputError(
+                f"got observations of {' and '.join(map(str, sorted(sizes)))} numbers in chunk {number}; expected one "
+                "length"
+            )
+        self.size[:] = sizes
+        y = np.full((len(outcomes), max(sizes, default=0)), np.nan)
+        failed, reason = [], ""
+        for row, outcome in enumerate(outcomes):
+            if not isinstance(outcome, str):
+                y[row] = outcome
+            if isinstance(outcome, str) or not np.isfinite(y[row]).all():
+                failed.append(row)
+                reason = reason or (outcome if isinstance(outcome, str) else "a number that is not finite")
+        theta = np.ascontiguousarray(theta, np.float64)
+        said = {"failed": failed, "reason": reason, "batch": way.batch, "digest": digest_of([theta, y])}
+        content = save({"theta": theta, "y": y}, metadata={HEADER: json.dumps(said)})
+        with replacing(chunk_file(self.folder, number)) as place:
+            place.write_bytes(content)
+
+    def _known(self) -> set[int]:
+        """The numbers of an observation, where a chunk tells."""
+        for path in self.folder.glob("chunk-*.safetensors"):
+            with contextlib.suppress(StorageError):  # one that is damaged is made again
+                if width := head_of(path).places["y"][0][1]:
+                    return {width}
+        return set()
+
+    def finish(self, way, mine: range) -> SimulationSet | None:
+        """Write the manifest, once all chunks are there; those that are not `mine` are looked at first."""
+        if not all(chunk_file(self.folder, number).exists() for number in range(self.chunks)):
+            return None
+        entries: list[dict[str, Any]] = []
+        for number in range(self.chunks):
+            path = chunk_file(self.folder, number)
+            if number not in mine and not self.has(number, way):
+                return None
+            said = head_of(path, self._rows(number)).said
+            entry = {"rows": self._rows(number), "failed": len(said.failed), "sha256": sha256_of(path)}
+            entries.append(entry | ({"reason": said.reason} if said.reason else {}))
+        whole = hashlib.sha256("".join(entry["sha256"] for entry in entries).encode()).hexdigest()
+        exact = not takes_key(self.simulator) and way.noisy is False
+        self._say({"way": plain_way(way), "exact": exact, "sha256": whole, "chunks": entries})
+        remove_drafts(self.folder, *(chunk_file(self.folder, number).name for number in range(self.chunks)))
+        return read_set(self.folder)
+
+
+def _in_threads(executor) -> bool:
+    kind = type(executor).__name__
+    return "Thread" in kind
