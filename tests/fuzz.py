@@ -7,6 +7,7 @@ counts what it has tried, and writes an input of each kind that broke this to a 
 
 import argparse
 import contextlib
+import copy
 import gzip
 import hashlib
 import io
@@ -121,7 +122,9 @@ def changed_text(rng: random.Random, value: Any) -> str:
         if how == 0:
             del inside[key]
         elif how == 1 and isinstance(old, (int, float)) and not isinstance(old, bool):
-            inside[key] = rng.choice((-old, old + 1, old - 1, old * 1000, float(old), [old]))
+            inside[key] = rng.choice(
+                (-old, old + 1, old - 1, old * 1000, float(max(min(old, 2**999), -(2**999))), [old])
+            )
         elif how == 2:
             inside[key] = json.loads(other)
         elif how == 3 and isinstance(inside, dict):
@@ -131,7 +134,7 @@ def changed_text(rng: random.Random, value: Any) -> str:
         elif how == 5:
             inside[key], deep = "deep", rng.choice((5, 90, 3000))
         else:
-            inside[key] = rng.choice(_ODD)
+            inside[key] = copy.deepcopy(rng.choice(_ODD))  # which the next change may change
     return json.dumps(value).replace('"deep"', "[" * deep + "]" * deep)
 
 
