@@ -261,6 +261,9 @@ class Inverse(Bijection):
 
     bijection: Bijection
 
+    def __init__(self, bijection: Bijection):
+        self.bijection = bijection
+
     @property
     def shape(self) -> Shape:
         return self.bijection.out_shape

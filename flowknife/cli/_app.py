@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -23,6 +23,10 @@ from flowknife.errors import CalibrationWarning, FlowknifeError, printable
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
 DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out rows with missing or infinite values.")]
+OfPartition = Annotated[
+    Literal["train", "validation", "test"] | None,
+    typer.Option(help="Only the images of this partition, by list_eval_partition.txt in the folder or next to it."),
+]
 
 # Refused by the operating system: not bugs, wherever they occur.
 _REFUSALS = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}

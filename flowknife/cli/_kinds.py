@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowknife._files import is_own, is_run
+from flowknife.cli._app import say
 from flowknife.cli._data import read_images, read_observations, read_rows
 from flowknife.cli._files import encoded_writer, image_writer, row_writer
 from flowknife.cli._images import number_in
-from flowknife.errors import InputError
+from flowknife.errors import InputError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -263,3 +265,34 @@ def only_for(applications: Sequence[str], fitted: Any, **options: Any) -> None:
             f"got {given[0]} for a run of {fitted.application}; expected a run of {' or '.join(applications)}; try "
             f"{instead}"
         )
+
+
+def numbered(columns, items: Items):
+    """Columns whose rows are called by their number in the file that they come from, and what is carried along.
+
+    Raises:
+        InputError: a column that is carried along has the name of another.
+    """
+    if items.numbers is None:
+        return columns
+    for name in items.carried:
+        if name in columns:
+            raise InputError(
+                f"got --id {name}, the name of a column that is written anyway; expected another; rename it"
+            )
+    return {"row": items.numbers, **items.carried, **{name: each for name, each in columns.items() if name != "row"}}
+
+
+def tell_left_out(items: Items, out: Path) -> None:
+    """Say which rows were left out, and list unusable images next to `out`."""
+    from flowknife.data import write_skipped
+
+    if items.left_out:
+        say(f"left out {counted(items.left_out, 'row')} with missing or infinite values", err=True)
+    if items.skipped:
+        # a run has such a list of its own, of what training left out; and a file of the user's may have the name
+        names = ("skipped.csv", f"{out.stem}-skipped.csv", *(f"{out.stem}-skipped-{i}.csv" for i in range(2, 1000)))
+        places = [out.with_name(name) for name in names[is_run(out.parent) :]]
+        path = next(place for place in places if place != out and (is_own(place) or not place.exists()))
+        write_skipped(path, items.skipped)
+        say(f"skipped {counted(len(items.skipped), 'file')}, listed with the reasons in {path}", err=True)

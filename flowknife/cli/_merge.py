@@ -174,8 +174,7 @@ def _write_draws(out, parts):
 
 
 def _tell(out, parts):
-    from flowknife.cli._kinds import Items
-    from flowknife.cli._score import tell_left_out
+    from flowknife.cli._kinds import Items, tell_left_out
     from flowknife.data import Skipped
 
     skipped = tuple(sorted(Skipped(*item) for _, said in parts for item in said.skipped))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowknife.cli._app import Run, app, end, say, show, verb, with_units
+from flowknife.cli._app import OfPartition, Run, app, end, say, show, verb, with_units
 from flowknife.cli._kinds import Choice, kind_of, only_for
 from flowknife.errors import InputError, printable
 

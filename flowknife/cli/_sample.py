@@ -11,7 +11,7 @@ import typer
 from flowknife.cli._app import DropInvalid, Run, app, say, verb
 from flowknife.cli._files import Replace, require_output
 from flowknife.cli._images import number_in
-from flowknife.cli._kinds import ROWS, Choice, given_in, kind_of, only_for
+from flowknife.cli._kinds import ROWS, Choice, given_in, kind_of, numbered, only_for, tell_left_out
 from flowknife.cli._merge import draws_in_shard, is_done, part_file, run_digest, tell_part
 from flowknife.cli._shards import ShardText, shard_of
 from flowknife.cli._simulate import simulator_in
@@ -233,7 +233,7 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     write = kind.writer(posterior, out, n)
     items = kind.read(posterior, observations, Choice(drop_invalid))
     drawn = posterior.sample(n, y=items.values, key=seed, **options)
-    scores = _numbered(posterior.score(items.values), items)
+    scores = numbered(posterior.score(items.values), items)
     rows = [np.repeat(scores["row"], n), drawn.reshape(-1, drawn.shape[-1])]
     as_text = "sv" in "".join(out.suffixes)  # where whole numbers stay whole, and single precision has few digits
     write(np.column_stack([part.astype(str) for part in rows] if as_text else rows))

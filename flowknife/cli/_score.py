@@ -1,22 +1,17 @@
 """The verbs that look at data with a run: `score`, `classify`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from flowknife._files import is_own, is_run
-from flowknife.cli._app import DropInvalid, Run, app, say, verb
+from flowknife.cli._app import DropInvalid, OfPartition, Run, app, say, verb
 from flowknife.cli._files import Replace, require_output, write_columns
-from flowknife.cli._kinds import Choice, Items, kind_of, only_for
+from flowknife.cli._kinds import Choice, kind_of, numbered, only_for, tell_left_out
 from flowknife.cli._merge import is_done, part_file, run_digest, tell_part
 from flowknife.cli._shards import ShardText, shard_of
 from flowknife.errors import InputError, counted, printable
 
-OfPartition = Annotated[
-    Literal["train", "validation", "test"] | None,
-    typer.Option(help="Only the images of this partition, by list_eval_partition.txt in the folder or next to it."),
-]
 Id = Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to copy to the output.")]
 Scores = Annotated[
     Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write; .parquet too, with pandas.")
@@ -103,7 +98,7 @@ def _score(
     options = {"show_progress": True} if fitted.application in ("images", "classify") else {}
     options |= {} if items.given is None else {"given": items.given}
     options |= {"explain": True} if explain else {}
-    columns = _numbered(fitted.score(items.values, **options), items)
+    columns = numbered(fitted.score(items.values, **options), items)
     order = ranked(columns) if fitted.application == "images" else slice(None)
     write_columns(out, {name: column[order] for name, column in columns.items()})
     if own is not None:
@@ -143,37 +138,6 @@ def _require_table(out, data, run, overwrite):
     require_output(out, data, run=run, overwrite=overwrite)
 
 
-def _numbered(columns, items: Items):
-    """Columns whose rows are called by their number in the file that they come from, and what is carried along.
-
-    Raises:
-        InputError: a column that is carried along has the name of another.
-    """
-    if items.numbers is None:
-        return columns
-    for name in items.carried:
-        if name in columns:
-            raise InputError(
-                f"got --id {name}, the name of a column that is written anyway; expected another; rename it"
-            )
-    return {"row": items.numbers, **items.carried, **{name: each for name, each in columns.items() if name != "row"}}
-
-
-def tell_left_out(items: Items, out: Path) -> None:
-    """Say which rows were left out, and list unusable images next to `out`."""
-    from flowknife.data import write_skipped
-
-    if items.left_out:
-        say(f"left out {counted(items.left_out, 'row')} with missing or infinite values", err=True)
-    if items.skipped:
-        # a run has such a list of its own, of what training left out; and a file of the user's may have the name
-        names = ("skipped.csv", f"{out.stem}-skipped.csv", *(f"{out.stem}-skipped-{i}.csv" for i in range(2, 1000)))
-        places = [out.with_name(name) for name in names[is_run(out.parent) :]]
-        path = next(place for place in places if place != out and (is_own(place) or not place.exists()))
-        write_skipped(path, items.skipped)
-        say(f"skipped {counted(len(items.skipped), 'file')}, listed with the reasons in {path}", err=True)
-
-
 @verb(
     app,
     "classify",
@@ -203,7 +167,7 @@ def _classify(
     if fitted.application != "classify":
         raise InputError(f"got a run of {fitted.application}; expected one of classify; try flowknife score")
     items = kind_of(fitted).read(fitted, data, Choice(drop_invalid, partition, identity))
-    scores = _numbered(fitted.score(items.values), items)
+    scores = numbered(fitted.score(items.values), items)
     probabilities = fitted.predict_proba(items.values)
     labels, places = scores["label"], probabilities.argmax(axis=1)
     which = "path" if "path" in scores else "row"

@@ -7,7 +7,7 @@ missing    an observed number as placeholder, and 1 (else 0) in an indicator col
 
 import datetime
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -278,7 +278,7 @@ def remedy(
 
 
 @contextmanager
-def suggesting(advice: Callable[[], str], of: type[Exception] = InputError) -> Iterator[None]:
+def suggesting(advice: Callable[[], str], of: type[Exception] = InputError) -> Generator[None]:
     """Add advice to errors raised inside the block.
 
     Args:

@@ -10,7 +10,7 @@ from flowknife.bijections import Bijection
 
 
 @eqx.filter_jit
-def there_and_back(bijection: Bijection, x: ArrayLike, cond: Array | None = None) -> Array:
+def there_and_back(bijection: Bijection, x: Array, cond: Array | None = None) -> Array:
     """decode(encode(x)), compiled once for all bijections of one structure."""
     return bijection.decode(bijection.encode(x, cond)[0], cond)[0]
 

@@ -52,7 +52,15 @@ _NUMBERS_CALIBRATING = 30_000_000  # fewer if images are large: 2441 for 64x64 i
 
 _FEWEST_CALIBRATING = 300
 
+<<<<<<< HEAD
 _MOST_STOPPING = 1000  # images: they are evaluated often
+=======
+_CALIBRATION_SHARE = 0.15  # of the time budget, at most, unless a share of the images is asked for
+
+_ENOUGH_CALIBRATING = 1000  # images that calibrate whatever their time: p-values down to 0.001
+
+_MOST_STOPPING = 1000  # evaluated often
+>>>>>>> me
 
 _KEPT_IMAGES = 400  # held-out images kept with the run
 
@@ -147,6 +155,10 @@ def images(
     flip = bool(used.augment.flip)
     model = built(_model, shape, used, len(classes), key=model_key)
     detector = _Detector((train, train_known), (held_out, held_known), flip, show_progress)
+    reserve = 0.0
+    if training.minutes:
+        most = np.inf if training.validation else _CALIBRATION_SHARE * 60 * training.minutes
+        reserve = detector.within(most, max(_ENOUGH_CALIBRATING, int(2 / config.alpha)), model)
     trained = train_images(
         model,
         {"image": train, **train_known},
@@ -158,9 +170,9 @@ def images(
         key=fit_key,
         show_progress=show_progress,
         checkpoints=kept,
-        reserve=detector.seconds(model) if training.minutes else 0.0,
+        reserve=reserve,
     )
-    Flagging(len(held_out), config.alpha, "images").warn()
+    Flagging(len(detector.held_out), config.alpha, "images").warn()
     notes = [grey_levels_note(data, config.bits)]
     if partition is None and not isinstance(found, ImageSet) and found.partitions:
         notes.append(f"{PARTITION_FILE} next to the folder was not used")
@@ -216,16 +228,27 @@ class _Detector:
         with progress("remembering training images", show_progress) as report:
             self.neighbours = Neighbours.fit(_small(train), flip, report)
 
+<<<<<<< HEAD
     def seconds(self, model) -> float:
         """Estimated duration of `fit`, measured on a few images; its compiled programs are reused by `fit`."""
+=======
+    def within(self, most: float, fewest: int, model) -> float:
+        """Calibrate with fewer images if `fit` would take more than `most` seconds; returns how long it will take.
+
+        The time is measured with a few images. Their programs are needed by `fit`, too.
+        """
+>>>>>>> me
         few = slice(0, IMAGES_AT_ONCE)
         given = {name: rows[few] for name, rows in self.known.items()}
         with progress("measuring the time of the calibration", self.show_progress) as report:
             for _ in range(2):
                 start = time.monotonic()
                 features_of(model, self.looked_at[few], self.neighbours, report=report, given=given)
-        batches = (len(self.looked_at) + len(self.held_out)) / len(self.looked_at[few])
-        return (time.monotonic() - start) * batches
+        each = (time.monotonic() - start) / len(self.looked_at[few])
+        kept = int(max(min(most / each, 1e9) - len(self.looked_at), fewest))
+        self.held_out = self.held_out[:kept]
+        self.held_known = {name: rows[:kept] for name, rows in self.held_known.items()}
+        return (len(self.looked_at) + len(self.held_out)) * each
 
     def fit(self, model) -> dict[str, Any]:
         """Fit the detector, and collect the other attributes of the result."""

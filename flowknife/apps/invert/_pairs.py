@@ -86,7 +86,7 @@ def require_resolved(prior):
             "pairs"
         )
     u = np.repeat(np.linspace(-2, 2, 41, dtype=np.float32)[:, None], inner.dim, axis=1)
-    back = np.asarray(there_and_back(Inverse(inner.bijection), u))
+    back = np.asarray(there_and_back(Inverse(inner.bijection), jnp.asarray(u)))
     error = np.abs(back - u).max(axis=0)
     if np.all(error < _RESOLVED):
         return
