@@ -52,15 +52,11 @@ _NUMBERS_CALIBRATING = 30_000_000  # fewer if images are large: 2441 for 64x64 i
 
 _FEWEST_CALIBRATING = 300
 
-<<<<<<< HEAD
+_CALIBRATION_SHARE = 0.15  # largest share of the time budget, unless a share of the images is set
+
+_ENOUGH_CALIBRATING = 1000  # images that calibrate whatever the time: p-values down to 0.001
+
 _MOST_STOPPING = 1000  # images: they are evaluated often
-=======
-_CALIBRATION_SHARE = 0.15  # of the time budget, at most, unless a share of the images is asked for
-
-_ENOUGH_CALIBRATING = 1000  # images that calibrate whatever their time: p-values down to 0.001
-
-_MOST_STOPPING = 1000  # evaluated often
->>>>>>> me
 
 _KEPT_IMAGES = 400  # held-out images kept with the run
 
@@ -228,16 +224,11 @@ class _Detector:
         with progress("remembering training images", show_progress) as report:
             self.neighbours = Neighbours.fit(_small(train), flip, report)
 
-<<<<<<< HEAD
-    def seconds(self, model) -> float:
-        """Estimated duration of `fit`, measured on a few images; its compiled programs are reused by `fit`."""
-=======
     def within(self, most: float, fewest: int, model) -> float:
-        """Calibrate with fewer images if `fit` would take more than `most` seconds; returns how long it will take.
+        """Reduce the calibration images if `fit` would take more than `most` seconds; returns its duration.
 
-        The time is measured with a few images. Their programs are needed by `fit`, too.
+        The time is measured on a few images; `fit` uses the same compiled programs.
         """
->>>>>>> me
         few = slice(0, IMAGES_AT_ONCE)
         given = {name: rows[few] for name, rows in self.known.items()}
         with progress("measuring the time of the calibration", self.show_progress) as report:
