@@ -337,7 +337,7 @@ class Trainer:
                 (self.agreed,) = _cluster.agreed(self._share_of_time)
             tell(train)
         plain = self._end_of(reached, fault)
-        if stopped is not Stopped.NON_FINITE:  # the advice for this case is about other settings
+        if stopped is not Stopped.NON_FINITE:  # otherwise it may be resumed with other settings
             self.part.finish(reached.best, plain | {"stopped": str(stopped)})
         return self._result(reached.best, plain, stopped)
 
