@@ -28,6 +28,7 @@ from jaxtyping import AbstractArray
 
 from flowknife import bijections, inn, laws, nets, priors
 from flowknife._files import open_file, replacing
+from flowknife._frame import Frame
 from flowknife._record import FORMAT
 from flowknife._types import Constant, Shape
 from flowknife.data._memory import room_in_memory
@@ -49,7 +50,7 @@ def _classes() -> dict[str, type[eqx.Module]]:
     """Every module class that a file may name."""
     members = [member for room in (bijections, nets, laws, inn, priors) for member in vars(room).values()]
     modules = [member for member in members if inspect.isclass(member) and issubclass(member, eqx.Module)]
-    return {module.__name__: module for module in (Constant, *modules) if not inspect.isabstract(module)}
+    return {module.__name__: module for module in (Constant, Frame, *modules) if not inspect.isabstract(module)}
 
 
 def save_tree(path: str | os.PathLike, tree: Any) -> None:
