@@ -16,8 +16,7 @@ _ADVICE = {
     "coverage of central intervals": "see calibration['coverage'].verdict; try more num_simulations if too narrow, "
     "more train.steps if too wide; intervals(y) remains valid",
     "TARP": "posteriors are not calibrated jointly; try more train.steps; region(y) remains valid",
-    "highest-density coverage": "highest-density regions have the wrong coverage; use region(y), which is "
-    "calibrated",
+    "highest-density coverage": "highest-density regions have the wrong coverage; use region(y), which is calibrated",
     "calibrated 90 % regions": "these pairs do not have the distribution of the calibration pairs; try pairs from "
     "the same prior and simulator",
     "width of the posterior": "the data hardly constrain this parameter; try more train.steps, an embedding for "
