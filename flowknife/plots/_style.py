@@ -6,7 +6,7 @@ The style is set on each figure, not in matplotlib's global settings, which thre
 import io
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +124,27 @@ def panel(axes: "Axes", title: str = "", xlabel: str = "", ylabel: str = "") -> 
     axes.set_xlabel(xlabel, fontsize=9.5, color=QUIET, family=family())
     axes.set_ylabel(ylabel, fontsize=9.5, color=QUIET, family=family())
     return axes
+
+
+def corner(grid: np.ndarray, names: Sequence[str]) -> Iterator[tuple[int, int, "Axes"]]:
+    """Row, column and axes of the lower triangle of a square grid, whose outer axes are labelled; others are hidden."""
+    for row, column in np.ndindex(grid.shape):
+        axes = grid[row, column]
+        if column > row:
+            axes.set_visible(False)
+            continue
+        panel(axes)
+        axes.tick_params(labelsize=7.5)
+        axes.locator_params(nbins=4)
+        yield row, column, axes
+        if row == len(grid) - 1:
+            axes.set_xlabel(names[column])
+        else:
+            axes.tick_params(labelbottom=False)
+        if column == 0 and row > 0:
+            axes.set_ylabel(names[row])
+        elif column > 0:
+            axes.tick_params(labelleft=False)
 
 
 def legend(axes: "Axes", **where: Any) -> None:

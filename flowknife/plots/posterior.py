@@ -58,29 +58,13 @@ def corner(
     side = {1: 5.4, 2: 2.9, 3: 2.3, 4: 1.95, 5: 1.75, 6: 1.55, 7: 1.4, 8: 1.3}[count] * count
     figure = style.blank(side + 0.4, min(side, 4.2) + 0.6 if count == 1 else side + 0.8)
     grid = figure.subplots(count, count, sharex="col", squeeze=False)
-    for row in range(count):
-        for column in range(count):
-            axes = grid[row, column]
-            if column > row:
-                axes.set_visible(False)
-                continue
-            style.panel(axes)
-            axes.tick_params(labelsize=7.5)
-            axes.locator_params(nbins=4)
-            if row == column:
-                _marginal(axes, [t[:, row] for t in kept.values()], limits[row])
-            else:
-                _pair(axes, [t[:, [column, row]] for t in kept.values()], limits[column], limits[row])
-            if true is not None:
-                _cross(axes, true[shown[column]], None if row == column else true[shown[row]])
-            if row == count - 1:
-                axes.set_xlabel(labels[shown[column]])
-            else:
-                axes.tick_params(labelbottom=False)
-            if column == 0 and row > 0:
-                axes.set_ylabel(labels[shown[row]])
-            elif column > 0:
-                axes.tick_params(labelleft=False)
+    for row, column, axes in style.corner(grid, [labels[i] for i in shown]):
+        if row == column:
+            _marginal(axes, [t[:, row] for t in kept.values()], limits[row])
+        else:
+            _pair(axes, [t[:, [column, row]] for t in kept.values()], limits[column], limits[row])
+        if true is not None:
+            _cross(axes, true[shown[column]], None if row == column else true[shown[row]])
     if exact is not None or true is not None:
         _corner_legend(figure, grid, exact is not None, true is not None)
     drawn = f"{len(samples):,} draws of the posterior" + (

@@ -101,32 +101,16 @@ def _pairs(data: np.ndarray, generated: np.ndarray, names: Sequence[str]) -> "Fi
     # drawn in mixed order, since otherwise the model would hide the data
     order = np.random.default_rng(0).permutation(len(both))
 
-    for row in range(shown):
-        for column in range(shown):
-            axes = grid[row, column]
-            if column > row:
-                axes.set_visible(False)
-                continue
-            style.panel(axes)
-            axes.tick_params(labelsize=7.5)
-            axes.locator_params(nbins=4)
-            if row == column:
-                _overlay(axes, data[:, row], generated[:, row], bins=40)
-                axes.set_yticks([])
-                axes.spines["left"].set_visible(False)
-            else:
-                size = 0.6 * style.marker_size(len(both))
-                axes.scatter(*both[order][:, [column, row]].T, s=size, c=shades[order], alpha=0.5, linewidths=0)
-                axes.set_ylim(*limits[row])
-            axes.set_xlim(*limits[column])
-            if row == shown - 1:
-                axes.set_xlabel(names[column])
-            else:
-                axes.tick_params(labelbottom=False)
-            if column == 0 and row > 0:
-                axes.set_ylabel(names[row])
-            elif column > 0:
-                axes.tick_params(labelleft=False)
+    for row, column, axes in style.corner(grid, names):
+        if row == column:
+            _overlay(axes, data[:, row], generated[:, row], bins=40)
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+        else:
+            size = 0.6 * style.marker_size(len(both))
+            axes.scatter(*both[order][:, [column, row]].T, s=size, c=shades[order], alpha=0.5, linewidths=0)
+            axes.set_ylim(*limits[row])
+        axes.set_xlim(*limits[column])
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="upper right", frameon=False, labelcolor=style.INK, prop={"family": style.family()}
