@@ -14,8 +14,8 @@ ShardText = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="The I-th of N parts, from 1/N to N/N. auto, or auto/N: from the variables of an array job of AWS Batch or "
-        "Slurm, or of an indexed job of Kubernetes.",
+        help="The I-th of N parts, from 1/N to N/N. auto, or auto/N: from the variables of an array job of AWS Batch "
+        "or Slurm, or of an indexed job of Kubernetes.",
     ),
 ]
 

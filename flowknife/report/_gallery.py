@@ -72,7 +72,7 @@ def _flagged(scores, alpha):
     flags, found = int(scores["flag"].sum()), int(scores["discovery"].sum())
     return (
         f"smallest p-value first. {flags:,} are flagged, p &lt; {alpha:g} (orange frame); among normal "
-        f"of normal images. {found:,} are discoveries, q &le; {alpha:g} "
+        f"images the rate is {100 * alpha:.3g}%. {found:,} are discoveries, q &le; {alpha:g} "
         f"(purple frame): of these at most {100 * alpha:.3g}% are expected to be normal."
     )
 
