@@ -69,7 +69,7 @@ def _one_observation(posterior, problem, drawn, y, truth, folder):
     if problem is not None and problem.name in _ILLUSTRATED:
         figures.append(keep(plots.problem(problem, drawn, y, truth), folder, "problem"))
     figures.append(keep(corner, folder, "corner"))
-    compared = " The blue lines show the exact posterior." if known else ""
+    compared = " The blue lines are draws of the exact posterior." if known else ""
     return Section(
         "Posterior of one observation",
         f"Posterior draws for one {'held-out' if posterior.flagging.rows else 'training'} observation, and the "
