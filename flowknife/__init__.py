@@ -1,12 +1,12 @@
-"""One invertible model, seven jobs; a job is only a choice of what stands at the two ends.
+"""One invertible network for seven jobs: each job is a choice of the blocks at its two ends.
 
 Examples:
     >>> import flowknife as fk
     >>> flow = fk.density(x)  # doctest: +SKIP
     >>> flow.sample(1000)  # doctest: +SKIP
 
-`__init__.pyi` lists the names, for type checkers too. Each is imported when it is first used, so that importing
-flowknife itself costs nothing.
+`__init__.pyi` lists the public names, for type checkers too. Each is imported on first use, so `import flowknife` is
+fast.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Evaluation in padded batches of few sizes: few compiled programs, bounded memory."""
+"""Evaluation in padded batches of a few sizes, so that few programs are compiled and memory is bounded."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from flowknife._progress import Report, unreported
 
 ROWS_AT_ONCE = 16_384
 IMAGES_AT_ONCE = 64
-_FEWEST = 256  # a second size for fewer would save a fraction of a millisecond, and cost seconds of compiling
-_STEP = 1024  # above that, sizes are its multiples
-NUMBERS_AT_ONCE = 800_000  # of a batch, at most: an image network holds some hundred times as many
+_FEWEST = 256  # a smaller size would save a fraction of a millisecond and cost seconds of compile time
+_STEP = 1024  # larger batches are a multiple of this
+NUMBERS_AT_ONCE = 800_000  # per batch, at most: the activations of an image network hold about a hundred times as many
 
 
 def bucket(count: int, most: int | None = None) -> int:
@@ -52,10 +52,10 @@ def map_batches(
     most: int = IMAGES_AT_ONCE,
     report: Report = unreported,
 ) -> list[np.ndarray]:
-    """The arrays that a program returns for each batch, joined over all items.
+    """Apply a program to every batch and concatenate the arrays that it returns.
 
     Args:
-        program: from a batch to arrays with one row for each of its items.
+        program: maps a batch to arrays with one row per item.
         items: an array of shape (n, ...), or several of the same n, in a tuple or dict.
         most: size of a batch, at most.
         report: progress callback.
@@ -78,7 +78,7 @@ def draw_batches(
         n: number of draws, at least 1.
         key: JAX key.
         most: size of a batch, at most.
-        given: arrays of n rows in a tuple or dict, what each draw is given; None or empty for nothing.
+        given: conditions of the draws, arrays of n rows in a tuple or dict; None or empty for none.
     """
     size = bucket(n, most)
     keys = jax.random.split(key, -(-n // size))

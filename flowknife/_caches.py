@@ -1,4 +1,4 @@
-"""The private folder of what flowknife keeps on disk and can make again: decoded images, compiled programs."""
+"""The private cache folder: decoded images and compiled programs, which can be deleted at any time."""
 
 import errno
 import os
@@ -16,10 +16,10 @@ def cache_root() -> Path:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner can enter, and return it.
+    """Create a folder that only its owner can enter, and return it.
 
     Raises:
-        OSError: if it cannot be made, or belongs to another user.
+        OSError: if it cannot be created, or belongs to another user.
     """
     path.mkdir(parents=True, exist_ok=True)
     if os.name == "posix":
@@ -30,12 +30,12 @@ def private_folder(path: Path) -> Path:
 
 
 def keep_within(folder: Path, most: int, used: Path) -> None:
-    """Remove what was least recently used of a folder, as long as it takes more than `most` bytes.
+    """Remove the least recently used entries of a folder until it takes at most `most` bytes.
 
     Args:
-        folder: each of its files and folders is one entry, used last when it was changed, or a file was read.
+        folder: each file or folder in it is one entry; reading or changing a file counts as use.
         most: bytes.
-        used: the entry that is in use, which stays.
+        used: the entry that is in use; it is never removed.
     """
     with suppress(OSError):
         os.utime(used)

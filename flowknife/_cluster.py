@@ -1,8 +1,8 @@
-"""Several devices, and several processes, that train one model.
+"""Training one model on several devices and in several processes.
 
 Every process runs the same program, step by step. Parameters are on all devices, a batch is divided among them along
-one axis, and XLA adds up what the devices found. What one process alone can know, such as the time, is what the first
-one says; only the first one writes. With one device there is nothing of this.
+one axis, and XLA sums the gradients of all devices. Values that differ between processes, such as the time, are taken
+from the first process, and only the first process writes files. With a single device all of this is skipped.
 """
 
 import json
@@ -27,22 +27,22 @@ HEARTBEAT = 30
 _WAIT = 300  # seconds for all processes to come together
 
 
-# -- coming together --------------------------------------------------------------------------------------------------
+# -- joining a cluster ------------------------------------------------------------------------------------------------
 
 
 def join(
     coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, **options: Any
 ) -> None:
-    """Come together with the other processes; call it before anything computes.
+    """Connect to the other processes; call it before any JAX computation.
 
     Args:
-        coordinator: HOST:PORT of the first process; default: what the cluster says, see `detected`.
-        processes: how many there are.
-        process_id: which one this is, from 0.
-        **options: of `jax.distributed.initialize`, such as certificates where the installed JAX takes them.
+        coordinator: HOST:PORT of the first process; default: as the cluster announces it.
+        processes: number of processes.
+        process_id: index of this process, from 0.
+        **options: passed to `jax.distributed.initialize`, such as certificates where the installed JAX supports them.
 
     Raises:
-        InputError: no cluster is found, or the others do not come.
+        InputError: no cluster is found, or the other processes do not connect in time.
     """
     _register_batch()
     settings: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "initialization_timeout": _WAIT, **options}
@@ -62,10 +62,10 @@ _MAIN, _MAIN_ADDRESS = "AWS_BATCH_JOB_MAIN_NODE_INDEX", "AWS_BATCH_JOB_MAIN_NODE
 
 
 def batch_node(environment: Mapping[str, str] = os.environ) -> tuple[str, int, int] | None:
-    """(address of the first process, number of processes, which one this is) in a multi-node job of AWS Batch.
+    """(address of the first process, number of processes, index of this one) in a multi-node job of AWS Batch.
 
-    The main node is the first process. It has no variable with its own address, and asks its host for it. None
-    elsewhere.
+    The main node is the first process. No variable holds its own address, so it asks its host. None outside of AWS
+    Batch.
 
     Examples:
         >>> batch_node({"AWS_BATCH_JOB_NODE_INDEX": "0", "AWS_BATCH_JOB_NUM_NODES": "3",
@@ -93,7 +93,7 @@ def _own_address() -> str:
 
 
 def _register_batch() -> None:
-    """Let JAX detect multi-node jobs of AWS Batch, as it detects Slurm and others."""
+    """Register AWS Batch as a cluster that JAX detects, like Slurm and others."""
     from jax._src.clusters import ClusterEnv
 
     if any(kind.name == "aws_batch" for kind in ClusterEnv._cluster_types):
@@ -125,11 +125,11 @@ def many_processes() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the first process, which writes, and whose values the others take."""
+    """Whether this is the first process, which writes the files and whose values the others use."""
     return jax.process_index() == 0
 
 
-# -- where arrays are -------------------------------------------------------------------------------------------------
+# -- placement of arrays ----------------------------------------------------------------------------------------------
 
 
 def mesh() -> Mesh | None:
@@ -140,7 +140,7 @@ def mesh() -> Mesh | None:
 
 
 def everywhere(tree: Any, devices: Mesh | None) -> Any:
-    """The arrays of a tree on all devices."""
+    """Replicate the arrays of a tree on all devices."""
     if devices is None:
         return tree
     sharding = NamedSharding(devices, PartitionSpec())
@@ -159,36 +159,36 @@ def everywhere(tree: Any, devices: Mesh | None) -> Any:
 
 
 def divided(read: Callable[[Any], np.ndarray], shape: Sequence[int], devices: Mesh, axis: int) -> jax.Array:
-    """An array of which each device has a part along an axis; `read` gives the part at an index, this process's own."""
+    """An array divided among the devices along an axis; `read` returns the part at an index, for own devices only."""
     spec = PartitionSpec(*[None] * axis, BATCH)
     return jax.make_array_from_callback(tuple(shape), NamedSharding(devices, spec), read)
 
 
 def pinned(tree: Any, devices: Mesh | None, *axes: str) -> Any:
-    """In a compiled program: arrays that are divided along their first axis (`BATCH`), or on all devices."""
+    """In a compiled program: constrain arrays to be divided along their first axis (`BATCH`), or replicated."""
     if devices is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, NamedSharding(devices, PartitionSpec(*axes)))
 
 
 def here(tree: Any) -> Any:
-    """Arrays that are on all devices, as arrays of this process alone."""
+    """Replicated arrays as local arrays of this process."""
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, tree)
 
 
 def own_rows(array: jax.Array, place: Any) -> np.ndarray:
-    """Of an array that is divided along its second axis, what this process has at a place of the first."""
+    """This process's part of `array[place]`, for an array that is divided along its second axis."""
     if array.is_fully_addressable:
         return np.asarray(array[place])
     parts = {shard.index[1].start or 0: np.asarray(shard.data)[place] for shard in array.addressable_shards}
     return np.concatenate([parts[start] for start in sorted(parts)])
 
 
-# -- what all agree on ------------------------------------------------------------------------------------------------
+# -- values shared by all processes -----------------------------------------------------------------------------------
 
 
 def agreed(*numbers: float | int) -> list[float]:
-    """These numbers as the first process has them."""
+    """The first process's values of these numbers."""
     return [float(number) for number in (from_first(np.asarray(numbers, np.float32)) if many_processes() else numbers)]
 
 
@@ -202,7 +202,7 @@ def anywhere(flag: bool) -> bool:
 
 
 def from_first(tree: Any) -> Any:
-    """The arrays of a tree as the first process has them; every process has some of the same shapes."""
+    """The first process's arrays of a tree; every process passes arrays of the same shapes."""
     if not many_processes():
         return tree
     from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -218,7 +218,7 @@ def from_first(tree: Any) -> Any:
 
 
 def plain_from_first(value: Any) -> Any:
-    """A plain value, as in JSON, that the first process has."""
+    """The first process's value of a plain value, as in JSON."""
     if not many_processes():
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_first() else np.zeros(0, np.uint8)
@@ -227,7 +227,7 @@ def plain_from_first(value: Any) -> Any:
 
 
 def lost(error: Exception) -> TrainingError:
-    """That another process ended, in one line."""
+    """The error that reports the loss of another process."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return TrainingError(
         f"lost another process of this fit ({reason[:200]}); what was reached is in its checkpoints; try the same "

@@ -1,10 +1,11 @@
-"""How files are read and written, which are flowknife's own, and the claim on a run directory while it is written.
+"""Reading and writing files, recognising the files that flowknife wrote, and locking a run directory.
 
-A file that is read may come from anywhere: `open_file` and `read_file` take regular files only, and no more of them
-than was agreed. A file that is written is written next to its place and moved there: a reader never meets half of one.
+A file that is read may come from anywhere: `open_file` and `read_file` accept regular files only, and `read_file`
+refuses files above a size limit. A file is written to a temporary name in the same folder and then renamed, so that a
+reader never sees half of it.
 
-Nothing else is ever replaced or deleted: a figure holds the mark of flowknife and its own name, a page its generator, a
-list of skipped files its header, and the other files of a run belong to its `run.json`.
+Only files that flowknife wrote are ever replaced or deleted. A figure is recognised by a mark with its own name, a page
+by its generator, a list of skipped files by its header, and the other files of a run by the `run.json` beside them.
 """
 
 import errno
@@ -25,39 +26,39 @@ from typing import Any
 from flowknife.errors import StorageError
 
 RUN_FILES = ("run.json", "model.safetensors", "history.csv")
-"""What every run directory holds; `run.json` says that it is one."""
+"""Files of every run directory; `run.json` identifies it."""
 
 EXTRA_FILES = ("card.md", "report.html", "explore.html", "skipped.csv")
-"""What a run directory may hold too, beside its figures."""
+"""Further files that a run directory may hold, besides its figures."""
 
 GENERATOR = '<meta name="generator" content="flowknife">'
-"""The mark of a page."""
+"""Identifies a page that flowknife wrote."""
 
 CARD_MARK = "<!-- flowknife: written with the run; a change is lost when the run is saved again -->"
-"""The mark of the card of a run."""
+"""Identifies the card of a run."""
 
 _SKIPPED = b"path,reason"
 
 WORK = ".flowknife-"
-"""How the names begin that flowknife uses while it writes."""
+"""Prefix of the temporary names that flowknife uses while it writes."""
 
 NEW = f"{WORK}new"
-"""The part of a run directory with the files of a new run, complete, until each is moved to its place."""
+"""Subfolder of a run directory with the complete files of a new run, until each is moved to its place."""
 
 CHECKPOINTS = "checkpoints"
-"""The part of a run directory with the checkpoints of a fit under way."""
+"""Subfolder of a run directory with the checkpoints of a running fit."""
 
 ABOUT = "fit.json"
-"""What a folder of checkpoints says of its fit."""
+"""The file in a folder of checkpoints that describes the fit."""
 
 _CLAIM = f"{WORK}claim"
-_DRAFT = 8  # bytes in the name of a file that is being written
-_HEAD = 4096  # bytes of a file that hold its mark
+_DRAFT = 8  # random bytes in a temporary name
+_HEAD = 4096  # bytes at the start of a file in which its mark is looked for
 
 MOST_TEXT = 2**23
-"""Bytes of a text file that is read as a whole: a record, the list of a claim."""
+"""Largest text file, in bytes, that is read as a whole, such as a record or a claim."""
 
-_MOST_INSIDE = 2**20  # lists and objects of one text: each takes twenty times its two characters
+_MOST_INSIDE = 2**20  # lists and objects in one text: each takes twenty times the memory of its two characters
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -103,10 +104,10 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def plain_values(text: bytes) -> Any:
-    """The plain values that a text of JSON holds.
+    """Parse JSON into plain values.
 
     Raises:
-        ValueError: it is none, or too much of it lies in lists and objects, side by side or within each other.
+        ValueError: it is not valid JSON, or has too many lists and objects, or nests them too deeply.
     """
     if text.count(b"[") + text.count(b"{") > _MOST_INSIDE:
         raise ValueError(f"more than {_MOST_INSIDE:,} lists and objects")
@@ -117,7 +118,7 @@ def plain_values(text: bytes) -> Any:
 
 
 def read_json(path: str | os.PathLike, most: int = MOST_TEXT) -> Any:
-    """The plain values in a file of JSON of at most `most` bytes.
+    """Read a JSON file of at most `most` bytes.
 
     Raises:
         OSError: it cannot be read, is no regular file, or larger.
@@ -141,7 +142,7 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(_DRAFT)}")
         draft.touch(exist_ok=False)
-        mode = draft.stat().st_mode & 0o777  # which follows the umask; a writer may put another file there
+        mode = draft.stat().st_mode & 0o777  # follows the umask; the caller may replace the file
     except OSError as error:
         raise StorageError(
             f"could not write {path}: nothing can be written there ({error.strerror}); try another place"
@@ -163,7 +164,7 @@ def replacing(path: str | os.PathLike) -> Generator[Path, None, None]:
 
 
 def remove_drafts(folder: Path, *names: str) -> None:
-    """Remove what processes that were killed left of files of these names; nobody may be writing them."""
+    """Remove temporary files that killed processes left behind for these names; no process may be writing them."""
     for path in folder.iterdir():
         name, _, ending = path.name.removeprefix(".").rpartition(".")
         if path.name.startswith(".") and name in names and re.fullmatch(f"[0-9a-f]{{{2 * _DRAFT}}}", ending):
@@ -172,7 +173,7 @@ def remove_drafts(folder: Path, *names: str) -> None:
 
 
 def sync(path: str | os.PathLike) -> None:
-    """Bring a file or folder to the disk, where the system can."""
+    """Flush a file or folder to disk, where the system supports it."""
     with suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -185,23 +186,23 @@ def sync(path: str | os.PathLike) -> None:
 
 
 def mark(name: str) -> str:
-    """The mark of a figure with this file name: a copy with another name, or another image, is not ours."""
+    """The mark of a figure with this file name: a renamed copy, or another image, does not count as ours."""
     return f"flowknife/{name}"
 
 
 def place_of(folder: Path, name: str) -> Path:
-    """Where a file of a run is: in its place, or among the files of a new run that a killed process did not move."""
+    """Path of a file of a run: in its place, or still among the new files that a killed process did not move."""
     new = folder / NEW / name
     return new if new.exists() else folder / name
 
 
 def is_run(folder: Path) -> bool:
     """Whether `folder` has the `run.json` of a flowknife run."""
-    return _said(place_of(folder, "run.json"), "application") is not None
+    return _json_value(place_of(folder, "run.json"), "application") is not None
 
 
-def _said(path: Path, *keys: str) -> Any:
-    """A value in a file of JSON; None if there is none."""
+def _json_value(path: Path, *keys: str) -> Any:
+    """The value at nested keys of a JSON file; None if there is none."""
     try:
         value = read_json(path)
     except (OSError, ValueError):
@@ -212,13 +213,13 @@ def _said(path: Path, *keys: str) -> Any:
 
 
 def is_partial(folder: Path) -> bool:
-    """Whether `folder` has the run of a fit that was interrupted."""
-    return is_run(folder) and _said(place_of(folder, "run.json"), "training", "stopped") == "interrupted"
+    """Whether `folder` has the run of an interrupted fit."""
+    return is_run(folder) and _json_value(place_of(folder, "run.json"), "training", "stopped") == "interrupted"
 
 
 def is_checkpoints(folder: Path) -> bool:
     """Whether `folder` holds checkpoints of a fit."""
-    return _said(folder / ABOUT, "checkpoints") is not None
+    return _json_value(folder / ABOUT, "checkpoints") is not None
 
 
 def is_own(path: Path) -> bool:
@@ -260,10 +261,10 @@ def own_extras(folder: Path) -> list[Path]:
 
 @contextmanager
 def claimed(folder: Path) -> Generator[None, None, None]:
-    """Hold a directory while a run is written to it, so that no other process writes one to the same place.
+    """Lock a directory while a run is written to it, so that no other process writes to the same place.
 
-    A directory that is missing is made, and taken away again if it stays empty. The claim of a process that has ended
-    is taken over.
+    A missing directory is created, and removed again if it stays empty. The claim of a process that has ended is taken
+    over.
 
     Raises:
         StorageError: another process holds it, or nothing can be written there.
@@ -288,16 +289,16 @@ def claimed(folder: Path) -> Generator[None, None, None]:
 
 
 def _sweep(folder):
-    """Remove what processes left that were killed while they wrote a run here; whoever holds the claim is alone."""
+    """Remove what killed processes left behind while they wrote a run here; the caller must hold the claim."""
     remove_drafts(folder, *RUN_FILES, *EXTRA_FILES)
     for path in folder.glob(f"{WORK}*"):
-        # but not a run that is complete, and not checkpoints that were moved out of the way
+        # except a complete run, and checkpoints that were moved out of the way
         if path.is_dir() and not path.is_symlink() and path.name != NEW and not is_checkpoints(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def content_of(folder: Path) -> list[str]:
-    """The names in a directory, without what flowknife keeps there while it writes; none if there is no directory."""
+    """The names in a directory, without temporary files of flowknife; empty if there is no directory."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(WORK)) if folder.is_dir() else []
 
 
@@ -311,7 +312,7 @@ def _take(claim: Path) -> None:
     own = {"process": os.getpid(), "host": platform.node(), "began": _began(os.getpid())}
     for _ in range(3):
         with suppress(FileExistsError):
-            # written first and then linked to its name, so that nobody reads half of it
+            # written first and then linked to its name, so that no reader sees half of it
             draft = claim.with_name(f"{claim.name}-{secrets.token_hex(6)}")
             try:
                 draft.write_text(json.dumps(own), encoding="utf-8")
@@ -330,7 +331,7 @@ def _take(claim: Path) -> None:
         stale = claim.with_name(f"{claim.name}-{secrets.token_hex(6)}")
         with suppress(FileNotFoundError):
             claim.rename(stale)
-            if _read(stale) != holder:  # somebody else took it over first
+            if _read(stale) != holder:  # another process took it over first
                 with suppress(FileExistsError):
                     _create(stale, claim)
             stale.unlink(missing_ok=True)
@@ -349,7 +350,7 @@ def _create(draft: Path, claim: Path) -> None:
             pass
         try:
             claim.write_text(text, encoding="utf-8")
-        except OSError:  # a full disk: an empty claim would be nobody's
+        except OSError:  # a full disk: an empty claim would have no owner
             claim.unlink(missing_ok=True)
             raise
 
@@ -365,7 +366,7 @@ def _read(claim: Path) -> dict[str, Any] | None:
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the process of a claim has ended; of one on another machine nobody can tell."""
+    """Whether the process of a claim has ended; unknown, so False, for a process on another machine."""
     process = holder.get("process")
     if holder.get("host") != platform.node() or not isinstance(process, int) or os.name != "posix":
         return False
@@ -375,12 +376,12 @@ def _has_ended(holder: dict[str, Any]) -> bool:
         return True
     except (OSError, OverflowError):
         return False
-    # the number may belong to another process by now
+    # the system may have given the number to another process since
     return holder.get("began") is not None and _began(process) != holder["began"]
 
 
 def _began(process: int) -> str | None:
-    """When a process began, where the system tells (Linux)."""
+    """Start time of a process, where the system provides it (Linux)."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return fields[19]

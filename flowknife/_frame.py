@@ -4,8 +4,8 @@ Networks compute in single precision, where 1.7e9 and 1.7e9 + 60 are one number.
 
     model = (value - origin) / scale        exactly in float64, then rounded to float32
 
-and everything that leaves it is converted back to the user's units. Scales are powers of two: dividing by them rounds
-nothing. A density in the user's units is that of the model times the Jacobian, `log_det`.
+and everything that leaves it is converted back to the user's units. Scales are powers of two, so division by them is
+exact. A density in the user's units is that of the model times the Jacobian, `log_det`.
 """
 
 from typing import Any, NamedTuple
@@ -17,21 +17,21 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-_FAR = 100.0  # spreads from zero beyond which a column is measured from its median
-_PLAIN = 2.0**10  # spreads within this factor of one keep their scale
+_FAR = 100.0  # a median further from zero than this, in spreads, becomes the origin
+_PLAIN = 2.0**10  # no scaling for spreads within this factor of one
 _HEAVY = 10.0  # standard deviations per robust spread; a normal column has 1, an exponential one 1.2
 _LOCAL_STEP = 0.25  # in normal scores: the local spread is the slope of the quantiles over twice this step
-_LOCAL_TIMES = 3.0  # local spreads that count as narrower than the whole column
+_LOCAL_TIMES = 3.0  # the local spread counts as narrower than the whole column by this factor
 _KNOTS = 129
 
 
 class Frame(eqx.Module):
-    """Origin and scale of each column, and the columns that are constant, which a model does not see.
+    """Origin and scale of each column, and the constant columns, which the model does not see.
 
     Args:
-        origin: what is subtracted, one number per column.
-        scale: what is divided by then, positive.
-        constant: places of the columns that always have the value `origin`.
+        origin: subtracted from the values, one number per column.
+        scale: the differences are divided by it; positive, one number per column.
+        constant: indices of the columns whose value is always `origin`.
     """
 
     origin: tuple[float, ...] = eqx.field(static=True)
@@ -51,8 +51,8 @@ class Frame(eqx.Module):
 
         Args:
             values: shape (n, d).
-            drop_constant: the model does not see columns that are constant and get no noise.
-            noise: standard deviations of what is added to the columns later.
+            drop_constant: hide constant columns without added noise from the model.
+            noise: standard deviations of noise that is added to the columns later.
         """
         values, noise = np.asarray(values, np.float64), np.broadcast_to(noise, np.shape(values)[1:])
         middle, spread = np.median(values, axis=0), np.maximum(robust_spread(values), noise)
@@ -62,7 +62,7 @@ class Frame(eqx.Module):
 
     @classmethod
     def where_needed(cls, centre: Any, spread: Any) -> "Frame | None":
-        """The frame of numbers around `centre`, as wide as `spread`; None where single precision needs none."""
+        """The frame of values with this centre and spread; None where single precision needs none."""
         centre, spread = np.broadcast_arrays(np.asarray(centre, np.float64), np.asarray(spread, np.float64))
         with np.errstate(over="ignore"):
             far = np.abs(centre) > 10 * _FAR * spread
@@ -72,7 +72,7 @@ class Frame(eqx.Module):
         return cls(np.where(far, centre, 0.0), np.where(far | extreme, _powers_of_two(spread), 1.0))
 
     def plain_at(self, places: Any) -> "Frame":
-        """The same frame, in which the columns at these places keep their values."""
+        """The same frame, except that the columns at these indices keep their values."""
         plain = np.isin(np.arange(len(self.origin)), np.asarray(places, int))
         constant = np.isin(np.arange(len(self.origin)), np.asarray(self.constant, int))
         origin = np.where(plain & ~constant, 0.0, self.origin)
@@ -85,12 +85,12 @@ class Frame(eqx.Module):
 
     @property
     def kept(self) -> np.ndarray:
-        """Places of the columns that the model sees."""
+        """Indices of the columns that the model sees."""
         return np.setdiff1d(np.arange(len(self.origin)), np.asarray(self.constant, int))
 
     @property
     def log_det(self) -> float:
-        """log|d model / d value|, to be added to a log density of the model for the user's units."""
+        """log|d model / d value|; added to a log density of the model, it gives the one in the user's units."""
         return -float(np.sum(np.log(self.scale_kept)))
 
     @property
@@ -99,12 +99,12 @@ class Frame(eqx.Module):
         return np.asarray(self.scale)[self.kept]
 
     def to_model(self, values: Any) -> Float[np.ndarray, "..."]:
-        """Values (..., columns) as the model takes them, float32; beyond its range they are infinite."""
+        """Values (..., columns) in the units of the model, as float32; values beyond its range become infinite."""
         with np.errstate(over="ignore", invalid="ignore"):
             return self.inside(values).astype(np.float32)
 
     def inside(self, values: Any) -> Any:
-        """Values (..., columns) in this frame, (..., dim), in double precision; compiled, in that of the model."""
+        """Values (..., columns) in this frame, (..., dim), in double precision; in compiled code, in the model's."""
         values = _wide(values)[..., self.kept]
         with np.errstate(over="ignore", invalid="ignore"):
             return (values - np.asarray(self.origin)[self.kept].astype(values.dtype)) / self.scale_kept.astype(
@@ -119,7 +119,7 @@ class Frame(eqx.Module):
         return self._spread_out(rows) + np.asarray(self.origin).astype(rows.dtype)
 
     def _spread_out(self, rows):
-        """Rows (..., dim) with zeros in the places of the constant columns."""
+        """Rows (..., dim) with zeros inserted for the constant columns."""
         if not self.constant:
             return rows
         place = np.zeros(len(self.origin), int)
@@ -143,7 +143,7 @@ class Frame(eqx.Module):
         origin = np.asarray(self.origin)[places].astype(values.dtype)
         same = abs(values - origin) <= 4 * np.finfo(values.dtype).eps * abs(origin)
         if isinstance(values, np.ndarray) and not same.all():
-            # 0.1 in a table of single precision is the 0.1 of one in double precision
+            # 0.1 in single precision must equal 0.1 in double precision
             same |= (values == _written(origin)) & (origin == _narrow(origin))
             same |= (origin == _written(values)) & (values == _narrow(values))
         return same.all(axis=-1)
@@ -165,7 +165,7 @@ def plain_frame(columns: int) -> Frame:
 
 
 def _wide(values):
-    """An array in double precision; what is being compiled stays as it is."""
+    """An array in double precision; a traced array stays as it is."""
     return values if isinstance(values, Tracer) else np.asarray(values, np.float64)
 
 
@@ -176,7 +176,7 @@ def _narrow(values):
 
 
 def _written(values):
-    """The number that is meant by the shortest text of the value in single precision."""
+    """The float64 number with the same shortest decimal form as the value in single precision."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32).astype(str).astype(np.float64)
 
@@ -188,12 +188,12 @@ def _powers_of_two(spread):
 
 
 def _constant(values):
-    """Columns whose values differ by rounding errors at most."""
+    """Which columns have values that differ by rounding errors at most."""
     return np.ptp(values, axis=0) <= 4 * np.finfo(np.float64).eps * np.abs(values).max(axis=0)
 
 
 def robust_spread(values: np.ndarray) -> Float[np.ndarray, " d"]:
-    """Standard deviation estimated from the quartiles, exact for a normal column; plain for a column of ties."""
+    """Standard deviation from the quartiles, exact for a normal column; the plain one if the quartiles are equal."""
     values = np.asarray(values, np.float64)
     low, high = np.quantile(values, [0.25, 0.75], axis=0)
     quartiles = (high - low) / 1.349
@@ -205,7 +205,7 @@ def robust_spread(values: np.ndarray) -> Float[np.ndarray, " d"]:
 
 
 def heavy_tails(values: np.ndarray, names: Any) -> str:
-    """One line on columns with far outliers or values over many decades, and the remedy; "" if there are none."""
+    """A one-line warning about columns with heavy tails, with the remedy; "" if there are none."""
     values = np.asarray(values, np.float64)
     spread = robust_spread(values)
     size = np.maximum(np.abs(values).max(axis=0), 1e-300)
@@ -226,7 +226,7 @@ def heavy_tails(values: np.ndarray, names: Any) -> str:
 class LocalSpread(NamedTuple):
     """The local spread of a column around each value: the slope of its quantiles against normal scores.
 
-    Of a normal column that is the standard deviation everywhere; of values over many decades it follows the value.
+    For a normal column it is the standard deviation everywhere. For values over many decades it grows with the value.
 
     Attributes:
         knots: values, increasing, shape (d, k).
@@ -251,7 +251,7 @@ class LocalSpread(NamedTuple):
             run = np.maximum(high - low, 1e-9)
             slope = (np.interp(high, scores, column) - np.interp(low, scores, column)) / run
             some = np.flatnonzero(slope > 0)
-            if len(some):  # among ties the next slope that there is
+            if len(some):  # among ties, the nearest slope that is defined
                 slope = np.interp(np.arange(_KNOTS), some, slope[some])
             knots.append(at)
             spreads.append(np.minimum(_LOCAL_TIMES * slope, limit) if len(some) else np.full(_KNOTS, limit))

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def until_interrupted(train: Callable[[], Result]) -> tuple[Result, bool]:
-    """The result of training, and whether training was interrupted; then the result holds the best weights so far."""
+    """The result of training and whether it was interrupted; if so, the result has the best weights so far."""
     try:
         return train(), False
     except Interrupted as stop:
@@ -24,7 +24,7 @@ def finish(make: Callable[[], Result], interrupted: bool = False) -> Result:
 
     Args:
         make: returns the result.
-        interrupted: training was interrupted, so that one more interruption ends this at once.
+        interrupted: whether training was interrupted; if so, the next interruption takes effect at once.
 
     Raises:
         Interrupted: with the result, if there was an interruption before or during this.
@@ -38,9 +38,10 @@ def finish(make: Callable[[], Result], interrupted: bool = False) -> Result:
 
 @contextmanager
 def deferred(wanted: bool = True) -> Generator[list[int], None, None]:
-    """Let the block finish at a first Ctrl-C or SIGTERM that Python handles; the list then holds the signal.
+    """Let the block finish after a first Ctrl-C or SIGTERM that Python handles; the list then holds the signal.
 
-    An exception that a signal raises anywhere is lost where Python calls back, as after a garbage collection.
+    A signal handler that raised at any point could lose its exception in a callback, such as one of the garbage
+    collector.
     """
     late: list[int] = []
     previous: dict[int, Callable[..., Any]] = {}
@@ -53,7 +54,7 @@ def deferred(wanted: bool = True) -> Generator[list[int], None, None]:
             previous[number](number, frame)
         late.append(number)
         with suppress(KeyboardInterrupt):
-            previous[number](number, frame)  # it may note which signal it was
+            previous[number](number, frame)  # the previous handler may record which signal it was
 
     for number in previous:
         signal.signal(number, wait)

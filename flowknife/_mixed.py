@@ -1,17 +1,17 @@
-"""Rows of numbers and categories as rows of numbers alone, for a density of continuous rows.
+"""Dequantisation: rows of numbers and categories as continuous rows, for a density of continuous rows.
 
 A model has a density q(v) of continuous rows v. Discrete columns, and numbers that may be missing, are functions of v:
 
     category c    v_j in the cell (t_c, t_c + 1), Phi(t_c) the share of the categories before c in training
-    missing       v_k in the cell "missing" of a further column k; v_j, in place of the number, can be anything
+    missing       v_k in the cell "missing" of an indicator column k; v_j, in place of the number, is arbitrary
 
-so that the probability of a row x is the integral of q over the rows v that stand for it. It is estimated with draws
-v_s of a density r(v | x): in a cell that of N(0, 1), cut off outside; in place of a missing number N(mean, spread^2),
+so that the probability of a row x is the integral of q over the rows v that represent it. It is estimated with draws
+v_s of a density r(v | x): N(0, 1) truncated to the cell, and N(mean, spread^2) for a missing number,
 
     log p(x) = log 1/S sum_s q(v_s) / r(v_s | x).
 
-Of independent columns q is N(0, 1) in every cell, and one draw gives the exact probability. Otherwise the mean of the
-logarithm is a lower bound, which S tightens (Burda et al. 2016, arXiv 1509.00519, eq. 8); with S = 1 it is what
+If the columns are independent, q is N(0, 1) in every cell, and one draw gives the exact probability. Otherwise the mean
+of the logarithm is a lower bound, which S tightens (Burda et al. 2016, arXiv 1509.00519, eq. 8); with S = 1 it is what
 training maximises (uniform dequantisation, Theis et al. 2016, arXiv 1511.01844, sec. 3.1).
 """
 
@@ -27,20 +27,20 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 POINTS = 64
-"""Draws of the continuous rows that stand for a row."""
+"""Number of draws of the continuous rows that represent a row."""
 
-_EDGE = 1e-4  # of a cell, its share at either end that is never drawn: rounding must not leave the cell
+_EDGE = 1e-4  # share of a cell at either end that is never drawn: rounding must not leave the cell
 
 
 class Mixed(eqx.Module):
-    """Which columns are discrete, the shares of their values, and the numbers that may be missing.
+    """The discrete columns with the shares of their values, and the numeric columns with missing values.
 
     Args:
-        places: of the discrete columns.
-        bounds: shares of the values before each, from 0 to 1, shape (columns, values + 1); padded with 1.
-        gaps: of numbers that may be missing, the place and that of the column that says so.
-        means: of what is drawn in place of these numbers.
-        spreads: its standard deviation.
+        places: indices of the discrete columns.
+        bounds: cumulative shares of the values, from 0 to 1, shape (columns, values + 1); padded with 1.
+        gaps: for each numeric column with missing values, its index and that of its indicator column.
+        means: mean of the values drawn in place of missing numbers.
+        spreads: standard deviation of these values.
     """
 
     places: tuple[int, ...] = eqx.field(static=True)
@@ -55,13 +55,14 @@ class Mixed(eqx.Module):
 
         Args:
             rows: discrete columns hold 0, 1, ...
-            sizes: of the discrete columns, how many values there are, by place.
-            gaps: of numbers that may be missing, the place and that of the column that is 1 there, else 0.
+            sizes: number of values of each discrete column, by index.
+            gaps: for each numeric column with missing values, its index and that of the column that is 1 where it is
+                missing, else 0.
         """
         bounds = np.ones((len(sizes), max(sizes.values(), default=1) + 1), np.float32)
         for own, (place, size) in zip(bounds, sizes.items(), strict=True):
             counts = np.bincount(rows[:, place].astype(int), minlength=size)
-            # a value that only rows held out have is rare, and not impossible
+            # a value that occurs only in held-out rows is rare, but not impossible
             own[: size + 1] = np.concatenate([[0], np.cumsum(counts + 0.5) / (len(rows) + 0.5 * size)])
         own_rows = [rows[rows[:, flag] == 0, place].astype(np.float64) for place, flag in gaps]
         spreads = [max(float(np.std(own)), 1e-6) if len(own) else 1.0 for own in own_rows]
@@ -79,7 +80,7 @@ class Mixed(eqx.Module):
         """How many uniform numbers a row takes."""
         return len(self.places) + len(self.gaps)
 
-    @eqx.filter_jit  # its operations one by one would be compiled one by one
+    @eqx.filter_jit  # compiled as a whole: otherwise every operation would be compiled on its own
     def fill(
         self, rows: Float[Array | np.ndarray, "*n d"], uniform: Float[Array | np.ndarray, "*n k"]
     ) -> tuple[Float[Array, "*n d"], Float[Array, "*n"]]:
@@ -107,7 +108,7 @@ class Mixed(eqx.Module):
 
     @eqx.filter_jit
     def restore(self, filled: Float[Array | np.ndarray, "*n d"]) -> Float[Array, "*n d"]:
-        """The rows for which continuous rows stand; numbers that are missing are as they were drawn."""
+        """The rows that continuous rows represent, the inverse of `fill`; missing numbers keep their drawn values."""
         filled = jnp.asarray(filled)
         places = jnp.asarray(self.places, int)
         edges = ndtri(self.bounds[:, 1:-1])
@@ -137,14 +138,14 @@ class Mixed(eqx.Module):
         return jax.nn.logsumexp(drawn, axis=0) - jnp.log(len(points))
 
     def known(self, rows: Float[Array | np.ndarray, "n d"]) -> np.ndarray:
-        """Whether each row has only categories that training had, shape (n,)."""
+        """Whether each row has only categories that occurred in training, shape (n,)."""
         return np.all(np.asarray(rows)[:, list(self.places)] >= 0, axis=1)
 
     def gap_units(self, rows: Float[np.ndarray, "n d"], scale: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
-        """What the units of the numbers that are missing in rows add to log|d model / d value|: they have none.
+        """Correction of log|d model / d value| for missing numbers, which have no units.
 
         Args:
-            rows: as the model takes them.
+            rows: in the units of the model.
             scale: values per unit of the model, of each column.
         """
         found = np.zeros(len(rows))
@@ -153,7 +154,7 @@ class Mixed(eqx.Module):
         return found
 
     def fits(self, dim: int) -> bool:
-        """Whether these can be columns of rows of `dim` numbers."""
+        """Whether the indices are valid for rows of `dim` numbers."""
         places = [*self.places, *(place for gap in self.gaps for place in gap)]
         return not places or (min(places) >= 0 and max(places) < dim)
 
@@ -162,13 +163,13 @@ class Mixed(eqx.Module):
         return _points(self.draws, count)
 
     def at_random(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`fill` with one draw for each of rows (n, d), always the same one."""
+        """`fill` with one fixed draw for each of rows (n, d)."""
         uniform = np.random.default_rng(0).random((len(rows), self.draws), np.float32)
         filled, weight = self.fill(rows, uniform)
         return np.asarray(filled), np.asarray(weight)
 
     def to_tree(self) -> dict[str, Any]:
-        """The same as arrays and numbers, for a model file."""
+        """As arrays and numbers, for a model file."""
         return {
             "places": self.places,
             "gaps": self.gaps,
@@ -179,7 +180,7 @@ class Mixed(eqx.Module):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Mixed":
-        """What `to_tree` gave.
+        """The inverse of `to_tree`.
 
         Raises:
             ValueError: for arrays that do not belong together.

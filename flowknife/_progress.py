@@ -27,7 +27,7 @@ _silent = 0  # how many blocks of `silenced` there are
 
 @contextmanager
 def silenced(wanted: bool = True) -> Generator[None, None, None]:
-    """Show no progress and no notes in the block, whatever is asked for."""
+    """Show neither progress nor notes inside the block, whatever the settings are."""
     global _silent
     _silent += wanted
     try:
@@ -37,12 +37,12 @@ def silenced(wanted: bool = True) -> Generator[None, None, None]:
 
 
 def is_silenced() -> bool:
-    """Whether nothing is to be shown but errors and what was asked for."""
+    """Whether progress and notes are switched off, by `silenced`."""
     return _silent > 0
 
 
 def note(text: str, show: bool = True) -> None:
-    """Write a line about a fit in progress to standard error; nothing if `text` is empty."""
+    """Write a line about a running fit to standard error; nothing if `text` is empty."""
     if text and show and not _silent:
         sys.stderr.write(f"note: {text}\n")
         sys.stderr.flush()
@@ -73,7 +73,7 @@ def progress(label: str, show: bool = True) -> Generator[Report, None, None]:
 
 
 def _is_notebook() -> bool:
-    """Whether IPython runs this for a page that shows HTML."""
+    """Whether IPython runs in a front end that shows HTML."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__name__ in ("ZMQInteractiveShell", "Shell")  # Jupyter, Colab
 
@@ -109,7 +109,7 @@ def _in_notebook(label):
 
 
 _lock = threading.Lock()
-_bars: list[Any] = []  # the one display of a terminal, and once more for each bar in it beyond the first
+_bars: list[Any] = []  # the one display of a terminal, repeated for each bar beyond the first
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def _bar(label):
 
 
 def _join_display():
-    """The display of all bars: work in several threads shows a bar for each."""
+    """The display that all bars share: work in several threads shows one bar per thread."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""The record of a run: what `run.json` says, in typed fields. Whoever shows it turns them into words; see `report`."""
+"""The record of a run: the content of `run.json` in typed fields; `report` turns them into sentences."""
 
 import functools
 import importlib.metadata
@@ -15,10 +15,10 @@ from flowknife import __version__
 from flowknife.data import White
 
 FORMAT = 3
-"""Of model files and run directories. Format 1 had other names of fields, format 2 a record in free text."""
+"""Version of the file format. Format 1 had other field names, format 2 a record in free text."""
 
 MINIMUM_STEPS = 100
-"""Optimiser steps below which nothing counts as trained: the default warm-up of the learning rate takes as many."""
+"""A model with fewer optimiser steps counts as untrained: the default learning rate warm-up takes as many."""
 
 Config = TypeVar("Config")
 
@@ -45,7 +45,7 @@ _SENTENCES = {
     Stopped.STREAM: "the stream of batches ended",
     Stopped.NON_FINITE: "training met a number that is not finite",
     Stopped.INTERRUPTED: "training was interrupted",
-    Stopped.BEHIND: "another candidate was better after as many steps",
+    Stopped.BEHIND: "another candidate was better after the same number of steps",
 }
 
 
@@ -59,8 +59,8 @@ class TrainingRecord(_Part):
     Attributes:
         steps: optimiser steps made.
         seconds: wall-clock time.
-        stopped: why training ended; None where its parts ended for different reasons.
-        part: of a training in parts (levels of images, candidates), the one that was interrupted, and their number.
+        stopped: why training ended; None if its parts ended for different reasons.
+        part: for training in parts (levels of images, candidates), the interrupted part and the number of parts.
     """
 
     steps: int = pydantic.Field(ge=0)
@@ -92,26 +92,26 @@ class DataRecord(_Part):
     """What a model was fitted to.
 
     Attributes:
-        kind: what an item is: a row of a table, an image, or a pair of parameters and data.
+        kind: kind of the items: rows of a table, images, or pairs of parameters and data.
         rows: number of items.
-        source: the path of the data, or a few words.
-        names: of the columns, or of the parameters; none for images.
-        y_names: of the data of an inverse problem.
-        given_names: of the conditions of a density.
-        categories: of a table with categories, the dictionary of each such column.
-        dates: of columns of dates, the unit, days or seconds.
-        missing: of columns with missing values, what stands in place of a missing number.
-        fingerprint: sixteen digits that change with any value.
-        left_out: items that could not be used: rows with missing values, files, failed simulations.
+        source: the path of the data, or a short description.
+        names: names of the columns or parameters; none for images.
+        y_names: names of the data of an inverse problem.
+        given_names: names of the conditions of a density.
+        categories: the categories of each categorical column of a table.
+        dates: the unit of each date column, days or seconds.
+        missing: for each column with missing values, the number that replaces a missing one.
+        fingerprint: a hash of the data, sixteen digits.
+        left_out: number of unusable items: rows with missing values, unreadable files, failed simulations.
         reason: why the first simulation failed.
-        classes: the labels, in the order of probabilities; of an image model, what the images are given.
-        unlabelled: items whose label is unknown.
-        label_column: the column of the table that held the labels.
-        partition: of images, the partition that was used.
-        white: of images, the pixel values that became 255.
-        problem: the name of the problem, if it is one of `flowknife.problems`.
-        prior_estimated: the prior was estimated from the pairs.
-        exact: the data had no noise, and a little was added for the fit alone.
+        classes: the labels, in the order of the probabilities; for an image model, those that condition the images.
+        unlabelled: number of items whose label is unknown.
+        label_column: the label column of the table.
+        partition: for images, the partition that was used.
+        white: for images, the pixel values that were mapped to 255.
+        problem: name of the problem, if it is one of `flowknife.problems`.
+        prior_estimated: whether the prior was estimated from the pairs.
+        exact: whether the data had no noise, so that a little was added for the fit.
     """
 
     kind: Literal["rows", "images", "pairs"]
@@ -141,13 +141,13 @@ class DataRecord(_Part):
 
     @pydantic.model_serializer(mode="wrap")
     def _what_applies(self, handler: Any) -> dict[str, Any]:
-        """Without the fields that say nothing, such as the classes of a density."""
+        """Leave out empty fields, such as the classes of a density."""
         filled = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         return {name: value for name, value in handler(self).items() if name in filled}
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of flowknife, Python and the packages that compute."""
+    """The versions of flowknife, Python and the numerical packages."""
     return {"flowknife": __version__, "python": platform.python_version(), **_installed()}
 
 
@@ -160,19 +160,19 @@ class Record(_Part, Generic[Config]):
     """The record of a run.
 
     Attributes:
-        format: of the run directory.
-        application: that made it.
-        config: settings as they were asked, open where nothing was said.
-        used: the same settings, with what the fit chose where they were open.
-        data: what the model was fitted to.
-        training: how training went.
-        files: SHA-256 of the other files of the run, by name.
-        metrics: what was measured when the run was saved; None for a number that is not finite.
-        notes: sentences on what is worth knowing.
-        recipe: the name of the recipe that the settings come from.
-        demo: whether a demo made the run, so that another one may replace it.
-        created: when the fit ended.
-        versions: of flowknife, Python and the packages that compute.
+        format: version of the file format.
+        application: name of the application.
+        config: settings as requested; the others are open (None).
+        used: the same settings, with the values that the fit chose for open ones.
+        data: description of the training data.
+        training: summary of training.
+        files: SHA-256 checksums of the other files of the run, by name.
+        metrics: metrics at the time of saving; None for a non-finite one.
+        notes: remarks and warnings about the run, one sentence each.
+        recipe: name of the recipe that the settings come from.
+        demo: whether a demo wrote the run; another demo may then replace it.
+        created: time at which the fit ended.
+        versions: versions of flowknife, Python and the numerical packages.
     """
 
     format: int = FORMAT
@@ -190,7 +190,7 @@ class Record(_Part, Generic[Config]):
     versions: dict[str, str] = pydantic.Field(default_factory=package_versions)
 
     def __reduce__(self) -> Any:
-        """A class with a parameter has no name by which a pickle could find it."""
+        """Support pickling: a parametrised generic class has no importable name."""
         return _restored, (type(self.config), self.model_dump_json())
 
     def __repr__(self) -> str:
@@ -204,7 +204,7 @@ def _restored(config: Any, text: str) -> Any:
 
 
 def described(source: Any) -> str:
-    """What data are called in a record: the path of a file or folder; of what is in memory its type and shape."""
+    """Short description of a data source: the path of a file or folder, the type and shape of data in memory."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, tuple):

@@ -1,7 +1,7 @@
-"""Settings: one base class, one deep merge, one rule for settings without effect, and one-line errors.
+"""Base class of all configurations: deep merging, settings without effect as errors, one-line messages.
 
-None means *open* in every configuration: the fit chooses the value from the data. A result keeps both, what was asked
-(`config`, with open settings left open) and what was used (`used`).
+None means *open* in every configuration: the fit chooses the value from the data. A result keeps the requested settings
+(`config`, where open ones are None) and those that the fit used (`used`).
 """
 
 import difflib
@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from flowknife.errors import InputError
 
 Applies = Mapping[str, tuple[str, Sequence[str]]]
-"""For a setting that does not always have an effect: the choice it depends on, and the options that use it."""
+"""For each setting that only sometimes has an effect: the choice it depends on and the options that use it."""
 
 
 class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -28,7 +28,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
 
     applies: ClassVar[Applies] = {}
     chosen: ClassVar[Mapping[str, str]] = {}
-    """How a fit chooses what is open, where the description of a setting does not say: sentences by dotted key."""
+    """How a fit chooses an open setting, if its description does not explain it: sentences by dotted key."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -40,7 +40,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: Any) -> Any:
-        """NumPy values become plain; text and truth values are not numbers."""
+        """Convert NumPy values to plain ones; refuse text and booleans as numbers."""
         value = value.tolist() if hasattr(value, "tolist") else value
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
         if kinds & {int, float} and not kinds & {str, bool} and _holds_words(value):
@@ -54,7 +54,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
         return self
 
     def completed(self, **chosen: Any) -> Any:
-        """These settings, with the values of `chosen` where a field is open; then a type checker sees no None."""
+        """These settings, with open fields set to the values of `chosen`."""
         return self.model_copy(update={name: value for name, value in chosen.items() if getattr(self, name) is None})
 
 
@@ -62,7 +62,7 @@ Config = TypeVar("Config", bound=Settings)
 
 
 def asked(kind: type[Config], config: Config | None, settings: Mapping[str, Any], seed: int | None = None) -> Config:
-    """What a caller asks for: `config` with `settings` merged over it, and `seed` over both.
+    """The requested configuration: `config` with `settings` merged over it, and `seed` over both.
 
     Raises:
         InputError: for a `config` of another class, an unknown key or a value that does not fit.
@@ -81,7 +81,7 @@ def given(config: pydantic.BaseModel) -> dict[str, Any]:
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, later layers over earlier ones, key by key at every depth; keys may be dotted."""
+    """Deep merge of nested settings: later layers override earlier ones; keys may be dotted."""
     whole: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -112,12 +112,12 @@ def leaves(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def require_applicable(config: Settings, applies: Applies, chosen: Mapping[str, str]) -> None:
-    """Refuse a setting that was asked for and has no effect; for choices that only the data settle.
+    """Refuse a requested setting without effect; for choices that depend on the data.
 
     Args:
-        config: what was asked.
+        config: the requested settings.
         applies: on which choice each setting depends, see `Applies`.
-        chosen: the option of each choice.
+        chosen: the selected option of each choice.
 
     Raises:
         InputError: for the first setting without effect.
@@ -127,7 +127,7 @@ def require_applicable(config: Settings, applies: Applies, chosen: Mapping[str, 
 
 
 def _idle(config, applies, chosen):
-    """(setting, its value, the choice, the option, those that use it) of the first setting without effect."""
+    """The first setting without effect: (setting, value, choice, selected option, options that use it)."""
     for name, (choice, options) in applies.items():
         value, option = getattr(config, name), chosen.get(choice)
         if value is not None and option is not None and option not in options:
@@ -179,8 +179,8 @@ def _explained(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) 
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
-    """What an unknown key may have been meant for: the nearest known ones, by the whole key or by its last part."""
-    groups = {name.partition(".")[0]: None for name in known}  # train and augment are names too
+    """Suggestions for an unknown key: the most similar known keys, by the whole key or its last part."""
+    groups = {name.partition(".")[0]: None for name in known}  # groups such as train and augment are names too
     close = difflib.get_close_matches(key.lower(), {**known, **groups}, n=3)
     if not close:
         ends = {name.rpartition(".")[2]: name for name in known}
@@ -210,7 +210,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _meaning(field: FieldInfo, chosen: str) -> str:
-    """The description, the options, and how the setting is chosen where it is open."""
+    """The description, the options, and the default or how an open setting is chosen."""
     text, _, default = (field.description or "").partition("; default")
     if options := _options(field.annotation):
         text = f"{text}; one of {', '.join(options)}" if text else f"one of {', '.join(options)}"
@@ -226,7 +226,7 @@ def _options(annotation: Any) -> tuple[str, ...]:
 
 
 def _kinds(annotation: Any) -> set[type]:
-    """The plain types in an annotation; of a Literal those of its options."""
+    """The plain types in an annotation; for a Literal, the types of its options."""
     if typing.get_origin(annotation) is typing.Literal:
         return {type(option) for option in typing.get_args(annotation)}
     inner = typing.get_args(annotation)

@@ -1,6 +1,6 @@
-"""The hold-out of every job: rows for training, for early stopping, and for the calibration of p-values.
+"""The split of all jobs: rows for training, for early stopping, and for the calibration of p-values.
 
-Rows that were trained on, or that decided when to stop, never calibrate: the chosen weights are biased towards them.
+Rows used for training or early stopping never calibrate: the chosen weights are biased towards them.
 """
 
 from typing import NamedTuple
@@ -15,9 +15,9 @@ SHARE = 0.15
 
 _STOPPING_ALONE = 0.1
 _FEWEST = 3  # one for early stopping, two for calibration
-_RANKS = 3  # below alpha: with fewer the rate of false alarms varies much, and few discoveries are possible
+_RANKS = 3  # p-values below alpha: with fewer, the false-alarm rate varies much, and few discoveries are possible
 _SHARE_OF_FEW = 0.15
-_FEW_STOPPING = 15  # with fewer rows the best time to stop is too noisy; small tables: a tenth
+_FEW_STOPPING = 15  # with fewer rows early stopping is too noisy; of a small table a tenth
 
 
 class Sizes(NamedTuple):
@@ -28,14 +28,14 @@ class Sizes(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Row numbers of the three disjoint parts, each in random order."""
+    """Row indices of the three disjoint parts, each in random order."""
 
     train: Int[np.ndarray, " t"]
     stopping: Int[np.ndarray, " s"]
     calibration: Int[np.ndarray, " c"]
 
 
-_MOST = Sizes(5000, 5000)  # unless a share is asked for: more rows change no decision
+_MOST = Sizes(5000, 5000)  # unless a share is set: more rows change no decision
 
 
 def fewest_calibration_rows(alpha: float | int, ranks: int = 1) -> int:
@@ -43,7 +43,7 @@ def fewest_calibration_rows(alpha: float | int, ranks: int = 1) -> int:
 
         m = min {m : ranks / (m + 1) < alpha}
 
-    With `ranks=1`, fewer rows than this can flag nothing.
+    With fewer rows than for `ranks=1`, no row can ever be flagged.
     """
     rows = max(int(ranks / alpha) - 2, 0)
     while not ranks / (rows + 1) < alpha:
@@ -52,7 +52,7 @@ def fewest_calibration_rows(alpha: float | int, ranks: int = 1) -> int:
 
 
 def rounded(count: int) -> int:
-    """The largest number up to `count` with four leading binary digits: few sizes, at most an eighth smaller."""
+    """`count` rounded down to four leading binary digits: few different sizes, each at most an eighth smaller."""
     return count - count % (1 << max(count.bit_length() - 4, 0))
 
 
@@ -66,19 +66,19 @@ def split_sizes(
 ) -> Sizes:
     """Numbers of held-out rows: one rule for all jobs.
 
-    Early stopping gets a third of the held-out rows, but no more than a twentieth of all rows (of a small table a
-    tenth, up to 15 rows, where no share is asked for); calibration gets the rest (of a small table up to 15 %, for
-    three ranks below `alpha`). Where that is too little to flag anything at the rate `alpha`, calibration takes what it
-    needs: from the training rows, if it needs no more than a third of all rows and no share was asked for, otherwise
-    from early stopping. Where it is enough, as many rows calibrate as bring the rate of false alarms closest below
-    `alpha`, and what is left is trained on (or, of a share that was asked for, decides when to stop).
+    Early stopping gets a third of the held-out rows, but at most a twentieth of all rows (in a small table a tenth, up
+    to 15 rows, unless a share is set). Calibration gets the rest (in a small table up to 15 %, for three ranks below
+    `alpha`). If that is too little to flag anything at the rate `alpha`, calibration takes the rows it needs: from
+    training, if it needs at most a third of all rows and no share is set, otherwise from early stopping. If it is
+    enough, the number of calibration rows is reduced to the one whose false-alarm rate is closest below `alpha`. The
+    remaining rows go to training (or to early stopping, if a share is set).
 
     Args:
         rows: number of rows.
-        share: of the rows, held out in all; 0 for none, None for the default `SHARE`.
-        alpha: the rate of false alarms; None where nothing is calibrated, and all held-out rows decide when to stop.
-        most: rows of either kind, where no share is asked for.
-        spare: rows that may be held out at most; default all but one.
+        share: share of the rows that is held out in total; 0 for none, None for the default `SHARE`.
+        alpha: the false-alarm rate; None without calibration, where all held-out rows are for early stopping.
+        most: largest number of rows of either part, unless a share is set.
+        spare: largest number of held-out rows; default all but one.
     """
     spare = rows - 1 if spare is None else spare
     if share == 0 or spare < 1:
@@ -94,7 +94,7 @@ def split_sizes(
         few = min(round(_SHARE_OF_FEW * rows), fewest_calibration_rows(alpha, _RANKS))
         calibration = min(max(calibration, few), most.calibration, spare - stopping)
         stopping = rounded(min(max(stopping, min(round(rows / 10), _FEW_STOPPING)), most.stopping, spare - calibration))
-    if calibration < 2:  # of one score no p-value is small, and a detector needs the place and the width of several
+    if calibration < 2:  # one score gives no small p-value, and a detector needs several to estimate location and scale
         return Sizes(stopping + calibration, 0)
     needed = fewest_calibration_rows(alpha)
     if calibration < needed:
@@ -114,9 +114,9 @@ def split(rows: int, sizes: Sizes, key: Array, *, groups: Int[np.ndarray, " n"] 
 
     Args:
         rows: number of rows.
-        sizes: of the parts that are held out, see `split_sizes`.
+        sizes: sizes of the held-out parts, see `split_sizes`.
         key: JAX key.
-        groups: such as classes, by number; one row of each, drawn at random, is trained on in any case.
+        groups: group of each row, such as its class; one random row of each group is always in the training part.
     """
     order = as_generator(key).permutation(rows)
     if groups is not None:

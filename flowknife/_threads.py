@@ -1,4 +1,4 @@
-"""Work in threads: items fetched ahead, and calls made at the same time."""
+"""Threads: prefetching, and calls that run in parallel."""
 
 import contextlib
 import queue
@@ -11,7 +11,7 @@ from flowknife.errors import Interrupted
 
 
 def prefetch(items: Iterator, size: int = 4) -> Generator:
-    """Iterate in a thread, up to `size` items ahead; an error in the thread is raised here, closing ends the thread."""
+    """Prefetch up to `size` items in a thread; errors of the thread are raised here, closing ends the thread."""
     ready: queue.Queue = queue.Queue(maxsize=size)
     end, closed = object(), threading.Event()
 
@@ -40,12 +40,12 @@ def prefetch(items: Iterator, size: int = 4) -> Generator:
             yield item
     finally:
         closed.set()
-        thread.join(timeout=1.0)  # longer than a put waits; a source that is slower ends by itself
+        thread.join(timeout=1.0)  # longer than a put waits; a slower source ends by itself
 
 
 _worker = threading.local()
 
-_LOOKS = 0.1  # seconds between looks for an interruption
+_LOOKS = 0.1  # seconds between checks for an interruption
 
 
 def raise_if_interrupted() -> None:
@@ -56,12 +56,12 @@ def raise_if_interrupted() -> None:
 
 
 def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
-    """Results of the calls, made in `threads` threads; with one, in the calling thread.
+    """Results of the calls, run in `threads` threads; with one, in the calling thread.
 
-    An interruption reaches the threads through `raise_if_interrupted`. A second one waits for none of them.
+    An interruption reaches the threads through `raise_if_interrupted`. A second one does not wait for them.
 
     Raises:
-        Interrupted: its `result` lists what the calls returned, or reached (`Interrupted.result`); None for the others.
+        Interrupted: its `result` lists the results of the calls, complete or partial; None for calls without one.
     """
     results: list[Any] = [None] * len(calls)
     if threads == 1:
@@ -99,7 +99,7 @@ def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
         while not errors and len(ended) < len(calls):
             while workers:
                 workers.pop().start()
-            stirred.wait(_LOOKS)  # a signal that is only noted wakes nobody
+            stirred.wait(_LOOKS)  # a signal that is only recorded wakes no thread
             stirred.clear()
             if late:
                 interrupted.set()

@@ -4,9 +4,9 @@ Its header lists registered classes with plain values, its body the arrays by th
 file can run code: only classes defined in flowknife's own modules are built, field by field, from numbers, strings and
 arrays.
 
-A file may come from anybody. So whatever is read is compared with what `save_tree` writes: every field with the type
-that its class declares, every array with the one place where it belongs, numbers with what is finite; and nothing is
-allocated before its size is known to be that of the file.
+A file may come from an untrusted source. So everything that is read is validated: every field has the type that its
+class declares, every array belongs to exactly one field, numbers are finite, and nothing is allocated before its size
+is checked against that of the file.
 """
 
 import dataclasses
@@ -35,14 +35,14 @@ from flowknife.data._memory import room_in_memory
 from flowknife.errors import StorageError
 
 _HEADER = "flowknife"
-_MOST_HEADER = 2**24  # bytes; a thousandth of it is usual
-_MOST_DEPTH = 100  # of the tree; 35 is usual
-_SMALL = 2**24  # bytes that there is always room for
-_LARGEST = 2**20  # of whole numbers of a module, which are sizes and places
-_MOST_NUMBERS = 2**27  # of one event
+_MOST_HEADER = 2**24  # bytes; typical headers are a thousand times smaller
+_MOST_DEPTH = 100  # typical trees have 35 levels
+_SMALL = 2**24  # bytes; smaller files are not checked against the free memory
+_LARGEST = 2**20  # largest integer in a module: these are sizes and indices
+_MOST_NUMBERS = 2**27  # largest number of elements of one event
 _SIZES = (Shape, Shape | None)
-_PLACES = {"indices"}  # fields that hold permutations: any other map of places would not be invertible
-_ENDLESS = {"limits", "moments", "low", "high"}  # fields that hold bounds, which may be infinite
+_PLACES = {"indices"}  # fields with permutations: any other index map would not be invertible
+_ENDLESS = {"limits", "moments", "low", "high"}  # fields with bounds, which may be infinite
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def save_tree(path: str | os.PathLike, tree: Any) -> None:
     with replacing(path) as place:
         try:
             save_file(arrays, place, metadata={_HEADER: json.dumps(header)})
-        except SafetensorError as error:  # a full disk, say
+        except SafetensorError as error:  # such as a full disk
             raise OSError(str(error).rpartition("I/O error: ")[2]) from None
 
 
@@ -99,16 +99,16 @@ def _describe(value, path, arrays, classes):
 
 
 def _step(path, key):
-    """The path of a value of a mapping; a slash inside a key would look like a step of the path."""
+    """The path of a value of a mapping; a slash inside a key is escaped, since it separates steps."""
     return f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
 
 
 def load_tree(path: str | os.PathLike, convert: Callable[[np.ndarray], Any] = jnp.asarray) -> Any:
-    """Read what `save_tree` wrote.
+    """Read a file of `save_tree`.
 
     Args:
         path: the file.
-        convert: what arrays become; default arrays of JAX, in single precision unless JAX has double.
+        convert: applied to each array; default JAX arrays, in single precision unless JAX has 64-bit types enabled.
 
     Raises:
         StorageError: for a file that is missing, damaged, of a newer format, or written by something else.
@@ -145,15 +145,15 @@ _FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 
 
 class _Damaged(ValueError):
-    """What is wrong with a model file."""
+    """A model file is damaged; the message explains how."""
 
 
 class _Reader:
-    """Builds a tree, and takes each array once.
+    """Builds a tree and uses each array once.
 
     Args:
-        tensor: gives an array by its name.
-        names: of all arrays.
+        tensor: returns an array by its name.
+        names: names of all arrays.
         convert: what arrays become.
     """
 
@@ -165,11 +165,11 @@ class _Reader:
         """The value at `path` of the tree.
 
         Args:
-            node: what the header says of it.
+            node: its description in the header.
             path: where it is.
             declared: the type that it must have.
             inside: whether it belongs to a module, whose numbers are finite.
-            depth: of the path.
+            depth: length of the path.
         """
         if depth > _MOST_DEPTH:
             raise _Damaged(f"a tree of more than {_MOST_DEPTH} levels")
@@ -217,7 +217,7 @@ class _Reader:
             raise StorageError(f"got a model with a layer {name!r}; expected one of flowknife's; try a newer one")
         cls = classes[name]
         names = {item.name: item.default for item in dataclasses.fields(cls)}
-        # a field with a default is one that an older version may not have known
+        # a field with a default may be missing in files of older versions
         required = {field for field, default in names.items() if default is dataclasses.MISSING}
         if not required <= set(fields) <= set(names):
             raise StorageError(f"got fields {sorted(fields)} of {name}; expected {sorted(names)}")
@@ -245,7 +245,7 @@ def _declared(cls: type) -> dict[str, Any]:
 
 
 def accepts(declared: Any, value: Any) -> bool:
-    """Whether a value has a declared type: of arrays the kind of numbers, since layers that are stacked have more axes.
+    """Whether a value has a declared type; of arrays only the dtype is checked, since stacked layers have more axes.
 
     Examples:
         >>> accepts(tuple[int, ...], (1, 2)), accepts(float | None, "1")
@@ -278,7 +278,7 @@ def accepts(declared: Any, value: Any) -> bool:
     if declared is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if issubclass(declared, AbstractArray):
-        kinds = declared.dtypes  # a sentinel where any is right
+        kinds = declared.dtypes  # a sentinel where any dtype is allowed
         known = not isinstance(kinds, (list, tuple)) or str(getattr(value, "dtype", "")) in kinds
         return isinstance(value, declared.array_type) and known
     return isinstance(value, declared)
@@ -305,7 +305,7 @@ def require_room(path: str | os.PathLike, size: int, what: str = "a model") -> N
 
 
 def require_format(path: str | os.PathLike, found: Any) -> None:
-    """Refuse a format that is not that of this version."""
+    """Refuse a file format of another version."""
     if not isinstance(found, int) or isinstance(found, bool):
         raise StorageError(f"got {path} of format {found!r}; expected one that flowknife wrote, of format {FORMAT}")
     if found != FORMAT:

@@ -1,4 +1,4 @@
-"""Types that every module shares: arrays, random keys, and numbers that training leaves alone."""
+"""Types that every module shares: arrays, random keys, and constants that are not trained."""
 
 import operator
 import secrets
@@ -27,9 +27,9 @@ Shape = tuple[int, ...]
 
 
 def as_key(key: Key) -> Array:
-    """Turn an int, a JAX key or None into a JAX key.
+    """Convert an int, a JAX key or None to a JAX key.
 
-    Every integer below 2^64 is another key, whether JAX has 64-bit numbers or not.
+    Different integers below 2^64 give different keys, whether JAX has 64-bit types enabled or not.
 
     Raises:
         InputError: for anything else.
@@ -52,16 +52,16 @@ def as_key(key: Key) -> Array:
 
 
 def as_generator(key: Key, *numbers: int) -> np.random.Generator:
-    """The NumPy generator of a key: for what is shuffled or computed outside of JAX.
+    """A NumPy generator seeded by a key, for shuffling and other work outside of JAX.
 
-    With numbers, such as that of an epoch, another generator for each.
+    Different `numbers`, such as the epoch, give different generators.
     """
     return np.random.default_rng([*map(int, np.ravel(jax.random.key_data(as_key(key)))), *numbers])
 
 
 @partial(jax.jit, static_argnums=1)
 def keys_of(key: Array, count: int) -> tuple[Array, ...]:
-    """`count` independent keys, by one compiled program."""
+    """`count` independent keys, from one compiled program."""
     return tuple(jax.random.split(key, count))
 
 
@@ -81,7 +81,7 @@ def as_count(n: Any, of: str) -> int:
 
 
 def as_seed(key: Key) -> int | None:
-    """The integer that gives the same key again, so that a run's settings hold its seed; None where there is none."""
+    """The integer seed that gives the same key, to be stored in a run's settings; None if there is none."""
     if key is None or isinstance(key, (int, np.integer)):
         return None if key is None else int(key)
     words = np.asarray(jax.random.key_data(as_key(key)))
@@ -89,14 +89,14 @@ def as_seed(key: Key) -> int | None:
 
 
 def as_shape(shape: int | Shape) -> Shape:
-    """Write an event shape as a tuple: `3` means a vector of length 3.
+    """An event shape as a tuple: `3` means a vector of length 3.
 
     Raises:
         InputError: for anything but whole numbers that are not negative.
     """
     try:
         sizes = shape if isinstance(shape, Iterable) else (shape,)
-        # a program that is exported may leave the size of a batch open
+        # an exported program may have a symbolic batch size
         numbers: tuple[Any, ...] = tuple(
             size if jax.export.is_symbolic_dim(size) else operator.index(size) for size in sizes
         )
@@ -108,12 +108,12 @@ def as_shape(shape: int | Shape) -> Shape:
 
 
 def _as_size(size: Any) -> Any:
-    """A whole number; the size of a batch that an exported program leaves open stays as it is."""
+    """A size as an int; the symbolic batch size of an exported program stays as it is."""
     return size if jax.export.is_symbolic_dim(size) else operator.index(size)
 
 
 def sizes_agree(*arrays: tuple[str, Any], **sizes: int) -> bool:
-    """Whether arrays have these axes, and axes of one name one size.
+    """Whether arrays have these axes, and axes of the same name have the same size.
 
     Examples:
         >>> sizes_agree(("n d", np.zeros((5, 2))), ("n", np.zeros(5)), d=2)
@@ -145,7 +145,7 @@ def as_numbers(values: Any, name: str) -> np.ndarray:
             kinds = {np.asarray(value).dtype.kind for value in array.ravel()}
         unfit = [words for kind, words in _NOT_NUMBERS.items() if kind in kinds]
         numbers = np.zeros(0) if unfit else np.array(array, np.float64)
-    except Exception as error:  # a foreign object may raise anything when it is converted
+    except Exception as error:  # objects of other libraries may raise anything when they are converted
         raise InputError(f"got {type(values).__name__} as {name} ({error_in_words(error)}); expected numbers") from None
     if unfit:
         raise InputError(f"got {unfit[0]} as {name}; expected real numbers")
@@ -164,13 +164,13 @@ def _without_missing(objects: np.ndarray) -> np.ndarray:
 
 
 def error_in_words(error: BaseException) -> str:
-    """The kind and the beginning of an error, in one line."""
+    """The type and the beginning of the message of an error, in one line."""
     words = " ".join(str(error).split())[:120]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 class Constant(eqx.Module):
-    """An array of the model that is saved with it and used by it, but never trained.
+    """An array of the model that is used and saved, but never trained.
 
     Standardisation, fixed rotations and the initialised flag of ActNorm are constants.
     """
@@ -182,15 +182,15 @@ class Constant(eqx.Module):
 def built(make: Callable[..., Any], *args: Any, key: Array, **kwargs: Any) -> Any:
     """`make(*args, key=key, **kwargs)`, compiled as a whole.
 
-    The many small draws of initial weights would take longer one by one. Equal functions with equal arguments share one
-    compiled program. Its key is one of XLA's own generator, which compiles in a third of the time of JAX's default.
+    Drawing the initial weights one by one would take longer. Equal functions with equal arguments share one compiled
+    program. The key belongs to XLA's own random generator, which compiles in a third of the time of JAX's default.
     """
     words = jnp.resize(jax.random.key_data(key), (4,))
     return make(*args, key=jax.random.wrap_key_data(words, impl="unsafe_rbg"), **kwargs)
 
 
 def split_trainable(tree: Any) -> tuple[Any, Any]:
-    """Split a model into (what is trained, the rest); `equinox.combine` joins them again."""
+    """Split a model into (trainable part, the rest); `equinox.combine` joins them again."""
     mask = jax.tree.map(
         lambda leaf: not isinstance(leaf, Constant) and eqx.is_inexact_array(leaf),
         tree,

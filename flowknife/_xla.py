@@ -1,4 +1,4 @@
-"""Choices about the compiler that save compile time; what the user has set stays."""
+"""Compiler options that save compile time; options set by the user take precedence."""
 
 import os
 import platform
@@ -22,10 +22,10 @@ _PRUNED, _DAY = ".pruned", 86_400.0
 
 
 def choose() -> None:
-    """Switch the newer code generator of jaxlib 0.10 off, if JAX has not begun to compute.
+    """Switch off the newer code generator of jaxlib 0.10, unless JAX has already been used.
 
     With it, programs of many small layers take about twice the time and the memory to compile, and run at most a tenth
-    faster. Other versions of jaxlib may not know the flag, and stop at flags that they do not know.
+    faster. Other versions of jaxlib may not know the flag, and abort on unknown flags.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib.__version__.startswith("0.10.") and _FLAG not in flags:
@@ -33,13 +33,14 @@ def choose() -> None:
 
 
 def keep_programs() -> None:
-    """Keep compiled programs between processes, so that the second fit of the same shapes compiles nothing.
+    """Cache compiled programs on disk, so that a second fit with the same shapes compiles nothing.
 
-    They lie in a private folder below `$FLOWKNIFE_CACHE` or `~/.cache/flowknife`. A cache that the user has set for JAX
-    stays; `FLOWKNIFE_COMPILATION_CACHE=off` switches this one off, and so does a folder that cannot be made private.
+    The cache is a private folder below `$FLOWKNIFE_CACHE` or `~/.cache/flowknife`. A cache that the user has configured
+    for JAX is kept. `FLOWKNIFE_COMPILATION_CACHE=off` switches this cache off, and it stays off if the folder cannot be
+    made private.
 
-    Once a day the oldest programs beyond 1 GiB are removed. A limit of JAX's own would read the time of every program
-    whenever one is written, under a lock for which other processes wait up to 10 s for each of theirs.
+    Once a day the oldest programs beyond 1 GiB are removed. JAX's own size limit would check the age of every program
+    at each write, under a lock that makes other processes wait up to 10 s per write.
     """
     off = os.environ.get(_SWITCH, "").lower() in ("off", "0", "false", "no")
     if off or jax.config.values["jax_compilation_cache_dir"]:
@@ -50,13 +51,13 @@ def keep_programs() -> None:
         if name.upper() not in os.environ:
             jax.config.update(name, value)
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # an entry that another process is about to write is compiled anew, which nobody needs to know
+        # an entry that another process is just writing is compiled again; a warning would only distract
         warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
         _prune(folder)
 
 
 def _prune(folder: Path) -> None:
-    """Remove the oldest programs beyond the limit, unless that was done within a day."""
+    """Remove the oldest programs beyond the limit, at most once a day."""
     stamp = folder / _PRUNED
     if not stamp.exists() or abs(time.time() - stamp.stat().st_mtime) > _DAY:
         stamp.touch()
@@ -64,7 +65,7 @@ def _prune(folder: Path) -> None:
 
 
 def _machine() -> str:
-    """Programs of one kind of processor may stop another; home folders are shared by machines."""
+    """Identifies the processor: machines may share a home folder, and a program of one may crash another."""
     kind = platform.processor()
     with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
         kind = next((line for line in lines if line.startswith(("flags", "Feat"))), kind)

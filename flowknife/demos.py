@@ -1,7 +1,7 @@
-"""Demos of every application on included data: each trains, writes a run and returns a section of the page.
+"""Demos of every application on included data. Each one trains a model, writes a run and returns a page section.
 
-A demo is a function of (folder, quick) that writes a run with its report into the folder and returns a section for the
-page that shows all demos. A new one is one more entry of `DEMOS`.
+A demo is a function of (folder, quick). It writes a run with its report into the folder and returns a section for the
+page of all demos. To add a demo, add an entry to `DEMOS`.
 """
 
 import sys
@@ -36,8 +36,8 @@ def moons(folder: Path, quick: bool) -> "Section":
         f"{flow.metrics['nll']:.3f} nats each; under the true density they cost {toy.entropy:.3f} on average."
     )
     captions = {
-        "samples.png": "The data, and rows drawn from the model.",
-        "mapping.gif": "The way through the layers of the network, and back.",
+        "samples.png": "The data, and samples of the model.",
+        "mapping.gif": "The points on their way through the layers of the network, and back.",
     }
     return _section("Distribution mapping", "moons", text, folder, flow.model, captions)
 
@@ -59,7 +59,7 @@ def images(folder: Path, quick: bool) -> "Section":
     model.report(folder, others=others)
     flagged = [int(model.score(batch)["flag"].sum()) for batch in (others, unseen)]
     text = (
-        "Images on the left, one latent per scale on the right. A latent drawn from its law decodes to a new image. "
+        "Images on the left, one latent per scale on the right. Random latents decode to new images. "
         f"Anomaly detection flags {flagged[0]} of {len(names)} other images and {flagged[1]} of {len(unseen)} new "
         "digits."
     )
@@ -81,7 +81,7 @@ def classify_images(folder: Path, quick: bool) -> "Section":
     model.report(folder)
     text = (
         "Images on the left, the label and a latent on the right. Left to right the model classifies: "
-        f"{model.metrics['accuracy']:.1%} of the held-out digits are right. Right to left, with the label set, it "
+        f"its accuracy on held-out digits is {model.metrics['accuracy']:.1%}. Right to left, with the label set, it "
         "draws digits of that class."
     )
     captions = {
@@ -92,7 +92,7 @@ def classify_images(folder: Path, quick: bool) -> "Section":
 
 
 def ring(folder: Path, quick: bool) -> "Section":
-    """Application 4: eight modes on a ring, of which four share a class, two another, and two are alone."""
+    """Application 4: eight modes on a ring in four classes: of four modes, of two, and twice of one."""
     from flowknife.apps import classify
     from flowknife.problems import ring
 
@@ -103,9 +103,9 @@ def ring(folder: Path, quick: bool) -> "Section":
     model.report(folder)
     text = (
         "Points of the plane on the left, their class and a latent on the right: the same for tables. "
-        f"{model.metrics['accuracy']:.2%} of the held-out points are classified rightly. Of the points that are drawn "
-        f"for a class, {_on_modes(model, toy):.0%} lie within three standard deviations of one of its modes; of exact "
-        "draws it would be 99%."
+        f"The accuracy on held-out points is {model.metrics['accuracy']:.2%}. Of the points that are drawn for a "
+        f"class, {_on_modes(model, toy):.0%} lie within three standard deviations of one of its modes; for exact "
+        "draws the share is 99%."
     )
     captions = {"samples.png": "Points drawn for each class.", "latents.png": "The latents of held-out points."}
     return _section("Classification of vectors", "ring", text, folder, model.model, captions)
@@ -124,18 +124,18 @@ def _on_modes(model: "Classifier", toy: "Ring") -> float:
 
 
 def kinematics(folder: Path, quick: bool) -> "Section":
-    """Application 5: all poses of a robot arm that put its hand in one place."""
+    """Application 5: all poses of a robot arm that put its hand at a given position."""
     from flowknife.apps import invert
     from flowknife.problems import kinematics
 
     posterior = invert(kinematics(), form="partitioned", train=_short(2500) if quick else {})
     text = (
-        "Four joints on the left, the place of the hand and a latent on the right. With the hand set where it was "
-        "observed, every draw of the latent is a pose that reaches it"
+        "Four joints on the left, the position of the hand and a latent on the right. With the observed position of "
+        "the hand set, every draw of the latent decodes to a pose that reaches it"
     )
     captions = {
-        "problem.png": "Poses drawn for one place of the hand.",
-        "corner.png": "The same poses as numbers, and exact ones.",
+        "problem.png": "Poses drawn for one position of the hand.",
+        "corner.png": "The joint angles of these poses, and samples of the exact posterior.",
     }
     return _inverted("Estimation of ill-conditioned parameters", "kinematics", text, folder, posterior, captions)
 
@@ -147,8 +147,8 @@ def gravity(folder: Path, quick: bool) -> "Section":
 
     posterior = invert(gravity(), train=_short(1500) if quick else {})
     text = (
-        "32 depths on the left, a latent on the right, and every coupling sees the 16 gravity anomalies: most of the "
-        "answer is not in the data, and the draws show the remaining uncertainty"
+        "32 depths on the left, a latent on the right, and the 16 gravity anomalies condition every coupling. The "
+        "data determine only part of the depths, and the draws show the remaining uncertainty"
     )
     captions = {
         "problem.png": "Basins drawn for one anomaly.",
@@ -169,13 +169,13 @@ def noise(folder: Path, quick: bool) -> "Section":
     )
     captions = {
         "problem.png": "Velocities drawn for one observation.",
-        "noise.png": "The noise that the same draws find in it, and its true value.",
+        "noise.png": "The noise level in the same draws, and its true value.",
     }
     return _inverted("Noise as an input", "noise", text, folder, posterior, captions)
 
 
 def _inverted(title, name, text, folder, posterior, captions) -> "Section":
-    """Write the run and the report of an inverse problem, and return what the page of all demos shows of it."""
+    """Write the run and the report of an inverse problem, and return its section of the page of all demos."""
     posterior.save(folder, demo=True)
     posterior.report(folder)
     gained = posterior.metrics["prior_nll"] - posterior.metrics["nll"]
@@ -184,7 +184,7 @@ def _inverted(title, name, text, folder, posterior, captions) -> "Section":
 
 
 def _short(steps: int) -> dict[str, Any]:
-    """Training of a quick demo: `steps` steps, fewer if they take more than 90 seconds, of one candidate."""
+    """Training settings of a quick demo: one candidate, `steps` steps, at most 90 seconds."""
     return {"steps": steps, "minutes": 1.5, "weight_decay": 0.0}
 
 
@@ -207,9 +207,9 @@ def run(name: str, folder: Path, quick: bool = True) -> Path:
 
 
 def run_all(folder: Path, quick: bool = True) -> Path:
-    """Run every demo into `folder/NAME` and write `folder/report.html`, which shows all: first ends, then results.
+    """Run every demo into `folder/NAME` and write `folder/report.html`: the ends of all models, then the results.
 
-    A demo whose data are not installed is left out, with a sentence on the page.
+    A demo whose data are not installed is skipped, and the page says so.
     """
     from flowknife.report import Section, write_report
 
@@ -223,7 +223,7 @@ def run_all(folder: Path, quick: bool = True) -> Path:
     shown = [section for section in sections if section.figures]
     overview = Section(
         f"{len(shown)} jobs, one network",
-        "The left end is what you have, the right end what you want to reason about: a job is only this choice.",
+        "The left end holds the data, the right end what you want to infer. Each job is a choice of these two ends.",
         [replace(section.figures[0], caption=f"{section.title}.") for section in shown],
     )
     results = [replace(section, figures=section.figures[1:]) for section in sections]
@@ -231,10 +231,9 @@ def run_all(folder: Path, quick: bool = True) -> Path:
 
 
 def other_images(digits: "np.ndarray") -> "tuple[np.ndarray, tuple[str, ...]]":
-    """Images that are no digits, uint8 of the shape of `digits`, and their names.
+    """Images other than digits, uint8 of the shape of `digits`, and their names.
 
-    Noise and blank images, and the digits themselves inverted and blurred: some of them are more likely than digits,
-    some less likely.
+    Noise, blank images, and inverted and blurred digits: some are more likely under the model than digits, some less.
     """
     import numpy as np
     from scipy.ndimage import gaussian_filter
@@ -255,7 +254,7 @@ def other_images(digits: "np.ndarray") -> "tuple[np.ndarray, tuple[str, ...]]":
 
 
 def _digits() -> "np.ndarray":
-    """The largest set of digits that is installed, in random order."""
+    """The largest installed set of digits, in random order."""
     import numpy as np
 
     from flowknife.data import digits, mnist_5k
@@ -268,19 +267,19 @@ def _digits() -> "np.ndarray":
 
 
 def is_demo(folder: Path) -> bool:
-    """Whether a demo wrote the run in this folder, so that another one may replace it."""
+    """Whether a demo wrote the run in this folder; another demo may then replace it."""
     from flowknife.storage import read_run
 
     return is_run(folder) and read_run(folder).demo
 
 
 def _section(title: str, name: str, text: str, folder: Path, model: "INN", captions: dict[str, str]) -> "Section":
-    """What the page of all demos shows of one: its two ends, a few figures, and where to read more."""
+    """The section of one demo: its two ends, a few figures, and the path of its report."""
     from flowknife.report import PageImage, Section, ends, ends_svg
 
     frame = ends(model)
     figures = [
-        PageImage(ends_svg(frame.left, frame.right).encode(), "What stands at the two ends."),
+        PageImage(ends_svg(frame.left, frame.right).encode(), "The blocks at the two ends."),
         *(PageImage(folder / "figures" / file, caption) for file, caption in captions.items()),
     ]
-    return Section(title, f"{text}\n\nMore of it: `{name}/report.html`; the run is in `{name}`.", figures)
+    return Section(title, f"{text}\n\nFull report: `{name}/report.html`; the run is in `{name}`.", figures)

@@ -8,8 +8,9 @@
     UserWarning
     └── CalibrationWarning   a fit without p-values, or whose p-values can never be small enough to flag anything
 
-Every message is one line: what was got, what was expected, what to try. The command line catches
-`FlowknifeError`, prints that line and exits with status 1; anything else is a defect of ours and keeps its traceback.
+Every message is one line with three parts: got, expected, try. The command line catches
+`FlowknifeError`, prints that line and exits with status 1; any other exception is a bug in flowknife and keeps its
+traceback.
 """
 
 import re
@@ -20,7 +21,7 @@ _LONGEST = 2000
 
 
 def printable(text: str) -> str:
-    r"""Text of a file as one line for a terminal: line breaks become spaces, other control characters are written out.
+    r"""Text as one line that is safe for a terminal: line breaks become spaces, control characters are escaped.
 
     Examples:
         >>> printable("red \x1b[31m")
@@ -39,7 +40,7 @@ def _escaped(letter):
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A number of things in words.
+    """A count with its noun.
 
     Examples:
         >>> counted(1, "row"), counted(2000, "class", "classes")
@@ -49,9 +50,9 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Why something could not be read, in a few words: those of the system, or the first field that is wrong."""
+    """A short reason why something could not be read: the system's message, or the first invalid field."""
     fields = getattr(error, "errors", None)
-    if callable(fields):  # of pydantic
+    if callable(fields):  # an error of pydantic
         first = fields()[0]
         place = ".".join(map(str, first["loc"]))
         return f"{place}: {first['msg']}" if place else first["msg"]
@@ -59,15 +60,15 @@ def reason_of(error: Exception) -> str:
 
 
 def shortened(text: str, most: int = _LONGEST) -> str:
-    """Text of at most about `most` characters, without its middle where it is longer."""
+    """Text of at most about `most` characters; of longer text the middle is left out."""
     return text if len(text) <= most else f"{text[: most * 3 // 4]}...{text[-most // 5 :]}"
 
 
 class FlowknifeError(Exception):
     """Root of every error that a user can cause and fix.
 
-    Messages quote what was got, which may come from a file of somebody else: whatever that is, the message is one line
-    of limited length that a terminal shows as it is.
+    Messages quote input, which may come from an untrusted file. So a message is always one line of limited length
+    without control characters.
     """
 
     def __init__(self, message: Any = "", *args: Any):
@@ -91,7 +92,7 @@ class Interrupted(KeyboardInterrupt):
     """An interruption (Ctrl-C) of a fit after training had begun.
 
     Attributes:
-        result: what was reached, of the type that the interrupted function returns, with the best weights so far.
+        result: the result so far, of the type that the interrupted function returns, with the best weights so far.
 
     Examples:
         >>> try:  # doctest: +SKIP
@@ -106,4 +107,4 @@ class Interrupted(KeyboardInterrupt):
 
 
 class CalibrationWarning(UserWarning):
-    """A fit has no p-values, or too few calibration rows for a p-value below alpha; the message has the reason."""
+    """A fit has no p-values, or too few calibration rows for a p-value below alpha; the message gives the reason."""

@@ -1,13 +1,13 @@
 """READ FIRST: the one model behind every job.
 
-An invertible network maps its *left end* (what you have) to its *right end* (what you want to reason about) and back.
-Each end is a list of named blocks, a `Partition` of the numbers that the network carries:
+An invertible network maps its *left end* (the data) to its *right end* (latents, labels, observations) and back. Each
+end is a list of named blocks; a `Partition` divides the numbers at both ends into these blocks:
 
     left:   where each block's values come from    Data, Pixels, Noise, Pad
     right:  the law of each block                  Normal, Given, ClassMixture, Padding
-    cond:   what every coupling may look at        (conditions pass no Jacobian)
+    cond:   inputs of every coupling               (conditions are outside of the Jacobian)
 
-A job is a choice of these lists and nothing else:
+A job is defined by these lists alone:
 
     density                 x            <->  z
     images                  pixels       <->  z_0 ... z_L
@@ -16,11 +16,11 @@ A job is a choice of these lists and nothing else:
     inverse problem         x            <->  y (data), z
     ... with noisy data     x, noise     <->  y (data + the same noise), z
 
-and so is everything one does with it:
+and so are all operations:
 
     log_prob(x, y=...)  =  sum of the laws' log densities at encode(x) + log_det
-    block_log_probs     =  the same, term by term: one for each right-hand block
-    sample(key, n, y=y) =  draw each block from its law, the known ones around their value, decode
+    block_log_probs     =  the terms of this sum, one for each right-hand block
+    sample(key, n, y=y) =  draw each block from its law (known blocks around their value), then decode
     encode(x)["y"]      =  the forward prediction
 """
 
@@ -43,7 +43,7 @@ Blocks = dict[str, Array]
 
 
 class LeftEnd(NamedTuple):
-    """The left end as the network takes it: noise drawn, images dequantised.
+    """The left end, prepared for the network: noise drawn, images dequantised.
 
     Attributes:
         blocks: the left-hand blocks by name.
@@ -63,9 +63,9 @@ class RightEnd(NamedTuple):
 
     Attributes:
         blocks: the right-hand blocks by name.
-        log_dets: the shares by name, each of shape `batch`; they add up to log|det d(right)/d(left)|, less the log
-            density of the noise that made the left end continuous.
-        missing: rows with NaN among the data or what was given, bool of shape `batch`.
+        log_dets: the shares by name, each of shape `batch`; their sum is log|det d(right)/d(left)| minus the log
+            density of the dequantisation noise on the left.
+        missing: rows with NaN in the data or the known values, bool of shape `batch`.
     """
 
     blocks: Blocks
@@ -77,7 +77,7 @@ class Block(eqx.Module):
     """A named group of numbers at one end.
 
     Args:
-        name: how the block is called in arguments and results.
+        name: name of the block in arguments and results.
         shape: event shape; an int n means a vector of length n.
         law: on the right a law (default `Normal()`), on the left a source (default `Data()`), none for a condition.
     """
@@ -96,7 +96,7 @@ class Block(eqx.Module):
 
     @property
     def given_shape(self) -> Shape:
-        """Event shape of the value that the caller may give: that of the block, unless it is a label."""
+        """Event shape of the value that the caller passes: the block's own, unless it is a label."""
         return self.law.given_shape(self.shape) if isinstance(self.law, Law) else self.shape
 
 
@@ -157,17 +157,17 @@ class Partition(eqx.Module):
 
     @property
     def data(self) -> tuple[Block, ...]:
-        """The left-hand blocks that the caller gives."""
+        """The left-hand blocks that the caller passes."""
         return tuple(block for block in self.left if not block.law.drawn)
 
     @property
     def known(self) -> tuple[Block, ...]:
-        """What the caller may give by name: right-hand blocks known at training time, and conditions."""
+        """Blocks that the caller may pass by name: known right-hand blocks and conditions."""
         return (*(block for block in self.right if block.law.known), *self.cond)
 
     @property
     def cond_shape(self) -> Shape | None:
-        """Event shape of the one condition that the bijection is given; None without conditions."""
+        """Event shape of the condition that the bijection receives; None without conditions."""
         if len(self.cond) == 1:
             return self.cond[0].shape
         return (sum(block.size for block in self.cond),) if self.cond else None
@@ -243,8 +243,8 @@ class INN(eqx.Module):
 
         Args:
             x: the data block, an array `(*batch, *shape)`, or a dict of left-hand blocks by name.
-            key: source of what the model draws itself (noise, padding, dequantisation).
-            **given: conditions by name; other known values are accepted and not needed.
+            key: random key for noise, padding and dequantisation.
+            **given: conditions by name; other known values are accepted, but not used.
 
         Returns:
             the right-hand blocks by name.
@@ -321,7 +321,7 @@ class INN(eqx.Module):
     def sample_left(
         self, key: Key, n: int | Shape = (), *, temperature: Temperature | Mapping[str, Temperature] = 1.0, **given: Any
     ) -> Blocks:
-        """As `sample`, with all left-hand blocks by name, noise and padding too."""
+        """Like `sample`, but returns all left-hand blocks by name, including noise and padding."""
         given = self._check_given(given)
         names = [block.name for block in self.partition.right]
         if isinstance(temperature, Mapping) and not set(temperature) <= set(names):
@@ -351,7 +351,7 @@ class INN(eqx.Module):
         return _initialise(self, x, as_key(key), given)
 
     def require_sound(self) -> None:
-        """Check that ends, conditions and layers fit together, which a damaged file may violate; traces, runs nothing.
+        """Check that ends, conditions and layers fit together, which a damaged file may violate; only traces.
 
         Raises:
             InputError: the ends, the conditions or the layers do not fit.
@@ -360,14 +360,14 @@ class INN(eqx.Module):
         INN(ends.left, ends.right, self.bijection, ends.cond)
         try:
             log_prob, drawn = eqx.filter_eval_shape(_both_ways, self)
-        except Exception as error:  # layers that do not fit fail in many ways
+        except Exception as error:  # incompatible layers raise many kinds of errors
             raise InputError(f"got a model whose layers do not fit ({error_in_words(error)})") from None
         shapes = {block.name: (2, *block.shape) for block in ends.left}
         if log_prob.shape != (2,) or {name: array.shape for name, array in drawn.items()} != shapes:
             raise InputError("got a model whose layers do not fit its ends; expected numbers for each of them")
 
     def _check_condition(self):
-        """A condition that the bijection does not take would be ignored."""
+        """Refuse a condition that the bijection would ignore."""
         names, given = [block.name for block in self.partition.cond], self.partition.cond_shape
         taken = self.bijection.cond_shape
         if given == taken:
@@ -388,7 +388,7 @@ class INN(eqx.Module):
             "expected equal shapes"
         )
 
-    # -- the ends as the network takes them: continuous, with log-determinants ---------------------------------------
+    # -- the ends in the form of the network: continuous, with log-determinants --------------------------------------
 
     def left_end(self, x: Any, *, key: Key = None, **given: Any) -> LeftEnd:
         """Data, drawn noise and conditions, ready for the bijection; arguments of `log_prob`."""
@@ -406,14 +406,14 @@ class INN(eqx.Module):
             if target in known and block.name not in values:
                 known[target] = known[target] + left[block.name]
         array = _pack(self.partition.left, left, batch, self.bijection.shape)
-        array = array.astype(jnp.result_type(array, float))  # whole numbers are data too
+        array = array.astype(jnp.result_type(array, float))  # integers are valid data too
         return LeftEnd(left, known, array, self._condition(known))
 
     def right_end(self, left: LeftEnd) -> RightEnd:
         """The right-hand blocks of a left end, each with its share of the log-determinant.
 
-        A block of the bijection, see `Bijection.encode_blocks`, counts for the right-hand block in which it begins;
-        noise on the left for the last one.
+        The log-determinant of a block of the bijection, see `Bijection.encode_blocks`, belongs to the right-hand block
+        in which it begins; the log density of noise on the left belongs to the last one.
         """
         found = self.bijection.encode_blocks(left.array, left.cond)
         batch = left.array.shape[: left.array.ndim - len(self.bijection.shape)]
@@ -443,7 +443,7 @@ class INN(eqx.Module):
         return terms
 
     def decode_end(self, z: Any, **given: Any) -> tuple[Blocks, Array]:
-        """As `decode`, with left-hand blocks as the network makes them, and log|det d(right)/d(left)|."""
+        """Like `decode`, but returns the continuous left-hand blocks, and log|det d(right)/d(left)|."""
         right = _as_blocks(z, self.partition.right, "right-hand")
         batch, known = _batch_of(right, self.partition.right), self._check_given(given)
         self._require_batch(known, batch)
@@ -465,7 +465,7 @@ class INN(eqx.Module):
         return jnp.concatenate([jnp.broadcast_to(value, (*batch, value.shape[-1])) for value in flat], axis=-1)
 
     def _require_batch(self, known, batch):
-        """Refuse known values that are not one for all rows, or one for each."""
+        """Refuse known values unless there is one for all rows, or one for each row."""
         for block, value in self._pairs(known):
             own = value.shape[: value.ndim - len(block.given_shape)]
             if len(own) > len(batch) or any(a not in (1, b) for a, b in zip(own[::-1], batch[::-1], strict=False)):

@@ -1,7 +1,7 @@
 """Laws of blocks: densities on the right, sources on the left.
 
-A law on the right is a normalised density of its block. A law on the left is the source of the block's values: data
-as they are, images that are dequantised, noise or padding drawn fresh for every batch.
+A law on the right is a normalised density of its block. A source on the left provides the block's values: data
+unchanged, dequantised images, or noise and padding drawn anew for every batch.
 
 Shapes: a block of event shape `shape` holds arrays `(*batch, *shape)`; log densities have shape `batch`, in nats.
 """
@@ -26,7 +26,7 @@ from flowknife.errors import InputError
 Temperature = float | Float[Array, ""]
 
 LARGEST_TEMPERATURE = 1e6
-"""Beyond it the draws soon leave the range of numbers."""
+"""Draws at higher temperatures soon overflow."""
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -43,7 +43,7 @@ def normal_log_prob(x: Float[Array, "..."], shape: Shape, scale: Scale = 1.0) ->
 
 
 def as_temperature(value: Any) -> Any:
-    """A temperature, or several by name, as plain numbers; one that is being compiled stays as it is.
+    """A temperature, or several by name, as plain numbers; a traced one stays as it is.
 
     Raises:
         InputError: for anything but single numbers from 0 to `LARGEST_TEMPERATURE`.
@@ -64,10 +64,10 @@ def as_temperature(value: Any) -> Any:
 
 
 def require_finite_draws(rows: np.ndarray, temperature: Any) -> np.ndarray:
-    """Draws `(n, ...)` as they are.
+    """Return draws `(n, ...)` unchanged if they are finite.
 
     Raises:
-        InputError: if one of them is beyond the range of numbers.
+        InputError: if a draw overflowed.
     """
     bad = int(np.sum(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
     if bad:
@@ -79,15 +79,16 @@ def require_finite_draws(rows: np.ndarray, temperature: Any) -> np.ndarray:
 
 
 def beyond_range(log_prob: Float[Array, "..."], missing: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """Log densities with -inf instead of NaN, which numbers beyond the range of the precision lead to.
+    """Log densities with -inf in place of NaN that comes from overflow.
 
-    So far out any density of this library is below the smallest number. A row that has NaN itself, `missing`, keeps it.
+    Values that large have a density below the smallest number in every model of this library. Rows with NaN in the data
+    (`missing`) keep NaN.
     """
     return jnp.where(jnp.isnan(log_prob) & ~missing, -jnp.inf, log_prob)
 
 
 def _normal(key, shape):
-    """Standard normal draws, equal for a key in single and double precision."""
+    """Standard normal draws; a key gives the same draws in single and double precision."""
     return jax.random.normal(key, shape, jnp.float32)
 
 
@@ -96,16 +97,16 @@ class Law(eqx.Module):
 
     @property
     def known(self) -> bool:
-        """Whether the block is conditioned on a value that the caller gives."""
+        """Whether the block is conditioned on a value that the caller passes."""
         return False
 
     def given_shape(self, shape: Shape) -> Shape:
-        """Event shape of that value; a block's own shape, unless the value is a label."""
+        """Event shape of that value: the block's own, unless the value is a label."""
         return shape
 
     @abc.abstractmethod
     def log_prob(self, block: Array, shape: Shape, given: Array | None = None) -> Array:
-        """Log density of the block, of shape `batch`; `given` is the known value, where there is one."""
+        """Log density of the block, of shape `batch`; `given` is the known value, if any."""
 
     @abc.abstractmethod
     def sample(
@@ -170,9 +171,10 @@ class Padding(Law):
 class ClassMixture(Law):
     """Gaussian mixture with one component per class: sum_k w_k N(z; mu_k, (W_k^T W_k)^-1).
 
-    With a known label k the class's own joint term, w_k N(z; mu_k, ...); the label -1 means unknown. Means and weights
-    are trained. The whitenings W_k start at the identity (Ardizzone et al. 2020, arXiv 2001.06448) and are never
-    trained; `fit` sets all three in closed form, which makes the law alone a quadratic discriminant analysis.
+    With a known label k the density is the joint term of that class, w_k N(z; mu_k, ...). The label -1 means unknown.
+    Means and weights are trained. The whitenings W_k start at the identity (Ardizzone et al. 2020, arXiv 2001.06448)
+    and are never trained; `fit` sets all three in closed form, which makes the law alone a quadratic discriminant
+    analysis.
 
     With as many dimensions as classes, means start at 5 / sqrt(2 floor(D/K)) times a tiled identity (ibid., app. C);
     with fewer, at points spread over a ball, the nearest two 5 apart.
@@ -203,11 +205,11 @@ class ClassMixture(Law):
     def fit(self, block: Array | np.ndarray, labels: Array | np.ndarray, scale: ArrayLike = 1.0) -> "ClassMixture":
         """Means, shrunk covariances and weights of the rows of each class, in closed form.
 
-        A class with fewer than two rows keeps its covariance, one without rows its mean too.
+        A class with fewer than two rows keeps its covariance; a class without rows also keeps its mean.
 
         Args:
             block: rows `(n, *shape)`.
-            labels: `(n,)`; -1, unknown, is left out.
+            labels: shape `(n,)`; rows with -1 (unknown) are ignored.
             scale: the covariances are shrunk in the units of z * scale, towards a multiple of the identity there.
         """
         z, codes = np.asarray(block).reshape(len(block), -1) * np.asarray(scale), np.asarray(labels)
@@ -220,7 +222,7 @@ class ClassMixture(Law):
                 variances, axes = (np.asarray(a, float) for a in shrunk_covariance(z[codes == k] - centre))
                 precision = (axes / np.maximum(variances, 1e-9 * variances.max())) @ axes.T
                 whitening[k] = np.linalg.cholesky(precision).T * scale
-        # half a row for a class that was not seen
+        # an unseen class counts as half a row
         log_weights = np.log(np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum())
         return eqx.tree_at(
             lambda law: (law.means, law.whitening.value, law.log_weights),
@@ -229,7 +231,7 @@ class ClassMixture(Law):
         )
 
     def residual(self, block: Array, shape: Shape, label: Array) -> Array:
-        """The standard normal draw behind a block of a class, of shape `(*batch, D)`: W_k (z - mu_k)."""
+        """The whitened residual of a block given its class, of shape `(*batch, D)`: W_k (z - mu_k)."""
         difference = self._flat(block, shape) - self.means[label]
         return jnp.einsum("...ij,...j->...i", self.whitening.value[label], difference)
 
@@ -278,7 +280,7 @@ def _tiled(classes, dim):
 
 
 def _spread(classes, dim):
-    """Points of a ball, each the farthest from those before it (Gonzalez 1985), the nearest two 5 apart."""
+    """Points in a ball by farthest-point traversal (Gonzalez 1985), scaled so that the nearest two are 5 apart."""
     rng = np.random.default_rng(0)
     inside = rng.normal(size=(2000, dim))
     inside *= rng.random((2000, 1)) ** (1 / dim) / np.linalg.norm(inside, axis=1, keepdims=True)
@@ -292,15 +294,15 @@ def _spread(classes, dim):
 
 
 class Source(eqx.Module):
-    """How the values of a left-hand block come about."""
+    """Provides the values of a left-hand block."""
 
     @property
     def drawn(self) -> bool:
-        """Whether the block is drawn by the model itself, not given by the caller."""
+        """Whether the model draws the block itself, so that the caller does not pass it."""
         return False
 
     def prepare(self, key: Array | None, value: Any, batch: Shape, shape: Shape) -> Array:
-        """The block's continuous values for one batch; `key` is for what is drawn."""
+        """The block's continuous values for one batch; `key` is for random draws."""
         return value
 
     def log_noise(self, value: Array, shape: Shape) -> Array | float:
@@ -308,15 +310,15 @@ class Source(eqx.Module):
         return 0.0
 
     def restore(self, value: Array) -> Array:
-        """From the network's continuous values back to data."""
+        """Convert the network's continuous values back to data."""
         return value
 
 
 class Data(Source):
-    """Data, as given."""
+    """Data, unchanged."""
 
 
-# u in (0, 1) may come so close to its ends: 255 + u still differs from 255, and not rounded up to 256
+# bounds of u in (0, 1): 255 + u must differ from 255, and must not be rounded up to 256
 _LEAST_NOISE = 2**-16
 
 
@@ -346,7 +348,7 @@ class Pixels(Source):
 
     def prepare(self, key, value, batch, shape):
         level = jnp.floor(jnp.asarray(value, float) / 2 ** (8 - self.bits))
-        if key is None:  # the middle of each bin, which rounding errors cannot move to another one
+        if key is None:  # the centre of each bin, where rounding errors cannot reach another bin
             return level + 0.5
         if self.noise is None:
             return level + jax.random.uniform(key, level.shape, jnp.float32, maxval=1 - _LEAST_NOISE)
@@ -357,7 +359,7 @@ class Pixels(Source):
     def log_noise(self, value, shape):
         if self.noise is None:
             return 0.0
-        # the draw is all in the value: its whole part is the image, the rest is u
+        # the value contains the draw: its integer part is the image, its fractional part is u
         level = jax.lax.stop_gradient(jnp.floor(value))
         latent, log_det = self.noise.encode(value - level, self._centred(level))
         return normal_log_prob(latent, self.noise.out_shape) + log_det
@@ -367,7 +369,7 @@ class Pixels(Source):
 
     def restore(self, value):
         level = jnp.clip(jnp.floor(value), 0, 2**self.bits - 1)
-        # the middle of the bin, so that an image of few bits is not darker than the original
+        # the centre of the bin, so that an image of few bits is not darker than the original
         return (level * 2 ** (8 - self.bits) + (2 ** (8 - self.bits) - 1) / 2).astype(jnp.uint8)
 
 

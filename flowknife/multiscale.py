@@ -1,10 +1,10 @@
-"""A multi-scale image flow seen as its levels: one latent block and one term of the log-likelihood each.
+"""The levels of a multi-scale image flow: each has one latent block and one term of the log-likelihood.
 
     log p(x) = sum over levels of [log N(z_l; 0, I) + log_det_l]
 
 The levels are the blocks of the flow's right end (`Bijection.encode_blocks`), coarsest first, so each term is
-`INN.block_log_probs(x)["z_l"]`. Here is what the model does not know itself: which parameters belong to a level, and
-where in the image a level's log density lies.
+`INN.block_log_probs(x)["z_l"]`. This module adds which parameters belong to a level, and the log density of a level by
+position in the image.
 """
 
 import functools
@@ -32,7 +32,7 @@ def image_model(shape: tuple[int, int, int], pixels: Pixels, bijection: Bijectio
 
 
 def independent_levels(bijection: Bijection) -> bool:
-    """Whether no level's parameters appear in another's term, so that levels can be trained one by one."""
+    """Whether each term depends on the parameters of its own level only, so that levels can be trained one by one."""
     return not jax.tree.leaves(split_trainable(bijection.block_parts.shared)[0])
 
 
@@ -40,7 +40,7 @@ def independent_levels(bijection: Bijection) -> bool:
 def level_part(level: int) -> Callable[[INN], Any]:
     """The part of a model that belongs to one level (0 is the coarsest), for `fit(where=...)`.
 
-    The law of the noise that dequantises the image belongs to the finest level, which that noise concerns most.
+    The dequantisation flow belongs to the finest level, which the dequantisation noise affects most.
     """
 
     def where(model):
@@ -59,7 +59,7 @@ def joint_nll(model: INN, batch: Batch, key: Array) -> Array:
 
 @eqx.filter_jit
 def encode_batch(model: INN, pixels: Any, given: Mapping[str, Any]) -> Array:
-    """Latents (n, H W C) of images, coarsest level first, without the noise within the bins."""
+    """Latents (n, H W C) of images, coarsest level first, without dequantisation noise."""
     image = model.partition.left[0]
     return model.bijection.encode(image.law.prepare(None, pixels, (), image.shape), given.get("y"))[0]
 
@@ -77,12 +77,12 @@ def local_log_probs(model: INN, pixels: Array, key: Key = None, **given: Any) ->
 
         log N(z_l at a position; 0, I) + log_det_l of that position
 
-    Layers that apply a scalar map to each number know their log-determinant position by position. The log-determinant
-    of other layers (`ActNorm`, 1x1 convolutions) is the same everywhere, or is shared out evenly. Where the coarsest
-    latent has no positions but the layers above it do, the term of these layers is a map before the others.
+    Elementwise layers have a log-determinant for each position. That of other layers (`ActNorm`, 1x1 convolutions) is
+    the same at every position, or is divided evenly among them. If the coarsest latent has no positions, but the layers
+    above it do, the term of these layers comes first as a map of its own.
 
     Args:
-        model: of images.
+        model: an image model.
         pixels: images, shape (n, H, W, C).
         key: source of the dequantisation noise.
         **given: conditions by name.
@@ -97,14 +97,14 @@ def local_log_probs(model: INN, pixels: Array, key: Key = None, **given: Any) ->
         if z[0].size < math.prod(grid):
             found.append(sum(_on_grid(term, grid) for term in local) / left.array.shape[3])
             continue
-        positions = z.reshape(len(z), *grid, -1)  # a coarsest latent is a grid as one vector, row by row
+        positions = z.reshape(len(z), *grid, -1)  # a coarsest latent is a flattened grid, row by row
         log_det = sum(_on_grid(term, grid) for term in terms)
         found.append((normal_log_prob(positions, positions.shape[3:]) + log_det) / positions.shape[3])
     return found
 
 
 def _on_grid(log_det, grid):
-    """A term of the log-determinant on another grid: summed over blocks of its own positions, or shared out evenly."""
+    """A term of the log-determinant on another grid: summed over blocks of positions, or divided evenly."""
     blocks = [own / other for own, other in zip(log_det.shape[1:], grid, strict=False)]
     if len(blocks) < 2 or not all(block.is_integer() for block in blocks):
         total = log_det.reshape(len(log_det), -1).sum(axis=1)

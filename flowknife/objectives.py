@@ -1,4 +1,4 @@
-"""What training minimises. An objective maps (model, batch, key) to one number; `nll` is the default for every job.
+"""Training objectives. An objective maps (model, batch, key) to a scalar loss; `nll` is the default for every job.
 
 Objectives with parameters are modules: their arrays are arguments of the compiled training program, so that fits with
 equal shapes share one.
@@ -40,7 +40,7 @@ def nll(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
 
 @eqx.filter_jit
 def log_probs(model: INN, batch: Batch, key: Array) -> Float[Array, " n"]:
-    """Log p(x | y) of each row of a batch, in nats: one program for training and for what a fitted model is asked."""
+    """Log p(x | y) of each row of a batch, in nats; training and fitted models share the compiled program."""
     left, known = split_batch(model, batch)
     return model.log_prob(left, key=key, **known)
 
@@ -63,7 +63,7 @@ class BlockNLL(eqx.Module):
 
 
 class Noisy(eqx.Module):
-    """An objective of batches in which one block has Gaussian noise, drawn again for every batch.
+    """An objective with Gaussian noise on one block, drawn anew for every batch.
 
     Args:
         objective: of the noisy batch.
@@ -83,15 +83,15 @@ class Noisy(eqx.Module):
 
 
 class Dequantised(eqx.Module):
-    """An objective of batches in which the discrete columns of one block are continuous, drawn again for every batch.
+    """An objective with the discrete columns of one block dequantised, drawn anew for every batch.
 
-    It is then the bound -E log q(v) / r(v | x) of the negative log-likelihood; see `flowknife._mixed`.
+    The loss is the bound -E log q(v) / r(v | x) of the negative log-likelihood; see `flowknife._mixed`.
 
     Args:
         objective: of the continuous batch.
         block: name of the block.
         mixed: its discrete columns.
-        nat: what the objective counts a nat of a row's log density as.
+        nat: weight of one nat of a row's log density in the objective.
     """
 
     objective: Objective
@@ -107,12 +107,12 @@ class Dequantised(eqx.Module):
 
 
 class Augmented(eqx.Module):
-    """An objective of images that are changed at random in every batch.
+    """An objective with random image augmentation, drawn anew for every batch.
 
     Args:
         objective: of the changed batch.
         augmentation: the largest changes.
-        flip: mirror half of the images; default as `augmentation` says.
+        flip: mirror half of the images; default as in `augmentation`.
     """
 
     objective: Objective
@@ -126,7 +126,7 @@ class Augmented(eqx.Module):
 
 
 class Weighted(eqx.Module):
-    """A weighted sum of objectives, each with random numbers of its own."""
+    """A weighted sum of objectives, each with its own random key."""
 
     terms: tuple[tuple[float, Objective], ...]
 
@@ -137,7 +137,7 @@ class Weighted(eqx.Module):
 
 
 def class_block_log_probs(model: INN, right: RightEnd) -> dict[str, Float[Array, "*batch _"]]:
-    """`INN.block_log_probs` given each class: arrays `(*batch, K)`, or `(*batch, 1)` where it depends on no class.
+    """`INN.block_log_probs` given each class: arrays `(*batch, K)`, or `(*batch, 1)` for class-independent blocks.
 
     Args:
         model: with a `ClassMixture`, or a one-hot `Given` vector, on the right.
@@ -166,8 +166,8 @@ def class_log_probs(
     Args:
         model: with a `ClassMixture`, or a one-hot `Given` vector, on the right.
         x: as for `INN.log_prob`.
-        key: source of what the model draws.
-        blocks: names of right-hand blocks, of whose terms alone the sum is wanted; default all.
+        key: random key for noise, padding and dequantisation.
+        blocks: names of the right-hand blocks whose terms are summed; default all.
     """
     left = model.left_end(x, key=key)
     right = model.right_end(left)
@@ -181,16 +181,17 @@ def class_log_probs(
 def information_bottleneck(
     log_joint: Float[Array, "*batch k"], labels: Int[Array, "*batch"], beta: Float[ArrayLike, ""], size: int
 ) -> Float[Array, ""]:
-    """The generative and the discriminative half of the likelihood of data and label, weighed by beta.
+    """The generative and the discriminative term of the joint likelihood of data and label, weighted by beta.
 
         2 / (1 + beta) L_x / D - 2 beta / (1 + beta) L_y,   L_x = -log p(x),   L_y = log p(y | x)
 
-    Mean over the batch. beta = 1/D is the plain likelihood of (x, y), up to a factor; larger beta classifies better and
-    models x less well (Ardizzone et al. 2020, arXiv 2001.06448, eqs. 13 to 17). Both halves are least at the truth.
+    Mean over the batch. beta = 1/D is the plain likelihood of (x, y), up to a factor; with larger beta, classification
+    is better and the density of x worse (Ardizzone et al. 2020, arXiv 2001.06448, eqs. 13 to 17). The true distribution
+    minimises both terms.
 
     Args:
         log_joint: log p(x, y = k) for every class.
-        labels: class of each item; -1, unknown, has no L_y.
+        labels: class of each item; items with -1 (unknown) have no term L_y.
         beta: weight of the labels.
         size: dimension D of x.
     """
@@ -219,7 +220,7 @@ def matching_latent(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
 
 
 def matching_data(model: INN, batch: Batch, key: Array) -> Float[Array, ""]:
-    """MMD^2 between the data and what the model makes of the known values: the backward direction is trained too.
+    """MMD^2 between the data and samples given the known values, which trains the backward direction too.
 
     Ardizzone et al. 2019 (arXiv 1808.04730, sec. 3.3), with y joined to both sides, so that samples belong to their y;
     the kernel is that of `matching_latent`.
@@ -242,7 +243,8 @@ class Independence(eqx.Module):
         E[(log q(y, z) - log q(y, z*) - (log N(z) - log N(z*)))^2],   z* ~ N(0, I)
         log q(y, z) = log p(x(y, z)) + log|dx / d(y, z)|
 
-    It is zero exactly if q(y, z) = q(y) N(z). Differences beyond 30 nats are cut, since z* may be far from the data.
+    It is zero if and only if q(y, z) = q(y) N(z). Differences beyond 30 nats are clipped, since z* may be far from the
+    data.
 
     Args:
         log_prior: log p of rows x of the only data block, in nats.
@@ -276,7 +278,7 @@ def _standardised(rows):
 
 
 def _mmd2(x: Float[Array, "n d"], y: Float[Array, "n d"]) -> Float[Array, ""]:
-    """The biased estimate, which is never negative, with a kernel of heavy tails, whose gradient reaches far."""
+    """The biased, non-negative estimate with a heavy-tailed kernel, whose gradient decays slowly."""
 
     def kernel(a, b):
         squared = jnp.sum((a[:, None] - b[None]) ** 2, axis=-1) / a.shape[-1]

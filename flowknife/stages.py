@@ -1,4 +1,4 @@
-"""Training part by part within one time budget: the levels of a multi-scale flow, after their closed-form start."""
+"""Training a model part by part within one time budget, such as the levels of a multi-scale flow."""
 
 import itertools
 import math
@@ -31,10 +31,10 @@ class Trained(NamedTuple):
     """A model that was trained part by part.
 
     Attributes:
-        model: the model; where training was interrupted, with the best weights so far.
-        history: the columns of the training curve, with the level, -1 where all are trained together.
-        training: the settings that all parts share; one that differs from part to part is open.
-        record: how training went.
+        model: the model; after an interruption, with the best weights so far.
+        history: the columns of the training curve; the level is -1 if all levels are trained together.
+        training: the settings that all parts share; one that differs between parts is open.
+        record: summary of training.
     """
 
     model: INN
@@ -48,12 +48,12 @@ class Stage(NamedTuple):
 
     Attributes:
         level: 0 is the coarsest, -1 all together.
-        share: of the time, relative to those of the other stages.
+        share: share of the time, relative to the other stages.
         label: the text of the progress bar.
-        where: the part of the model.
-        objective: of that part.
-        held_out_objective: that of held-out rows, where the other one augments.
-        settings: of its training, where they differ from those of the others.
+        where: selects the part of the model.
+        objective: objective of that part.
+        held_out_objective: objective on held-out rows, without augmentation.
+        settings: training settings that differ from those of the other stages.
     """
 
     level: int
@@ -79,20 +79,20 @@ def fit_stages(
     alone: int = 0,
     parallel: int = 1,
 ) -> Trained:
-    """Train the parts of a model within one time budget; time that one part leaves goes to the others.
+    """Train the parts of a model within one time budget; time that a part does not use goes to the others.
 
     Args:
         model: the model to start from, its closed-form parts fitted.
         data: as for `fit`.
         held_out: data that decide when to stop; None for none.
-        training: settings of every stage; its time budget is for all of them together.
-        stages: in their order; their parts do not overlap.
+        training: settings of every stage; the time budget is for all of them together.
+        stages: the stages in order; their parts do not overlap.
         key: JAX key.
         show_progress: show progress bars.
-        checkpoints: of the fit; each stage is a part of it.
-        reserve: seconds of the time budget that are left for what follows.
-        alone: the first `alone` stages come before all others, which see their results.
-        parallel: the others run in this many threads; with 2 or more they do not see each other's results.
+        checkpoints: checkpoints of the fit; each stage is one part.
+        reserve: seconds of the time budget that are kept for the steps after training.
+        alone: the first `alone` stages run one by one before the others, which start from their results.
+        parallel: number of threads for the other stages; with 2 or more they do not see each other's results.
 
     Returns:
         the model and how training went. After an interruption the parts that were trained keep their best weights.
@@ -128,14 +128,14 @@ def fit_stages(
     one_by_one = len(stages) if parallel == 1 else alone
     groups = [*([stage] for stage in stages[:one_by_one]), stages[one_by_one:]]  # the last one may be empty
     for group in groups:
-        # programs that wait for other devices must begin in the same order everywhere
+        # programs that wait for other devices must start in the same order in every process
         threads = min(parallel, len(group)) if mesh() is None else 1
         left = training.left(checkpoints.began, reserve).minutes
         minutes = [left and max(left * min(threads * stage.share / todo, 1.0), 0.01) for stage in group]
         calls = [partial(run, stage, model, m) for stage, m in zip(group, minutes, strict=True)]
         results, interrupted = until_interrupted(partial(in_threads, calls, threads))
         for stage, result in zip(group, results, strict=True):
-            if result is None:  # not begun before an interruption
+            if result is None:  # interrupted before it began
                 continue
             model = eqx.tree_at(stage.where, model, stage.where(result.model))
             columns = {"level": [float(stage.level)] * len(result.history["step"]), **result.history}
@@ -167,10 +167,10 @@ def _to_coarse(flow, x, cond):
 
 
 def closed_form_start(model, train, augmentation, flip, key, cond=None):
-    """Fit what has a closed form (colours, whitenings, actnorm) to as many training images as fit in memory.
+    """Fit the closed-form layers (colours, whitenings, actnorm) to as many training images as fit in memory.
 
-    Of large images those are few, too few for the principal directions of the whole: the flow of the coarsest grid is
-    fitted once more, to as many coarse images as fit. `cond` has a row for each image, where there are conditions.
+    If the images are large, these are too few for the principal directions of whole images. So the flow of the coarsest
+    grid is fitted again, to as many coarse images as fit. `cond` has a row for each image, if there are conditions.
     """
     independent = independent_levels(model.bijection)
     image = model.partition.left[0]
@@ -180,7 +180,7 @@ def closed_form_start(model, train, augmentation, flip, key, cond=None):
         augment_key, noise_key = jax.random.split(jax.random.fold_in(key, start))
         pixels = augment(augment_key, jnp.asarray(train[start : start + count]), augmentation, flip=False)
         pixels = jnp.concatenate([pixels, pixels[:, :, ::-1]]) if flip else pixels
-        # the noise within the bins starts as uniform: there is no need to ask its network about all rows at once
+        # the dequantisation noise starts as uniform, so its network need not be evaluated on all rows
         x = Pixels(image.law.bits).prepare(noise_key, pixels, pixels.shape[:1], image.shape)
         return x, None if cond is None else jnp.tile(jnp.asarray(cond[start : start + count]), (copies, 1))
 
@@ -189,7 +189,7 @@ def closed_form_start(model, train, augmentation, flip, key, cond=None):
     count = max(most // image.size // copies, 16)
     first = rows(0, count)
     flow = _initialised(model.bijection, *first)
-    coarse = model.bijection.coarsest  # not yet fitted: what is fitted stays as it is
+    coarse = model.bijection.coarsest  # the unfitted one, since layers that are already fitted are not fitted again
     if independent and coarse.shape != flow.shape and count < len(train):
         enough = min(most // math.prod(coarse.shape) // copies, len(train))
         others = (rows(start, count) for start in range(count, enough, count))

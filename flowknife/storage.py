@@ -1,8 +1,8 @@
 """The run directory: one save and one load.
 
 A run directory holds `run.json` (the `Record`), `model.safetensors`, `history.csv`, `card.md`, `figures/`,
-`report.html` and `skipped.csv`. Every file is written next to its place and moved there, so that a reader never meets
-half of one.
+`report.html` and `skipped.csv`. Every file is written to a temporary name in the same folder and then renamed, so that
+a reader never sees half of it.
 """
 
 import hashlib
@@ -49,15 +49,15 @@ def _plain(value):
 
 
 def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Mapping[str, list]) -> Path:
-    """Write `run.json`, `model.safetensors` and `history.csv`, in place of the run that is there.
+    """Write `run.json`, `model.safetensors` and `history.csv`, replacing an earlier run.
 
-    The files are first written to a folder of their own, whose rename is the moment at which the new run takes the
-    place of the old one: a process that is killed at any time leaves one of the two. What flowknife wrote about the old
-    run (report, figures, skipped files) is removed. All other files stay.
+    The files are first written to a temporary folder. Renaming it replaces the old run by the new one in a single step,
+    so a process that is killed at any time leaves one of the two complete. The report, figures and skipped files of the
+    old run are removed. All other files stay.
 
     Args:
-        folder: the run directory; made if there is none.
-        record: what `run.json` says.
+        folder: the run directory; created if it does not exist.
+        record: the content of `run.json`.
         tree: the model, see `save_tree`.
         history: equal columns of numbers by name.
 
@@ -85,13 +85,13 @@ def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Map
         record = record.model_copy(update={"files": files})
         write_json(draft / "run.json", record.model_dump(mode="json", exclude_none=True))
         stale = own_extras(folder)
-        _move_new(folder)  # of an earlier process that was killed
+        _move_new(folder)  # files that an earlier, killed process left
         draft.rename(folder / NEW)
         sync(folder)
         _move_new(folder)
         for path in stale:
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # there is none, or something else in it
+        with suppress(OSError):  # there is none, or it is not empty
             (folder / "figures").rmdir()
     except StorageError as error:
         raise StorageError(str(error).replace(str(draft), str(folder))) from None
@@ -113,7 +113,7 @@ def _move_new(folder):
 
 
 def read_model(folder: str | os.PathLike, record: Record) -> Any:
-    """The tree in the model file of a run directory, whose checksum is compared with that of its record.
+    """Read the tree in the model file of a run directory, after comparing its checksum with the record.
 
     Raises:
         StorageError: the file is missing or damaged, or belongs to another run.
@@ -123,7 +123,7 @@ def read_model(folder: str | os.PathLike, record: Record) -> Any:
         require_room(path, path.stat().st_size)
         checksum = sha256_of(path)
     except FileNotFoundError:
-        return load_tree(path)  # which says so
+        return load_tree(path)  # raises the error
     except StorageError:
         raise
     except OSError as error:

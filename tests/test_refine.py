@@ -58,7 +58,7 @@ def test_an_observation_far_out_is_handed_to_chains(posterior, monkeypatch, caps
     monkeypatch.setattr(_refine, "TRUSTED", -np.inf)
     drawn = posterior.sample(1000, y=1.5 * Y, key=1, refine=True)
     close(drawn, 1.5 * Y)
-    assert "Handed to Metropolis" in capsys.readouterr().err
+    assert "Drawn by Metropolis" in capsys.readouterr().err
 
 
 @pytest.mark.slow

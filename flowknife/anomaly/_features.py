@@ -1,4 +1,4 @@
-"""Features of images that an anomaly detector compares: latents and bits per dimension, level by level."""
+"""Image features for anomaly detection: latents and bits per dimension, level by level."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from flowknife._progress import Report, unreported
 from flowknife._types import as_key
 from flowknife.multiscale import local_log_probs
 
-SMALL = 3072  # numbers of an image of 32 x 32 in colour
+SMALL = 3072  # numbers in a colour image of 32 x 32
 
 
 Given = Mapping[str, np.ndarray]
@@ -46,7 +46,7 @@ def _look(model, pixels, key, given):
 
 
 def level_bits(model, features):
-    """Bits/dim of each level, coarsest first: the last of the `level_features`."""
+    """Bits/dim of each level, coarsest first, from the last columns of the `level_features`."""
     return features[:, -len(model.partition.right) :]
 
 
@@ -63,8 +63,8 @@ def bits_of(model, features):
 
 
 def look(model, pixels, report: Report = unreported, given: Given = NOTHING, most: int = IMAGES_AT_ONCE) -> Look:
-    """The features of every image, in batches of at most so many."""
-    # the same noise for every batch: images differ by what they show, not by a draw
+    """The features of every image, in batches of at most `most`."""
+    # the same noise for every batch, so that scores do not differ by random draws
     levels, latents, energy = map_batches(
         lambda part: _look(model, part[0], as_key(0), part[1]), (pixels, given), most, report
     )
@@ -87,7 +87,7 @@ def bits_at(
     most: int = IMAGES_AT_ONCE,
 ):
     """Bits/dim of the levels in this range, `(n, len(levels))`; other levels are not computed."""
-    if pixels[0].size <= SMALL:  # computing all takes less than compiling another program
+    if pixels[0].size <= SMALL:  # for small images, computing all levels is faster than compiling another program
         return level_bits(model, look(model, pixels, report, given, most).levels)[:, levels]
 
     def program(part):
@@ -103,7 +103,7 @@ def _local(model, pixels, given):
 
 
 def local_maps(model, pixels, given: Given = NOTHING, most: int = IMAGES_AT_ONCE):
-    """Log density at each place, in nats per latent, for every level with spatial positions: arrays (n, h, w)."""
+    """Log density by position, in nats per latent, for every level with spatial positions: arrays (n, h, w)."""
     return map_batches(lambda part: _local(model, *part), (pixels, given), most)
 
 
@@ -112,18 +112,18 @@ Term = tuple[Array, Array]
 
 
 def level_features(terms: Sequence[Term]) -> Array:
-    """Features for an anomaly detector, which vary only by chance among images of one kind.
+    """Features for an anomaly detector, with little variation among normal images.
 
-    Per level the log of the latents' root mean square, as a whole and channel by channel where it has places, and
-    bits/dim. The channels distinguish an image of too little detail of one kind (blurred, say) from one that merely has
-    little of all kinds; the four grids that a `Squeeze` interleaves are one. More numbers than that hide what is
-    anomalous among them.
+    For each level: the log root mean square of the latents, in total and (if the level has positions) by channel, and
+    bits/dim. The channels distinguish an image that lacks one kind of detail (such as a blurred one) from an image with
+    little detail of all kinds; the four grids that a `Squeeze` interleaves count as one channel. More features than
+    these would dilute the anomalous ones.
 
     Args:
-        terms: of one batch axis, as `level_terms` returns them.
+        terms: the terms of all levels, with one batch axis.
 
     Returns:
-        features `(batch, k)`; the last ones are bits/dim of the levels, coarsest first.
+        features `(batch, k)`; the last columns are bits/dim of the levels, coarsest first.
     """
     spread, bits = [], []
     for z, term in terms:
@@ -143,7 +143,7 @@ def log_spread(z: Array) -> Array:
 
 
 def max_local_energy(z: Array) -> Array:
-    """Log of the largest mean square of the latents at one place, for each image; over all latents, without places."""
+    """Log of the largest mean square of the latents at one position, for each image; over all latents without any."""
     channels = z.shape[-1] if z.ndim == 4 else z[0].size
     at_place = jnp.mean(z.reshape(len(z), -1, channels) ** 2, axis=-1)
     return jnp.log(jnp.max(at_place, axis=1) + 1e-6)

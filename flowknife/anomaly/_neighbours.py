@@ -17,21 +17,21 @@ from flowknife.errors import InputError
 
 ImageArray = UInt8[np.ndarray, "_ _ _ _"]
 
-_THUMBNAIL = 32  # largest side of what is kept of a training image
+_THUMBNAIL = 32  # largest side of the thumbnail of a training image
 
-_CANDIDATES = 40  # images, nearest at half size, of which the distance is computed
+_CANDIDATES = 40  # images nearest at half size, for which the exact distance is computed
 
-_NEAREST = 5  # whose mean distance counts
+_NEAREST = 5  # neighbours in the mean distance
 
-_AROUND = 20  # to whose own such distances it is compared
+_AROUND = 20  # neighbours whose own mean distances are compared with it
 
 
 class Nearest(NamedTuple):
-    """The training images that look most like each of n images.
+    """The training images most similar to each of n images.
 
     Attributes:
-        images: small, uint8 (n, k, h, w, C), the nearest first.
-        distances: of the two, both small, in grey levels per pixel, see `Neighbours`, shape (n, k).
+        images: thumbnails, uint8 (n, k, h, w, C), the nearest first.
+        distances: distances of the thumbnails in grey levels per pixel, see `Neighbours`, shape (n, k).
     """
 
     images: np.ndarray
@@ -40,20 +40,20 @@ class Nearest(NamedTuple):
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Small training images, and the distance of each from its nearest others.
+    """Thumbnails of training images, and the mean distance of each from its nearest neighbours.
 
-    The distance of two images is that of their gradients, where each place may be moved by a pixel, as a stroke or a
-    whisker is without being another one:
+    The distance of two images is that of their gradients, where each position may shift by one pixel, since such a
+    shift of a stroke does not change the object:
 
         d(x, t)^2 = mean over p of min over |s| <= 1 of mean over |q| <= 1 of |grad x(p + q) - grad t(p + q + s)|^2
 
-    for places p and offsets q, s in both directions, the image distortion model (Keysers et al. 2007, doi
-    10.1109/TPAMI.2007.1153, sec. 4). It is computed for the images that are nearest without it, at half size.
+    for positions p and offsets q, s in both directions, the image distortion model (Keysers et al. 2007, doi
+    10.1109/TPAMI.2007.1153, sec. 4). It is computed only for the images that are nearest without shifts, at half size.
 
     Attributes:
         images: `thumbnails`, uint8 (n, h, w, C).
-        mirrored: whether the mirror image of an image is as good as the image.
-        spacing: mean distance of each from the 5 others that are nearest, shape (n,).
+        mirrored: whether mirror images are equivalent.
+        spacing: mean distance of each from its 5 nearest neighbours, shape (n,).
     """
 
     images: np.ndarray = field(repr=False)
@@ -70,20 +70,22 @@ class Neighbours:
         return replace(alone, spacing=distances.mean(axis=1))
 
     def nearest(self, pixels: ImageArray, k: int) -> Nearest:
-        """The `k` that look most like each image, the nearest first."""
+        """The `k` most similar training images of each image, the nearest first."""
         order, distances = self._find(pixels, k)
         return Nearest(self.images[order], distances)
 
     def local_outlier(self, pixels: ImageArray, own: int = 0, report: Report = unreported) -> Float[np.ndarray, " n"]:
-        """Distance of each image from its neighbours, minus the distance of these neighbours from theirs.
+        """Local outlier score: distance of each image from its neighbours, minus the distance of these from theirs.
 
-        The mean distance from the 5 nearest, less the mean spacing of the 20 nearest, since some kinds of images lie
-        closer than others: a local outlier factor (Breunig et al. 2000, doi 10.1145/335191.335388) as a difference.
+        It is the mean distance from the 5 nearest, minus the mean spacing of the 20 nearest, since some kinds of images
+        lie closer together than others. This is the local outlier factor (Breunig et al. 2000, doi
+        10.1145/335191.335388) with a difference in place of the ratio.
 
         Args:
             pixels: images.
-            own: number of leading images that are also the first training images; none is its own neighbour.
-            report: shows the progress.
+            own: number of leading images that are also the first training images; they do not count as their own
+                neighbours.
+            report: progress callback.
         """
         order, distances = self._find(pixels, _AROUND, own, report)
         return distances[:, :_NEAREST].mean(axis=1) - self.spacing[order].mean(axis=1)
@@ -94,7 +96,7 @@ class Neighbours:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Neighbours":
-        """What `to_tree` returned."""
+        """The inverse of `to_tree`."""
         images, spacing = np.asarray(tree["images"]), np.asarray(tree["spacing"])
         if images.dtype != np.uint8 or not sizes_agree(("n h w c", images), ("n", spacing)):
             raise InputError(f"got neighbours of shape {images.shape} and {images.dtype}; expected images; try a copy")
@@ -131,7 +133,7 @@ class Neighbours:
 
 
 def thumbnails(pixels: ImageArray) -> ImageArray:
-    """Images shrunk by a whole factor to at most 32 pixels, by block means."""
+    """Images downsampled by an integer factor to at most 32 pixels, by block means."""
     return np.round(_reduced(pixels, -(-max(pixels.shape[1:3]) // _THUMBNAIL))).astype(np.uint8)
 
 
@@ -144,7 +146,7 @@ def _squares(rows, others):
 
 
 def _reduced(pixels, factor):
-    """Means of factor x factor pixels; what is left over at the right and at the bottom is cut off."""
+    """Means over blocks of factor x factor pixels; incomplete blocks at the right and bottom are cropped."""
     factor = min(factor, *pixels.shape[1:3])
     count, height, width, channels = pixels.shape
     rows, columns = height // factor, width // factor
@@ -154,7 +156,7 @@ def _reduced(pixels, factor):
 
 @jax.jit
 def _gradients(images):
-    """Differences across two places, down and to the right, of smoothed images: Sobel's, shape (n, 2 C, h, w)."""
+    """Sobel gradients, vertical and horizontal, shape (n, 2 C, h, w)."""
     x = jnp.moveaxis(jnp.asarray(images, jnp.float32), -1, 1)
     x = jnp.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
 
@@ -170,12 +172,12 @@ def _gradients(images):
 
 @jax.jit
 def _distances(forms, gradients, which, near):
-    """Distances, shape (n, k), of images (f, n, h, w, C), in form `which` (n, k), from those at `near` (n, k)."""
+    """Distances, shape (n, k), of images (f, n, h, w, C), in form `which` (n, k), from images `near` (n, k)."""
     height, width = gradients.shape[2:]
     own = jax.vmap(_gradients)(forms)
 
     def around(x):
-        """The mean of each place and the eight around it, beyond the border zeros."""
+        """The mean over each position and its eight neighbours, with zeros beyond the border."""
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1)))
         x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
         return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]) / 9

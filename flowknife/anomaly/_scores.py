@@ -16,19 +16,19 @@ from flowknife.diagnostics import Typicality
 
 
 def _blurred(pixels):
-    """By a Gaussian of one pixel."""
+    """Blur with a Gaussian of one pixel."""
     from scipy.ndimage import gaussian_filter
 
     return np.rint(gaussian_filter(pixels.astype(np.float32), (0, 1, 1, 0))).astype(np.uint8)
 
 
 class View(NamedTuple):
-    """A transformed copy of an image, which is compared with the image.
+    """A transformed copy of an image, to be compared with the image.
 
     Attributes:
-        name: of the form.
-        change: from images to images of the form.
-        levels: at which bits/dim are compared.
+        name: name of the transformation.
+        change: the transformation of a batch of images.
+        levels: levels whose bits/dim are compared.
     """
 
     name: str
@@ -37,15 +37,15 @@ class View(NamedTuple):
 
 
 VIEWS = (
-    # An image and its reversal are equally simple. So the difference of their likelihoods shows what the likelihood of
-    # one alone does not: which way up, and which way round in brightness, the images of this model are. The coarse
-    # levels, which describe the whole image, decide.
+    # An image and its flipped or inverted copy are equally simple. So complexity cancels in the difference of their
+    # likelihoods, which tells whether orientation and brightness are those of the training images. The coarse levels
+    # are compared, since they describe the whole image.
     View("upside_down", lambda pixels: pixels[:, ::-1], "coarse"),
     View("inverted", lambda pixels: 255 - pixels, "coarse"),
-    # A sharp image loses detail when it is blurred, a blurred one has none to lose.
+    # Blurring removes detail from a sharp image, but changes a blurred image little.
     View("blurred", _blurred, "finest"),
-    # Photographs do not know the model's grid. What was pasted into one may happen to lie along it, and shows no edge
-    # until the image is moved.
+    # Photographs are not aligned to the model's grid. The edges of a pasted patch may be, and then show only after a
+    # shift of the image.
     View("moved_1", lambda pixels: moved(pixels, 1), "all"),
     View("moved_2", lambda pixels: moved(pixels, 2), "all"),
 )
@@ -55,22 +55,22 @@ ONE_SIDED = {
     "inverted": 1.0,
     "blur_gap": 1.0,
     "local_energy": 1.0,
-    # alone it separates images of the same strokes that no training image resembles
+    # the only feature that detects images of the same strokes that resemble no training image
     "local_outlier": 1.6,
-    # it varies most between normal images
+    # it varies most among normal images
     "complexity": 0.5,
 }
-"""The one-sided features, larger is more anomalous, and their weights (chosen by AUROC, see benchmarks/README.md)."""
+"""The one-sided features (larger is more anomalous) and their weights (chosen by AUROC, see benchmarks/README.md)."""
 
 
 class Features(NamedTuple):
     """Anomaly features of n images.
 
     Attributes:
-        one_sided: by the names of `ONE_SIDED`, each of shape (n,).
+        one_sided: the features of `ONE_SIDED` by name, each of shape (n,).
         levels: the `level_features`, shape (n, k).
-        shifts: change of each level's bits/dim as the image is moved, shape (n, c).
-        latents: coarsest first, shape (n, H W C).
+        shifts: change of each level's bits/dim when the image is shifted, shape (n, c).
+        latents: the latents, coarsest first, shape (n, H W C).
     """
 
     one_sided: dict[str, np.ndarray]
@@ -85,10 +85,10 @@ class Features(NamedTuple):
 
 
 def png_bits(pixels: UInt8[np.ndarray, "n h w c"], bits: int) -> Float[np.ndarray, " n"]:
-    """Bits per dimension of each image of `bits` bits as a PNG file, a simple code.
+    """Bits per dimension of each image of `bits` bits as a PNG file.
 
-    The likelihood of simple images is high; minus log-likelihood minus these bits shows how much of it was due to
-    that (Serrà et al. 2020, arXiv 1909.11480, eq. 2).
+    Simple images have a high likelihood. Subtracting the code length from the negative log-likelihood corrects for this
+    complexity (Serrà et al. 2020, arXiv 1909.11480, eq. 2).
     """
     from PIL import Image
 
@@ -118,20 +118,20 @@ def features_of(
 ) -> Features:
     """The anomaly features of images.
 
-        upside_down, inverted: bits/dim of the image minus bits/dim of the reversed one, mean over the coarse levels
+        upside_down, inverted: bits/dim of the image minus bits/dim of the changed one, mean over the coarse levels
         blur_gap:              bits/dim of the blurred image minus bits/dim of the image, at the finest level
         local_energy:          log of the largest mean square of the finest latents at one position, over all shifts
         local_outlier:         local outlier score among the training images, see `Neighbours`
         complexity:            bits/dim under the model minus bits/dim of a PNG file
 
     Args:
-        model: of the images.
+        model: the image model.
         pixels: images, uint8 (n, H, W, C).
-        neighbours: training images.
+        neighbours: thumbnails of training images.
         own: number of leading images that are also the first training images.
         report: progress callback.
-        given: conditions of the images, the same for their changed forms.
-        most: images at once.
+        given: conditions of the images, also used for their transformed copies.
+        most: largest batch size.
     """
 
     def part(i: int) -> Report:
@@ -163,15 +163,15 @@ def features_of(
 
 
 def _coarse_levels(model) -> range:
-    """The coarsest levels, one at least, that together have no more latents than a small image has numbers."""
+    """The coarsest levels, at least one, with at most `SMALL` latents in total."""
     sizes = np.cumsum([block.size for block in model.partition.right])
     return range(max(int(np.sum(sizes <= SMALL)), 1))
 
 
 def fit_detector(features: Features, training: int) -> Typicality:
-    """The detector of images: fitted to the first `training` rows of the features, calibrated with the others.
+    """The detector of images: fitted to the first `training` rows of the features, calibrated on the others.
 
-    The shifts have a Mahalanobis distance of their own; pooled with the other features their signal would be diluted.
+    The shifts have their own Mahalanobis distance; pooled with the other features, their signal would be diluted.
     """
     matrix, shifts = features.matrix, features.shifts.shape[1]
     weights = dict(enumerate(ONE_SIDED.values()))

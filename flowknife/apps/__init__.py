@@ -13,7 +13,7 @@ APPLICATIONS = {result.application: result for result in (Classifier, Density, I
 
 
 def load(folder: str | Path) -> Classifier | Density | Images | Posterior:
-    """Read a run directory, of whichever application.
+    """Read a run directory of any application.
 
     Raises:
         StorageError: if there is none, it is damaged, of another version, or of an unknown application.

@@ -1,4 +1,4 @@
-"""What the results of all applications share: their record, how they are saved and loaded, checked and reported."""
+"""Base class of the results of all applications: record, saving and loading, checks and reports."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -37,23 +37,21 @@ _DATA = ("reference", "held_out")  # attributes that are data
 class Result(ABC, Generic[Config]):
     """A fitted model with its record.
 
-    An application declares which of its attributes are kept in the model file, beside the model.
+    An application declares which of its attributes are saved in the model file in addition to the model.
 
     Attributes:
         model: the network.
         record: settings, data and training of the run.
         history: columns of the training curve.
-        skipped: files that could not be used, and why.
+        skipped: unusable files, with the reasons.
     """
 
     application: ClassVar[str]
-    title: ClassVar[str]  # what the model is called on its report
+    title: ClassVar[str]  # heading of the report
     settings: ClassVar[type[Settings]]
     kept: ClassVar[tuple[str, ...]]
-    parts: ClassVar[Mapping[str, Any]] = {}  # of these attributes, the classes of those with `to_tree` and `from_tree`
-    later: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # of these attributes, what runs have that were written before there were any
+    parts: ClassVar[Mapping[str, Any]] = {}  # classes of those saved attributes that have `to_tree` and `from_tree`
+    later: ClassVar[Mapping[str, Any]] = {}  # values of saved attributes that runs of earlier versions lack
 
     model: INN = field(repr=False)
     record: Record[Config]
@@ -62,12 +60,12 @@ class Result(ABC, Generic[Config]):
 
     @property
     def config(self) -> Config:
-        """Settings as they were asked."""
+        """The requested settings; open ones are None."""
         return self.record.config
 
     @property
     def used(self) -> Config:
-        """The same settings, with what the fit chose where they were open."""
+        """The same settings, with the values that the fit chose for open ones."""
         return self.record.used
 
     @property
@@ -82,28 +80,28 @@ class Result(ABC, Generic[Config]):
 
     @cached_property
     def encoding(self) -> Encoding | None:
-        """How columns of a table become numbers; None for numbers alone, and for images."""
+        """How the columns of a table are encoded as numbers; None for purely numeric tables and for images."""
         data = self.record.data
         return Encoding(data.names, data.categories, data.dates, data.missing) or None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns as numbers; a column with gaps has a second one, which marks them."""
+        """Names of the encoded columns; a column with missing values has a second one, which indicates them."""
         return self.encoding.columns if self.encoding else self.names
 
     def _as_table(self, values):
-        """Rows of numbers, in `columns`, as the table has them."""
+        """Rows of encoded columns in the form of the original table."""
         return to_frame(self.encoding.decode(values)) if self.encoding else values
 
     @property
     @abstractmethod
     def flagging(self) -> Flagging:
-        """How items are flagged; its `note` says why nothing can be, where that is so."""
+        """How items are flagged; if none can be flagged, its `note` gives the reason."""
 
     @cached_property
     @abstractmethod
     def metrics(self) -> dict[str, float]:
-        """What was measured on held-out data, by name."""
+        """Metrics on held-out data, by name."""
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -111,12 +109,12 @@ class Result(ABC, Generic[Config]):
         """Write a run directory; `flowknife.load` reads it.
 
         Args:
-            folder: the run directory; made if there is none.
-            recipe: the name of the recipe that the settings come from.
-            demo: the run may be replaced by a demo.
+            folder: the run directory; created if it does not exist.
+            recipe: name of the recipe that the settings come from.
+            demo: whether a demo may replace the run.
 
         Raises:
-            StorageError: nothing can be written there, or it holds files that are not flowknife's.
+            StorageError: the folder cannot be written, or holds files that flowknife did not write.
         """
         own = {"metrics": self.metrics, "recipe": recipe or self.record.recipe, "demo": demo or self.record.demo}
         record = self.record.model_copy(update=own)
@@ -129,10 +127,10 @@ class Result(ABC, Generic[Config]):
 
     def _write_card(self, run, record):
         path = run / "card.md"
-        if path.exists() and not is_own(path):  # a card of the user's
+        if path.exists() and not is_own(path):  # written by the user
             return
         own = replace(self, record=record)
-        own.__dict__["metrics"] = self.metrics  # not measured again
+        own.__dict__["metrics"] = self.metrics  # not computed again
         with replacing(path) as place:
             place.write_text(card(own), encoding="utf-8", errors="backslashreplace")
 
@@ -184,15 +182,15 @@ class Result(ABC, Generic[Config]):
 
     @classmethod
     def _derived(cls, record: Record) -> dict[str, Any]:
-        """Attributes that follow from the record alone."""
+        """Attributes that can be derived from the record alone."""
         return {}
 
     @abstractmethod
     def _fits(self) -> bool:
-        """Whether the record and the arrays, which are in two files, belong together."""
+        """Whether the record and the arrays, which come from two files, belong together."""
 
     def _tree(self):
-        """The attributes in `kept`, as a model file takes them."""
+        """The attributes in `kept`, in the form for a model file."""
         values = {name: getattr(self, name) for name in self.kept}
         return values | {name: values[name].to_tree() for name in self.parts if values[name] is not None}
 
@@ -201,11 +199,11 @@ class Result(ABC, Generic[Config]):
     ) -> Path:
         """Write `log_prob`, `sample` and `encode` for programs without flowknife; return the folder.
 
-        As StableHLO they run with JAX, by the `model.py` of the folder, and give the same numbers to the last bit. ONNX
-        needs jax2onnx, in an environment of its own, and has no `sample`. See `docs/howto/elsewhere.md`.
+        StableHLO programs run with JAX through the `model.py` in the folder, and give bitwise equal numbers. The ONNX
+        format needs jax2onnx in a separate environment, and has no `sample`. See `docs/howto/elsewhere.md`.
 
         Args:
-            folder: a new one, or with `overwrite` that of an earlier export.
+            folder: a new folder, or with `overwrite` that of an earlier export.
             format: "stablehlo" or "onnx".
             overwrite: replace an earlier export.
 
@@ -227,7 +225,7 @@ class Result(ABC, Generic[Config]):
 
     @property
     def folder(self) -> Path | None:
-        """The run directory that this was loaded from, or saved to last."""
+        """The run directory from which the result was loaded, or to which it was last saved."""
         return self.__dict__.get("_folder")
 
     def _stay_in(self, folder):
@@ -239,13 +237,13 @@ class Result(ABC, Generic[Config]):
         return in_one_line(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The summary that a notebook shows."""
         if "_html" not in self.__dict__:
             self.__dict__["_html"] = in_html(self)
         return self.__dict__["_html"]
 
     def figures(self) -> dict[str, "Figure"]:
-        """Two figures, by name: "history", the curve of training, if there is one, and what the model draws."""
+        """Figures by name: the training curve "history", if there is one, and samples of the model."""
         from flowknife import plots
 
         curve = {"history": plots.history(self.history)} if self.history.get("step") else {}
@@ -257,19 +255,19 @@ class Result(ABC, Generic[Config]):
     # -- whether it can be trusted, and the report ----------------------------------------------------------------
 
     def check(self, data: Any = None, *, given: Any = None) -> list[Check]:
-        """Whether the model can be trusted: each number with its limit, over held-out data or over `data`.
+        """Check the model on held-out data or on `data`: a list of numbers, each with its limit.
 
-        Always among them: a round trip through the network, the likelihood (or what it is for) against that of simple
-        models, and the steps of training. Where nothing can be flagged, one more check fails. The `note` of a check
-        that failed says what to do.
+        Every application checks the round trip through the network, the likelihood (or accuracy) against simple models,
+        and the number of training steps. If no item can be flagged, that is a further failed check. The `note` of a
+        failed check gives advice.
 
         Args:
-            data: as in training, none of it trained on: rows or images; of a classifier also (x, labels), or a table or
-                folder with labels; of a posterior pairs (x, y). Default: what was held out.
-            given: conditions of `data`, of a density or of images that have some.
+            data: data of the same kind as in training, but not used in training: rows or images; for a classifier also
+                (x, labels), or a table or folder with labels; for a posterior pairs (x, y). Default: the held-out data.
+            given: conditions of `data`, for conditional densities and image models.
 
         Raises:
-            InputError: without `data` and without held-out data; or for conditions where there are none.
+            InputError: without `data` if no data were held out; or for conditions if the model has none.
         """
         if data is None:
             self.flagging.require_held_out()
@@ -282,14 +280,16 @@ class Result(ABC, Generic[Config]):
         """Write the figures and `report.html`; return the page's path.
 
         Args:
-            folder: where; default the run directory that this was loaded from, or saved to last.
-            others: of images and classifiers, data of other things to show beside the held-out ones.
-            interactive: write `explore.html` instead, one page with the model in it, which the browser evaluates:
-                densities, classifiers of rows, posteriors. Of any other model a note says why not, and the report is
-                written.
+            folder: where to write; default the run directory from which the result was loaded, or to which it was last
+                saved.
+            others: for images and classifiers, anomalous data to compare with the held-out data.
+            interactive: write `explore.html` instead, a single page that contains the model and evaluates it in the
+                browser. This works for densities, classifiers of rows and posteriors. For other models a note gives the
+                reason, and the report is written.
 
         Raises:
-            InputError: without a folder, for a result that was never saved; or for `others` where they have no place.
+            InputError: without a folder, for a result that was never saved; or for `others` if the application has
+                none.
         """
         place = folder or self.folder
         if place is None:
@@ -304,12 +304,12 @@ class Result(ABC, Generic[Config]):
         return self._report(place, others)
 
     def _require_one_model(self, what: str) -> None:
-        """Refuse an ensemble, of which one member would stand for all without a word."""
+        """Refuse an ensemble, where a single member would silently represent all of them."""
         if count := len(getattr(self, "members", ())):
             raise InputError(f"got an ensemble of {count + 1} models; {what} takes one; try a fit with ensemble=1")
 
     def _require_numbers(self, what: str, instead: str = "a fit to columns of numbers") -> None:
-        """Refuse a model of a table of more than numbers, whose columns are coded by flowknife."""
+        """Refuse a model of a table with encoded columns (categories, dates, missing values)."""
         if self.encoding is not None:
             raise InputError(
                 f"got a model of a table with categories, dates or missing values; {what} takes one of numbers; try "
@@ -329,14 +329,14 @@ class Result(ABC, Generic[Config]):
     ) -> None:
         """Serve an interactive page of this model, of images too, until Ctrl-C.
 
-        The page asks the model in Python, as `report(interactive=True)` asks the weights in its file. It needs
-        starlette and uvicorn, the extra `[explore]`.
+        The page calls the model in Python, whereas the page of `report(interactive=True)` contains the weights. It
+        needs starlette and uvicorn, the extra `[explore]`.
 
         Args:
-            host: an address of this machine; beyond 127.0.0.1 others can reach it, with the token that is in the
-                page's address.
-            port: 0 for any that is free; default 8765, or any where that one is taken.
-            opened: called with the page's address; default: it is printed.
+            host: an address of this machine; with any other than 127.0.0.1, other machines can reach the page, with the
+                token in its address.
+            port: 0 for any free port; default 8765, or any free port if it is taken.
+            opened: called with the page's address; default: print it.
 
         Raises:
             InputError: for an address that cannot be used, or without the packages.
@@ -351,20 +351,20 @@ class Result(ABC, Generic[Config]):
 
     @abstractmethod
     def _live(self) -> "Live":
-        """The live page, and what it may ask."""
+        """The live page and the functions that it can call."""
 
     @abstractmethod
     def _report(self, folder, others) -> Path: ...
 
     def _without(self, **arguments):
-        """Refuse arguments that mean nothing for this application."""
+        """Refuse arguments that do not apply to this application."""
         for name, value in arguments.items():
             if value is not None:
                 raise InputError(f"got {name}=... for a result of {self.application}, which takes none; try without")
 
 
 def _restored(value, part):
-    """An attribute as a model file has it: arrays of JAX become NumPy's, models stay."""
+    """Convert an attribute from a model file: JAX arrays become NumPy arrays, models stay."""
     if part is not None and value is not None:
         return part.from_tree(value)
     if isinstance(value, dict):

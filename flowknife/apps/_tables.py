@@ -1,4 +1,4 @@
-"""Tables with categories, dates and missing values: their settings, how they are read, and their discrete columns."""
+"""Tables with categories, dates and missing values: settings, reading, and discrete columns."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -27,15 +27,15 @@ Modelled = Any
 
 
 def models_more(config: Modelled) -> bool:
-    """Whether the settings make more than numbers part of the model."""
+    """Whether the settings add categories, dates or missing values to the model."""
     return not (config.categories is None and config.dates is None and config.missing in (None, "refuse"))
 
 
 def encoding_of(x: Any, names: Sequence[str] | None, config: Modelled, beside: Sequence[str] = ()) -> Encoding:
-    """How the columns of a table become numbers, see `Encoding.of`.
+    """The encoding of the columns of a table as numbers, see `Encoding.of`.
 
     Raises:
-        InputError: a column is not what the settings say.
+        InputError: a column does not match the settings.
     """
     how = {"categories": config.categories, "dates": config.dates, "missing": config.missing == "model"}
     return Encoding.of(x, names, beside=beside, **how)
@@ -44,7 +44,7 @@ def encoding_of(x: Any, names: Sequence[str] | None, config: Modelled, beside: S
 def of_numbers(
     x: Any, names: Sequence[str] | None, drop_invalid: bool, beside: Sequence[str] = ()
 ) -> AbstractContextManager[None]:
-    """A context that reads a table of numbers; the error of another table names the settings that would help."""
+    """A context for reading a numeric table; the error for any other table names the settings that would help."""
 
     def advice() -> str:
         helps = remedy(x, names, drop_invalid, beside)
@@ -54,7 +54,7 @@ def of_numbers(
 
 
 def discrete_columns(encoding: Encoding | None) -> list[int]:
-    """Places of the discrete columns of a table."""
+    """Indices of the discrete columns of a table."""
     return sorted(encoding.sizes) if encoding else []
 
 
@@ -65,7 +65,7 @@ def continuous(table: Table, encoding: Encoding | None) -> tuple[np.ndarray, lis
 
 
 def mixed_of(rows: np.ndarray, frame: Frame, encoding: Encoding | None) -> Mixed | None:
-    """The discrete columns of rows as the model takes them; None where there are none."""
+    """The discrete columns of rows in the units of the model; None if there are none."""
     if not encoding:
         return None
     place = {int(own): i for i, own in enumerate(frame.kept)}
@@ -77,17 +77,17 @@ def mixed_of(rows: np.ndarray, frame: Frame, encoding: Encoding | None) -> Mixed
 
 
 def filled(rows: np.ndarray, mixed: Mixed | None) -> np.ndarray:
-    """Rows as the network takes them, without discrete columns; always the same draw of each."""
+    """Rows for the network, with discrete columns dequantised by one fixed draw."""
     return rows if mixed is None else mixed.at_random(rows)[0]
 
 
 def restored(rows: np.ndarray, mixed: Mixed | None) -> np.ndarray:
-    """Rows of the network with whole numbers in the discrete columns."""
+    """Rows of the network with the discrete columns restored to integers."""
     return rows if mixed is None else np.asarray(mixed.restore(rows))
 
 
 def described_columns(encoding: Encoding | None) -> dict[str, Any]:
-    """What a record says of the columns of a table that are no numbers."""
+    """The fields of a record that describe non-numeric columns of a table."""
     if not encoding:
         return {}
     return {

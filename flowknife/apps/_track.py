@@ -12,7 +12,7 @@ Fitted = TypeVar("Fitted")
 
 
 def tracked(fit: Callable[P, Fitted]) -> Callable[P, Fitted]:
-    """A function that fits, with its argument `track` in effect: trackers hear of its training and of its result."""
+    """Decorate a function that fits: the trackers in its argument `track` receive its training and its result."""
 
     @functools.wraps(fit)
     def tracking(*args: P.args, **kwargs: P.kwargs) -> Fitted:

@@ -1,4 +1,4 @@
-"""Masked autoregressive flows: every element is transformed given the ones before it."""
+"""Masked autoregressive flows: every element is transformed given the previous ones."""
 
 import equinox as eqx
 import jax
@@ -24,7 +24,7 @@ class MaskedAutoregressive(Bijection):
         width: hidden units per layer.
         depth: hidden layers.
         cond_dim: length of the condition vector, 0 for none.
-        key: source of initial weights.
+        key: random key of the initial weights.
     """
 
     scalar: Scalar
@@ -48,7 +48,7 @@ class MaskedAutoregressive(Bijection):
     def decode(self, y, cond=None):
         y, cond = promoted(self.net, y, cond)
 
-        # element i is final after pass i + 1, since its parameters look at the ones before it only
+        # element i is final after pass i + 1, since its parameters depend only on previous elements
         def step(_, x):
             return self.scalar.decode(y, self.net(x, cond))[0]
 

@@ -1,25 +1,25 @@
-"""The contract of every bijection, stated once.
+"""The contract of every bijection.
 
-A bijection maps the left end to the right end of a network and back:
+A bijection maps the left end of a network to its right end and back:
 
     y, log_det = bijection.encode(x, cond)      left  -> right   (data -> latent)
     x, log_det = bijection.decode(y, cond)      right -> left    (latent -> data)
 
 - Arrays are batch-first: `x` has shape `(*batch, *shape)`, `y` has shape `(*batch, *out_shape)`, and `cond` has shape
   `(*batch, *cond_shape)`. `log_det` has shape `batch`.
-- `cond_shape` is None for a bijection that takes no condition, which is the default. A bijection made of others takes
-  the condition of its parts, `merge_cond_shapes(parts)`, and refuses parts that take conditions of different shapes.
-  `INN` compares it with its own conditions, so that no condition is ignored.
+- `cond_shape` is None for a bijection that takes no condition, which is the default. A composite bijection takes the
+condition of its parts, `merge_cond_shapes(parts)`, which refuses parts with conditions of different shapes. `INN`
+compares it with its own conditions, so that no condition is ignored.
 - One sign: `log_det` is log|det d(right)/d(left)| in *both* methods, so that `decode(encode(x))` returns the same
-  number again and no caller has to negate anything.
-- `initialise(x, cond)` fits what can be fitted in closed form to one batch (actnorm, principal rotations) and
-  returns the new bijection together with `encode(x)`. The default has nothing to fit.
+number again and callers never negate it.
+- `initialise(x, cond)` fits closed-form parameters to one batch (actnorm, principal rotations) and returns the new
+bijection together with `encode(x)`. By default there are none.
 
-Two parts of the contract are optional; the defaults are right for a bijection of one block.
+Two parts of the contract are optional; the defaults are correct for a right end of one block.
 
 - A right end may consist of several blocks, such as the levels of a multi-scale flow. `encode_blocks` returns each
-  block with its share of the log-determinant, `block_shapes` their event shapes, `block_parts` the parameters that
-  each block depends on, `coarsest` the flow of the first block alone.
+block with its share of the log-determinant, `block_shapes` their event shapes, `block_parts` the parameters that each
+block depends on, and `coarsest` the flow of the first block.
 - The log-determinant of an image flow may be known position by position: `encode_local` returns it as such terms.
 
 To write a new bijection: subclass `Bijection`, give `shape` (a static field or a property), `cond_shape` if it takes a
@@ -46,11 +46,11 @@ Terms = list[Array]
 
 
 class BlockParts(NamedTuple):
-    """Which parts of a bijection the blocks of its right end depend on.
+    """The parts of a bijection on which the blocks of its right end depend.
 
     Attributes:
         shared: parts that every block may depend on.
-        own: for each block the parts that it alone depends on.
+        own: for each block, the parts on which only this block depends.
     """
 
     shared: tuple[Any, ...]
@@ -109,7 +109,7 @@ class Bijection(eqx.Module):
 
     @property
     def block_parts(self) -> BlockParts:
-        """Which parts the blocks depend on, for training block by block."""
+        """The parts on which the blocks depend, for training block by block."""
         return BlockParts((), ((self,),))
 
     @property
@@ -131,8 +131,8 @@ class Bijection(eqx.Module):
         Args:
             x: array of shape `(*batch, *shape)`.
             cond: as for `encode`.
-            before: terms of the bijections before this one; one block bears them.
-            local: whether terms may be given position by position, see `encode_local`.
+            before: terms of the preceding bijections, which are added to one block.
+            local: whether terms may be local, see `encode_local`.
 
         Returns:
             each block, of shape `(*batch, *its block shape)`, with its terms.
@@ -141,17 +141,17 @@ class Bijection(eqx.Module):
         return [(y, [*before, *terms])]
 
     def encode_local(self, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Terms]:
-        """`encode`, with the log-determinant as terms, position by position where these are known."""
+        """`encode`, with the log-determinant as a sum of terms, which may be local (one number per position)."""
         y, log_det = self.encode(x, cond)
         return y, [log_det]
 
 
 class ScalarBijection(Bijection):
-    """A bijection whose log-determinant is a sum over elements: each is moved by a scalar map of its own."""
+    """A bijection that applies a scalar map to each element, so that its log-determinant is a sum over elements."""
 
     @abc.abstractmethod
     def encode_each(self, x: Float[Array, "..."], cond: Cond = None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """As `encode`, with the log-determinant element by element, shape `(*batch, *shape)`."""
+        """Like `encode`, with the log-determinant of each element, shape `(*batch, *shape)`."""
 
     def encode_local(self, x, cond=None):
         y, log_slopes = self.encode_each(x, cond)
@@ -167,7 +167,7 @@ def encode_terms(bijection: Bijection, x: Array, cond: Cond, local: bool) -> tup
 
 
 def join_blocks(blocks: Sequence[tuple[Array, Terms]], shapes: Sequence[Shape]) -> tuple[Array, Array]:
-    """The right end, one flat vector, and its log-determinant, from `encode_blocks`."""
+    """The right end as one flat vector, and its log-determinant, from the result of `encode_blocks`."""
     pairs = zip(blocks, shapes, strict=True)
     flat = [block.reshape(*batch_of(block, shape), math.prod(shape)) for (block, _), shape in pairs]
     return jnp.concatenate(flat, axis=-1), sum_terms([term for _, terms in blocks for term in terms])
@@ -182,7 +182,7 @@ def sum_terms(terms: Sequence[Array]) -> Array:
 
 
 def merge_cond_shapes(parts: Iterable[Any]) -> Shape | None:
-    """The shape of the one condition that all `parts`, bijections or networks, share; None if none takes one.
+    """The condition shape that all `parts`, bijections or networks, share; None if no part takes a condition.
 
     Raises:
         InputError: for parts that take conditions of different shapes.
@@ -199,15 +199,15 @@ def merge_cond_shapes(parts: Iterable[Any]) -> Shape | None:
 
 
 def net_cond_shape(net: Any) -> Shape | None:
-    """The shape of a network's (or a bijection's) condition; None for one that takes none, or does not say."""
+    """The condition shape of a network or bijection; None if it takes none or has no `cond_shape`."""
     return getattr(net, "cond_shape", None)
 
 
 def net_out_shape(net: Callable[..., Array], *shapes: Shape) -> Shape:
-    """The shape of what a network returns for inputs of these event shapes.
+    """The output shape of a network for inputs of these event shapes.
 
     Raises:
-        InputError: for a network that cannot take such inputs.
+        InputError: for a network that does not accept such inputs.
     """
     inputs = [jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype) for shape in shapes]
     try:

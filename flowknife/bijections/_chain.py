@@ -1,4 +1,4 @@
-"""Compositions: one after another, the same many times, backwards, and changes of shape alone."""
+"""Compositions of bijections, repeated layers, inverses, embedded conditions and reshaping."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from flowknife.bijections._base import (
 from flowknife.errors import InputError
 
 Memory = Literal["standard", "reversible"]
-"""What the gradient of repeated layers keeps: every layer's activations, or the last output alone."""
+"""Memory for the gradient of repeated layers: the activations of every layer, or only the last output."""
 
 
 class Chain(Bijection):
@@ -89,7 +89,7 @@ class Chain(Bijection):
     @property
     def block_parts(self):
         shared, own = self.bijections[-1].block_parts
-        # one block depends on the whole chain; several share the layers before they part
+        # a single block depends on the whole chain; several blocks share the layers before they are split
         return BlockParts((*self.bijections[:-1], *shared), own) if len(own) > 1 else BlockParts((), ((self,),))
 
     @property
@@ -121,19 +121,20 @@ class Chain(Bijection):
 
 
 class Repeat(Bijection):
-    """The same architecture `times` times in a row, parameters stacked and the layers scanned.
+    """The same architecture repeated `times` times, with stacked parameters and a scan over layers.
 
     Compile time does not grow with depth. Each layer has its own parameters; only the structure is shared.
 
-    With memory="reversible" nothing is kept for the gradient but the output: the backward pass rebuilds every layer's
-    input by inverting the layer (Gomez et al. 2017, arXiv 1707.04585, sec. 3.2). Training memory then does not grow
-    with depth either, for about a third more time; gradients differ by the rounding errors of the round trip.
+    With memory="reversible", only the output is stored for the gradient: the backward pass reconstructs every layer's
+    input by inverting the layer (Gomez et al. 2017, arXiv 1707.04585, sec. 3.2). Then training memory does not grow
+    with depth either, at the cost of about a third more time. Gradients differ by the rounding errors of the round
+    trip.
 
     Args:
         make: builds one layer from a key; its left and right shapes must be equal.
         times: number of layers.
         memory: "standard" or "reversible".
-        key: source of the layers' keys.
+        key: random key from which the layers' keys are derived.
     """
 
     layer: Bijection  # array leaves carry a leading axis of length `times`
@@ -189,7 +190,7 @@ class Repeat(Bijection):
 
 
 def _scan(inputs, method, times):
-    """Through all layers by `method`; `inputs` are the stacked layers, the left or right end, and the condition."""
+    """Apply all layers by `method`; `inputs` are the stacked layers, the left or right end, and the condition."""
     layers, x, cond = inputs
     arrays, structure = eqx.partition(layers, eqx.is_array)
 
@@ -226,7 +227,7 @@ def _scan_backward(y, cotangents, perturbed, inputs, method, times):
         return (x, x_bar, None if cond is None else cond_bar + term), layer_bar
 
     start = (y, y_bar, None if cond is None else jnp.zeros(cond.shape, y.dtype))
-    # one slice of the stacked gradients is written per step; no step touches the others
+    # each step writes only its own slice of the stacked gradients
     (_, x_bar, cond_bar), layers_bar = jax.lax.scan(step, start, arrays, length=times, reverse=method == "encode")
     return layers_bar, x_bar, cond_bar if perturbed_cond else None
 
@@ -235,13 +236,13 @@ def _pull_back(layer, y, cond, y_bar, log_det_bar, method, perturbed):
     """From the output of a layer and its cotangent to the input and the cotangents of input, layer and condition."""
     back = "decode" if method == "encode" else "encode"
     if isinstance(layer, Chain):
-        # part by part: a coupling then finds its kept half unchanged, and one pass of its network serves both ways
+        # part by part: the identity part of a coupling is unchanged, so one pass of its network serves both directions
         parts, cond_bar = list(zip(layer.bijections, perturbed.bijections, strict=True)), 0.0
         bars = []
         for part, moved in reversed(parts) if method == "encode" else parts:
             y, y_bar, part_bar, term = _pull_back(part, y, cond, y_bar, log_det_bar, method, moved)
             bars, cond_bar = [*bars, part_bar], cond_bar + term
-        # the cotangents of fixed parts are None, so that their places are filled instead of building a new Chain
+        # cotangents of fixed parts are None, so parts are filled in instead of building a new Chain
         bars = tuple(bars[::-1] if method == "encode" else bars)
         return y, y_bar, eqx.tree_at(lambda chain: chain.bijections, layer, bars), cond_bar
     x, _ = getattr(layer, back)(y, cond)
@@ -286,15 +287,15 @@ class Inverse(Bijection):
 
 
 class Conditioned(Bijection):
-    """The same bijection given features of the condition, y = f(x; e(cond)), computed once for all layers of f.
+    """A bijection given features of the condition, y = f(x; e(cond)), which are computed once for all layers of f.
 
     Args:
-        bijection: f.
-        embedding: e, a network of one argument.
+        bijection: the bijection f.
+        embedding: the network e, of one argument.
         cond_shape: event shape of the condition; default the embedding's own `in_shape`.
 
     Raises:
-        InputError: if f does not take what the embedding returns.
+        InputError: if the features do not have the condition shape of f.
     """
 
     bijection: Bijection
@@ -360,11 +361,11 @@ class Conditioned(Bijection):
 
 
 class Reshape(Bijection):
-    """The same numbers in another shape, row-major; log_det = 0.
+    """Reshape in row-major order; log_det = 0.
 
     Args:
         shape: left event shape.
-        out_shape: right event shape, with as many elements.
+        out_shape: right event shape, with the same number of elements.
     """
 
     shape: Shape = eqx.field(static=True)

@@ -1,7 +1,7 @@
 """Couplings: one part of the event parametrises an elementwise map of the other.
 
-`Coupling(split, scalar, net)` composes three independent choices: which elements pass unchanged (a split), which map
-of single numbers moves the others (a `Scalar`), and which network computes that map's parameters.
+`Coupling(split, scalar, net)` composes three independent choices: which elements pass unchanged (a split), which scalar
+map transforms the others (a `Scalar`), and which network computes the parameters of that map.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ MakeNet = Callable[..., Any]
 
 
 class Channels(eqx.Module):
-    """Split of the last axis: the first `kept` channels pass, the others move; `swap` exchanges the roles.
+    """Split of the last axis: the first `kept` channels pass unchanged, the others are transformed.
 
     Args:
         shape: event shape.
-        kept: how many channels pass; default half, rounded down.
-        swap: the *last* `kept` channels pass instead.
+        kept: number of channels that pass; default half, rounded down.
+        swap: the *last* `kept` channels pass instead of the first.
     """
 
     shape: Shape = eqx.field(static=True)
@@ -50,7 +50,7 @@ class Channels(eqx.Module):
         return (*self.shape[:-1], self.shape[-1] - self.kept)
 
     def split(self, x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """(kept, moved) parts of `x`."""
+        """The identity part (kept) and the transformed part (moved) of `x`."""
         if self.swap:
             moved, kept = jnp.split(x, [self.shape[-1] - self.kept], axis=-1)
         else:
@@ -63,10 +63,10 @@ class Channels(eqx.Module):
 
 
 class Checkerboard(eqx.Module):
-    """Split of an image like a chessboard: the pixels of one colour pass, the others move.
+    """Checkerboard split of an image: the pixels of one colour pass unchanged, the others are transformed.
 
-    Dinh et al. 2017, arXiv 1605.08803, fig. 3. Each part is a half-size image with twice the channels, so that
-    networks keep their sense of place.
+    Dinh et al. 2017, arXiv 1605.08803, fig. 3. Each part is a half-size image with twice the channels, so that the
+    spatial structure is preserved for networks.
 
     Args:
         shape: event shape (height, width, channels), height and width even.
@@ -89,7 +89,7 @@ class Checkerboard(eqx.Module):
         return self.kept_shape
 
     def split(self, x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """(kept, moved) parts of `x`."""
+        """The identity part (kept) and the transformed part (moved) of `x`."""
         black = jnp.concatenate([x[..., ::2, ::2, :], x[..., 1::2, 1::2, :]], axis=-1)
         white = jnp.concatenate([x[..., ::2, 1::2, :], x[..., 1::2, ::2, :]], axis=-1)
         return (white, black) if self.swap else (black, white)
@@ -106,17 +106,17 @@ class Checkerboard(eqx.Module):
 
 
 class Coupling(ScalarBijection):
-    """y_kept = x_kept, y_moved = f(x_moved; net(x_kept, cond)), f a scalar map applied to every moved element.
+    """y_kept = x_kept, y_moved = f(x_moved; net(x_kept, cond)), with a scalar map f for every transformed element.
 
-    Dinh et al. 2014, arXiv 1410.8516, sec. 3.2. log_det is the sum of f's log slopes.
+    Dinh et al. 2014, arXiv 1410.8516, sec. 3.2. log_det is the sum of the log slopes of f.
 
     Args:
-        split: which elements pass and which move (`Channels`, `Checkerboard`).
+        split: which elements pass and which are transformed (`Channels`, `Checkerboard`).
         scalar: the elementwise map f (`Shift`, `ShiftScale`, `Spline`, or any `Scalar`).
         net: `net(in_shape, out_shape, cond_shape, key=key)` builds the network of f's raw parameters; see
             `flowknife.nets`. Its output starts at zero, so the coupling starts as the identity.
-        cond_shape: event shape of the condition, if there is one.
-        key: source of the network's initial weights.
+        cond_shape: event shape of the condition; None for no condition.
+        key: random key of the network's initial weights.
 
     Raises:
         InputError: for a network whose `cond_shape` is not the one that it was built with.

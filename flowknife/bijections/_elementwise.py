@@ -1,9 +1,9 @@
-"""Maps of single numbers, written once and used everywhere.
+"""Scalar maps, for couplings, autoregressive flows and elementwise layers.
 
 A `Scalar` is a bijection of one number (event shape `()`), so every array axis is a batch axis for it. Its `cond`, of
-shape `(*x.shape, num_params)`, holds its *raw* parameters: any real number is allowed, and zero is always the
-identity. Thus the same `ShiftScale` or `Spline` is the transformer of a coupling, of an autoregressive flow, and
-(through `Elementwise`, which owns trainable raw parameters) a layer on its own.
+shape `(*x.shape, num_params)`, holds its *raw* parameters: any real number is allowed, and zero is always the identity.
+So the same `ShiftScale` or `Spline` is the transformer of a coupling, of an autoregressive flow, and (through
+`Elementwise`, which owns trainable raw parameters) a layer on its own.
 """
 
 import abc
@@ -22,20 +22,20 @@ from flowknife._types import Constant, Shape, as_shape
 from flowknife.bijections._base import Bijection, ScalarBijection, sum_event
 from flowknife.errors import InputError
 
-_LOG_2 = math.log(2.0)  # a plain number, which keeps the precision of what it is added to
+_LOG_2 = math.log(2.0)  # a Python float, so that results keep the precision of arrays
 
 Numbers = ArrayLike | Sequence[float]
 
 
 class Scalar(Bijection):
-    """A bijection of single numbers whose raw parameters arrive as `cond`; see the module's docstring."""
+    """A scalar bijection whose raw parameters are passed as `cond`; see the module's docstring."""
 
     shape: ClassVar[Shape] = ()
 
     @property
     @abc.abstractmethod
     def num_params(self) -> int:
-        """How many raw parameters each number takes."""
+        """Number of raw parameters per number."""
 
     @property
     def cond_shape(self) -> Shape | None:
@@ -62,8 +62,8 @@ class ShiftScale(Scalar):
 
     Args:
         bound: largest |s|, the log of the scale.
-        least: largest -s, if another; `decode` multiplies by at most exp(least). Where x has a spread of one already,
-            larger values have little use, and a bound limits the error of a network far from its training data.
+        least: largest -s; default `bound`. `decode` multiplies by at most exp(least). If x has unit spread, large
+            factors are hardly needed, and the limit bounds the error of a network far from its training data.
     """
 
     num_params: ClassVar[int] = 2
@@ -102,9 +102,9 @@ class SigmoidScale(Scalar):
 
 
 class Composed(Scalar):
-    """Several scalars in a row, each with its own share of the raw parameters: y = f_n(... f_1(x)).
+    """Composition of scalar maps, each with its own share of the raw parameters: y = f_n(... f_1(x)).
 
-    An affine map followed by a spline, for instance, puts the spline's fixed interval where the data are.
+    For example, an affine map followed by a spline aligns the spline's fixed interval with the data.
     """
 
     scalars: tuple[Scalar, ...]
@@ -190,7 +190,7 @@ class Exp(Scalar):
 
 
 class Log(Scalar):
-    """y = log(x), the positive numbers onto the real line; the inverse of `Exp`. Zero becomes the least one."""
+    """y = log(x), the positive numbers onto the real line; the inverse of `Exp`. Zero becomes the smallest of them."""
 
     num_params: ClassVar[int] = 0
 
@@ -217,10 +217,10 @@ class Tanh(Scalar):
 
 
 class Elementwise(ScalarBijection):
-    """One scalar map applied to every element, with trainable parameters per element where the map has any.
+    """A scalar map applied to every element, with trainable parameters per element if the map has parameters.
 
     Args:
-        scalar: the map of single numbers.
+        scalar: the scalar map.
         shape: event shape.
     """
 
@@ -248,7 +248,7 @@ class Elementwise(ScalarBijection):
 
 
 class Affine(Bijection):
-    """y = (x - loc) / scale with fixed numbers: units, intervals and standardisation.
+    """y = (x - loc) / scale with fixed numbers, for units, intervals and standardisation.
 
     Args:
         loc: shift, in units of x; its shape, broadcast with `scale` to `shape`.
@@ -291,10 +291,10 @@ class Affine(Bijection):
 
 
 class ActNorm(Bijection):
-    """y = (x + shift) exp(log_scale) per channel (last axis), started so that one batch has mean 0 and variance 1.
+    """y = (x + shift) exp(log_scale) per channel (last axis), initialised so that one batch has mean 0 and variance 1.
 
     Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 3.1. `initialise` fits shift and scale to a batch, once; the
-    `initialised` flag is saved with the model, so that a loaded or further trained model is not fitted again.
+    `initialised` flag is saved with the model, so that a loaded model is not fitted again.
 
     Args:
         shape: event shape; the last axis is the channel.

@@ -1,4 +1,4 @@
-"""Maps of images, shape (height, width, channels): to coarser grids, between channels, and factoring out."""
+"""Bijections of images, shape (height, width, channels): squeeze, Haar, 1x1 convolutions and factoring out."""
 
 from collections.abc import Callable, Sequence
 
@@ -114,7 +114,7 @@ class InvertibleConv1x1(Bijection):
     Args:
         shape: event shape (height, width, channels).
         form: "plu" (triangular factors, `LU`) or "plain" (`Matrix`).
-        key: source of the starting rotation.
+        key: random key of the initial rotation.
     """
 
     linear: LU | Matrix
@@ -136,24 +136,24 @@ class InvertibleConv1x1(Bijection):
 
 
 class Split(Bijection):
-    """Factor out: the transformed part goes to the latent end, the identity part goes on through `inner`.
+    """Factor out: one part goes to the latent end, the other part continues through `inner`.
 
         kept, moved = split(x)
         y = [inner(kept; cond), factored(moved; cond = context(kept, cond))]      as one flat vector
 
     With `factored=None` it is the factor-out of RealNVP (arXiv 1605.08803, sec. 3.6). With a conditional affine
-    coupling in `factored` it is Glow's learned prior. With a Haar transform before it, so that kept is the coarse
-    image and moved its details, nested Splits are a wavelet flow (Yu et al. 2020, arXiv 2010.13821).
+    coupling in `factored` it is Glow's learned prior. After a Haar transform, kept is the coarse image and moved its
+    details, and nested Splits are a wavelet flow (Yu et al. 2020, arXiv 2010.13821).
 
     Args:
-        split: which part is kept.
+        split: the split into (kept, moved).
         inner: bijection of the kept part.
         factored: bijection of the moved part, with the (embedded) kept part as its condition; default: identity.
-        context: network that turns the kept part into that condition, called `context(kept)`, or `context(kept, cond)`
-            if it has a `cond_shape`; default: the kept part as it is.
+        context: network that computes this condition, called as `context(kept)`, or `context(kept, cond)` if it has a
+            `cond_shape`; default: the kept part itself.
 
     Raises:
-        InputError: for parts of other shapes than those of the split, or conditions that do not fit.
+        InputError: for parts whose shapes differ from those of the split, or conditions that do not fit.
     """
 
     split: Channels | Checkerboard
@@ -177,7 +177,7 @@ class Split(Bijection):
         merge_cond_shapes([inner, context])
         if factored is not None and factored.cond_shape is not None:
             _require_condition(
-                factored, split.kept_shape if context is None else _seen_shape(context, split.kept_shape)
+                factored, split.kept_shape if context is None else _context_shape(context, split.kept_shape)
             )
 
     @property
@@ -193,8 +193,8 @@ class Split(Bijection):
         return merge_cond_shapes([self.inner, self.context])
 
     def condition(self, kept, cond=None):
-        """The condition of the moved part, from the kept part `(*batch, *kept_shape)` and that of the whole."""
-        return kept if self.context is None else _seen(self.context, kept, cond)
+        """The condition of the moved part, from the kept part `(*batch, *kept_shape)` and the condition `cond`."""
+        return kept if self.context is None else _context_of(self.context, kept, cond)
 
     @property
     def block_shapes(self):
@@ -217,7 +217,7 @@ class Split(Bijection):
         return join_blocks(self.encode_blocks(x, cond), self.block_shapes)
 
     def encode_blocks(self, x, cond=None, *, before=(), local=False):
-        # the layers before the split count for the finest block, the one that leaves here
+        # terms of the layers before the split belong to the finest block, which is factored out here
         kept, moved = self.split.split(x)
         if self.factored is None:
             terms = [] if before else [jnp.zeros(batch_of(x, self.shape), x.dtype)]
@@ -245,18 +245,18 @@ class Split(Bijection):
         return fitted, fitted.encode(x, cond)[0]
 
 
-def _seen(context, x, cond):
-    """What a context network makes of `x`, and of the condition if it takes one."""
+def _context_of(context, x, cond):
+    """The output of a context network for `x`, and the condition if it takes one."""
     return context(x) if net_cond_shape(context) is None else context(x, cond)
 
 
-def _seen_shape(context, shape):
+def _context_shape(context, shape):
     own = net_cond_shape(context)
     return net_out_shape(context, *([shape] if own is None else [shape, own]))
 
 
 def _require_condition(part, shape):
-    """Refuse a part that takes another condition than the one that it is given, of this shape."""
+    """Refuse a part whose `cond_shape` differs from the shape of its condition."""
     if part.cond_shape not in (None, shape):
         given = "no condition" if shape is None else f"one of shape {shape}"
         raise InputError(
@@ -266,21 +266,21 @@ def _require_condition(part, shape):
 
 
 class CoarseToFine(Bijection):
-    """Blocks one after another, each given the image that the blocks before it determine.
+    """An autoregression over blocks, each conditioned on the image reconstructed from the previous blocks.
 
         [y_0, y_1, ..., y_L] = transform(x)
         z_0 = part_0(y_0; cond)
         z_l = part_l(y_l; cond = context_l(transform^-1([y_0, ..., y_(l-1), 0, ..., 0]), cond))
 
-    An autoregression over the blocks, so the log-determinant is the sum of the parts' (and of the transform's). With a
-    Haar pyramid as the transform it is a wavelet flow; any other transform that orders an image from coarse to fine
-    will do, and the context is always an image.
+    The log-determinant is the sum of those of the parts and of the transform. With a Haar pyramid as the transform it
+    is a wavelet flow. Any transform that orders an image from coarse to fine is possible, and the context is always an
+    image.
 
     Args:
         transform: bijection from the image to one flat vector, coarsest numbers first.
-        parts: bijection of each block, from `(size,)`; their sizes add up.
+        parts: bijection of each block, from `(size,)`; the sizes add up to the length of the vector.
         contexts: network of each block but the first, from an image (and `cond`, if it has a `cond_shape`) to the
-            condition of the block's part.
+            condition of the part.
 
     Raises:
         InputError: for parts that do not add up, or conditions that do not fit.
@@ -301,7 +301,7 @@ class CoarseToFine(Bijection):
         _require_condition(transform, None)
         merge_cond_shapes([self.parts[0], *self.contexts])
         for part, context in zip(self.parts[1:], self.contexts, strict=True):
-            _require_condition(part, _seen_shape(context, transform.shape))
+            _require_condition(part, _context_shape(context, transform.shape))
 
     @property
     def shape(self) -> Shape:
@@ -325,12 +325,12 @@ class CoarseToFine(Bijection):
         return jnp.split(y, np.cumsum(self.sizes)[:-1], axis=-1)
 
     def condition(self, blocks, level, cond=None):
-        """The condition of a block's part: that of the whole, and the blocks before it as they are on the left."""
+        """The condition of the part of a block, from `cond` and the previous blocks on the left."""
         if level == 0:
             return cond
         known = jnp.concatenate(blocks[:level], axis=-1)
         unknown = [(0, 0)] * (known.ndim - 1) + [(0, self.out_shape[0] - known.shape[-1])]
-        return _seen(self.contexts[level - 1], self.transform.decode(jnp.pad(known, unknown))[0], cond)
+        return _context_of(self.contexts[level - 1], self.transform.decode(jnp.pad(known, unknown))[0], cond)
 
     @property
     def block_shapes(self):
@@ -345,7 +345,7 @@ class CoarseToFine(Bijection):
         return join_blocks(self.encode_blocks(x, cond), self.block_shapes)
 
     def encode_blocks(self, x, cond=None, *, before=(), local=False):
-        # the transform, and the layers before it, count for the coarsest block
+        # terms of the transform, and of the layers before it, belong to the coarsest block
         y, terms = encode_terms(self.transform, x, None, local)
         parts, found, before = self.split(y), [], [*before, *terms]
         for level, part in enumerate(self.parts):

@@ -1,7 +1,8 @@
 """Linear maps of the last axis: permutations, rotations, triangular factors, principal rotation, regression.
 
-Each acts on the last axis of an event of any rank; the other event axes (pixels, say) share the map, and log_det
-counts each of them. On an image of shape (height, width, channels) such a map is an invertible 1x1 convolution.
+Each acts on the last axis of an event of any rank. The positions along the other event axes (such as pixels) share the
+map, and each of them contributes to log_det. On an image of shape (height, width, channels) such a map is an invertible
+1x1 convolution.
 """
 
 import math
@@ -21,7 +22,7 @@ from flowknife.errors import InputError
 
 
 def _per_position(log_det: Float[Array, ""], x: Float[Array, "..."], shape: Shape) -> Float[Array, "..."]:
-    """log_det of one position, counted for each position of an event, with the batch shape of `x`."""
+    """log_det of one position, multiplied by the number of positions of an event, with the batch shape of `x`."""
     return jnp.broadcast_to(log_det * math.prod(shape[:-1]), batch_of(x, shape))
 
 
@@ -44,7 +45,7 @@ class Permute(Bijection):
 
     @classmethod
     def random(cls, shape: int | Shape, *, key: Key = None) -> "Permute":
-        """A permutation drawn uniformly."""
+        """A uniformly drawn permutation."""
         shape = as_shape(shape)
         return cls(jax.random.permutation(as_key(key), shape[-1]), shape)
 
@@ -60,7 +61,7 @@ class Orthogonal(Bijection):
 
     Args:
         shape: event shape.
-        key: source of Q.
+        key: random key of Q.
     """
 
     matrix: Constant
@@ -84,8 +85,8 @@ class Householder(Bijection):
 
     Args:
         shape: event shape.
-        reflections: k; default: the length of the last axis, which reaches every rotation.
-        key: source of the starting vectors.
+        reflections: number k of reflections; default: the length of the last axis, which can represent every rotation.
+        key: random key of the initial vectors.
     """
 
     vectors: Float[Array, "k n"]
@@ -119,7 +120,7 @@ class LU(Bijection):
     Args:
         shape: event shape.
         identity: start at the identity instead of a random rotation.
-        key: source of the starting rotation.
+        key: random key of the initial rotation.
     """
 
     permutation: Constant
@@ -147,7 +148,7 @@ class LU(Bijection):
 
     def encode(self, x, cond=None):
         lower, upper = self._factors()
-        if self._few(x):  # factor by factor takes less work than their product
+        if self._few(x):  # for few rows, applying the factors costs less than computing their product
             y = x @ upper.T @ lower.T @ self.permutation.value.T
         else:
             y = x @ (self.permutation.value @ lower @ upper).T
@@ -157,11 +158,11 @@ class LU(Bijection):
         if self._few(y):
             rows = self._solved((y @ self.permutation.value).reshape(-1, self.shape[-1]).T)
             return rows.T.reshape(y.shape), self._log_det(y)
-        # the inverse once, then products: two solves for each row take several times as long
+        # the inverse is computed once: two solves for each row take several times as long
         return y @ self._solved(self.permutation.value.T).T, self._log_det(y)
 
     def _few(self, rows):
-        """Whether there are fewer rows than columns; an exported program may leave open how many."""
+        """Whether there are fewer rows than columns; False for the symbolic number of rows of an exported program."""
         return not jax.export.is_symbolic_dim(rows.size) and rows.size < self.shape[-1] ** 2
 
     def _solved(self, columns):
@@ -176,7 +177,7 @@ class Matrix(Bijection):
 
     Args:
         shape: event shape.
-        key: source of the starting rotation.
+        key: random key of the initial rotation.
     """
 
     weight: Float[Array, "n n"]
@@ -199,11 +200,11 @@ class Matrix(Bijection):
 def shrunk_covariance(
     rows: Float[Array | np.ndarray, "m n"],
 ) -> tuple[Float[Array | np.ndarray, " n"], Float[Array | np.ndarray, "n n"]]:
-    """Eigenvalues (ascending) and eigenvectors (columns) of the covariance of centred rows, after shrinkage.
+    """Eigenvalues (ascending) and eigenvectors (columns) of the shrunk covariance of centred rows.
 
     S* = w v I + (1 - w) S with v the mean variance and w the share of the eigenvalues' spread that is sampling noise
-    (Ledoit & Wolf 2004, J. Multivariate Anal. 88, 365, lemmas 3.2 to 3.4). It is invertible with fewer rows than
-    columns. Of NumPy's rows it is computed by NumPy, since every number of rows would be compiled anew.
+    (Ledoit & Wolf 2004, J. Multivariate Anal. 88, 365, lemmas 3.2 to 3.4). It is invertible even with fewer rows than
+    columns. NumPy arrays are processed by NumPy, since JAX would compile for every number of rows.
     """
     xp = np if isinstance(rows, np.ndarray) else jnp
     count, n = rows.shape
@@ -214,19 +215,19 @@ def shrunk_covariance(
     weight = xp.clip(noise / xp.maximum(spread, xp.finfo(rows.dtype).tiny), 0.0, 1.0)
     variances, axes = xp.linalg.eigh(covariance)
     shrunk = weight * level + (1 - weight) * xp.maximum(variances, 0.0)
-    return xp.where(level > 0, shrunk, 1.0), axes  # rows that are all the same, or a single one, say nothing
+    return xp.where(level > 0, shrunk, 1.0), axes  # identical rows, or a single row, have no information
 
 
 class PrincipalRotation(Bijection):
     """y = diag(v)^(-1/2) R (x - m): rotation to principal axes and whitening, fitted in closed form.
 
-    With `back`, y = R^T diag(v)^(-1/2) R (x - m), the whitening that changes x least: each y_i keeps the meaning and
-    the place of x_i (ZCA, Bell & Sejnowski 1997, doi 10.1016/S0042-6989(97)00121-1).
+    With `back`, y = R^T diag(v)^(-1/2) R (x - m), the whitening that changes x least: each y_i still corresponds to x_i
+    (ZCA, Bell & Sejnowski 1997, doi 10.1016/S0042-6989(97)00121-1).
 
     m and R come from the mean and the covariance of the data; v are its eigenvalues, shrunk towards their mean by the
-    Ledoit-Wolf weight (2004, J. Multivariate Anal. 88, 365), so that it also holds with fewer rows than columns. A
-    Gaussian with the shrunk covariance becomes exactly N(0, I). Nothing in it is trained, and `initialise` fits it
-    once.
+    Ledoit-Wolf weight (2004, J. Multivariate Anal. 88, 365), so that they are positive even with fewer rows than
+    columns. A Gaussian with the shrunk covariance becomes exactly N(0, I). The layer has no trainable parameters;
+    `initialise` fits it once.
 
     Args:
         shape: event shape; the last axis is rotated.
@@ -273,7 +274,7 @@ class PrincipalRotation(Bijection):
         mean = jnp.mean(rows, axis=0)
         variances, axes = shrunk_covariance(rows - mean)
         level = jnp.mean(variances)
-        # the floor keeps constant columns: they are left in their own units
+        # the floor leaves constant columns in their own units
         floor = 1e-6 * jnp.maximum(level, jnp.finfo(rows.dtype).tiny)
         log_scale = 0.5 * jnp.log(jnp.maximum(variances, floor))[::-1] * self.whiten
         return eqx.tree_at(
@@ -291,9 +292,9 @@ class PrincipalRotation(Bijection):
 class Regression(Bijection):
     """y = x - (b + A c): subtracts the linear regression of x on the condition c; log_det = 0.
 
-    A is the ridge regression of the batch that `initialise` sees, with the ridge that has the smallest leave-one-out
-    error (Allen 1974, doi 10.1080/00401706.1974.10489157). Nothing in it is trained. With a `PrincipalRotation` after
-    it, a linear-Gaussian conditional density has become N(0, I) before training starts.
+    A is the ridge regression on the batch of `initialise`, with the ridge that has the smallest leave-one-out error
+    (Allen 1974, doi 10.1080/00401706.1974.10489157). The layer has no trainable parameters. Followed by a
+    `PrincipalRotation`, it maps a linear-Gaussian conditional density to N(0, I) before training starts.
 
     Args:
         dim: length of x.
@@ -341,7 +342,7 @@ class Regression(Bijection):
 
 
 def _ridge(c: Float[Array, "n k"], x: Float[Array, "n d"]) -> tuple[Float[Array, "k d"], Float[Array, " d"]]:
-    """(A, b) of x = b + A^T c, with the ridge of least leave-one-out error."""
+    """(A, b) of x = b + A^T c, with the ridge of smallest leave-one-out error."""
     rows = len(c)
     c_mean, x_mean = jnp.mean(c, axis=0), jnp.mean(x, axis=0)
     centred, target = c - c_mean, x - x_mean

@@ -1,4 +1,4 @@
-"""The leading principal directions of many coordinates, brought to the front."""
+"""A rotation of the leading principal directions to the first coordinates."""
 
 import equinox as eqx
 import jax
@@ -9,20 +9,21 @@ from flowknife._types import Constant, Shape
 from flowknife.bijections._base import Bijection, batch_of
 from flowknife.errors import InputError
 
-_ROWS_PER_DIRECTION = 16  # a direction that is found in fewer rows is one of these rows, not of others
+_ROWS_PER_DIRECTION = 16  # directions fitted to fewer rows describe these rows rather than the distribution
 
 
 class LeadingRotation(Bijection):
     """y = Q (x - m): the leading principal directions become the first coordinates, the others change least.
 
     Q is the direct rotation (Davis & Kahan 1970, doi 10.1137/0707001) of some directions among the first coordinates
-    into the span V of the k leading principal directions of the data: of all rotations that do so, the one nearest to
-    the identity. So the other coordinates keep their meaning and their place. From the singular values of the first
-    rows of V come the cosines c and sines s of the angles between the two subspaces, and with a = A^T x_1, b = W^T x_2
+    into the span V of the k leading principal directions of the data: of all such rotations, the one nearest to the
+    identity. So the other coordinates change little. From the singular values of the first rows of V come the cosines c
+    and sines s of the angles between the two subspaces, and with a = A^T x_1, b = W^T x_2
 
         y_1 = x_1 + A ((c - 1) a + s b),   y_2 = x_2 + W (-s a + (c - 1) b)
 
-    Nothing in it is trained, `initialise` fits it once; log_det = 0. It costs two products with a (dim, k) matrix.
+    The layer has no trainable parameters, `initialise` fits it once, and log_det = 0. It costs two products with a
+    (dim, k) matrix.
 
     Args:
         dim: length of x.
@@ -64,7 +65,7 @@ class LeadingRotation(Bijection):
 
     @eqx.filter_jit
     def fit(self, x: ArrayLike) -> "LeadingRotation":
-        """Fit mean and rotation to rows `x` of shape `(rows, dim)`; to fewer directions where there are few rows."""
+        """Fit mean and rotation to rows `x` of shape `(rows, dim)`; with few rows, to fewer directions."""
         rows = jnp.asarray(x)
         mean = jnp.mean(rows, axis=0)
         first, most = self.frame.value.shape
@@ -90,7 +91,7 @@ class LeadingRotation(Bijection):
 
 
 def _padded(part, size):
-    """Zeros after the last axis: planes that are not turned."""
+    """Pad the last axis with zeros, for planes without rotation."""
     return jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, size - part.shape[-1])])
 
 

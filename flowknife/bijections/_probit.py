@@ -1,4 +1,4 @@
-"""Building blocks of priors: known distributions mapped exactly to N(0, 1), and independent parts."""
+"""Building blocks of priors: exact maps of known distributions to N(0, 1), and concatenation."""
 
 import abc
 import math
@@ -26,7 +26,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 @jax.custom_jvp
 def _probit(p):
-    """Φ^-1(p); its derivative 1/N(u) is written out, since that of the rational approximation is NaN far out."""
+    """Φ^-1(p), with the exact derivative 1/N(u), since that of the rational approximation is NaN in the tails."""
     return ndtri(p)
 
 
@@ -37,9 +37,9 @@ def _probit_jvp(primals, tangents):
 
 
 def _normal_score(below: Values, above: Values) -> Values:
-    """Φ^-1 of the probability `below` a point, from the smaller of it and the probability `above`: no digit is lost."""
+    """Φ^-1 of the probability `below` a point, from the smaller of it and the probability `above`, for accuracy."""
     lower = below < above
-    # so far out that all slopes are still finite: |u| < 11.4 in single precision, 37 in double
+    # limits within which all slopes are finite: |u| < 11.4 in single precision, 37 in double
     floor = 1e8 * jnp.finfo(below.dtype).tiny
     return jnp.where(lower, 1, -1) * _probit(jnp.maximum(jnp.where(lower, below, above), floor))
 
@@ -49,7 +49,7 @@ def _log_normal(u: Values) -> Values:
 
 
 def _inward(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The interval in the model's precision, rounded so that no number between its ends lies outside of [low, high]."""
+    """The interval rounded inwards to the model's precision, so that it lies within [low, high]."""
     dtype = np.dtype(jnp.zeros(()).dtype)
     near = low.astype(dtype), high.astype(dtype)
     return (
@@ -61,7 +61,8 @@ def _inward(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class _ToNormal(ScalarBijection):
     """u = Φ^-1(F(x)), the normal score of each number under its distribution function F.
 
-    log_det = log f(x) - log N(u; 0, 1). Both tails of F are carried, so that the upper one is as exact as the lower.
+    log_det = log f(x) - log N(u; 0, 1). Both tails of F are computed, so that the upper one is as accurate as the
+    lower.
     """
 
     interval: eqx.AbstractVar[tuple[Array, Array]]
@@ -89,16 +90,16 @@ class _ToNormal(ScalarBijection):
 
 
 class HistogramToNormal(_ToNormal):
-    """u = Φ^-1(F(x)) with a histogram's piecewise linear F: what is uniform within each bin becomes N(0, 1).
+    """u = Φ^-1(F(x)) with the piecewise linear F of a histogram, which is mapped to N(0, 1).
 
-    One bin is the uniform distribution. Decoded values always lie within the edges.
+    A single bin is the uniform distribution. Decoded values always lie within the edges.
 
     Args:
-        edges: of the bins, increasing, shape `(*shape, k + 1)`.
-        weights: probability of each bin, shape `(*shape, k)`; they need not add up to one.
+        edges: edges of the bins, increasing, shape `(*shape, k + 1)`.
+        weights: weight of each bin, shape `(*shape, k)`; they need not sum to one.
 
     Raises:
-        InputError: for edges that do not increase, a bin without weight, or numbers of them that do not fit.
+        InputError: for edges that do not increase, a bin without weight, or shapes that do not fit.
     """
 
     left: Constant
@@ -133,7 +134,7 @@ class HistogramToNormal(_ToNormal):
         return self.left.value[..., 0], self.right.value[..., -1]
 
     def _bin(self, lower_ends, value):
-        """Which bin: the last whose lower end does not exceed the value."""
+        """Index of the bin: the last one whose lower end does not exceed the value."""
         bins = lower_ends.shape[-1]
         if bins == 1:
             return jnp.zeros(value.shape, int)
@@ -169,11 +170,11 @@ class HistogramToNormal(_ToNormal):
 
 
 class PixelsToNormal(_ToNormal):
-    """u = Φ^-1(F(v)) of dequantised pixels v in [0, bins), F from the share of each whole number in the data.
+    """u = Φ^-1(F(v)) of dequantised pixels v in [0, bins), with F from the frequency of each value in the data.
 
-    The same F at every place. Flat parts of an image, where one value (black, say) fills most pixels, become as wide
-    as everything else: without this a flow must distinguish steps of 1 from steps of 200. Nothing in it is trained;
-    `initialise` counts the values once.
+    F is the same at every position. If one value (such as black) fills most pixels, its bin becomes as wide as all
+    others together; without this, a flow must resolve steps of 1 next to steps of 200. The layer has no trainable
+    parameters; `initialise` counts the values once.
 
     Args:
         shape: event shape.
@@ -217,7 +218,7 @@ class PixelsToNormal(_ToNormal):
 
     def initialise(self, x, cond=None):
         values = jnp.clip(jnp.floor(x), 0, len(self.weight.value) - 1).astype(int)
-        # one more of each value: none is impossible
+        # one added to each count, so that no value is impossible
         counts = jnp.bincount(values.ravel(), length=len(self.weight.value)).astype(x.dtype) + 1
         new = map(Constant, _tables(counts))
         tables = [
@@ -240,18 +241,18 @@ def _tables(counts):
 
 
 class TruncatedToNormal(_ToNormal):
-    """u = Φ^-1(F(x)) with F of N(mean, scale^2) cut to [low, high]: the truncated normal becomes N(0, 1).
+    """u = Φ^-1(F(x)) with F of N(mean, scale^2) truncated to [low, high], which is mapped to N(0, 1).
 
     Decoded values always lie within the bounds.
 
     Args:
-        mean: of the normal before it is cut; the shapes of all four broadcast to `shape`.
-        scale: its standard deviation.
+        mean: mean before truncation; the shapes of all four arguments broadcast to `shape`.
+        scale: standard deviation before truncation.
         low: lower bound, may be -inf.
         high: upper bound, may be inf.
 
     Raises:
-        InputError: for a scale that is not positive, or bounds that hold (almost) nothing of the normal.
+        InputError: for a scale that is not positive, or bounds that contain (almost) no mass of the normal.
     """
 
     mean: Constant
@@ -267,7 +268,7 @@ class TruncatedToNormal(_ToNormal):
             raise InputError(f"got mean={mean}, scale={scale}; expected finite numbers and positive scales")
         if not np.all(low < high):
             raise InputError(f"got low={low}, high={high}; expected low < high")
-        # mirrored, where the interval lies above the mean, so that small tails do not round to zero
+        # mirrored if the interval lies above the mean, so that small tails do not round to zero
         ends = np.where(low > mean, [mean - high, mean - low], [low - mean, high - mean]) / scale
         if not np.all(np.diff(special.ndtr(ends), axis=0) > 1e-25):
             raise InputError(
@@ -311,10 +312,10 @@ def _between(a: Values, b: Values) -> Values:
 
 
 class Concatenate(Bijection):
-    """Independent parts side by side: each bijection maps its own share of a vector; log_det adds up.
+    """Independent parts: each bijection maps its own part of a vector; log-determinants add up.
 
     Args:
-        bijections: of vectors, in the order of their shares.
+        bijections: bijections of vectors, in order.
 
     Raises:
         InputError: without a bijection, with one that is not of vectors, or for conditions of different shapes.

@@ -53,7 +53,7 @@ class Spline(Scalar):
         """Lower knots and sizes of the bins, each of shape (bins, ...), in units of x."""
         size = self.min_bin + (1 - self.min_bin * self.bins) * jax.nn.softmax(raw, axis=0)
         size = 2 * self.tail * size
-        # a product with a triangle of ones instead of a cumulative sum, which is slow on a CPU
+        # a product with a triangular matrix of ones, since a cumulative sum is slow on a CPU
         below = np.tril(np.ones((self.bins, self.bins), size.dtype), -1)
         return jnp.tensordot(below, size, 1, precision=jax.lax.Precision.HIGHEST) - self.tail, size
 
@@ -72,7 +72,7 @@ class Spline(Scalar):
         d0, d1 = jnp.concatenate([one, inner]), jnp.concatenate([inner, one])
         lower = y0 if by_height else x0
         above = (value >= lower).astype(value.dtype)
-        # A sum over a mask instead of a gather: its gradient is a product, not a scatter, and fuses.
+        # a sum over a mask instead of a gather: its gradient is a product instead of a scatter, which can be fused
         chosen = above.at[0].set(1) - jnp.concatenate([above[1:], jnp.zeros_like(above[:1])])
         return tuple(jnp.sum(chosen * part, axis=0) for part in (x0, w, y0, h, d0, d1))
 
@@ -84,7 +84,7 @@ class Spline(Scalar):
         return [2 * self.tail * self.min_bin + scale * power for power in powers]
 
     def _bin_by_bin(self, value, cond, by_height):
-        """As `_bin_by_mask`, in one pass over the bins, which a CPU makes in a fifth of the time."""
+        """Like `_bin_by_mask`, in one pass over the bins, which takes a fifth of the time on a CPU."""
         bins = self.bins
         widths, heights = (self._sizes([cond[..., first + i] for i in range(bins)]) for first in (0, bins))
         one = jnp.ones_like(value)
@@ -105,7 +105,7 @@ class Spline(Scalar):
 
     def encode(self, x, cond=None):
         inside = jnp.abs(x) < self.tail
-        # Clip before the formula: outside the interval its gradient would be NaN even where it is not selected.
+        # clipped before the formula, since outside the interval its gradient would be NaN even if not selected
         x0, w, y0, h, d0, d1 = _bin(self, False, jnp.clip(x, -self.tail, self.tail), cond)
         s = h / w
         t = jnp.clip((x - x0) / w, 0.0, 1.0)
@@ -128,7 +128,7 @@ class Spline(Scalar):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _bin(spline, by_height, value, cond):
-    """x0, w, y0, h, d0, d1 of the bin of each value: one way where no gradient is wanted, and another where one is."""
+    """x0, w, y0, h, d0, d1 of the bin of each value; with a custom gradient, which uses another method."""
     return spline._bin_by_bin(value, cond, by_height)
 
 

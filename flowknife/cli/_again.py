@@ -8,13 +8,11 @@ import typer
 from flowknife._progress import note, silenced
 from flowknife.errors import InputError
 
-Source = Annotated[
-    Path | None, typer.Option("--from", metavar="RUN", help="Take the settings of an earlier run, as they were used.")
-]
+Source = Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Use the settings of an earlier run.")]
 
 
 def configuration_of(run: Path, application: str) -> dict[str, Any]:
-    """The settings that a run used, nested as in a settings file, so that the same data give the same weights.
+    """The settings that a run used, nested as in a settings file; with the same data they give the same weights.
 
     Raises:
         InputError: it is a run of another application.
@@ -30,22 +28,20 @@ def configuration_of(run: Path, application: str) -> dict[str, Any]:
         )
     record = read_run(run, APPLICATIONS[application].settings)
     if record.used.train.minutes is not None:
-        note("the run had a budget of time: how many steps that allows, and so the weights, may differ")
+        note("the run had a time budget: the number of steps, and so the weights, may differ")
     return record.used.model_dump(exclude_none=True, mode="json")
 
 
 def again(
     ctx: Any,
-    source: Annotated[
-        Path | None, typer.Option("--from", metavar="RUN", help="Fit again as this run was: its data, its settings.")
-    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Repeat the fit of a run.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="With --from, where to write.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="With --from, a setting to change.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="With --from, print nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="With --from, print only errors.")] = False,
 ) -> None:
-    """What `flowknife fit` does without a job."""
+    """`flowknife fit` without a job."""
     if ctx.invoked_subcommand is not None:
         if source or out or settings:
             raise InputError(f"got options before {ctx.invoked_subcommand}; expected them after it")
@@ -66,15 +62,15 @@ def again(
         verb.invoke(inner)
 
 
-# typer passes a context by this annotation, and of another class than it names
+# typer passes a context for this annotation, but of another class
 again.__annotations__ = {**again.__annotations__, "ctx": typer.Context}
 
 
 def _data_of(run, record) -> str:
-    """Where the data of a run are.
+    """The source of the data of a run.
 
     Raises:
-        InputError: they were in memory, or are there no more.
+        InputError: they were in memory, or do not exist any more.
     """
     if record.data.problem:
         return record.data.problem
@@ -91,7 +87,7 @@ def _data_of(run, record) -> str:
 
 
 def _options_of(record) -> dict[str, str]:
-    """The options beside the settings that the run was made with."""
+    """The options of the run other than its settings."""
     data, options = record.data, {}
     if data.given_names:
         options["--given"] = ",".join(data.given_names)

@@ -1,4 +1,4 @@
-"""The application that the verbs register with: how they end, what their help shows, and how results are printed."""
+"""The command-line application: registration of verbs, exit statuses, help, and printing of results."""
 
 import errno
 import functools
@@ -21,14 +21,14 @@ from flowknife import __version__
 from flowknife._progress import is_silenced, silenced
 from flowknife.errors import CalibrationWarning, FlowknifeError, printable
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `flowknife fit` writes it.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, written by `flowknife fit`.")]
 DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out rows with missing or infinite values.")]
 OfPartition = Annotated[
     Literal["train", "validation", "test"] | None,
-    typer.Option(help="Only the images of this partition, by list_eval_partition.txt in the folder or next to it."),
+    typer.Option(help="Only images of this partition of list_eval_partition.txt, in the folder or next to it."),
 ]
 
-# Refused by the operating system: not bugs, wherever they occur.
+# errors of the operating system, which are never bugs
 _REFUSALS = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
@@ -40,11 +40,11 @@ def arguments() -> tuple[str, ...]:
     return _arguments.get()
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and what is asked for.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and requested output.")]
 
 
 def _quietable(function: Callable[..., None]) -> Callable[..., None]:
-    """A verb with the option --quiet."""
+    """Add the option --quiet to a verb."""
 
     @functools.wraps(function)
     def quietable(*, quiet: bool = False, **given: Any) -> None:
@@ -59,23 +59,23 @@ def _quietable(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def say(text: str, err: bool = False) -> None:
-    """Print a line about what was done; nothing with --quiet."""
+    """Print a status line; nothing with --quiet."""
     if not is_silenced():
         typer.echo(text, err=err)
 
 
 class Group(TyperGroup):
-    """A group whose help lists each command with the whole first line of its help."""
+    """A group whose help shows the full first line of the help of each command."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Each verb with the whole first line of its help, wrapped where the terminal is narrow."""
+        """List each verb with the full first line of its help, wrapped on narrow terminals."""
         verbs = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, (verb.help or "").partition("\n")[0]) for name, verb in verbs if verb])
 
 
 class _Verbs(Group):
-    """Turns errors that a user can fix into one line and an exit status; others keep their traceback."""
+    """Reports user errors as one line and an exit status; other errors keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         received.clear()
@@ -83,13 +83,13 @@ class _Verbs(Group):
         def terminate(number, frame):
             now, before = time.monotonic(), received.get(number, -math.inf)
             received[number] = now
-            # a scheduler signals all processes of a job, and the parent of this one passes the signal on
+            # a scheduler signals all processes of a job, and the parent process passes the signal on
             if now - before > _SAME:
                 raise KeyboardInterrupt
 
         try:
             with warnings.catch_warnings(), _handled(signal.SIGTERM, terminate):
-                # the verbs print it themselves
+                # the verbs print the message themselves
                 warnings.simplefilter("ignore", CalibrationWarning)
                 return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -111,17 +111,17 @@ class _Verbs(Group):
 
 
 class Written(KeyboardInterrupt):
-    """An interruption after something was written; its text has the place."""
+    """An interruption after output was written; its text contains the path."""
 
 
 received: dict[int, float] = {}
-"""Signals other than Ctrl-C that this process got, and when."""
+"""Signals other than Ctrl-C that this process received, with times."""
 
-_SAME = 2.0  # seconds within which a signal that comes twice is one
+_SAME = 2.0  # a signal repeated within so many seconds counts once
 
 
 def ended_by(stop: KeyboardInterrupt) -> tuple[int, str]:
-    """The exit status after an interruption, and one line about it."""
+    """The exit status after an interruption, with a one-line message."""
     status = 128 + next(iter(received), signal.SIGINT)
     if isinstance(stop, Written):
         return status, f"interrupted: {stop}"
@@ -130,7 +130,7 @@ def ended_by(stop: KeyboardInterrupt) -> tuple[int, str]:
 
 @contextmanager
 def _handled(number: int, handler: Callable[..., Any]) -> Generator[None, None, None]:
-    """Handle a signal inside the block; outside of the main thread Python cannot."""
+    """Handle a signal inside the block; Python supports this only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -145,7 +145,7 @@ def _user_error(error: Exception) -> str | None:
     """The message of an error that the user or the machine caused; None for a bug."""
     if isinstance(error, FlowknifeError):
         return str(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # JAX's word for it
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # JAX's message for it
         return "got more than fits in memory; try less at once: fewer rows, smaller images, smaller batches"
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return f"{error.strerror}: {error.filename or 'the output'}; try another place"
@@ -159,7 +159,7 @@ def end(status: int, line: str) -> NoReturn:
 
 
 def with_examples(text: str, *examples: str) -> str:
-    """A help text with examples below, which keep their lines."""
+    """A help text followed by examples, which keep their line breaks."""
     return "\n".join([inspect.cleandoc(text), "", "\b", "Examples:", *(f"  {example}" for example in examples)])
 
 
@@ -180,7 +180,7 @@ app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help comes twice as fast
+    rich_markup_mode=None,  # plain help is twice as fast
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
@@ -194,7 +194,7 @@ def _version(wanted: bool) -> bool:
 
 @app.callback(
     help=with_examples(
-        "One invertible model, seven jobs; a job is only a choice of what stands at the two ends.",
+        "One invertible network for seven jobs: each job is a choice of the blocks at its two ends.",
         "flowknife demo --out runs/demo",
         "flowknife fit density points.csv --out runs/points",
         "flowknife sample runs/points -n 1000 --out new.csv",
@@ -209,16 +209,16 @@ def _flowknife(
 
 
 def show(title: str, rows: Mapping[str, object]) -> None:
-    """Print a heading and aligned rows; nothing where there are none."""
+    """Print a heading and aligned rows; nothing without rows."""
     if rows:
         typer.secho(printable(title), bold=True)
         width = max(map(len, rows))
-        for name, value in rows.items():  # of a run that may come from anybody
+        for name, value in rows.items():  # the run may come from an untrusted source
             typer.echo(printable(f"  {name:<{width}}  {value}"))
 
 
 def with_units(fitted: Any) -> dict[str, str]:
-    """The metrics of a result as words, with the units that reports give them."""
+    """The metrics of a result as text, with the units used in reports."""
     from flowknife.report import UNITS, item_of
 
     metrics, item = fitted.metrics, item_of(fitted)

@@ -34,13 +34,13 @@ app.add_typer(
     "flowknife config show runs/points --asked",
 )
 def _show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, a run directory, or a job: its defaults.")],
-    asked: Annotated[bool, typer.Option("--asked", help="Of a recipe or run, only what was asked for.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, a run directory, or a job (its defaults).")],
+    asked: Annotated[bool, typer.Option("--asked", help="For a recipe or run, only the requested settings.")] = False,
 ) -> None:
     """Print settings in the form that `flowknife fit JOB --config FILE` reads.
 
-    Of a recipe or a job all settings, where `null` is open: the fit chooses the value from the data. Of a run those
-    that were used.
+    For a recipe or a job these are all settings, where `null` means open: the fit chooses the value from the data. For
+    a run they are the settings that were used.
     """
     import yaml
 
@@ -72,7 +72,7 @@ def _settings_of(name: str, asked: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _beyond(settings: Any, defaults: Any) -> dict[str, Any]:
-    """The settings that are not at their defaults, nested."""
+    """The settings that differ from their defaults, nested."""
     found = {}
     for name, value in settings.items():
         default = getattr(defaults, name)
@@ -95,13 +95,13 @@ def _plain(settings: Any) -> dict[str, Any]:
 def _schema(
     job: Annotated[Job, typer.Argument(metavar="JOB", help="density, images, classify or invert.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="A file instead of the output.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file instead of standard output.")
     ] = None,
 ) -> None:
     """Print the JSON schema of the settings of a job.
 
-    Editors check and complete a settings file by it: as its first line
-    `# yaml-language-server: $schema=density.schema.json`.
+    Editors use it to validate and complete a settings file with this first line: `# yaml-language-server:
+    $schema=density.schema.json`.
     """
     from flowknife._files import replacing
     from flowknife.apps import APPLICATIONS

@@ -1,4 +1,4 @@
-"""Data that the verbs read: rows, images and observations."""
+"""Reading the data of the verbs: rows, images and observations."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ def read_images(
     white: "White | None" = None,
     shard: "Shard | None" = None,
 ) -> "tuple[ImageSet, int]":
-    """Images of a folder, its address (s3://...) or a file of them, in the shape (height, width, channels) asked.
+    """Read images of a folder, an address (s3://...) or an array file, in the given shape (height, width, channels).
 
-    With a shard only its images are read; the number is of all of them, usable or not.
+    With a shard, only its images are read. The number is that of all images, usable or not.
     """
     from flowknife.data.images import as_images, find_images
 
@@ -36,12 +36,12 @@ def read_images(
 
 
 def read_rows(data: str, names: Sequence[str], keep: Sequence[str] = (), *, drop_invalid: bool = False) -> "Table":
-    """The columns of these names, as in training, and those kept as written; other columns may hold anything.
+    """Read the columns of training, and columns to keep as written; other columns may hold anything.
 
     Args:
         data: the path of the table.
-        names: of the columns of numbers, in their order.
-        keep: of columns that are kept as written, if they are there.
+        names: names of the numeric columns, in order.
+        keep: names of columns to keep as written, if they exist.
         drop_invalid: leave out rows with missing or infinite numbers.
     """
     from flowknife.data import load_table
@@ -52,7 +52,7 @@ def read_rows(data: str, names: Sequence[str], keep: Sequence[str] = (), *, drop
 def read_observations(
     posterior: "Posterior", data: str, keep: Sequence[str] = (), *, drop_invalid: bool = False
 ) -> "Table":
-    """Observations (k, m) of a table, one in each row; a plain array of m numbers is one observation."""
+    """Read observations (k, m) from a table, one per row; a plain array of m numbers is one observation."""
     from dataclasses import replace
 
     from flowknife.data import load_table

@@ -24,12 +24,12 @@ def _demo(
         str | None, typer.Argument(metavar="NAME", help=f"{', '.join(demos.DEMOS)}; all of them if left out.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick/--full", help="A short training, or that of the defaults.")] = True,
+    quick: Annotated[bool, typer.Option("--quick/--full", help="Short training, or the default training.")] = True,
 ) -> None:
     """Train on included data and write a report.
 
-    With a NAME the run and its report are written to DIR; without, each run to DIR/NAME, and DIR/report.html shows all.
-    A run that is there is replaced only if a demo wrote it.
+    With a NAME, the run and its report are written to DIR. Without, each run is written to DIR/NAME, and
+    DIR/report.html shows all of them. An existing run is replaced only if a demo wrote it.
     """
     if name is not None and name not in demos.DEMOS:
         raise typer.BadParameter(f"got {name!r}; expected one of {', '.join(demos.DEMOS)}", param_hint="NAME")

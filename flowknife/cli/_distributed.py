@@ -1,4 +1,4 @@
-"""`--distributed` and its kin: one fit by several processes."""
+"""`--distributed` and related options: one fit in several processes."""
 
 import functools
 import inspect
@@ -18,23 +18,23 @@ from flowknife.cli._app import arguments, end, ended_by
 from flowknife.errors import FlowknifeError, InputError, printable
 
 LOST = (
-    "lost the first process of this fit, or the way to it; what was reached is in its checkpoints; try the same "
+    "lost the first process of this fit, or the connection to it; its progress is in its checkpoints; try the same "
     "command with --resume, with any number of processes"
 )
 
 Distributed = Annotated[
     Literal["auto"] | None,
     typer.Option(
-        help="auto: one of the processes of Slurm, Open MPI, Kubernetes, Cloud TPU or a multi-node job of AWS Batch, "
-        "which train one model together."
+        help="auto: train one model together with the other processes of a job of Slurm, Open MPI, Kubernetes, "
+        "Cloud TPU or AWS Batch (multi-node)."
     ),
 ]
 Coordinator = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="The same without such a cluster: the first process, and a port there."),
+    typer.Option(metavar="HOST:PORT", help="Without such a cluster: address and port of the first process."),
 ]
-Processes = Annotated[int | None, typer.Option(min=1, metavar="N", help="How many processes there are.")]
-ProcessId = Annotated[int | None, typer.Option(min=0, metavar="I", help="Which one this is, from 0.")]
+Processes = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of processes.")]
+ProcessId = Annotated[int | None, typer.Option(min=0, metavar="I", help="Index of this process, from 0.")]
 
 _OPTIONS: dict[str, Any] = {
     "distributed": Distributed,
@@ -45,9 +45,9 @@ _OPTIONS: dict[str, Any] = {
 
 
 def with_cluster(function: Callable[..., None]) -> Callable[..., None]:
-    """A verb with the options of a cluster, which joins it before anything computes.
+    """Add the cluster options to a verb, which joins the cluster before any computation.
 
-    All processes call the verb; the first one writes what it writes.
+    All processes call the verb, but only the first one writes files.
     """
 
     @functools.wraps(function)
@@ -63,9 +63,9 @@ def with_cluster(function: Callable[..., None]) -> Callable[..., None]:
             try:
                 function(**given)
             except (FlowknifeError, KeyboardInterrupt) as error:
-                # the others may wait for this process, or be gone: nothing is to be said to them at the end
+                # the others may be waiting or gone, so they are not contacted at the end
                 _leave(error)
-            except RuntimeError as error:  # of JAX, before training begins
+            except RuntimeError as error:  # raised by JAX before training begins
                 if type(error).__name__ != "JaxRuntimeError":
                     raise
                 from flowknife._cluster import lost
@@ -111,17 +111,17 @@ def _join(own: dict[str, Any]) -> None:
 _CHILD = "FLOWKNIFE_CLUSTER_PROCESS"
 
 _NOISE = re.compile(rb"[EFW]\d{4} .*(coordination|preemption|client\.h)|\*\*\* Check failure")
-"""How the last words of JAX begin, where the first process, or the network, is gone."""
+"""Beginning of JAX's last message when the first process or the network is lost."""
 
 
 _TOLD = (b"error: ", b"interrupted", b"terminated")
-"""How the last line begins, where this program says why it ended."""
+"""Beginning of the last line when this program reports why it ended."""
 
 
 def _supervised() -> None:
-    """Run this command in a process of its own: JAX aborts it where the first process is gone, without a way to catch.
+    """Run this command in a child process, since JAX aborts the process if the first process is lost.
 
-    The status is that of the process; of one that was aborted one line says why.
+    The exit status is that of the child; if it was aborted, one line gives the reason.
     """
     command = [sys.executable, "-m", "flowknife", *arguments()]
     child = subprocess.Popen(command, env={**os.environ, _CHILD: str(os.getpid())}, stderr=subprocess.PIPE)
@@ -146,7 +146,7 @@ def _supervised() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process once the one that watches it is gone."""
+    """End this process when its parent is gone."""
 
     def watch() -> None:
         while os.getppid() == int(os.environ[_CHILD]):
@@ -157,7 +157,7 @@ def _end_with_parent() -> None:
 
 
 def _leave(error: BaseException) -> None:
-    """End this process with one line, without waiting for those that may be gone."""
+    """End this process with a one-line message, without waiting for processes that may be gone."""
     status, words = ended_by(error) if isinstance(error, KeyboardInterrupt) else (1, f"error: {error}")
     sys.stdout.flush()
     sys.stderr.write(printable(words) + "\n")

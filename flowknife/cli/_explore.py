@@ -1,4 +1,4 @@
-"""`flowknife explore`: an interactive page of a run, answered by the model in Python."""
+"""`flowknife explore`: an interactive page of a run, computed by the model in Python."""
 
 import os
 import sys
@@ -22,23 +22,23 @@ def _explore(
     run: Run,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="0 for any that is free; if left out 8765, or any if it is taken."),
+        typer.Option(min=0, max=65535, help="0 for any free port; default 8765, or any free port if it is taken."),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="An address of this machine; beyond it, a token is asked for.")
+        str, typer.Option(metavar="ADDRESS", help="An address of this machine; other machines need the token.")
     ] = "127.0.0.1",
     browser: Annotated[
         bool | None,
-        typer.Option("--open/--no-browser", help="Open the page in a browser; if left out, where there is a screen."),
+        typer.Option("--open/--no-browser", help="Open the page in a browser; default: if there is a screen."),
     ] = None,
 ) -> None:
-    """Serve an interactive page of a run, of images too, until Ctrl-C.
+    """Serve an interactive page of a run, including image models, until Ctrl-C.
 
-    The page asks the model: the latents of images as points, images changed along directions of the latent, rows with
-    their p-values, posteriors of an observation that is dragged. It needs the extra [explore].
+    The page evaluates the model: latents of images, images changed along latent directions, rows with their p-values,
+    posteriors for draggable observations. It needs the extra [explore].
 
-    Only this machine can reach it. With --host 0.0.0.0 others can too, by the address that is printed, which has a
-    secret token; the connection is not encrypted.
+    Only this machine can reach the page. With --host 0.0.0.0 others can too, through the printed address, which
+    contains a secret token; the connection is not encrypted.
     """
     from flowknife.apps import load
     from flowknife.explore import require_server
@@ -49,7 +49,7 @@ def _explore(
 
     def opened(address: str) -> None:
         typer.echo(f"{fitted.title} at {address} (Ctrl-C ends it)")
-        sys.stdout.flush()  # a script that waits for the address reads it from a pipe
+        sys.stdout.flush()  # a script may wait for the address on a pipe
         if _has_screen() if browser is None else browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
@@ -58,5 +58,5 @@ def _explore(
 
 
 def _has_screen() -> bool:
-    """Whether a browser of this machine would be seen."""
+    """Whether this machine has a screen for a browser."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

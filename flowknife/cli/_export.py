@@ -1,4 +1,4 @@
-"""`flowknife export`: a run for programs without flowknife."""
+"""`flowknife export`: a model for programs without flowknife."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,14 +19,14 @@ def _export(
     run: Run,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder to write.")],
     format: Annotated[
-        Literal["stablehlo", "onnx"], typer.Option(help="For JAX, or for ONNX by jax2onnx (an environment of its own).")
+        Literal["stablehlo", "onnx"], typer.Option(help="For JAX, or for ONNX by jax2onnx (in a separate environment).")
     ] = "stablehlo",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
 ) -> None:
     """Write log_prob, sample and encode for programs without flowknife.
 
-    PATH holds the programs as StableHLO and a model.py that runs them with JAX and NumPy alone: the same numbers, to
-    the last bit. As ONNX there is no sample, and numbers agree to 1e-5.
+    PATH contains the programs as StableHLO and a model.py that runs them with JAX and NumPy only, with bitwise equal
+    results. The ONNX format has no sample, and numbers agree to 1e-5.
     """
     from flowknife.apps import load
 

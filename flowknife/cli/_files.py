@@ -1,4 +1,4 @@
-"""Files that the verbs write: rows, images and scores."""
+"""Writing the output files of the verbs: rows, images and scores."""
 
 import secrets
 import shutil
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from flowknife.data.encoding import Encoding
 
 
-Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 _MOST_ON_A_SHEET = 400
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, before work begins.
+    """Refuse a folder that is not writable, before work begins.
 
-    A folder that is missing is made, and taken away again, since what fails later should leave nothing behind.
+    A missing folder is created and removed again, so that a later failure leaves nothing behind.
 
     Raises:
-        StorageError: it cannot be made or written to.
+        StorageError: it cannot be created or written.
     """
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -57,17 +57,17 @@ def require_writable(folder: Path) -> None:
 
 
 def require_output(out: Path, *inputs: "str | Path | None", run: Path | None = None, overwrite: bool = False) -> None:
-    """Refuse an output that is an input, however it is named, a file of the run that is read, or a file that exists.
+    """Refuse an output that is an input under any name, a file of the run that is read, or an existing file.
 
     Args:
         out: the file to write.
-        inputs: files, FILE.npz:NAME, folders of images or addresses that are read; None for those left out.
+        inputs: files, FILE.npz:NAME, folders of images or addresses that are read; None for omitted ones.
         run: the run directory that is read.
-        overwrite: replace a file that exists, unless it is an input.
+        overwrite: replace an existing file, unless it is an input.
 
     Raises:
-        InputError: writing `out` would replace what is read.
-        StorageError: a file is there, or nothing can be written there.
+        InputError: writing `out` would replace an input.
+        StorageError: the file exists, or cannot be written.
     """
     for path in filter(None, inputs):
         if _reads(path, out):
@@ -101,7 +101,7 @@ def _reads(source: "str | Path", out: Path) -> bool:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether both are one file, through links, relative names and ways of writing."""
+    """Whether both are the same file, through links and relative names."""
     try:
         return one.samefile(other)
     except (OSError, ValueError):
@@ -112,18 +112,18 @@ def _same(one: Path, other: Path) -> bool:
 def run_to_write(
     run: Path, overwrite: bool, *inputs: "str | Path | None", resume: bool = False
 ) -> Generator[None, None, None]:
-    """Hold a run directory while it is written; a folder that is not a run is refused before work begins.
+    """Lock a run directory while it is written; a folder that is not a run is refused before work begins.
 
     Args:
         run: the directory; it may be missing, empty, with `overwrite` a run, or with either of `overwrite` and
             `resume` one with the checkpoints of an unfinished fit.
-        overwrite: replace the run that is there, and begin a fit anew.
-        inputs: what is read, as for `require_output`.
-        resume: go on from the checkpoints that are there.
+        overwrite: replace an existing run, and restart an unfinished fit.
+        inputs: the inputs, as for `require_output`.
+        resume: continue from existing checkpoints.
 
     Raises:
-        InputError: one of the files of the run that would be replaced is an input.
-        StorageError: it is no place for a run, or another process writes one there.
+        InputError: a file of the run that would be replaced is an input.
+        StorageError: the folder cannot take a run, or another process writes a run there.
     """
     with claimed(run):
         content, unfinished = content_of(run), is_checkpoints(run / CHECKPOINTS)
@@ -151,7 +151,7 @@ def run_to_write(
 
 @contextmanager
 def _set_aside(checkpoints: Path) -> Generator[None, None, None]:
-    """Checkpoints out of the way of new ones; they come back where an error leaves none."""
+    """Move checkpoints aside for new ones; they are restored if an error leaves no new ones."""
     aside = checkpoints.with_name(f"{WORK}{secrets.token_hex(6)}")
     checkpoints.rename(aside)
     try:
@@ -165,7 +165,7 @@ def _set_aside(checkpoints: Path) -> Generator[None, None, None]:
 
 
 def remove_checkpoints(run: Path) -> None:
-    """Remove the checkpoints of a fit whose run is safe, in one moment."""
+    """Remove the checkpoints of a saved run atomically."""
     if is_checkpoints(run / CHECKPOINTS):
         with _set_aside(run / CHECKPOINTS):
             pass
@@ -175,7 +175,7 @@ def row_writer(out: Path, names: tuple[str, ...]) -> "Callable[[np.ndarray], Any
     """A function that writes rows to `out`.
 
     Raises:
-        InputError: `out` is no table file; raised before anything is drawn.
+        InputError: `out` is not a table file; raised before anything is drawn.
     """
     from flowknife.data import save_table
     from flowknife.data.tables import TABLE_SUFFIXES
@@ -186,10 +186,10 @@ def row_writer(out: Path, names: tuple[str, ...]) -> "Callable[[np.ndarray], Any
 
 
 def encoded_writer(out: Path, names: tuple[str, ...], encoding: "Encoding") -> "Callable[[np.ndarray], Any]":
-    """A function that writes rows of numbers as the columns that they stand for, the conditions last.
+    """A function that writes encoded rows as the columns of the original table, the conditions last.
 
     Raises:
-        InputError: `out` is a file of numbers alone; raised before anything is drawn.
+        InputError: `out` is a purely numeric file; raised before anything is drawn.
     """
     import numpy as np
 
@@ -208,10 +208,10 @@ def encoded_writer(out: Path, names: tuple[str, ...], encoding: "Encoding") -> "
 
 
 def image_writer(out: Path, n: int) -> "Callable[[np.ndarray], Any]":
-    """A function that writes n images to `out`: one sheet (.png), one array (.npy), or a file each in a new folder.
+    """A function that writes n images to `out`: a contact sheet (.png), an array (.npy), or files in a new folder.
 
     Raises:
-        InputError: `out` is something else, or one sheet cannot hold `n` images.
+        InputError: `out` is of another kind, or one sheet cannot hold `n` images.
         StorageError: `out` is a folder that is not empty.
     """
     from flowknife.data import write_folder
@@ -248,9 +248,9 @@ def _write_array(out, pixels):
 def write_columns(
     out: Path, columns: "Mapping[str, np.ndarray]", empty: "Callable[[Any], bool]" = lambda cell: cell is None
 ) -> None:
-    """Write columns of numbers, words, dates and truth values as a table; cells of text that are `empty` are so there.
+    """Write columns of numbers, text, dates and booleans as a table; cells that are `empty` are written as empty.
 
-    The ending says how: .parquet keeps their types, others are text.
+    The format follows the ending: .parquet keeps the types, others are text.
     """
     import numpy as np
 

@@ -34,33 +34,31 @@ from flowknife.cli._files import remove_checkpoints, run_to_write
 from flowknife.errors import InputError, Interrupted
 
 SETTINGS = Path(__file__).with_name("settings.json")
-"""Default and meaning of every setting of every application, written from the configurations by `make settings`.
+"""Default and meaning of every setting of every application, generated from the configurations by `make settings`.
 
-The configurations need JAX; a help text should not wait for its import.
+A help text should not wait for JAX, which the configurations import.
 """
 
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run directory to write.")]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", metavar="NAME", help="A named configuration, see flowknife recipes.")
 ]
-Config = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Settings in YAML, such as train: {minutes: 5}; over the recipe.")
-]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in YAML, which override the recipe.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="One setting, such as train.minutes=5, over all others; may be repeated.",
+        help="One setting, such as train.minutes=5, which overrides all others; may be repeated.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")]
 Track = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND:PLACE", help="Track the fit: tensorboard:DIR, mlflow:URI or mlflow:URI#EXPERIMENT."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a fit that was stopped, from RUN/checkpoints.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted fit from RUN/checkpoints.")]
 
 fit = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(
@@ -107,7 +105,7 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
                     if not is_checkpoints(checkpoints):
                         raise
                     done = f"{stop}; " if isinstance(stop, Written) else ""
-                    raise Written(f"{done}to go on: {_go_on()}") from None
+                    raise Written(f"{done}to go on: {_resume_command()}") from None
 
         return verb(fit, application, *examples, cls=WithSettings)(with_cluster(with_claim))
 
@@ -139,16 +137,17 @@ def _density(
 ) -> None:
     """Fit a density to the rows of a table.
 
-    The rows stand on the left, a standard normal latent on the right: samples, densities, and an anomaly score.
+    The rows are on the left, a standard normal latent on the right. The model gives samples, densities and an anomaly
+    score.
     """
     from flowknife.apps import DensityConfig, density
 
     chosen = _configured(DensityConfig, "density", recipe, config, settings, source)
     columns = None if given is None else [name.strip() for name in given.split(",")]
     found = until_interrupted(
-        lambda: density(data, chosen, given=columns, drop_invalid=drop_invalid, **_kept(out, resume, track))
+        lambda: density(data, chosen, given=columns, drop_invalid=drop_invalid, **_stored(out, resume, track))
     )
-    # conditions are read from a table, here that of training
+    # conditions are read from a table, here the training data
     draws = f"-n 1 --given {shlex.quote(data)}" if columns else "-n 100"
     _keep(found, out, _sample_and_score("samples.csv", f"new{Path(data).suffix}", draws), recipe)
 
@@ -168,7 +167,7 @@ def _images(
     ],
     out: Out,
     given: Annotated[
-        str | None, typer.Option(metavar="class", help="class: learn the images of each class, one folder for each.")
+        str | None, typer.Option(metavar="class", help="class: learn p(image | class), one folder per class.")
     ] = None,
     recipe: RecipeName = None,
     config: Config = None,
@@ -180,14 +179,14 @@ def _images(
 ) -> None:
     """Fit an image model to a folder of images.
 
-    The image stands on the left, one latent per scale on the right: new images, and an anomaly score.
+    The image is on the left, one latent per scale on the right. The model gives new images and an anomaly score.
 
-    Files that cannot be used are listed with the reasons in RUN/skipped.csv.
+    Unusable files are listed with the reasons in RUN/skipped.csv.
     """
     from flowknife.apps import ImagesConfig, images
 
     chosen = _configured(ImagesConfig, "images", recipe, config, settings, source)
-    found = until_interrupted(lambda: images(data, chosen, given=given, **_kept(out, resume, track)))
+    found = until_interrupted(lambda: images(data, chosen, given=given, **_stored(out, resume, track)))
     classes = found[0].classes
     draws = "-n 100" + (f" --given {shlex.quote(str(classes[0]))}" if classes else "")
     _keep(found, out, _sample_and_score("samples.png", "new", draws), recipe)
@@ -204,12 +203,12 @@ def _classify(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A table with a column of labels, an .npz file of x and labels, or a folder of one folder per class.",
+            help="A table with a label column, an .npz file of x and labels, or a folder with one subfolder per class.",
         ),
     ],
     out: Out,
     label: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help='The column of a table that holds the labels; default "label".')
+        str | None, typer.Option(metavar="COLUMN", help='The label column of a table; default "label".')
     ] = None,
     recipe: RecipeName = None,
     config: Config = None,
@@ -222,8 +221,8 @@ def _classify(
 ) -> None:
     """Fit a generative classifier to labelled rows or images.
 
-    Rows or images stand on the left, their label and a latent on the right: class probabilities, samples of a class,
-    and a flag for what belongs to none. A label may be a word; an empty one is unknown.
+    Rows or images are on the left, their label and a latent on the right. The model gives class probabilities, samples
+    of a class, and flags for items of unknown classes. A label may be text; an empty label is unknown.
     """
     from flowknife.apps import ClassifyConfig, classify
 
@@ -232,7 +231,7 @@ def _classify(
     labels, samples = (None, "samples.png") if folder else (label, "samples.csv")
     new = shlex.quote("new" if folder else f"new{Path(data).suffix}")
     found = until_interrupted(
-        lambda: classify(data, labels, chosen, drop_invalid=drop_invalid, **_kept(out, resume, track))
+        lambda: classify(data, labels, chosen, drop_invalid=drop_invalid, **_stored(out, resume, track))
     )
     following = (f"sample {{run}} -n 100 --out {samples}", f"classify {{run}} {new} --out classes.csv")
     _keep(found, out, following, recipe)
@@ -249,12 +248,12 @@ def _invert(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A problem by name, a folder of `flowknife simulate`, an .npz file of x and y, or a table of both.",
+            help="A problem by name, a folder of `flowknife simulate`, an .npz file of x and y, or a table.",
         ),
     ],
     out: Out,
     parameters: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="The columns of a table that are parameters, as in a,b,c.")
+        str | None, typer.Option(metavar="NAMES", help="The parameter columns of a table, as in a,b,c.")
     ] = None,
     recipe: RecipeName = None,
     config: Config = None,
@@ -266,10 +265,10 @@ def _invert(
 ) -> None:
     """Fit the posterior of parameters given an observation.
 
-    One fit serves every observation.
+    One fit is valid for every observation.
 
-    Parameters stand on the left, data and a latent on the right. The data come from pairs that exist, or from the
-    simulator of a problem: kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear.
+    Parameters are on the left, data and a latent on the right. The pairs exist already, or come from the simulator of a
+    problem: kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear.
     """
     from flowknife.apps import InvertConfig, invert
     from flowknife.data.sets import is_set
@@ -279,10 +278,10 @@ def _invert(
     if data in PROBLEMS:
         if parameters is not None:
             raise InputError(f"got --parameters for the problem {data}, which names its own; try without --parameters")
-        found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen, **_kept(out, resume, track)))
+        found = until_interrupted(lambda: invert(PROBLEMS[data](), config=chosen, **_stored(out, resume, track)))
     elif Path(data).suffix or is_set(data):
         names = [name.strip() for name in parameters.split(",")] if parameters else None
-        found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names, **_kept(out, resume, track)))
+        found = until_interrupted(lambda: invert(config=chosen, pairs=data, names=names, **_stored(out, resume, track)))
     else:
         close = difflib.get_close_matches(data, PROBLEMS, n=1)
         advice = f"; try {close[0]}" if close else ""
@@ -296,21 +295,21 @@ def _invert(
 
 
 def _is_another() -> bool:
-    """Whether this is one of several processes, and not the first one, which writes."""
-    if "jax" not in sys.modules:  # which joining a cluster imports
+    """Whether this is one of several processes, but not the first one, which writes the files."""
+    if "jax" not in sys.modules:  # joining a cluster imports JAX
         return False
     from flowknife._cluster import is_first
 
     return not is_first()
 
 
-def _kept(run: Path, resume: bool, track: list[str] | None) -> dict[str, Any]:
-    """Where a fit keeps its checkpoints and is tracked, as its arguments."""
+def _stored(run: Path, resume: bool, track: list[str] | None) -> dict[str, Any]:
+    """The arguments of a fit for checkpoints and tracking."""
     return {"checkpoints": run / CHECKPOINTS, "resume": resume, **({"track": track} if track else {})}
 
 
-def _go_on() -> str:
-    """The command that goes on with this fit."""
+def _resume_command() -> str:
+    """The command that resumes this fit."""
     words = [word for word in arguments() if word not in ("--resume", "--overwrite")]
     return shlex.join(["flowknife", *words, "--resume"])
 
@@ -340,16 +339,16 @@ def _configured(
 
 
 def _sample_and_score(samples: str, data: str, draws: str) -> tuple[str, ...]:
-    """The verbs to try next; what is scored is named as something new, since training data say nothing."""
+    """The verbs to try next; the data to score are named as new data, since scores of training data mean little."""
     return f"sample {{run}} {draws} --out {samples}", f"score {{run}} {shlex.quote(data)} --out scores.csv"
 
 
 def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe: str | None) -> None:
-    """Save a result; print where it is, its metrics, the expected metrics and the commands to try next.
+    """Save a result; print its path, its metrics, the expected metrics and the commands to try next.
 
     Args:
         found: the result, and whether fitting it was interrupted.
-        run: where to write it; a partial run leaves a whole one that is there alone, and is written next to it.
+        run: the run directory; a partial run does not replace a complete one, but is written next to it.
         following: verbs to try next.
         recipe: the name of the recipe.
 

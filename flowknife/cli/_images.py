@@ -1,4 +1,4 @@
-"""The verbs that only runs of images have: `interpolate` and `attribute`."""
+"""The verbs for image models only: `interpolate` and `attribute`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +13,9 @@ from flowknife.errors import InputError, counted
 if TYPE_CHECKING:
     from flowknife.apps import Images
 
-Given = Annotated[str | None, typer.Option(metavar="CLASS", help="Their class, of a run with classes.")]
+Given = Annotated[str | None, typer.Option(metavar="CLASS", help="Their class, for a run with classes.")]
 
-_SHOWN = 4  # held-out images, where none are given
+_SHOWN = 4  # held-out images, if no images are given
 
 
 @verb(
@@ -29,14 +29,14 @@ def _interpolate(
     first: Annotated[Path, typer.Argument(metavar="A", help="An image file.")],
     last: Annotated[Path, typer.Argument(metavar="B", help="Another image file.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="FILE.png, a strip, or FILE.gif, in motion.")
+        Path, typer.Option("--out", "-o", metavar="FILE", help="FILE.png for a strip, FILE.gif for an animation.")
     ],
-    steps: Annotated[int, typer.Option(min=2, help="How many images, both ends included.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Number of images, both ends included.")] = 8,
     given: Given = None,
     linear: Annotated[bool, typer.Option("--linear", help="Interpolate linearly, not spherically.")] = False,
     overwrite: Replace = False,
 ) -> None:
-    """Go from one image to another through the latent."""
+    """Interpolate between two images in latent space."""
     from flowknife import plots
 
     _require_ending(out, ".png", ".gif")
@@ -65,7 +65,7 @@ def _attribute(
         list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Image files; if left out, held-out ones.")
     ] = None,
     strengths: Annotated[
-        str, typer.Option(metavar="S,S,...", help="How far; 1 is from the mean without it to the mean with it.")
+        str, typer.Option(metavar="S,S,...", help="Step sizes; 1 is the distance between the two means.")
     ] = "-2,-1,-0.5,0,0.5,1,2",
     given: Given = None,
     overwrite: Replace = False,
@@ -93,10 +93,10 @@ def _attribute(
 
 
 def number_in(text: str, option: str) -> float:
-    """The number that is written here.
+    """The number in a text.
 
     Raises:
-        InputError: it is no number, or not finite.
+        InputError: it is not a finite number.
     """
     try:
         number = float(text)

@@ -1,6 +1,6 @@
-"""What a run is made of: rows of a table, images, or observations. The verbs ask this and nothing else of a run.
+"""The kind of items of a run: rows of a table, images, or observations. All verbs read and write data through it.
 
-A new application is one more entry of `KINDS`, or of those that are there.
+A new application adds an entry to `KINDS`, or uses an existing kind.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of the data are read.
+    """A selection of the data to read.
 
     Attributes:
-        drop_invalid: of rows, those without missing or infinite values alone.
-        partition: of images, those that `list_eval_partition.txt` has for this.
-        id: of tables, the column that identifies the rows.
+        drop_invalid: for rows, leave out those with missing or infinite values.
+        partition: for images, the partition in `list_eval_partition.txt`.
+        id: for tables, the column that identifies the rows.
         given: their condition, see `given_in`.
         shard: only the items of one of several processes.
     """
@@ -45,7 +45,7 @@ class Choice:
         """Whether to drop invalid rows.
 
         Raises:
-            InputError: for a choice among images.
+            InputError: for options of images.
         """
         if self.partition is not None:
             raise InputError("got --partition for a table; expected a folder of images; try without")
@@ -71,14 +71,14 @@ class Items:
     """Data read for a model.
 
     Attributes:
-        values: what the model takes.
-        labels: of the items, if they are known.
-        numbers: of the rows in their file.
-        carried: columns of the file that go with the rows into what is written, by name.
-        left_out: how many rows were left out.
-        skipped: files that could not be used, and why.
-        given: what the model is given of them; None for nothing.
-        total: items of all shards, usable or not; None where they are not counted.
+        values: the input of the model.
+        labels: labels of the items, if they are known.
+        numbers: row numbers in the file.
+        carried: columns of the file to copy to the output, by name.
+        left_out: number of rows left out.
+        skipped: unusable files, with the reasons.
+        given: conditions of the items; None for none.
+        total: number of items of all shards, usable or not; None if not counted.
     """
 
     values: Any
@@ -91,7 +91,7 @@ class Items:
     total: int | None = None
 
     def part(self, shard: "Shard | None") -> "Items":
-        """The rows of one of several processes: every N-th of the file."""
+        """The rows of one of N processes: every N-th row of the file."""
         import numpy as np
 
         from flowknife.data.encoding import Coded
@@ -117,7 +117,7 @@ class Items:
     def of_table(
         cls, table: "Table", carried: "Mapping[str, np.ndarray]", labels: Any = None, conditions: int = 0
     ) -> "Items":
-        """Rows of a table of which some may have been left out."""
+        """Items from the rows of a table, some of which may have been left out."""
         import numpy as np
 
         numbers = np.delete(np.arange(len(table.values) + table.dropped), table.dropped_rows)
@@ -127,13 +127,13 @@ class Items:
 
 @dataclass(frozen=True)
 class Kind:
-    """How the verbs read and write what a run is made of.
+    """How the verbs read and write one kind of items.
 
     Attributes:
-        word: what it is, in the plural.
-        read: (fitted, DATA, which of them) -> what to score.
-        judged: (fitted, DATA, which of them) -> the data and the conditions that `check` takes.
-        writer: (fitted, FILE, how many) -> what writes draws; it refuses a FILE before there is anything to lose.
+        word: noun for the items, in the plural.
+        read: (fitted, DATA, choice) -> the items to score.
+        judged: (fitted, DATA, choice) -> the data and conditions for `check`.
+        writer: (fitted, FILE, count) -> a function that writes draws; an unsuitable FILE is refused before drawing.
     """
 
     word: str
@@ -145,7 +145,7 @@ class Kind:
 def _rows(fitted, data, choice):
     from flowknife.data._pairs import LABEL
 
-    # the table of a classifier may still have the labels with it
+    # the table of a classifier may include the labels
     label = (fitted.record.data.label_column or LABEL) if fitted.application == "classify" else None
     conditions = fitted.given_names if choice.given is None else ()
     names = (*fitted.names, *conditions)
@@ -229,16 +229,16 @@ KINDS: Mapping[str, Callable[[Any], Kind]] = {
     "classify": lambda fitted: IMAGES if fitted.of_images else ROWS,
     "invert": lambda fitted: OBSERVATIONS,
 }
-"""What the runs of each application are made of."""
+"""The kind of items of each application."""
 
 
 def kind_of(fitted: Any) -> Kind:
-    """What a run is made of."""
+    """The kind of items of a run."""
     return KINDS[fitted.application](fitted)
 
 
 def given_in(fitted: Any, text: str) -> Any:
-    """The value of `--given`: a class of images, or conditions of rows, NAME=NUMBER,... or a table of them.
+    """Parse `--given`: a class of images, or conditions of rows as NAME=NUMBER,... or a table.
 
     Raises:
         InputError: for a table without the conditions of training.
@@ -268,10 +268,10 @@ def only_for(applications: Sequence[str], fitted: Any, **options: Any) -> None:
 
 
 def numbered(columns, items: Items):
-    """Columns whose rows are called by their number in the file that they come from, and what is carried along.
+    """Columns with row numbers of the original file, and with the carried columns.
 
     Raises:
-        InputError: a column that is carried along has the name of another.
+        InputError: a carried column has the name of another column.
     """
     if items.numbers is None:
         return columns
@@ -284,13 +284,13 @@ def numbered(columns, items: Items):
 
 
 def tell_left_out(items: Items, out: Path) -> None:
-    """Say which rows were left out, and list unusable images next to `out`."""
+    """Report the number of rows left out, and list unusable images next to `out`."""
     from flowknife.data import write_skipped
 
     if items.left_out:
         say(f"left out {counted(items.left_out, 'row')} with missing or infinite values", err=True)
     if items.skipped:
-        # a run has such a list of its own, of what training left out; and a file of the user's may have the name
+        # a run has its own list from training, and a file of the user may have the name
         names = ("skipped.csv", f"{out.stem}-skipped.csv", *(f"{out.stem}-skipped-{i}.csv" for i in range(2, 1000)))
         places = [out.with_name(name) for name in names[is_run(out.parent) :]]
         path = next(place for place in places if place != out and (is_own(place) or not place.exists()))

@@ -1,9 +1,9 @@
-"""Parts that several processes wrote, and `flowknife merge`, which joins them where none is missing or double.
+"""Parts written by several processes, and `flowknife merge`, which joins them after checking that they are complete.
 
-A part may come from anybody: what is said of it is read in typed fields, and its rows as any table is.
+A part may come from an untrusted source: its description is read in typed fields, and its rows like any table.
 
-Part 2 of 4 of scores.csv is scores.part-2-of-4.csv, and scores.part-2-of-4.json says of what it is a part: of which
-run, data and options, how many items there are in all, and the SHA-256 of the part. The second file is written last.
+Part 2 of 4 of scores.csv is scores.part-2-of-4.csv, with the description scores.part-2-of-4.json: run, data and
+options, the total number of items, and the SHA-256 of the part. The description is written last.
 """
 
 import hashlib
@@ -27,22 +27,22 @@ from flowknife.errors import InputError, StorageError, reason_of
 if TYPE_CHECKING:
     import numpy as np
 
-_MOST = 2**25  # bytes of what is said of a part, which lists what was skipped
+_MOST = 2**25  # bytes of the description of a part, which lists skipped files
 
 
-class _Said(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
-    """What is said of a part.
+class _About(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """The description of a part.
 
     Attributes:
-        part: which one, and of how many.
-        of: what all parts have in common: run, data, options.
-        total: items of all parts.
-        rows: of this part.
-        sha256: of its file.
-        skipped: files that could not be used, and why.
-        left_out: rows that could not be used.
-        alpha: below which a p-value is flagged; None where nothing is.
-        ranked: the first item is the most anomalous one.
+        part: number of the part, and number of parts.
+        of: the common description of all parts: run, data, options.
+        total: number of items of all parts.
+        rows: number of rows of this part.
+        sha256: checksum of its file.
+        skipped: unusable files, with the reasons.
+        left_out: number of unusable rows.
+        alpha: items with a smaller p-value are flagged; None if none can be flagged.
+        ranked: whether items are sorted, the most anomalous first.
     """
 
     part: list[int] = pydantic.Field(min_length=2, max_length=2)
@@ -57,17 +57,17 @@ class _Said(pydantic.BaseModel, frozen=True, extra="forbid", strict=True, allow_
 
 
 def part_file(out: Path, shard: Shard) -> Path:
-    """Where a part of `out` is."""
+    """The path of a part of `out`."""
     stem, dot, ending = out.name.partition(".")
     return out.with_name(f"{stem}.part-{shard.part}-of-{shard.parts}{dot}{ending}")
 
 
-def _said_file(part: Path) -> Path:
+def _about_file(part: Path) -> Path:
     return part.with_name(re.sub(r"(\.part-\d+-of-\d+).*", r"\1.json", part.name))
 
 
 def run_digest(run: Path) -> str:
-    """What tells a run from others: the SHA-256 of its record, which has those of its files."""
+    """Identifies a run: the SHA-256 of its record, which contains the checksums of its files."""
     try:
         return hashlib.sha256(read_file(run / "run.json")).hexdigest()
     except OSError:
@@ -75,31 +75,31 @@ def run_digest(run: Path) -> str:
 
 
 def tell_part(out: Path, shard: Shard, said: Mapping[str, Any], total: int, rows: int, more: Mapping[str, Any]) -> None:
-    """Say of what `out` is a part, now that it is written.
+    """Write the description of the finished part `out`.
 
     Args:
         out: the part.
-        shard: which one.
-        said: what all parts have in common: run, data, options.
-        total: items of all parts.
-        rows: of this part.
-        more: what only this part has.
+        shard: number of the part.
+        said: the common description of all parts: run, data, options.
+        total: number of items of all parts.
+        rows: number of rows of this part.
+        more: further fields of this part.
     """
     found = {"part": [*shard], "of": dict(said), "total": total, "rows": rows, "sha256": sha256_of(out), **more}
-    with replacing(_said_file(out)) as place:
+    with replacing(_about_file(out)) as place:
         place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def is_done(out: Path, shard: Shard, said: Mapping[str, Any]) -> bool:
-    """Whether this part is there, whole.
+    """Whether this part exists and is complete.
 
     Raises:
-        StorageError: it is there, of something else.
+        StorageError: the file exists, but is not this part.
     """
-    if not _said_file(out).exists():
-        out.unlink(missing_ok=True)  # of a process that was killed before it said what it is
+    if not _about_file(out).exists():
+        out.unlink(missing_ok=True)  # from a process that was killed before it wrote the description
         return False
-    found = _read_said(_said_file(out))
+    found = _read_about(_about_file(out))
     if found.of != json.loads(json.dumps(dict(said))):
         raise StorageError(
             f"got {out}, a part of something else; expected a new file; try another --out or --overwrite"
@@ -111,10 +111,10 @@ def is_done(out: Path, shard: Shard, said: Mapping[str, Any]) -> bool:
 
 
 def draws_in_shard(out: Path, shard: Shard, n: int, seed: int | None, given: Any) -> tuple[int, Any]:
-    """How many of `n` draws a shard makes, and its key.
+    """The number of draws of a shard, out of `n`, and its key.
 
     Raises:
-        InputError: without a seed, or for draws that are not one table or array.
+        InputError: without a seed, or for draws that are not written to a table or array.
     """
     import jax
 
@@ -139,9 +139,9 @@ def _merge(
 ) -> None:
     """Join the parts of several shards into one file.
 
-    All parts have to be there, of the same run, data and options, as they were written, and every item once; else
-    nothing is written, and one line says what is missing or double. Scores are those of all items together: the most
-    anomalous images come first, and q-values count all of them.
+    All parts must exist, unchanged and from the same run, data and options, and contain every item once. Otherwise
+    nothing is written, and the error names the missing or duplicate item. Scores are combined over all items: the most
+    anomalous images come first, and q-values count all items.
     """
     parts = _parts(out)
     require_output(out, *(path for path, _ in parts), overwrite=overwrite)
@@ -187,7 +187,7 @@ def _require_all(out, found, total):
 
 
 def _of_all(columns, parts) -> "dict[str, np.ndarray]":
-    """The columns in the order of all items, with the q-values of all."""
+    """The columns of all items in order, with q-values over all items."""
     import numpy as np
 
     from flowknife.diagnostics import ranked
@@ -207,7 +207,7 @@ def _of_all(columns, parts) -> "dict[str, np.ndarray]":
             raise StorageError("got parts with a q_value and without p_value or alpha; expected scores with both")
         q = adjusted_p_values(numbers["p_value"])
         columns = {**columns, "q_value": q, "discovery": q <= alpha}
-    # as they were read: the shards took every N-th
+    # restores the order of the file, since shards took every N-th row
     order = np.argsort(_numbers(columns, "row", 0, 2**53) if which == "row" else columns[which].astype(str))
     columns = {name: column[order] for name, column in columns.items()}
     if which == "path" and numbers and parts[0][1].ranked:
@@ -228,11 +228,11 @@ def _numbers(columns, name, low, high) -> "np.ndarray":
     )
 
 
-def _parts(out) -> list[tuple[Path, _Said]]:
-    """The parts of `out` in their order, with what is said of them.
+def _parts(out) -> list[tuple[Path, _About]]:
+    """The parts of `out` in order, with their descriptions.
 
     Raises:
-        StorageError: one is missing, of something else, or not as it was written.
+        StorageError: a part is missing, does not belong to the others, or was changed.
     """
     from flowknife._trees import require_room
 
@@ -255,7 +255,9 @@ def _parts(out) -> list[tuple[Path, _Said]]:
         words = ", ".join(str(number) for number in itertools.islice(missing, 10))
         more = ", ..." if count - len(found) > 10 else ""
         raise StorageError(f"got {len(found)} of {count} parts of {out}, without {words}{more}; expected all of them")
-    parts = [(part_file(out, Shard(number, count)), _read_said(found[number, count])) for number in range(1, count + 1)]
+    parts = [
+        (part_file(out, Shard(number, count)), _read_about(found[number, count])) for number in range(1, count + 1)
+    ]
     first = parts[0][1]
     for number, (path, said) in enumerate(parts, start=1):
         changed = [name for name in {**first.of, **said.of} if first.of.get(name) != said.of.get(name)]
@@ -276,15 +278,15 @@ def _parts(out) -> list[tuple[Path, _Said]]:
     return parts
 
 
-def _read_said(path) -> _Said:
+def _read_about(path) -> _About:
     try:
-        return _Said.model_validate(read_json(path, _MOST))
+        return _About.model_validate(read_json(path, _MOST))
     except (OSError, ValueError) as error:
         raise StorageError(f"got {path}, which cannot be read ({reason_of(error)}); try its shard again") from None
 
 
-def _read(path, said: _Said) -> "dict[str, np.ndarray]":
-    """The columns of a part: of text as written."""
+def _read(path, said: _About) -> "dict[str, np.ndarray]":
+    """The columns of a part, text as written."""
     from flowknife.data.tables import columns_as_written
 
     try:
@@ -296,7 +298,7 @@ def _read(path, said: _Said) -> "dict[str, np.ndarray]":
     return found
 
 
-def _array(path, said: _Said) -> "np.ndarray":
+def _array(path, said: _About) -> "np.ndarray":
     from flowknife.data._arrays import UnreadableError, arrays_in
 
     try:

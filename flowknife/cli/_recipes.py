@@ -1,4 +1,4 @@
-"""`flowknife recipes`: the named configurations that `fit --recipe` takes."""
+"""`flowknife recipes`: the named configurations for `fit --recipe`."""
 
 from typing import Annotated
 
@@ -15,13 +15,13 @@ from flowknife.cli._app import app, show, verb
     "flowknife fit images data/cats --recipe cats-64 --out runs/cats",
 )
 def _recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them, to see it in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A recipe to show in full.")] = None,
 ) -> None:
     """List the recipes, with their cost and expected result.
 
-    Training times are those on 2 CPU cores.
+    Training times are for 2 CPU cores.
 
-    With a NAME, the recipe in full: its data, its command and its settings, in the form of a settings file.
+    With a NAME, show the recipe in full: data, command and settings, in the form of a settings file.
     """
     from flowknife.recipes import RECIPES, recipe
 

@@ -22,16 +22,17 @@ def _report(
     run: Run,
     others: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Images or rows of other things, to compare with the held-out ones."),
+        typer.Option(metavar="DATA", help="Anomalous images or rows to compare with the held-out ones."),
     ] = None,
     interactive: Annotated[
-        bool, typer.Option("--interactive", help="Write RUN/explore.html instead, a page with the model in it.")
+        bool, typer.Option("--interactive", help="Write RUN/explore.html instead, with the model inside.")
     ] = False,
 ) -> None:
     """Draw the figures of a run and write its report.
 
-    The report is RUN/report.html, one page that opens offline; its figures are in RUN/figures. With --interactive it is
-    RUN/explore.html, in which the model itself answers, in the browser and offline: of rows and of inverse problems.
+    The report is RUN/report.html, a page that works offline; its figures are in RUN/figures. With --interactive,
+    RUN/explore.html is written instead, where the browser evaluates the model, also offline. This works for models of
+    rows and for inverse problems.
     """
     from flowknife.apps import load
 
@@ -58,13 +59,13 @@ def _info(run: Run) -> None:
     show("metrics", with_units(fitted))
     names = {name: list(getattr(record.data, name)) for name in ("names", "given_names", "y_names", "classes")}
     show("record", about(fitted) | _flat({name: value for name, value in names.items() if value}))
-    for title, settings in {"settings asked for": record.config, "settings used": record.used}.items():
+    for title, settings in {"requested settings": record.config, "settings used": record.used}.items():
         show(title, _flat(settings.model_dump(exclude_none=True)))
     show("versions", record.versions)
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one, with dotted names."""
+    """Flatten nested mappings, with dotted names."""
     flat: dict[str, object] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
@@ -89,13 +90,13 @@ def _some(items: list, most: int = 12) -> str:
 def _check(
     run: Run,
     data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Data as in training to check with; held-out if left out.")
+        str | None, typer.Argument(metavar="DATA", help="New data of the kind of training; default: held-out data.")
     ] = None,
     partition: OfPartition = None,
 ) -> None:
-    """Measure whether a run can be trusted.
+    """Check whether a run can be trusted.
 
-    The exit status is 1 if a number is beyond its limit.
+    The exit status is 1 if a check fails.
     """
     from flowknife.apps import load
 

@@ -17,15 +17,15 @@ from flowknife.cli._shards import ShardText, shard_of
 from flowknife.cli._simulate import simulator_in
 from flowknife.errors import InputError, counted, printable
 
-Seed = Annotated[int | None, typer.Option(min=0, help="The same seed makes the same draws.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same draws.")]
 Refine = Annotated[
     bool,
-    typer.Option("--refine", help="Draws of the exact posterior, where the likelihood is known; a posterior only."),
+    typer.Option("--refine", help="Draw from the exact posterior, if the likelihood is known; posteriors only."),
 ]
 Forward = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE.py:NAME", help="With --refine: the simulator without its noise, if the run is of your own one."
+        metavar="FILE.py:NAME", help="With --refine: the noise-free simulator, for a run of your own simulator."
     ),
 ]
 
@@ -49,23 +49,23 @@ def _sample(
     temperature: Annotated[
         str | None,
         typer.Option(
-            metavar="T", help="Scale of the latent: 1, for images 0.7, if left out; of blocks by name z_0=1,z_1=0.7."
+            metavar="T", help="Scale of the latent, default 1, for images 0.7; by name of block as in z_0=1,z_1=0.7."
         ),
     ] = None,
     prior: Annotated[
         str | None,
-        typer.Option(help="normal, or empirical: where the latents of the training images lie; images only."),
+        typer.Option(help="normal, or empirical: a Gaussian fitted to the training latents; images only."),
     ] = None,
     shrink: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Of the empirical prior, from 0, as fitted, to 1, normal; images only."),
+        typer.Option(min=0, max=1, help="Empirical prior: from 0 (as fitted) to 1 (normal); images only."),
     ] = None,
-    label: Annotated[str | None, typer.Option(help="The class to draw from; a classifier only.")] = None,
+    label: Annotated[str | None, typer.Option(help="The class to draw from; classifiers only.")] = None,
     given: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|VALUES",
-            help="What is given: a class of images; conditions of rows, a=1,b=2 or a table; observations to explain.",
+            help="The condition: a class of images; conditions of rows, a=1,b=2 or a table; observations.",
         ),
     ] = None,
     refine: Refine = False,
@@ -76,10 +76,11 @@ def _sample(
 ) -> None:
     """Draw new rows or images from a fitted model.
 
-    Images come on one contact sheet (FILE.png), as an array (FILE.npy), or as one file each in a new folder. Of
-    conditions or observations in a table, each row is given to -n draws; conditions are written next to the draws.
+    Images are written as a contact sheet (FILE.png), as an array (FILE.npy), or as files in a new folder. For a table
+    of conditions or observations, -n draws are made for each row; conditions are written next to the draws.
 
-    With --shard a part of the -n draws is made, into a file of its own next to FILE; `flowknife merge FILE` joins them.
+    With --shard, a part of the -n draws is made and written to a separate file next to FILE; `flowknife merge FILE`
+    joins the parts.
     """
     import numpy as np
 
@@ -137,13 +138,13 @@ def _sample(
 
 
 def _each(fitted, given, n):
-    """Conditions for n draws given each row of them, and how many draws that are."""
+    """Conditions for n draws per row of conditions, and the total number of draws."""
     rows = fitted.conditions(given, 1 if isinstance(given, Mapping) else len(given)).repeat(n, axis=0)
     return rows, len(rows)
 
 
 def _temperature(text, fitted):
-    """One number, or numbers by the name of a block of the latent."""
+    """Parse one number, or numbers by the name of a block of the latent."""
     if "=" in text and fitted.application != "images":
         raise InputError(f"got --temperature {text} for a run of {fitted.application}; expected one number such as 0.7")
     pairs = [part.rpartition("=") for part in text.split(",")] if "=" in text else [("", "", text)]
@@ -154,7 +155,7 @@ def _temperature(text, fitted):
 
 
 def _class_of(classifier, label):
-    """The class that is written like this."""
+    """The class that a text denotes."""
     (code,) = classifier.codes([label])
     if code < 0:
         names = ", ".join(map(str, classifier.classes[:12]))
@@ -178,7 +179,7 @@ def _invert(
         str, typer.Argument(metavar="OBSERVATIONS", help="A table, one observation in each row: .csv, .npy, .npz, ...")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A table file: .csv, .npy, .npz, ...")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many for each observation.")] = 1000,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of draws for each observation.")] = 1000,
     refine: Refine = False,
     simulator: Forward = None,
     seed: Seed = None,
@@ -189,9 +190,9 @@ def _invert(
 
     The first column of FILE is the number of the observation, from 0; the others are the parameters.
 
-    With --refine the draws are weighted by the likelihood, or Markov chains go on from them, until they are exact. The
-    likelihood is known for a problem by name, and for a simulator of your own with Gaussian noise (the setting noise),
-    which --simulator names.
+    With --refine, the draws are made exact by importance weights, or by Markov chains that start from them. The
+    likelihood is known for a problem by name, and for your own simulator, named by --simulator, with Gaussian noise
+    (the setting noise).
     """
     from flowknife.apps import load
 
@@ -203,10 +204,10 @@ def _invert(
 
 
 def _refinable(posterior, refine, simulator):
-    """The posterior with the simulator that was named; refused, where its draws cannot be refined.
+    """The posterior with the named simulator; refused if its draws cannot be refined.
 
     Raises:
-        InputError: the likelihood is not known, or there is a simulator for nothing.
+        InputError: the likelihood is not known, or a simulator is given without --refine.
     """
     from flowknife.data import predicted
 
@@ -226,7 +227,7 @@ def _refinable(posterior, refine, simulator):
 
 
 def _explain(posterior, observations, out, n, seed, drop_invalid=False, **options):
-    """Write `n` draws of the posterior of each observation, and report which are unlike the simulations."""
+    """Write `n` posterior draws for each observation, and report observations that are unlike the simulations."""
     import numpy as np
 
     kind = kind_of(posterior)
@@ -235,7 +236,7 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     drawn = posterior.sample(n, y=items.values, key=seed, **options)
     scores = numbered(posterior.score(items.values), items)
     rows = [np.repeat(scores["row"], n), drawn.reshape(-1, drawn.shape[-1])]
-    as_text = "sv" in "".join(out.suffixes)  # where whole numbers stay whole, and single precision has few digits
+    as_text = "sv" in "".join(out.suffixes)  # keeps integers, and the short form of single precision
     write(np.column_stack([part.astype(str) for part in rows] if as_text else rows))
     tell_left_out(items, out)
     if posterior.flagging.note:

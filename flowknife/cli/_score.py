@@ -1,4 +1,4 @@
-"""The verbs that look at data with a run: `score`, `classify`."""
+"""The verbs that evaluate data with a run: `score`, `classify`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from flowknife.errors import InputError, counted, printable
 
 Id = Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="A column of the table to copy to the output.")]
 Scores = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write; .parquet too, with pandas.")
+    Path, typer.Option("--out", "-o", metavar="FILE.csv", help="The table to write; also .parquet, with pandas.")
 ]
 
 
@@ -33,18 +33,18 @@ def _score(
     gallery: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.html", help="A page with the 500 most anomalous images with their anomaly maps; images only."
+            metavar="FILE.html", help="A page of the 500 most anomalous images with their anomaly maps; images only."
         ),
     ] = None,
     given: Annotated[
         str | None,
         typer.Option(
             metavar="VALUES",
-            help="The class of all images, or conditions of all rows as in a=1,b=2; if left out, those in DATA.",
+            help="The class of all images, or conditions of all rows as in a=1,b=2; default: those in DATA.",
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Name the columns that make a row unusual; a density only.")
+        bool, typer.Option("--explain", help="Name the columns that make a row unusual; densities only.")
     ] = False,
     identity: Id = None,
     partition: OfPartition = None,
@@ -52,17 +52,16 @@ def _score(
     shard: ShardText = None,
     overwrite: Replace = False,
 ) -> None:
-    """Score each row, image or observation: how anomalous is it?
+    """Compute the anomaly score of each row, image or observation.
 
-    One line each, with a p-value and a flag. Of new data of the same kind as in training a share alpha is flagged
-    (alpha is a setting, 0.05). Observations are compared with what the simulator makes. A run that held nothing out
+    The table has one line per item, with a p-value and a flag. At most a share alpha of new normal items is flagged
+    (the setting alpha is 0.05 by default). Observations are compared with simulations. A run without held-out data
     (train.validation=0) gives scores without p-values.
 
-    The most anomalous images come first. Those that cannot be used are listed with the reasons in skipped.csv next to
-    FILE.csv.
+    The most anomalous images come first. Unusable images are listed with the reasons in skipped.csv next to FILE.csv.
 
-    With --shard only a part is scored, into a file of its own next to FILE.csv; a part that is there is not scored
-    again, and `flowknife merge FILE.csv` joins all of them.
+    With --shard, only a part is scored, into a separate file next to FILE.csv. An existing part is not scored again,
+    and `flowknife merge FILE.csv` joins the parts.
     """
     from flowknife.apps import load
     from flowknife.diagnostics import ranked
@@ -155,8 +154,8 @@ def _classify(
 ) -> None:
     """Classify each row or image.
 
-    One line each: the most probable label, the probability of every class, the p-value of belonging to any of them, and
-    a flag where that is small.
+    The table has one line per item: the most probable label, the probability of every class, the p-value of belonging
+    to any class, and a flag if that is small.
     """
     import numpy as np
 

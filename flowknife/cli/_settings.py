@@ -1,4 +1,4 @@
-"""Settings from YAML files and `KEY=VALUE` texts, read as written; every error is one line."""
+"""Reading settings from YAML files and `KEY=VALUE` texts; every error is one line."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,18 +16,18 @@ _ENDS = {"epochs", "steps", "minutes"}
 
 _MOST_BYTES = 2**16  # of a settings file
 _MOST_NESTED = 20  # values
-_MOST_VALUES = 10_000  # values; what an alias stands for counts at each use
+_MOST_VALUES = 10_000  # values; an aliased value counts at each use
 
 
 class _DuplicateKeyError(Exception):
-    """A key that is written twice in one mapping."""
+    """A repeated key in a mapping."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the plain values of its version 1.2; a key that is written twice is an error.
+    """YAML with the scalar types of version 1.2; a repeated key is an error.
 
-    What version 1.1 reads as something else stays text, so that a setting has the value that is written: 1:30 (90),
-    010 (8), 0x10, 1_000, yes and on (true), dates. 1e3 is a number.
+    Values that version 1.1 would convert stay text, so that a setting has the value as written: 1:30 (90), 010 (8),
+    0x10, 1_000, yes and on (true), dates. 1e3 is a number.
     """
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=True)
 
     def construct_number(self, node):
-        if self.resolve(yaml.ScalarNode, node.value, (True, False)) != node.tag:  # a tag that is written out
+        if self.resolve(yaml.ScalarNode, node.value, (True, False)) != node.tag:  # an explicit tag
             raise yaml.YAMLError(f"{node.value!r} is no {node.tag.rpartition(':')[2]}")
         return self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
 
@@ -63,12 +63,12 @@ def _count(node: yaml.Node | None, counted: dict[int, int]) -> int:
     """The number of values below a node.
 
     Raises:
-        YAMLError: there are too many, or a node holds itself.
+        YAMLError: there are too many, or a node contains itself.
     """
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in counted:
-        counted[id(node)] = _MOST_VALUES  # until it is known: a node that holds itself never ends
+        counted[id(node)] = _MOST_VALUES  # until it is known, since a node that contains itself never ends
         inside = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
         counted[id(node)] = 1 + sum(_count(part, counted) for part in inside)
     if counted[id(node)] >= _MOST_VALUES:
@@ -96,19 +96,19 @@ for _tag, _pattern, _first in (
 def configured(
     kind: type[Config], file: Path | None, settings: Iterable[str], recipe: Mapping[str, Any] | None = None
 ) -> Config:
-    """The configuration that a recipe and, over it, a YAML file and, over both, single settings ask for.
+    """The configuration from a recipe, a YAML file and single settings, where later ones override earlier ones.
 
-    When a recipe ends training counts only if neither the file nor the settings say when to.
+    The end of training of a recipe applies only if neither the file nor the settings have one.
 
     Args:
         kind: the class of the configuration.
-        file: a YAML file of settings, nested or with dotted keys, or None.
+        file: a YAML file with nested or dotted keys, or None.
         settings: texts KEY=VALUE with a dotted key, such as train.minutes=5; the value is read as YAML.
         recipe: nested settings to start from, or None.
 
     Raises:
-        InputError: for a file that cannot be read, an unknown key, a value that does not fit, or a key that is set to
-            two values in one place.
+        InputError: for a file that cannot be read, an unknown key, a value that does not fit, or a key with two values
+            in one place.
     """
     from_file = _once(leaves(_read(file)), f"the settings {file}") if file else {}
     single = _once((leaf for setting in settings for leaf in _setting(setting)), "--set")
@@ -120,7 +120,7 @@ def configured(
 
 
 def _once(pairs: Iterable[tuple[str, Any]], place: str) -> dict[str, Any]:
-    """Settings by dotted key, each of which is said once; None, which leaves a setting open, contradicts nothing."""
+    """Settings by dotted key; refuses a key with two values, except that None (open) may be repeated with a value."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         for other, earlier in found.items():

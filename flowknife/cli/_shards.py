@@ -1,4 +1,4 @@
-"""Shards: one of several processes that share a task, by its number or by what a cluster says of it."""
+"""Shards: the number of one of several processes that share a task, given or from the variables of a cluster."""
 
 import os
 import re
@@ -14,8 +14,8 @@ ShardText = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="The I-th of N parts, from 1/N to N/N. auto, or auto/N: by the variables of an array job of AWS Batch, of "
-        "Slurm, or of an indexed job of Kubernetes.",
+        help="The I-th of N parts, from 1/N to N/N. auto, or auto/N: from the variables of an array job of AWS Batch "
+        "or Slurm, or of an indexed job of Kubernetes.",
     ),
 ]
 
@@ -30,7 +30,7 @@ class Shard(NamedTuple):
         return f"{self.part} of {self.parts}"
 
 
-_INDEX = {  # of an array job: its number, its first number, how many there are
+_INDEX = {  # variables of an array job: its index, the first index, the number of jobs
     "AWS_BATCH_JOB_ARRAY_INDEX": ("", "AWS_BATCH_JOB_ARRAY_SIZE"),
     "SLURM_ARRAY_TASK_ID": ("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT"),
     "JOB_COMPLETION_INDEX": ("", ""),
@@ -38,10 +38,10 @@ _INDEX = {  # of an array job: its number, its first number, how many there are
 
 
 def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard | None:
-    """The shard that is written like this.
+    """Parse a shard.
 
     Raises:
-        InputError: it is none, or there is no array job.
+        InputError: the text is not a shard, or there is no array job.
 
     Examples:
         >>> shard_of("2/4", {}), shard_of("auto/4", {"JOB_COMPLETION_INDEX": "0"})

@@ -29,28 +29,26 @@ def _simulate(
         str,
         typer.Argument(
             metavar="SIMULATOR",
-            help="A problem by name; or a Python file with the function simulator, or FILE.py:NAME, and its prior.",
+            help="The name of a problem, or a Python file with the function simulator (or FILE.py:NAME) and its prior.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder of simulations to write.")],
     n: Annotated[int, typer.Option("-n", min=8, help="Number of simulations.")] = 10_000,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of this machine; if left out, this process simulates.")
+        int | None, typer.Option(min=1, help="Worker processes on this machine; default: this process simulates.")
     ] = None,
-    dask: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="The scheduler of a Dask cluster that simulates.")
-    ] = None,
-    prior: Annotated[str, typer.Option(metavar="NAME", help="The prior in the file.")] = "prior",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same simulations.")] = 0,
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="The scheduler of a Dask cluster.")] = None,
+    prior: Annotated[str, typer.Option(metavar="NAME", help="Name of the prior in the file.")] = "prior",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same simulations.")] = 0,
     chunk: Annotated[
-        int | None, typer.Option(min=1, help="Simulations of one file; if left out, a 128th, 10,000 at most.")
+        int | None, typer.Option(min=1, help="Simulations per file; default a 128th of all, at most 10,000.")
     ] = None,
     shard: ShardText = None,
 ) -> None:
-    """Simulate pairs of parameters and data, and keep them on disk.
+    """Simulate pairs of parameters and data to disk.
 
-    The same command again goes on where it was stopped, with any number of workers: the simulations are the same, bit
-    by bit. `flowknife fit invert FOLDER` trains with them.
+    The same command again resumes an interrupted run, with any number of workers; the simulations are bitwise the same.
+    `flowknife fit invert FOLDER` trains with them.
     """
     from flowknife.apps import simulate
 
@@ -90,12 +88,12 @@ def simulator_in(text: str) -> Any:
 
 
 def _module_of(text, expected):
-    """The module of a file, its path, and the name of the function that is meant."""
+    """The module of a file, its path, and the name of the function."""
     name, _, function = text.partition(":") if not Path(text).exists() else (text, "", "")
     path = Path(name).expanduser()
     if path.suffix != ".py" or not path.is_file():
         raise InputError(f"got {text!r}; expected {expected}; try mine.py:simulator")
-    # by its name and from its folder, as workers import it
+    # imported by name from its folder, as in workers
     sys.path.insert(0, str(path.resolve().parent))
     try:
         module = importlib.import_module(path.stem)

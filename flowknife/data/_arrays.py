@@ -1,7 +1,7 @@
-"""Arrays of .npy and .npz files; and images that lie in one: FILE.npy, FILE.npz, or FILE.npz:NAME for one of several.
+"""Arrays of .npy and .npz files, and images in them: FILE.npy, FILE.npz, or FILE.npz:NAME for one of several.
 
-Such files may be damaged, or made to do harm. Nothing is unpickled, and nothing is allocated before the size that a
-header states is known to be that of the file.
+Such files may be damaged or malicious. Nothing is unpickled, and nothing is allocated before the size in a header is
+checked against the size of the file.
 """
 
 import math
@@ -17,22 +17,22 @@ import numpy as np
 from flowknife._files import open_file
 from flowknife.errors import InputError
 
-_MOST_PACKED = 2**28  # bytes that may be packed to any size
-_TIGHTEST = 200  # times that a larger one may be packed
+_MOST_PACKED = 2**28  # bytes up to which any compression ratio is allowed
+_TIGHTEST = 200  # largest compression ratio of a larger array
 
 
 def packed_too_tightly(size: int, packed: int) -> bool:
-    """Whether `size` bytes of data are more than an honest file of `packed` bytes holds."""
+    """Whether the compression ratio is implausible, as in a zip bomb."""
     return size > max(_MOST_PACKED, _TIGHTEST * packed)
 
 
 class UnreadableError(ValueError):
-    """Why there is no array, in a few words."""
+    """The reason why no array could be read, in a few words."""
 
 
 @contextmanager
 def arrays_in(path: str | os.PathLike, mapped: bool = False) -> Generator[Mapping[str, np.ndarray]]:
-    """The arrays of an .npz file by their names, each read when it is asked for; of an .npy file the one called "".
+    """The arrays of an .npz file by name, read on access; the array of an .npy file has the name "".
 
     Args:
         path: the file.
@@ -40,7 +40,7 @@ def arrays_in(path: str | os.PathLike, mapped: bool = False) -> Generator[Mappin
 
     Raises:
         OSError: the file cannot be opened, or is no regular file.
-        UnreadableError: it is damaged, or holds something else than plain arrays.
+        UnreadableError: it is damaged, or holds anything but plain arrays.
     """
     with open_file(path) as stream:
         if stream.read(2) == b"PK":
@@ -91,7 +91,7 @@ def _in_words():
         raise
     except MemoryError:
         raise UnreadableError("more than fits in memory") from None
-    except Exception as error:  # the readers of NumPy and zipfile fail in many ways
+    except Exception as error:  # the readers of NumPy and zipfile raise many kinds of errors
         words = " ".join(str(error).split())[:200]
         raise UnreadableError(f"damaged: {words}" if words else f"damaged: {type(error).__name__}") from None
 
@@ -112,7 +112,7 @@ def _array(stream: Any, size: int, path: str | os.PathLike | None) -> np.ndarray
 
 
 def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and type of the array in an .npy file; the stream is then at its numbers.
+    """Shape, order and dtype of the array in an .npy file; afterwards the stream is at the data.
 
     Raises:
         UnreadableError: there is none.
@@ -133,7 +133,7 @@ def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def array_file(source: str | os.PathLike) -> tuple[Path, str] | None:
-    """The file and the name of the array in it, "" if none is named; None for what is no such file."""
+    """The file and the name of the array in it, "" if none is named; None for any other source."""
     path, _, name = os.fspath(source).rpartition(":")
     if path.lower().endswith(".npz"):
         return Path(path).expanduser(), name
@@ -142,7 +142,7 @@ def array_file(source: str | os.PathLike) -> tuple[Path, str] | None:
 
 
 def read_images(path: Path, name: str) -> np.ndarray:
-    """The array of images in a file; what it holds is not looked at, if it is the only one or named.
+    """The array of images in a file; its content is not checked if it is the only array or selected by name.
 
     Raises:
         InputError: the file cannot be read, or there is not exactly one array of images.
@@ -158,7 +158,7 @@ def read_images(path: Path, name: str) -> np.ndarray:
             for each in names:
                 try:
                     found[each] = content[each]
-                except UnreadableError:  # such as Python objects, which no image is
+                except UnreadableError:  # such as Python objects, which cannot be images
                     continue
     except InputError:
         raise

@@ -1,4 +1,4 @@
-"""Cache of decoded images on disk: remote images, and sets larger than memory, are decoded once."""
+"""Cache of decoded images on disk, so that remote images and sets larger than memory are decoded once."""
 
 import contextlib
 import csv
@@ -24,22 +24,22 @@ Item = tuple[str, str]
 """The name of a file, and its stamp, which changes when the file does."""
 
 Outcome = bool | str
-"""Whether an image is grey; or the reason why there is none."""
+"""Whether an image is grey; or the reason why it is unusable."""
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_MOST_BYTES = 2**34  # of the images of all requests
-_FLUSH_EVERY = 256  # images; what is lost if a run is killed
+_MOST_BYTES = 2**34  # for all requests together
+_FLUSH_EVERY = 256  # images; at most these are lost if a run is killed
 
 
 def cache_folder(*request: object) -> Path:
-    """Where the images of a request are kept: below $FLOWKNIFE_CACHE, or ~/.cache/flowknife."""
+    """The folder for the images of a request: below $FLOWKNIFE_CACHE, or ~/.cache/flowknife."""
     digest = hashlib.sha256(repr(request).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return cache_root() / "images" / digest
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A file of images, and which of its rows is what."""
+    """A file of images, with an index of its rows."""
 
     pixels: np.ndarray
     rows: dict[Item, int]
@@ -47,30 +47,29 @@ class _Held:
 
 
 class ImageCache:
-    """The images of one request: `ID.npy` holds them, `ID.csv` says which file is in which row, or why in none.
+    """The images of one request: `ID.npy` holds the pixels, `ID.csv` the row of each file or the reason to skip it.
 
-    Every line of `ID.csv` ends with a checksum of itself and its image. What does not agree is left out, as if it had
-    never been kept, and is decoded anew. Of all requests, those that were not used for longest are removed where they
-    take more than 16 GiB.
+    Every line of `ID.csv` ends with a checksum of itself and its image. Entries with a wrong checksum are ignored, and
+    their images are decoded again. If the cache exceeds 16 GiB, the least recently used requests are removed.
 
-    Files are only ever appended to, images before the lines that tell of them: what a run leaves that was killed can
-    be used by the next, and runs that fill one cache at a time do not harm each other.
+    Files are only appended to, and images are written before their lines. So the next run can use the entries of a
+    killed run, and several runs can fill one cache at the same time.
 
     Args:
-        folder: where the files are.
+        folder: the folder of the cache.
         shape: (height, width, channels) of the images.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]):
         self._folder, self._shape = folder, shape
         self._stored = []
-        with contextlib.suppress(OSError):  # it belongs to another user, who could put anything there
+        with contextlib.suppress(OSError):  # the folder belongs to another user and is not trusted
             if folder.is_dir():
                 journals = sorted(private_folder(folder).glob("*.csv"))
                 self._stored = [stored for path in journals if (stored := _read(path, shape))]
 
     def get(self, items: Sequence[Item]) -> tuple[np.ndarray, list[Outcome]] | None:
-        """The memory-mapped images of exactly these files, in this order, and what each file was; None if new."""
+        """The memory-mapped images of exactly these files, in order, and the outcome of each; None if not cached."""
         keep_within(self._folder.parent, _MOST_BYTES, self._folder)
         for stored in self._stored:
             if all(item in stored.outcomes for item in items):
@@ -80,7 +79,7 @@ class ImageCache:
         return None
 
     def recall(self, item: Item) -> np.ndarray | str | None:
-        """An image that an earlier run decoded, or why there is none; None if no run did."""
+        """An image that an earlier run decoded, or the reason to skip it; None if no run did."""
         for stored in self._stored:
             outcome = stored.outcomes.get(item)
             if isinstance(outcome, str):
@@ -91,7 +90,7 @@ class ImageCache:
         return None
 
     def put(self, items: Sequence[Item], results: Iterable[np.ndarray | str]) -> tuple[np.ndarray, list[Outcome]]:
-        """Keep images, or the reasons why there are none; return them as `get` does.
+        """Store images, or the reasons to skip them; return them as `get` does.
 
         Raises:
             StorageError: the cache cannot be written.
@@ -126,7 +125,7 @@ class ImageCache:
                 pixels.seek(0)
                 _write_header(pixels, (row, *self._shape))
                 pixels.flush()
-            # from the open file: another run that ends now may remove its name
+            # from the open file, since another run may remove its name at any time
             mapped = _mapped(pixels, start, (row, *self._shape))
         keep_within(self._folder.parent, _MOST_BYTES, self._folder)
         for other in self._folder.iterdir():
@@ -169,12 +168,12 @@ def cached_text(key: Sequence[object], compute: Callable[[], str]) -> str:
 
 
 def _checksum(line: Sequence[str], content: bytes = b"") -> str:
-    """Of a line and its image: another image, or the image of another file, has another one."""
+    """Checksum of a line together with its image."""
     return f"{zlib.crc32(content, zlib.crc32(repr(tuple(line)).encode())):08x}"
 
 
 def _read(journal: Path, shape: tuple[int, int, int]) -> _Held | None:
-    """What a run left, complete or not; None if it cannot be used."""
+    """The entries of an earlier run, complete or not; None if they cannot be used."""
     rows, outcomes = {}, {}
     try:
         with open_file(journal.with_suffix(".npy")) as stream:
@@ -185,7 +184,7 @@ def _read(journal: Path, shape: tuple[int, int, int]) -> _Held | None:
             pixels = _mapped(stream, start, (count, *shape))
         with open_file(journal) as content, io.TextIOWrapper(content, **_TEXT) as lines:
             for line in csv.reader(lines):
-                if len(line) != 5:  # the last one of a run that was killed
+                if len(line) != 5:  # an incomplete last line of a killed run
                     continue
                 name, stamp, row, what = line[:4]
                 content = b""
@@ -204,7 +203,7 @@ def _read(journal: Path, shape: tuple[int, int, int]) -> _Held | None:
 
 
 def _write_header(stream, shape):
-    """Begin a .npy file; NumPy leaves room for another number of rows. Returns where the numbers start."""
+    """Write the header of an .npy file, in which the number of rows can be changed later; returns the data offset."""
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.tell()
 

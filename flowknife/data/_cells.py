@@ -1,7 +1,6 @@
-"""What a cell of a table holds: a number, nothing, or text; and labels as they were written.
+"""Parsing the cells of a table as numbers, missing values or text, and labels in their written form.
 
-Every reader of tables, of files, data frames and arrays, asks these functions, so that the same table reads the same
-from all of them.
+All readers of tables (files, data frames and arrays) use these functions, so that they agree.
 """
 
 import math
@@ -22,7 +21,7 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 
 
 def number_in(cell: str) -> float | None:
-    """The number in a cell of text, NaN where a column of numbers has no value, None if the cell is no number.
+    """The number in a cell of text: NaN for a missing value, None if the cell is not a number.
 
     A number is written in decimal digits: `1_0`, `0x10`, `1,5` and digits of other scripts are text.
     """
@@ -34,7 +33,7 @@ def number_in(cell: str) -> float | None:
 
 
 def plain(cells: Sequence[str]) -> bool:
-    """Whether `float` reads these cells as `number_in` does, where it reads them at all.
+    """Whether `float` agrees with `number_in` on all of these cells that it accepts.
 
     `float` also takes underscores and the digits of other scripts, and rounds long whole numbers.
     """
@@ -43,7 +42,7 @@ def plain(cells: Sequence[str]) -> bool:
 
 
 def is_beyond_double(cell: Any) -> bool:
-    """Whether a cell holds a whole number that double precision does not hold exactly."""
+    """Whether a cell holds an integer that double precision cannot represent exactly."""
     if isinstance(cell, str):
         text = cell.strip()
         if len(text) < 16 or not _LONG_WHOLE.fullmatch(text):
@@ -58,7 +57,7 @@ def is_beyond_double(cell: Any) -> bool:
 
 
 def numbers_of(column: np.ndarray) -> np.ndarray | str:
-    """A column as float64, missing values as NaN; or words for what it holds instead of numbers."""
+    """A column as float64, missing values as NaN; or a description of its non-numeric content."""
     if column.ndim != 1:
         return f"shape {column.shape}"
     if column.dtype.kind in "iu":
@@ -89,7 +88,7 @@ _COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
 
 def no_number(cell: Any) -> str:
-    """Words for a cell that is no number.
+    """Description of a non-numeric cell.
 
     Examples:
         >>> no_number("red"), no_number("0,25")
@@ -102,7 +101,7 @@ def no_number(cell: Any) -> str:
 
 
 def beyond_double(cell: Any) -> str:
-    """Words for a whole number that double precision would round."""
+    """Description of an integer that double precision would round."""
     return f"{str(cell).strip()}, which double precision cannot hold exactly"
 
 
@@ -110,9 +109,9 @@ _FORMULA = tuple("=+-@\t\r")
 
 
 def inert(cell: str) -> str:
-    """Text as it is written to a file that a spreadsheet may open: what it would compute is quoted by an apostrophe.
+    """Text for a file that a spreadsheet may open: formulas are quoted by an apostrophe.
 
-    Text that begins like what is quoted is quoted too, so that `as_named` gives back every text.
+    Text that looks already quoted is quoted again, so that `as_named` is the exact inverse.
 
     Examples:
         >>> inert("=cmd|' /C calc'!A0"), inert("-1.5"), as_named(inert("-left"))
@@ -122,12 +121,12 @@ def inert(cell: str) -> str:
 
 
 def as_named(cell: str) -> str:
-    """Text of a file without the apostrophe of `inert`."""
+    """The inverse of `inert`."""
     return cell[1:] if cell.startswith("'") and _computed(cell) else cell
 
 
 def _computed(cell):
-    """Whether a spreadsheet may compute this text, or text within its apostrophes."""
+    """Whether a spreadsheet may evaluate this text as a formula, with or without leading apostrophes."""
     return cell.lstrip("'").startswith(_FORMULA)
 
 
@@ -143,10 +142,11 @@ def is_missing(value: Any) -> bool:
 
 
 def as_written(cells: Sequence[str]) -> np.ndarray:
-    """Cells of text as values of one kind: whole numbers, floats, truth values, or else text.
+    """Cells of text as values of one type: integers, floats, booleans, or else text.
 
-    They are of a kind only if every cell is written exactly as Python writes it: 1 and 2, but not 01; 0.5, but not
-    5e-1; True, but not true. So different cells stay different, and none changes. Empty cells become None, in text "".
+    A type is used only if every cell is written as Python writes it: 1 and 2, but not 01; 0.5, but not 5e-1; True, but
+    not true. So different cells remain different, and the conversion is reversible. Empty cells become None, in text
+    columns "".
     """
     text = [as_named(cell.strip()) for cell in cells]
     known = [cell for cell in text if cell]
@@ -157,17 +157,17 @@ def as_written(cells: Sequence[str]) -> np.ndarray:
     return text_array(text)
 
 
-_MOST_TEXT = 2**24  # characters of an array of text, in which every cell takes as many as the longest
+_MOST_TEXT = 2**24  # characters of an array of text, where every cell takes the space of the longest
 
 
 def text_array(cells: Sequence[str]) -> np.ndarray:
-    """An array of text; of objects, where one long cell would make it huge."""
+    """An array of text; an object array if one long cell would make it huge."""
     longest = max(map(len, cells), default=0)
     return np.array(cells, dtype=str if longest * len(cells) <= _MOST_TEXT else object)
 
 
 def array_of(values: Sequence[Any]) -> np.ndarray:
-    """An array of these values as they are: of objects, where numpy would turn them into others."""
+    """An array of these values unchanged: an object array if NumPy would convert them."""
     kinds = {type(value) for value in values}
     array = text_array(values) if kinds == {str} else np.asarray(values)
     if len(kinds) <= 1 and array.ndim == 1 and array.dtype.kind in "biufUO" and array.tolist() == list(values):

@@ -1,7 +1,7 @@
-"""The files of a set of simulations: its manifest, and chunks of rows.
+"""The files of a simulation set: its manifest, and chunks of rows.
 
-A folder may come from anybody: whatever is in it is compared with what is written here, and no number of rows is
-believed before the file that should hold them is known to be as large.
+A folder may come from an untrusted source. Everything in it is validated, and a number of rows is accepted only after
+it is checked against the size of the file.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from flowknife.data._simulators import way_of
 from flowknife.errors import StorageError, reason_of
 
 MANIFEST = "simulations.json"
-"""What a set of simulations says of itself."""
+"""The manifest of a simulation set."""
 
 FORMAT = 1
 HEADER = "flowknife"
-_MOST_MANIFEST = 2**26  # bytes: some 150 for each chunk
-_MOST_HEADER = 2**26  # bytes of a chunk, which lists the rows that failed
+_MOST_MANIFEST = 2**26  # bytes; a chunk takes about 150
+_MOST_HEADER = 2**26  # bytes; the header of a chunk lists its failed rows
 
-# What is read, field by field; lists, since that is what JSON has.
-
-
-class _Said(pydantic.BaseModel, frozen=True, extra="ignore", strict=True, allow_inf_nan=False):
-    """Base: values of another type are errors."""
+# The types of all fields that are read; lists, as in JSON.
 
 
-class Entry(_Said):
-    """What a manifest says of a chunk."""
+class _FileModel(pydantic.BaseModel, frozen=True, extra="ignore", strict=True, allow_inf_nan=False):
+    """Base class; values of another type are errors."""
+
+
+class Entry(_FileModel):
+    """A chunk in the manifest."""
 
     rows: int = pydantic.Field(ge=1, lt=2**40)
     failed: int = pydantic.Field(ge=0)
@@ -41,8 +41,8 @@ class Entry(_Said):
     reason: str = ""
 
 
-class About(_Said):
-    """What is simulated; all of it is compared, and this is read."""
+class About(_FileModel):
+    """Description of the simulations: the fields that are read; for equality all fields are compared."""
 
     rows: int = pydantic.Field(ge=1, lt=2**50)
     chunk: int = pydantic.Field(ge=1, lt=2**40)
@@ -51,8 +51,8 @@ class About(_Said):
     y_names: list[str] = []
 
 
-class Manifest(_Said):
-    """A manifest; without chunks, one of a set that is not complete."""
+class Manifest(_FileModel):
+    """A manifest; that of an incomplete set has no chunks."""
 
     simulations: Literal[1]
     about: dict[str, Any]
@@ -77,8 +77,8 @@ class Manifest(_Said):
         return self
 
 
-class Made(_Said):
-    """What a chunk says of itself."""
+class Made(_FileModel):
+    """The metadata of a chunk."""
 
     failed: list[int]
     reason: str
@@ -86,8 +86,8 @@ class Made(_Said):
     digest: str
 
 
-class ArrayEntry(_Said):
-    """What the header of a chunk says of an array."""
+class ArrayEntry(_FileModel):
+    """An array in the header of a chunk."""
 
     dtype: Literal["F64"]
     shape: list[int] = pydantic.Field(min_length=2, max_length=2)
@@ -96,14 +96,14 @@ class ArrayEntry(_Said):
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a chunk: what it says, and where its arrays lie in the file."""
+    """The head of a chunk: its metadata, and the position of its arrays in the file."""
 
     said: Made
     places: dict[str, tuple[tuple[int, int], int]]  # by name, shape and first byte
 
 
 def chunk_file(folder: Path, number: int) -> Path:
-    """Where a chunk is."""
+    """The path of a chunk."""
     return folder / f"chunk-{number:08d}.safetensors"
 
 
@@ -119,10 +119,10 @@ def damaged(path, words) -> StorageError:
 
 
 def head_of(path, rows: int | None = None) -> Head:
-    """The head of a chunk of so many rows.
+    """The head of a chunk with this number of rows.
 
     Raises:
-        StorageError: there is none, or it is damaged.
+        StorageError: it is missing or damaged.
     """
     try:
         with open_file(path) as stream:

@@ -1,4 +1,4 @@
-"""From an image file of any mode and size to 8-bit pixels of the size wanted."""
+"""Decode an image file of any mode and size to 8-bit pixels of a given size."""
 
 import contextlib
 import io
@@ -21,25 +21,25 @@ _MAX_PIXELS = 100_000_000
 _MIN_SIDE = 4
 _MAX_ASPECT = 20
 _MAX_SCANNED = 10**9  # pixels times scans of a progressive JPEG
-_FAINT = 2**12  # of 16 bits: below, less than 4 bits are left of 8
+_FAINT = 2**12  # 16-bit images darker than this would keep fewer than 4 of 8 bits
 _TOO_LARGE = f"more than {_MAX_PIXELS // 10**6} megapixels"
 
 Channels = Literal["auto", 1, 3]
 
 Content = Path | bytes | np.ndarray
-"""A file, what a file held, or pixels that are there already."""
+"""A file, the content of a file, or pixels."""
 
 
 class White(NamedTuple):
-    """The pixel value that is white, by the kind of pixels; 0 where no image of the set had such pixels.
+    """The pixel value that counts as white, by type of pixels; 0 if no image of the set has this type.
 
-    Pixels v become round(255 v / white), at most 255. It is chosen once, for the images of training, and kept with the
-    run, so that an image always gives the same pixels.
+    Pixels v become round(255 v / white), at most 255. The values are chosen once, from the training images, and stored
+    with the run, so that an image always gives the same pixels.
 
     Attributes:
-        whole: of whole numbers of more than 8 bits.
-        real: of floating-point numbers.
-        byte: of 8 bits; 1 where a set holds nothing but 0 and 1.
+        whole: for integers of more than 8 bits.
+        real: for floating-point numbers.
+        byte: for 8 bits; 1 if a set holds only 0 and 1.
     """
 
     whole: float = 0.0
@@ -47,14 +47,14 @@ class White(NamedTuple):
     byte: float = 255.0
 
     def covering(self) -> "White":
-        """The white points of a set with these largest values: a whole number of bits, or 1.
+        """The white values of a set with these largest values: the largest value of a number of bits, or 1.
 
-        Bits are counted in twos, as cameras have 10, 12, 14 or 16; numbers up to 1 run from 0 to 1.
+        Numbers of bits are even, as cameras have 10, 12, 14 or 16; if no number exceeds 1, white is 1.
         """
         return White(_white(self.whole), _white(self.real), self.byte)
 
     def describe(self) -> str:
-        """In words; "" where images have 8 bits."""
+        """In words; "" for 8-bit images."""
         kinds = (("whole numbers", self.whole), ("floating-point numbers", self.real), ("bytes", self.byte % 255))
         return ", ".join(f"{value:g} in {kind}" for kind, value in kinds if value)
 
@@ -67,7 +67,7 @@ def _white(largest):
 
 
 EIGHT_BITS = White()
-"""Of a set of images of 8 bits."""
+"""White values of a set of 8-bit images."""
 
 
 class Form(NamedTuple):
@@ -76,9 +76,9 @@ class Form(NamedTuple):
     Attributes:
         width: in pixels.
         height: in pixels.
-        channels: 1 or 3; "auto": as it is.
-        crop: the share of it that is kept.
-        white: the pixel values that are white.
+        channels: 1 or 3; "auto" keeps those of the image.
+        crop: share of the image to keep.
+        white: the white values.
     """
 
     width: int
@@ -89,7 +89,7 @@ class Form(NamedTuple):
 
 
 def largest_values(content: Content) -> White:
-    """The largest pixel values of an image of more than 8 bits; zeros for others, and for those of a single value."""
+    """The largest pixel values of an image of more than 8 bits; zeros for 8 bits, and for constant images."""
     if isinstance(content, Path) and _is_png_of_bytes(content):
         return EIGHT_BITS
     found = _opened(content, _largest)
@@ -124,18 +124,18 @@ def _largest_of(values):
 
 
 def decode(content: Content, form: Form) -> np.ndarray | str:
-    """An image as uint8 (height, width, 1 or 3); or the reason why it cannot be used."""
+    """An image as uint8 (height, width, 1 or 3); or the reason why it is unusable."""
     return _opened(content, lambda image: _fit(image, form))
 
 
 def shorter_side(content: Content) -> int | None:
-    """The shorter side of an image in pixels; None if it cannot be used."""
+    """The shorter side of an image in pixels; None if it is unusable."""
     side = _opened(content, lambda image: min(image.shape[:2] if isinstance(image, np.ndarray) else image.size))
     return None if isinstance(side, str) else side
 
 
 def _opened(content, use):
-    """What `use` makes of the image; or the reason why it cannot be used."""
+    """The result of `use` on the opened image; or the reason why it is unusable."""
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
     # Pillow can unpack double precision, but does not recognise it in TIFF files
@@ -162,7 +162,7 @@ def _opened(content, use):
         return "no permission to read"
     except FileNotFoundError:
         return "broken link" if isinstance(content, Path) and content.is_symlink() else "no such file"
-    except Exception as error:  # decoders fail in many ways, and no single file may end a run
+    except Exception as error:  # decoders raise many kinds of errors, and a single file must not end a run
         return f"damaged or truncated ({type(error).__name__})"
 
 
@@ -184,17 +184,17 @@ def _require_usable(image):
 
 
 class _Room:
-    """The memory in which images are decoded, by all threads together; who finds none left waits."""
+    """The memory for decoding images, shared by all threads; a thread waits until enough is free."""
 
     def __init__(self, size: int):
         self._size, self._taken, self._changed = size, 0, threading.Condition()
 
     @contextlib.contextmanager
     def taken(self, wanted: int) -> Generator[None]:
-        """Hold as many bytes.
+        """Reserve bytes inside the block.
 
         Raises:
-            InputError: for more than there are.
+            InputError: for more than the total.
         """
         if wanted > self._size:
             raise InputError(f"more than {self._size // 2**20} MiB to decode")
@@ -215,7 +215,7 @@ _ROOM = _Room(2**30)
 def _decoding(image, full: int) -> contextlib.AbstractContextManager[None]:
     """Room for decoding an image of `full` pixels, of which `image.size` are decoded."""
     deep = image.mode[0] in "IF" or any(";16" in _raw_mode(tile) for tile in getattr(image, "tile", ()))
-    # bytes per pixel, the most that was measured for images of 25 megapixels
+    # bytes per pixel, the largest measured value for images of 25 megapixels
     each = 12 if image.mode.startswith("I;16") else 28 if deep else 20 if image.has_transparency_data else 12
     each += 8 if image.format == "WEBP" else 0
     coefficients = 6 * full if image.format == "JPEG" and image.info.get("progressive") else 0
@@ -223,7 +223,7 @@ def _decoding(image, full: int) -> contextlib.AbstractContextManager[None]:
 
 
 def _fit(image: "Image.Image | np.ndarray", form: Form) -> np.ndarray:
-    """Orient, turn into 8-bit grey or RGB, scale and crop; an InputError carries the reason why not."""
+    """Orient, convert to 8-bit grey or RGB, scale and crop; an InputError gives the reason if that fails."""
     from PIL import Image
 
     if isinstance(image, np.ndarray):
@@ -231,7 +231,7 @@ def _fit(image: "Image.Image | np.ndarray", form: Form) -> np.ndarray:
     _require_usable(image)
     full, short = image.width * image.height, min(image.size)
     size = (form.width, form.height)
-    # A JPEG decodes at 1/2, 1/4 or 1/8 of its size for less; twice the wanted size leaves the filter something to do.
+    # JPEG decoding at 1/2, 1/4 or 1/8 of the size is faster; twice the final size is enough for the resampling filter.
     enough = 2 * max(size) / (short * form.crop)
     image.draft(None, (int(enough * image.width), int(enough * image.height)))
     with _decoding(image, full):
@@ -243,7 +243,7 @@ def _scaled(image, form, size):
 
     values = _values(image)
     grey = image if values is None else _of_bytes(_bytes(values, form.white), image)
-    with contextlib.suppress(Exception):  # unreadable EXIF: the image itself is sound
+    with contextlib.suppress(Exception):  # unreadable EXIF; the image itself is usable
         grey = ImageOps.exif_transpose(grey)
     image = _as_eight_bit(grey)
     if form.channels == 1:
@@ -260,7 +260,7 @@ def _scaled(image, form, size):
 
 
 def _values(image: "Image.Image") -> np.ndarray | None:
-    """The grey (h, w) or colours (h, w, 3) of an image of more than 8 bits; None for one of 8 bits, which is loaded."""
+    """Grey (h, w) or colour (h, w, 3) values of an image of more than 8 bits; an 8-bit image is loaded, giving None."""
     wide = None if image.mode in ("1", "L", "P") else _wide(image)
     image.load()
     if wide is not None:
@@ -270,7 +270,7 @@ def _values(image: "Image.Image") -> np.ndarray | None:
 
 
 def _wide(image):
-    """The pixels of a colour image of 16 bits, of which Pillow gives the high bytes alone; None for any other."""
+    """The pixels of a 16-bit colour image, of which Pillow returns only the high bytes; None for any other."""
     from PIL import Image
 
     tiles = getattr(image, "tile", ())
@@ -288,19 +288,19 @@ def _wide(image):
     other = kind[:-1] + order[kind[-1]]
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as half:
-            # read in the other order of bytes, the high byte of each number is the low one
+            # in the opposite byte order, Pillow returns the low byte of each number
             half.tile = [
                 tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
                 for tile in half.tile
             ]
             low = np.asarray(half)
-    except Exception:  # a kind of pixels that is not known in the other order
+    except Exception:  # a pixel format that Pillow does not know in the opposite byte order
         return high * 257
     return high * 256 + low
 
 
 def _raw_mode(tile):
-    """How Pillow calls the layout of the pixels of a part of a file."""
+    """Pillow's name for the pixel layout of a tile."""
     return str(tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args)
 
 
@@ -320,14 +320,14 @@ def _bytes(values: np.ndarray, white: White) -> np.ndarray:
         raise InputError("32-bit pixels outside 0 to 65535")
     if not scale and 0 < values.max() < _FAINT:
         raise InputError(f"16-bit pixels that reach only {values.max()} of 65535, which would be black")
-    if values.dtype == np.uint16:  # by a table, in a tenth of the memory
+    if values.dtype == np.uint16:  # a look-up table takes a tenth of the memory
         levels = np.arange(2**16)
         return np.clip(np.rint(levels * (255 / (scale or 65535))), 0, 255).astype(np.uint8)[values]
     return np.clip(np.rint(values * (255 / (scale or 65535))), 0, 255).astype(np.uint8)
 
 
 def _of_bytes(pixels, image):
-    """An image of these pixels, with the alpha channel and the orientation of another."""
+    """An image of these pixels, with the alpha channel and orientation of another image."""
     from PIL import Image
 
     made = Image.fromarray(pixels)
@@ -339,7 +339,7 @@ def _of_bytes(pixels, image):
 
 
 def _as_eight_bit(image: "Image.Image") -> "Image.Image":
-    """Any mode of 8 bits as L (grey) or RGB, on white where the image is transparent."""
+    """Convert any 8-bit mode to L (grey) or RGB, with transparent areas on white."""
     from PIL import Image
 
     if image.has_transparency_data:

@@ -20,10 +20,10 @@ from flowknife.errors import InputError
 IMAGE_SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".pgm", ".ppm", ".pbm", ".pnm", ".bmp", ".webp", ".tif", ".tiff", ".gif"]
 )
-"""The endings, in small letters, of the files that `load_images` looks for in a folder."""
+"""File name extensions, in lower case, that `load_images` looks for in a folder."""
 
 PARTITION_FILE = "list_eval_partition.txt"
-"""The list of partitions of CelebA."""
+"""The partition file of CelebA."""
 
 Partition = Literal["train", "validation", "test"]
 
@@ -32,11 +32,11 @@ _PARTITIONS: dict[str, Partition] = {"0": "train", "1": "validation", "2": "test
 
 _NO_IMAGE = "not an image"
 _MOST_NESTED = 100  # folders
-_MOST_LIST = 2**27  # bytes of a list of partitions
+_MOST_LIST = 2**27  # bytes of a partition file
 
 
 class Skipped(NamedTuple):
-    """A file that could not be used, and why."""
+    """An unusable file, and the reason."""
 
     path: str
     reason: str
@@ -47,8 +47,8 @@ class Candidate(NamedTuple):
 
     Attributes:
         name: its path within the folder.
-        folder: the top-level folder in which it lies, "" if in none.
-        content: a file, pixels, or a file of a store.
+        folder: its top-level folder, "" if it is in none.
+        content: a file, pixels, or a file in a store.
     """
 
     name: str
@@ -69,15 +69,15 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds that may be an image; `load_images` takes it in place of the source.
+    """The candidate images of a source; `load_images` accepts it in place of the source.
 
     Attributes:
-        source: a few words that say what it is.
-        place: its address, or the full path of the folder; "" where there is none.
-        candidates: in the order of their names.
-        skipped: the files that are no images.
-        store: where the files are, None for those at hand.
-        lists: possible places of a list of partitions.
+        source: a short description.
+        place: its address, or the full path of the folder; "" if it has none.
+        candidates: the candidates, sorted by name.
+        skipped: the files that are not images.
+        store: the store of the files; None for local files.
+        lists: possible paths of a partition file.
         folders: all top-level folders.
         beside: those of `lists` that are next to the folder.
     """
@@ -93,12 +93,12 @@ class Found:
 
     @cached_property
     def partitions(self) -> dict[str, Partition] | None:
-        """The partition of each file name; None without a list for these images in the folder or next to it."""
+        """The partition of each file name; None without a partition file for these images in or next to the folder."""
         return self._partition_of(self.lists)
 
     @cached_property
     def partitions_inside(self) -> dict[str, Partition] | None:
-        """The same by a list inside the folder; one next to it is used on request only."""
+        """The same from a partition file inside the folder; one next to the folder is used on request only."""
         return self._partition_of([place for place in self.lists if place not in self.beside])
 
     def _partition_of(self, lists):
@@ -115,10 +115,10 @@ class Found:
         return None
 
     def part(self, number: int, parts: int) -> "Found":
-        """Every `parts`-th block of images, from that of this number on, from 0: together the parts are all.
+        """Part `number` of `parts`, counted from 0: every `parts`-th block of images, starting with block `number`.
 
-        A block is as many images as are evaluated at once: the noise within the bins, which is drawn for each block, is
-        that of the same images among all.
+        A block is one evaluation batch. Dequantisation noise is drawn per batch, so that scores of a part equal those
+        of the same images in a run over all of them.
 
         Raises:
             InputError: there are fewer blocks than parts.
@@ -130,14 +130,14 @@ class Found:
                 f"try {max(-(-len(self.candidates) // IMAGES_AT_ONCE), 1)} parts"
             )
         chosen = tuple(item for start in blocks for item in self.candidates[start : start + IMAGES_AT_ONCE])
-        # a place of its own in the cache, by its names
+        # its names give it its own place in the cache
         return replace(self, place="", candidates=chosen, skipped=self.skipped if number == 0 else ())
 
     def choose(self, partition: Partition | None = None, limit: int | None = None) -> "Found":
         """Only the images of a partition, and at most `limit`, evenly spread.
 
         Raises:
-            InputError: there is no list of partitions, or this partition is empty.
+            InputError: there is no partition file, or this partition is empty.
         """
         chosen, skipped = self.candidates, self.skipped
         if partition is not None:
@@ -157,14 +157,14 @@ class Found:
         return replace(self, candidates=chosen, skipped=skipped)
 
     def read(self, candidates: Sequence[Candidate]) -> Sequence[Content | str]:
-        """What is to be decoded: files at hand as they are, others read; or why that was not possible."""
+        """The contents to decode: paths of local files, bytes of others; or the reason why a file cannot be read."""
         if self.store is None:
             return [item.content for item in candidates if not isinstance(item.content, Entry)]
         return self.store.read([item.content for item in candidates if isinstance(item.content, Entry)])
 
 
 def find_images(source: Any) -> Found:
-    """Everything in `source` that may be an image, see `load_images`; nothing is opened.
+    """All candidate images in `source`, see `load_images`; no file is opened.
 
     Raises:
         InputError: there is no such folder, or the array is of another type or shape.
@@ -192,10 +192,10 @@ def find_images(source: Any) -> Found:
 
 
 def check_images(images: Any) -> np.ndarray:
-    """The images as an array of shape (n, H, W) or (n, H, W, 3), of whole numbers or truth values.
+    """The images as an array of shape (n, H, W) or (n, H, W, 3), of integers or booleans.
 
     Raises:
-        InputError: another type or shape, or numbers below 0.
+        InputError: for another type or shape, or negative numbers.
     """
     images = np.asarray(images)
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
@@ -209,7 +209,7 @@ def check_images(images: Any) -> np.ndarray:
 
 
 def _list(url: str) -> Found:
-    """The files below an address, as `_walk` finds those of a folder."""
+    """The files below an address; the counterpart of `_walk` for folders."""
     store = Store(url)
     candidates, skipped = [], []
     lists = []
@@ -222,7 +222,7 @@ def _list(url: str) -> Found:
         else:
             skipped.append(Skipped(entry.name, _NO_IMAGE))
             lists += [entry] if entry.name == PARTITION_FILE else []
-    # CelebA's images are called so; others need not be asked for a file that is not there
+    # only images named as in CelebA have a partition file, so others save the request
     beside: list[Entry] = []
     if not lists and candidates and re.fullmatch(r"\d{6}\.\w+", candidates[0].name):
         beside = [there] if (there := store.beside(PARTITION_FILE)) else []
@@ -232,7 +232,7 @@ def _list(url: str) -> Found:
 
 
 def _walk(folder: Path) -> Found:
-    """The files under `folder` that are named like images, sorted, and all others that are not hidden."""
+    """The files under `folder` with an image extension, sorted, and all other files that are not hidden."""
     if not folder.exists():
         advice = (
             "try the address as text, not as Path" if re.match(r"\w+:[\\/]\w", os.fspath(folder)) else "check the name"
@@ -256,10 +256,10 @@ def _walk(folder: Path) -> Found:
             top = [name for name in subfolders if not name.startswith(".")]
         try:
             real = here.stat()
-        except OSError:  # gone in the meantime, or a link to itself
+        except OSError:  # deleted in the meantime, or a link to itself
             subfolders.clear()
             continue
-        if (real.st_dev, real.st_ino) in seen:  # a link that leads back up would never end
+        if (real.st_dev, real.st_ino) in seen:  # a link to a parent folder would never end
             subfolders.clear()
             continue
         seen.add((real.st_dev, real.st_ino))

@@ -7,14 +7,14 @@ from pathlib import Path
 from flowknife.errors import InputError
 
 _VARIABLE = "FLOWKNIFE_MAX_MEMORY"
-_UNKNOWN = 8 * 2**30  # where the system does not report it
+_UNKNOWN = 8 * 2**30  # assumed if the system does not report it
 
 
 def memory_budget(given: int | float | None = None) -> int:
-    """Bytes that images may take: `given`, else of the environment variable, else half of what is available.
+    """Bytes for images: `given`, else the environment variable, else half of the available memory.
 
     Raises:
-        InputError: the variable or the argument is no positive number.
+        InputError: the variable or the argument is not a positive number.
     """
     wanted = os.environ.get(_VARIABLE) if given is None else given
     if wanted is None:
@@ -27,8 +27,8 @@ def memory_budget(given: int | float | None = None) -> int:
 
 
 def room_in_memory() -> int:
-    """Bytes that something else than images may take: half of what is available."""
-    return min(_available(), _left_of_the_group()) // 2
+    """Bytes for data other than images: half of the available memory."""
+    return min(_available(), _left_in_cgroup()) // 2
 
 
 def _available() -> int:
@@ -40,10 +40,10 @@ def _available() -> int:
     return _UNKNOWN
 
 
-def _left_of_the_group() -> int:
-    """What the limit of a container leaves."""
+def _left_in_cgroup() -> int:
+    """The memory that is left below the limit of a container."""
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):
         most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        return max(most - used, most // 4)  # much of what is used is only kept until somebody needs the room
+        return max(most - used, most // 4)  # much of the used memory is page cache, which is freed on demand
     return 2**62

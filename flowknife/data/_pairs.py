@@ -1,4 +1,4 @@
-"""Tables in two parts: rows and their labels, or parameters and the data that belong to them."""
+"""Tables in two parts: rows and labels, or parameters and data."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,17 +14,17 @@ from flowknife.data.tables import Table, load_table, table_of
 from flowknife.errors import InputError
 
 LABEL = "label"
-"""The column of labels, if no other is named."""
+"""Default name of the label column."""
 
 
 class Labelled(NamedTuple):
     """A table whose rows have labels.
 
     Attributes:
-        table: the columns of numbers.
-        labels: one for each row of `table`, as written; "", None or NaN where unknown.
-        column: the name of the column they come from; None where they came as an array.
-        encoding: how the other columns became numbers; None where they were numbers.
+        table: the numeric columns.
+        labels: the label of each row as written; "", None or NaN if unknown.
+        column: name of the label column; None if labels are a separate array.
+        encoding: encoding of the other columns; None if they are numeric.
     """
 
     table: Table
@@ -34,7 +34,7 @@ class Labelled(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Parameters x and data y with as many rows, and their names; () where they have none."""
+    """Parameters x and data y, one row per pair, and their names; () without names."""
 
     x: Any
     y: Any
@@ -43,7 +43,7 @@ class Pairs(NamedTuple):
 
 
 def is_table(source: Any) -> bool:
-    """Whether columns of `source` may have names: it is a path or a data frame."""
+    """Whether the columns of `source` may have names: it is a path or a data frame."""
     return isinstance(source, (str, os.PathLike)) or names_in(source) is not None
 
 
@@ -55,16 +55,16 @@ def read_labelled(
     drop_invalid: bool = False,
     encode: Callable[[Any, Sequence[str] | None], Encoding] | None = None,
 ) -> Labelled:
-    """The rows of a table and the label of each, from the column of that name, which may hold words.
+    """The rows of a table and their labels, from a column that may hold text.
 
     An .npz file holds two arrays, x and labels.
 
     Args:
         source: a data frame, or the path of a table.
-        column: of the labels; default `LABEL`.
-        names: of the columns of numbers, see `load_table`.
+        column: name of the label column; default `LABEL`.
+        names: names of the numeric columns, see `load_table`.
         drop_invalid: leave out rows with missing or infinite numbers.
-        encode: (table, names of its columns) -> how they become numbers; default: they are numbers.
+        encode: (table, names of its columns) -> their encoding; default: they are numeric.
 
     Raises:
         InputError: the table cannot be used, or has no such column.
@@ -100,13 +100,13 @@ def read_pairs(source: Any, names: Sequence[str] | None = None, y_names: Sequenc
     """Parameters, data, and the names of both.
 
     Args:
-        source: two arrays or data frames (x, y); the path of an .npz file of two arrays, x and y; or a table, a path or
-            a data frame, of which some columns are parameters.
-        names: of the parameters; of a table the columns that are parameters.
-        y_names: of the data; of a table the columns that are data, default all others.
+        source: two arrays or data frames (x, y); the path of an .npz file with the arrays x and y; or a table (path or
+            data frame) in which some columns are parameters.
+        names: names of the parameters; for a table, its parameter columns.
+        y_names: names of the data; for a table, its data columns, default all others.
 
     Raises:
-        InputError: the source cannot be used, or no parameters are named in a table.
+        InputError: the source cannot be used, or no parameter columns of a table are named.
     """
     for named in (names or (), y_names or ()):
         if len(set(named)) < len(named):
@@ -140,10 +140,10 @@ def _is_arrays(source):
 
 
 def arrays_of(path: str | os.PathLike, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays of an .npz file, with as many rows.
+    """Two arrays of an .npz file, with equally many rows.
 
     Raises:
-        InputError: the file cannot be read, or holds something else.
+        InputError: the file cannot be read, or has other arrays.
     """
     label = repr(os.fspath(path))
     held: list[str] = []

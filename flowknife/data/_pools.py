@@ -21,18 +21,18 @@ from flowknife.data._simulators import Outcome, Simulator, Unlike, Way, _same
 from flowknife.errors import InputError
 
 _CHUNKS, _MOST_ROWS = 128, 10_000
-_AHEAD = 256  # messages under way: enough for many workers, and few enough to hold in memory
+_AHEAD = 256  # pending tasks: enough for many workers, few enough for the memory
 _TRY = (
     'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")), or loky.get_reusable_executor() '
     "(in joblib.externals too)"
 )
 
 Place = tuple[str, int]
-"""A process: its machine and its number."""
+"""A process: its machine and its process id."""
 
 
 def chunk_size(rows: int) -> int:
-    """Rows of one message."""
+    """Rows of one task."""
     return min(-(-rows // _CHUNKS), _MOST_ROWS)
 
 
@@ -40,9 +40,9 @@ class Chunk(NamedTuple):
     """Rows that are simulated together.
 
     Attributes:
-        number: of the chunk, which with the seed gives its random streams.
-        theta: the rows.
-        keys: one for each row.
+        number: number of the chunk; it determines its random streams together with the seed.
+        theta: the rows of parameters.
+        keys: the key of each row.
     """
 
     number: int
@@ -51,19 +51,19 @@ class Chunk(NamedTuple):
 
 
 def of_chunk(seed: Sequence[int], number: int) -> tuple[int, ...]:
-    """The seed of the random streams of a chunk; never that of all: a zero at the end of a seed counts not."""
+    """The seed of the random streams of a chunk; differs from the common seed, since trailing zeros are ignored."""
     return (*seed, number + 1)
 
 
 class LostWorker(str):
-    """Why a row has no observation: its worker ended, which says nothing about the simulator."""
+    """A row has no observation because its worker ended, not because the simulator failed."""
 
     __slots__ = ()
 
 
 @contextlib.contextmanager
 def seeded(seed: Sequence[int]) -> Generator[None, None, None]:
-    """The random streams of NumPy and Python, which simulators without a key draw from, begin anew in the block."""
+    """Reseed the global random generators of NumPy and Python inside the block, for simulators without a key."""
     words = np.random.SeedSequence(tuple(seed)).generate_state(8)
     before = np.random.get_state(), random.getstate()  # noqa: NPY002, the stream that simulators draw from
     np.random.seed(words[:4])  # noqa: NPY002
@@ -77,10 +77,10 @@ def seeded(seed: Sequence[int]) -> Generator[None, None, None]:
 
 @dataclass(frozen=True)
 class _Task:
-    """One message to a worker; without a way, it asks for the way."""
+    """One task for a worker: simulate rows or, without a `Way`, determine it."""
 
-    token: str  # of the run: a worker loads the simulator once
-    simulator: Any  # pickled to bytes, or as it is for a pool that has a way of its own to send it
+    token: str  # identifies the run: a worker loads the simulator once
+    simulator: Any  # pickled, or unpickled for a pool with its own serialisation
     home: Place
     seed: tuple[int, ...]
     theta: np.ndarray
@@ -91,12 +91,12 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a worker sends back.
+    """The answer of a worker.
 
     Attributes:
-        found: the way, or the observations; None where a batch gave a row another observation than it has alone.
+        found: the `Way`, or the observations; None if a batch gave a row another observation than the row alone.
         place: the process.
-        first: two observations of the first row, made before any other; empty if the process had made some before.
+        first: two observations of the first row, made before any others; empty if the process had already made some.
     """
 
     found: Way | list[Outcome] | None
@@ -108,30 +108,30 @@ def _place() -> Place:
     return platform.node(), os.getpid()
 
 
-_loaded: dict[str, Simulator] = {}  # in a worker process: the simulator of the latest run
+_loaded: dict[str, Simulator] = {}  # in a worker process, the simulator of the latest run
 
 
 def _load(task: _Task) -> Simulator:
-    """The simulator, the same object for all messages of a run, so that it is compiled once."""
+    """The simulator, the same object for all tasks of a run, so that it is compiled once."""
     if task.token not in _loaded:
         simulator = task.simulator
         if isinstance(simulator, bytes):
             try:
                 simulator = pickle.loads(simulator)
             except Exception as error:
-                raise _unsendable(error_in_words(error)) from None
+                raise _not_picklable(error_in_words(error)) from None
         _loaded.clear()
         _loaded[task.token] = simulator
     return _loaded[task.token]
 
 
 def _perform(task: _Task) -> _Answer:
-    """What a worker does."""
+    """Perform a task in a worker."""
     away = _place() != task.home
     fresh = away and task.token not in _loaded
     simulator = _load(task) if away else task.simulator
 
-    def stream():  # threads share their random numbers with the caller
+    def stream():  # threads share the global random generators with the caller
         return seeded(task.seed) if away else contextlib.nullcontext()
 
     if task.way is None:
@@ -142,20 +142,20 @@ def _perform(task: _Task) -> _Answer:
         with stream():
             first = tuple(simulator.alone(task.first, None, task.way.lifted) for _ in range(2))
     try:
-        with stream():  # from its start: the chunk that a worker begins with is as any other
+        with stream():  # from its start, so that the first chunk of a worker is like any other
             return _Answer(simulator.outcomes(task.way, task.theta, task.keys), _place(), first)
     except Unlike:
         return _Answer(None, _place(), first)
 
 
 class Pool:
-    """An executor of the caller's that runs a simulator.
+    """Runs a simulator in an executor of the caller.
 
     Args:
-        executor: something with `submit`, as in `concurrent.futures`, loky and Dask, with `apply_async`, as in
+        executor: an object with `submit`, as in `concurrent.futures`, loky and Dask, with `apply_async`, as in
             `multiprocessing`, or with `map`.
         simulator: the function.
-        first: the first row of all.
+        first: the very first row.
         seed: seed of the random streams of NumPy and Python; each chunk has its own.
 
     Raises:
@@ -171,7 +171,7 @@ class Pool:
             try:
                 sent = pickle.dumps(sent)
             except Exception as error:
-                raise _unsendable(error_in_words(error)) from None
+                raise _not_picklable(error_in_words(error)) from None
         self.blank = _Task(
             token=secrets.token_hex(8),
             simulator=sent,
@@ -185,12 +185,12 @@ class Pool:
         self._streams: dict[Place, tuple[Outcome, ...]] = {}
 
     def way(self, theta: np.ndarray, keys: np.ndarray) -> Way:
-        """How the simulator takes rows such as these, found out in a worker.
+        """Determine in a worker how the simulator accepts rows such as these.
 
         Raises:
             InputError: if no worker can do that.
         """
-        # a few rows say it, but the number of all rows decides what it is worth
+        # a few rows are enough, but the total number of rows decides how many tests are worthwhile
         _, found = next(self._answers([replace(self.blank, theta=theta, keys=keys)]))
         if isinstance(found, Exception):
             raise _of_failure(found)
@@ -198,9 +198,9 @@ class Pool:
         return found.found
 
     def outcomes(self, way: Way, chunks: Iterable[Chunk]) -> Iterator[list[Outcome] | None]:
-        """The observations of each chunk, or None if its batches cannot be trusted.
+        """The observations of each chunk, or None if its batches are inconsistent.
 
-        A chunk that is lost with its worker has the reason, a `LostWorker`, in place of each observation.
+        In a chunk whose worker was lost, each observation is replaced by a `LostWorker` with the reason.
         """
         tasks = (
             replace(
@@ -218,7 +218,7 @@ class Pool:
                 yield answer.found
 
     def _check_stream(self, answer):
-        """Refuse a random generator of which every process has the same copy."""
+        """Refuse a simulator whose own random generator is identical in every process."""
         if len(answer.first) != 2 or any(isinstance(outcome, str) for outcome in answer.first):
             return
         one, two = answer.first
@@ -233,7 +233,7 @@ class Pool:
         self._streams[answer.place] = answer.first
 
     def _answers(self, tasks: Iterable[_Task]) -> Iterator[tuple[int, Any]]:
-        """The rows of each task, and its answer or the exception in its place, in order; few are under way at once."""
+        """The rows of each task, and its answer or exception, in order; only a few tasks are pending at a time."""
         waiting: deque[tuple[int, Callable[[], Any], Callable[[], Any]]] = deque()
 
         def answered():
@@ -246,7 +246,7 @@ class Pool:
         tasks = iter(tasks)
         try:
             while group := list(itertools.islice(tasks, 1 if hasattr(self.executor, "submit") else _AHEAD)):
-                waiting.extend(self._begun(group))
+                waiting.extend(self._submitted(group))
                 while len(waiting) >= _AHEAD:
                     yield answered()
             while waiting:
@@ -255,8 +255,8 @@ class Pool:
             for _, _, cancel in waiting:
                 cancel()
 
-    def _begun(self, tasks: Sequence[_Task]) -> list[tuple[int, Callable[[], Any], Callable[[], Any]]]:
-        """Of tasks handed to the executor: their rows, what waits for the answer, and what cancels it."""
+    def _submitted(self, tasks: Sequence[_Task]) -> list[tuple[int, Callable[[], Any], Callable[[], Any]]]:
+        """Submit tasks; for each, the number of rows, a function that waits for the answer, and one that cancels."""
         rows = [len(task.theta) for task in tasks]
         cancels: list[Callable[[], Any]] = [lambda: None] * len(tasks)
         waits: list[Callable[[], Any]]
@@ -272,7 +272,7 @@ class Pool:
             else:
                 answers = iter(self.executor.map(_perform, tasks))
                 waits = [lambda: next(answers)] * len(tasks)
-        except Exception as error:  # a pool that is broken, or shut down
+        except Exception as error:  # a broken or closed pool
             waits = [lambda error=error: _raise(error)] * len(tasks)
         return list(zip(rows, waits, cancels, strict=True))
 
@@ -282,14 +282,14 @@ def _raise(error):
 
 
 def _workers(pool) -> set[int] | None:
-    """The processes of a `multiprocessing.Pool`; None if it replaces them by itself."""
+    """The processes of a `multiprocessing.Pool`; None if the pool replaces dead ones by itself."""
     if getattr(pool, "_maxtasksperchild", None) or isinstance(pool, multiprocessing.pool.ThreadPool):
         return None
     return {process.pid for process in getattr(pool, "_pool", [])}
 
 
 def _awaited(pool, result, workers):
-    """A result of a `multiprocessing.Pool`, which waits forever for a worker that has died."""
+    """A result of a `multiprocessing.Pool`, which by itself would wait forever for a dead worker."""
     while workers is not None and not result.ready():
         result.wait(0.2)
         if _workers(pool) != workers:
@@ -313,7 +313,7 @@ def _check(executor):
         )
 
 
-def _unsendable(reason: str) -> InputError:
+def _not_picklable(reason: str) -> InputError:
     return InputError(
         f"got a simulator that cannot be sent to another process ({reason}); expected a function, or an object of a "
         "class, at the top level of a module, no lambda, closure, or definition of a notebook; try moving it into a "
@@ -322,12 +322,12 @@ def _unsendable(reason: str) -> InputError:
 
 
 def _of_failure(error: Exception) -> InputError:
-    """Why the first message to a pool had no answer."""
+    """The error for a first task without an answer."""
     if isinstance(error, InputError):
         return error
     words = error_in_words(error)
     if isinstance(error, (pickle.PicklingError, AttributeError, TypeError)) or "pickle" in words.lower():
-        return _unsendable(words)
+        return _not_picklable(words)
     if isinstance(error, (concurrent.futures.BrokenExecutor, ChildProcessError)) or "Terminated" in words:
         return InputError(
             f"got a pool whose processes ended before the first simulation ({words}); expected processes that can "

@@ -1,4 +1,4 @@
-"""Tables as they stand in a file, a data frame or an array: columns of numbers, and columns kept as written."""
+"""Reading tables from files, data frames and arrays: numeric columns, and columns kept as written."""
 
 import csv
 import gzip
@@ -34,8 +34,8 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".npy", ".np
 """The file formats of tables."""
 
 _LONGEST_LINE = 2**24  # characters
-_MOST_TEXT = 2**22  # bytes of text that may be packed to any size
-_TIGHTEST_TEXT = 100  # times that a larger one may be packed
+_MOST_TEXT = 2**22  # bytes of text up to which any compression ratio is allowed
+_TIGHTEST_TEXT = 100  # largest compression ratio of a larger text
 
 _Read = TypeVar("_Read")
 
@@ -47,12 +47,12 @@ class Columns:
     """The columns of a source.
 
     Attributes:
-        source: a few words that say what it is.
-        labels: what each column is called in the source, "" where it has no name.
-        names: distinct names of the columns; x1, x2, ... where they have none.
-        values: numbers, float64 of shape (n, d), NaN where there is none.
-        foreign: of columns that are not numbers, by place, words for what they hold.
-        kept: columns kept as written, by name: whatever a data frame holds, of text files see `as_written`.
+        source: a short description.
+        labels: name of each column in the source, "" if it has none.
+        names: distinct names of the columns; x1, x2, ... without names.
+        values: numbers, float64 of shape (n, d), NaN if missing.
+        foreign: descriptions of non-numeric columns, by index.
+        kept: columns kept as written, by name: the values of a data frame; for text files see `as_written`.
     """
 
     source: str
@@ -63,24 +63,24 @@ class Columns:
     kept: dict[str, np.ndarray]
 
     def places(self, wanted: Sequence[str]) -> list[int]:
-        """Where the columns of these names are; see `places_of`."""
+        """Indices of the columns of these names; see `places_of`."""
         return places_of(wanted, self.names, self.labels, self.source)
 
 
 def places_of(wanted: Sequence[str], names: Sequence[str], labels: Sequence[str], source: str) -> list[int]:
-    """The place of each wanted column among `names`.
+    """The index of each wanted column in `names`.
 
-    Columns are matched by name; others may be there too. Where one side has no names, just x1, x2, ..., or the numbers
-    0, 1, 2, ... of a data frame, and none is shared, as many columns are matched by place.
+    Columns are matched by name; additional columns are allowed. If one side has only default names (x1, x2, ... or 0,
+    1, 2, ...) and no name is shared, equally many columns are matched by position.
 
     Args:
-        wanted: names of columns, as in training.
-        names: of the columns that there are.
-        labels: what these are called in their source, "" where they have no name.
-        source: where they come from, for the error.
+        wanted: names of the columns in training.
+        names: names of the available columns.
+        labels: their names in the source, "" without a name.
+        source: description of the source, for the error.
 
     Raises:
-        InputError: for columns that are missing.
+        InputError: for missing columns.
     """
     wanted, counted = list(wanted), [str(i) for i in range(len(wanted))]
     unnamed = _is_default(wanted)
@@ -107,10 +107,10 @@ def read_columns(source: Any, keep: Sequence[str] = ()) -> Columns:
 
     Args:
         source: as for `load_table`.
-        keep: names of columns to be kept as written, if they are there.
+        keep: names of columns to keep as written, if they exist.
 
     Raises:
-        InputError: the source is missing, cannot be read, or is no table.
+        InputError: the source is missing, cannot be read, or is not a table.
     """
     if isinstance(source, (str, os.PathLike)):
         columns = _read_file(Path(source).expanduser(), repr(os.fspath(source)), keep)
@@ -122,7 +122,7 @@ def read_columns(source: Any, keep: Sequence[str] = ()) -> Columns:
 
 
 def in_order(frame: Any, names: Sequence[str]) -> Any:
-    """The columns of these names of a pandas DataFrame, in their order; anything else as it is."""
+    """A pandas DataFrame restricted to these columns, in this order; anything else unchanged."""
     if not hasattr(frame, "columns") or not hasattr(frame, "iloc"):
         return frame
     label = f"{type(frame).__name__} input"
@@ -141,14 +141,14 @@ def by_name(source: Any, names: Sequence[str]) -> list[Any] | None:
     """The values of a mapping, or of a Series with names in its index, in the order of `names`; None for anything else.
 
     Raises:
-        InputError: a name is missing, or there twice.
+        InputError: a name is missing or repeated.
     """
     if isinstance(source, Mapping):
         index, values = list(source), list(source.values())
     elif hasattr(source, "to_numpy") and hasattr(source, "index") and np.ndim(source) == 1:
         index, values = list(source.index), list(source.to_numpy())
         if not all(isinstance(name, str) for name in index) and {str(name) for name in index} != set(names):
-            return None  # numbers of rows, not names
+            return None  # row numbers, not names
     else:
         return None
     found = {str(name): value for name, value in zip(index, values, strict=True)}
@@ -160,7 +160,7 @@ def by_name(source: Any, names: Sequence[str]) -> list[Any] | None:
 def _read_object(source: Any, label: str, keep: Sequence[str]) -> Columns:
     """The columns of an array, a nested list, a DataFrame or a Series."""
     if hasattr(source, "columns") and hasattr(source, "to_numpy"):  # a DataFrame of pandas or polars
-        if hasattr(source, "iloc"):  # by place: names may be there twice, which is refused below
+        if hasattr(source, "iloc"):  # by position: repeated names are refused below
             columns = (source.iloc[:, i].to_numpy() for i in range(len(source.columns)))
         else:
             columns = (source[column].to_numpy() for column in source.columns)
@@ -212,10 +212,10 @@ def _stack(
 
 
 def columns_as_written(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The columns of a table that flowknife wrote, by name: of text the cells as text, of Parquet whatever they hold.
+    """The columns of a table that flowknife wrote, by name: cells of text files as text, those of Parquet as they are.
 
     Raises:
-        InputError: the file is missing, cannot be read, or is no table of named columns.
+        InputError: the file is missing, cannot be read, or is not a table of named columns.
     """
     path, label = Path(path).expanduser(), repr(os.fspath(path))
 
@@ -253,7 +253,7 @@ def _read_file(path: Path, label: str, keep: Sequence[str]) -> Columns:
 
 
 def _in_words(path: Path, label: str, read: Callable[[str], _Read], suffixes: Sequence[str] = TABLE_SUFFIXES) -> _Read:
-    """What `read` makes of a file of this ending; whatever it fails with in words."""
+    """The result of `read` for the file's extension; any failure becomes an InputError."""
     try:
         if path.is_dir():
             raise InputError(f"got the folder {label}; expected a table file ending in {' '.join(TABLE_SUFFIXES)}")
@@ -273,7 +273,7 @@ def _in_words(path: Path, label: str, read: Callable[[str], _Read], suffixes: Se
 
 
 def _parquet(path: Path, label: str) -> Any:
-    """A DataFrame; decoders of foreign bytes fail in many ways."""
+    """A DataFrame; decoders raise many kinds of errors for invalid files."""
     frames = pandas()
     from pyarrow.parquet import ParquetFile
 
@@ -305,7 +305,7 @@ def _numpy_array(path: Path, label: str) -> np.ndarray:
 
 
 def _require_room(numbers: int, packed: int, label: str) -> None:
-    """Refuse a table that is much larger in memory than its file, before it is read."""
+    """Refuse a table that would be much larger in memory than its file, before reading it."""
     if packed_too_tightly(8 * numbers, packed):
         raise InputError(
             f"got {label} with {numbers:,} cells in {packed:,} bytes; expected a table of data; try it unpacked"
@@ -314,14 +314,14 @@ def _require_room(numbers: int, packed: int, label: str) -> None:
 
 @contextmanager
 def _open_lines(path: Path, suffix: str) -> Generator[Iterator[str]]:
-    """The lines of a text file, of limited length; a packed file must not be much larger than it looks."""
+    """The lines of a text file, of limited length; refuses compressed files with an implausible ratio."""
     with open_file(path) as stream:
         content: Any = stream
         if suffix.endswith(".gz"):
             packed = os.fstat(stream.fileno()).st_size
             content, most = gzip.GzipFile(fileobj=stream), max(_MOST_TEXT, _TIGHTEST_TEXT * packed)
             unpacked = 0
-            while block := content.read(2**20):  # before any of it is parsed, which takes a hundred times as long
+            while block := content.read(2**20):  # checked first, since parsing takes a hundred times as long
                 unpacked += len(block)
                 if unpacked > most:
                     raise ValueError(f"more than {most / 2**20:,.0f} MiB, packed to {packed:,} bytes")
@@ -349,7 +349,7 @@ def _read_text(path: Path, suffix: str, label: str, keep: Sequence[str]) -> Colu
             raise InputError(f"got the empty file {label}, with no rows; expected a table of numbers")
         if is_header(cells):
             header = [as_named(cell.strip()) for cell in cells]
-            header[0] = header[0].removeprefix("#").strip()  # as numpy.savetxt writes it
+            header[0] = header[0].removeprefix("#").strip()  # as written by numpy.savetxt
             _refuse_data_as_header(header, label)
         else:
             header = [""] * len(cells)
@@ -360,7 +360,7 @@ def _read_text(path: Path, suffix: str, label: str, keep: Sequence[str]) -> Colu
         _refuse_header_as_data(columns.values, label)
         return columns
     index = not header[0] and len(header) > 1 and names[0] not in columns.kept
-    if index and np.array_equal(columns.values[:, 0], np.arange(len(columns.values))):  # as pandas writes it
+    if index and np.array_equal(columns.values[:, 0], np.arange(len(columns.values))):  # as written by pandas
         labels, names = _names(header[1:], label)
         foreign = {place - 1: what for place, what in columns.foreign.items()}
         return Columns(label, labels, names, columns.values[:, 1:], foreign, columns.kept)
@@ -368,13 +368,13 @@ def _read_text(path: Path, suffix: str, label: str, keep: Sequence[str]) -> Colu
 
 
 def is_header(cells: Sequence[str]) -> bool:
-    """Whether a first row names the columns: some cell is text, or it is the empty cell, 0, 1, 2, ... of pandas."""
+    """Whether a first row has column names: a cell is text, or it is an empty cell and 0, 1, 2, ... (pandas)."""
     of_pandas = len(cells) > 1 and list(cells) == ["", *map(str, range(len(cells) - 1))]
     return of_pandas or any(number_in(cell) is None for cell in cells)
 
 
 def _refuse_data_as_header(header: Sequence[str], label: str) -> None:
-    """Refuse a first row of text and fractions, such as 5.1,3.5,setosa: no names, but a row of data."""
+    """Refuse a first row of text and fractions, such as 5.1,3.5,setosa, which is data rather than a header."""
     for cell in header:
         number = number_in(cell)
         if (
@@ -390,9 +390,9 @@ def _refuse_data_as_header(header: Sequence[str], label: str) -> None:
 
 
 def _refuse_header_as_data(values: np.ndarray, label: str) -> None:
-    """Refuse a first row that counts: names, such as 0, 1, 2, ... of pandas or 2019, 2020, ..., or a row of data?
+    """Refuse a first row of consecutive integers, such as 2019, 2020, ..., which may be names or data.
 
-    What counts from another number than 0 may be names only above columns of fractions.
+    Unless it starts at 0, such a row is ambiguous only above columns with fractions.
     """
     columns = values.shape[1]
     if columns < 3 or len(values) < 2 or not np.array_equal(np.diff(values[0]), np.ones(columns - 1)):
@@ -408,8 +408,8 @@ def _refuse_header_as_data(values: np.ndarray, label: str) -> None:
 
 
 def _parse_rows(rows: Iterable[tuple[int, list[str]]], empty: Columns, keep: Sequence[str]) -> Columns:
-    """Cells as numbers, missing ones and text as NaN; refuses rows of another length."""
-    numbers = array("d")  # eight bytes a cell, where a list of floats would take four times as many
+    """Cells as numbers, with NaN for missing cells and text; refuses rows of another length."""
+    numbers = array("d")  # eight bytes per cell, a quarter of a list of floats
     foreign: dict[int, str] = {}
     count = len(empty.names)
     kept: dict[int, list[str]] = {place: [] for place, name in enumerate(empty.names) if name in keep}
@@ -439,7 +439,7 @@ def _parse_rows(rows: Iterable[tuple[int, list[str]]], empty: Columns, keep: Seq
 
 
 def _names(labels: Iterable[Any], source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Column labels as text, and as distinct names; x1, x2, ... for empty labels, and for just 0, 1, 2, ..."""
+    """Column labels as text, and distinct names; x1, x2, ... if the labels are empty or 0, 1, 2, ..."""
     written = tuple(str(label).strip() for label in labels)
     names = [""] * len(written) if list(written) == [str(i) for i in range(len(written))] else written
     names = tuple(name or f"x{i + 1}" for i, name in enumerate(names))
@@ -450,12 +450,12 @@ def _names(labels: Iterable[Any], source: str) -> tuple[tuple[str, ...], tuple[s
 
 
 def _is_default(names: Sequence[str]) -> bool:
-    """Whether these are the names of columns without names."""
+    """Whether these are default names."""
     return any(list(names) == [f"{letter}{i + 1}" for i in range(len(names))] for letter in "xy")
 
 
 def suffix_of(path: Path) -> str:
-    """The longest ending of `path` among TABLE_SUFFIXES."""
+    """The longest extension of `path` among TABLE_SUFFIXES."""
     name = path.name.lower()
     for suffix in sorted(TABLE_SUFFIXES, key=len, reverse=True):
         if name.endswith(suffix):

@@ -1,8 +1,8 @@
-"""Make a set of simulations on disk, chunk by chunk.
+"""Simulate to disk, chunk by chunk.
 
-Each chunk has a key of its own, derived from that of the set and from its number. So no chunk depends on who makes it,
-when, or what was made before; and a folder that was left at any time is completed by doing the same again. Every file
-is written next to its place and moved there.
+Each chunk has its own key, derived from the key of the set and the number of the chunk. So a chunk depends neither on
+the process that simulates it nor on other chunks, and an interrupted set is completed by the same call. Every file is
+written to a temporary name in the same folder and then renamed.
 """
 
 import contextlib
@@ -40,18 +40,18 @@ def simulate_to(
     shard: tuple[int, int] = (0, 1),
     on_progress: Report | None = None,
 ) -> SimulationSet | None:
-    """Make the chunks of a set that are missing.
+    """Simulate the missing chunks of a set.
 
     Args:
-        folder: where to; a new one, or one of the same set.
+        folder: a new folder, or that of the same set.
         simulator: see `simulate`.
         draw: (number of rows, key) -> parameters, the same for the same key.
-        rows: simulations of the whole set.
-        about: what is simulated, in plain values: a folder that says something else is refused.
+        rows: number of simulations of the whole set.
+        about: description of the simulations in plain values; a folder with another description is refused.
         key: int or JAX key.
         executor: see `simulate`.
-        chunk: rows of a chunk; default by `rows`, 10,000 at most.
-        shard: (i, n): only every n-th chunk from the i-th on, so that n processes with one folder share the work.
+        chunk: rows per chunk; default by `rows`, at most 10,000.
+        shard: (i, n): every n-th chunk, starting with the i-th, so that n processes with one folder share the work.
         on_progress: called with (done, total) of the rows of this shard.
 
     Returns:
@@ -59,7 +59,7 @@ def simulate_to(
 
     Raises:
         InputError: see `simulate`; or a simulator without a key, whose observations vary, in a pool of threads.
-        StorageError: the folder holds something else, or a worker was lost: the same call goes on.
+        StorageError: the folder holds other data, or a worker was lost; the same call continues.
     """
     folder, key = Path(folder), as_key(key)
     chunk = chunk or chunk_size(rows)
@@ -80,7 +80,7 @@ def simulate_to(
 
 @dataclass(frozen=True)
 class _Job:
-    """A set that is being made."""
+    """A set that is being simulated."""
 
     folder: Path
     simulator: Callable[..., Any]
@@ -94,7 +94,7 @@ class _Job:
         return -(-self.about["rows"] // self.about["chunk"])
 
     def claim(self):
-        """Say what is simulated in the folder, or check that this is what it says."""
+        """Write the description to the folder, or check it against the one that is there."""
         if (self.folder / MANIFEST).exists():
             found = manifest_of(self.folder).about
             changed = [name for name in {**found, **self.about} if found.get(name) != self.about.get(name)]
@@ -115,7 +115,7 @@ class _Job:
             place.write_text(text + "\n", encoding="utf-8")
 
     def way(self, runs, executor) -> Way:
-        """How the simulator takes its rows, as it was found out with the first chunk."""
+        """How the simulator accepts rows, as determined on the first chunk."""
         found = manifest_of(self.folder).way
         if found is not None:
             return way_of(found)
@@ -140,7 +140,7 @@ class _Job:
         return min(self.about["chunk"], self.about["rows"] - number * self.about["chunk"])
 
     def has(self, number, way) -> bool:
-        """Whether a chunk is there, whole, and made in this way."""
+        """Whether a chunk exists, is complete, and was simulated in this way."""
         path, rows = chunk_file(self.folder, number), self._rows(number)
         try:
             head = head_of(path, rows)
@@ -152,7 +152,7 @@ class _Job:
             return False
 
     def run(self, runs, way, todo, done, total, on_progress) -> bool:
-        """Make chunks; whether all of them can be trusted, else `way` is now another."""
+        """Simulate chunks; returns False if batches were inconsistent, after changing `way`."""
         made = (self.made_of(number) for number in todo)
         thetas: dict[int, np.ndarray] = {}
 
@@ -177,7 +177,7 @@ class _Job:
                 if on_progress:
                     on_progress(done, total)
         finally:
-            found.close()  # what a pool has not begun is not needed any more
+            found.close()  # cancels pending tasks
         return True
 
     def _write(self, number, theta, outcomes: Sequence[Outcome], way):
@@ -208,15 +208,15 @@ class _Job:
             place.write_bytes(content)
 
     def _known(self) -> set[int]:
-        """The numbers of an observation, where a chunk tells."""
+        """The length of an observation, if a chunk is available."""
         for path in self.folder.glob("chunk-*.safetensors"):
-            with contextlib.suppress(StorageError):  # one that is damaged is made again
+            with contextlib.suppress(StorageError):  # a damaged chunk is simulated again
                 if width := head_of(path).places["y"][0][1]:
                     return {width}
         return set()
 
     def finish(self, way, mine: range) -> SimulationSet | None:
-        """Write the manifest, once all chunks are there; those that are not `mine` are looked at first."""
+        """Write the manifest once all chunks exist; chunks of other shards are checked first."""
         if not all(chunk_file(self.folder, number).exists() for number in range(self.chunks)):
             return None
         entries: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""Calling a simulator: row by row, or in batches where every row gets the same observation as alone.
+"""Calling a simulator row by row, or in batches if every row then has the same observation as alone.
 
 A function may be written for one row (d,) or for a batch (n, d), and most functions of one row also accept a batch:
-`t / t.sum()` then divides by the sum over all rows. So values decide, not shapes: a batch of different rows has to
-give what each of them gives alone. In doubt rows are simulated one by one.
+`t / t.sum()` then divides by the sum over all rows. So shapes are not enough: a batch of different rows must give the
+same values as each row alone. In doubt, rows are simulated one by one.
 """
 
 import inspect
@@ -19,27 +19,27 @@ from flowknife._types import Key, as_key, as_numbers, error_in_words
 from flowknife.errors import InputError
 
 Outcome = np.ndarray | str
-"""An observation as a vector, or the reason why there is none."""
+"""An observation as a vector, or the reason for its absence."""
 
-_FEW = 32  # rows that are not worth a batch
+_FEW = 32  # too few rows for a batch to be worthwhile
 _PROBES = 8
-_SEARCHED = 32  # rows in which one is looked for that the simulator does not fail at
+_SEARCHED = 32  # rows in which one that does not fail is searched
 _MAPPED = 1e-3  # relative rounding error of a compiled function
-_REPEATS, _REPEATS_WORTH = 128, 8192  # repeats of each probe with noise, and rows of a run that they are worth
+_REPEATS, _REPEATS_WORTH = 128, 8192  # repeats of each noisy probe, and rows of a run that make them worthwhile
 _BATCHES = 16
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a simulator takes its rows.
+    """How a simulator accepts rows.
 
     Attributes:
-        lifted: a single row goes in as a batch of one, shape (1, d).
-        batch: "whole" if many rows can go in together, "mapped" if `jax.vmap` has to run them, "" if neither.
-        noisy: the same row with the same key gives different observations; None if every row that was tried failed.
-        tolerance: relative rounding error of a batch, far below any dependence between rows that matters.
-        first: two observations of the first row, made before any other; a copy of the simulator's own random
-            generator would repeat them.
+        lifted: whether a single row must be passed as a batch of one, shape (1, d).
+        batch: "whole" if batches are accepted, "mapped" if they need `jax.vmap`, "" if neither works.
+        noisy: whether the same row with the same key gives different observations; None if all tested rows failed.
+        tolerance: relative rounding error of a batch, far below any relevant dependence between rows.
+        first: two observations of the first row, made before any others, to detect copies of the simulator's random
+            generator.
     """
 
     lifted: bool = False
@@ -50,15 +50,15 @@ class Way:
 
 
 def plain_way(way: Way) -> dict[str, Any]:
-    """A way as plain values, which a later process reads: without the observations, which only this one compares."""
+    """A `Way` as plain values for a later process, without the observations, which only this process needs."""
     return {name: value for name, value in vars(way).items() if name != "first"}
 
 
 def way_of(plain: Any) -> Way:
-    """The way that `plain_way` wrote.
+    """The inverse of `plain_way`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: for other values.
     """
     return Way(**_PlainWay.model_validate(plain).model_dump())
 
@@ -75,7 +75,7 @@ class Unlike(Exception):
 
 
 def takes_key(function: Callable[..., Any]) -> bool:
-    """Whether a simulator has an argument `key`, its only source of randomness then."""
+    """Whether a simulator has an argument `key`, which is then its only source of randomness."""
     try:
         return "key" in inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -83,7 +83,7 @@ def takes_key(function: Callable[..., Any]) -> bool:
 
 
 def row_keys(function: Callable[..., Any], count: int, key: Key) -> np.ndarray:
-    """One key for each row, as plain numbers that travel to other processes; None for each without an argument key."""
+    """One key per row, as plain numbers for other processes; None for each row if the simulator takes no key."""
     if not takes_key(function):
         return np.full(count, None)
     return np.asarray(jax.random.key_data(jax.random.split(as_key(key), count)))
@@ -92,7 +92,7 @@ def row_keys(function: Callable[..., Any], count: int, key: Key) -> np.ndarray:
 class Simulator:
     """A simulator that gives each row the same observation alone and in any batch.
 
-    Every call gets a copy of its rows, and every observation is copied, so neither side can change the other's arrays.
+    Rows and observations are copied, so that neither side can change the arrays of the other.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -136,7 +136,7 @@ class Simulator:
         """The observation of each row.
 
         Raises:
-            Unlike: if a row of a batch turns out to have another observation alone.
+            Unlike: if a row has another observation alone than in a batch.
         """
         if not way.batch:
             return [self.alone(row, key, way.lifted) for row, key in zip(theta, keys, strict=True)]
@@ -146,7 +146,7 @@ class Simulator:
         return found
 
     def _halved(self, way, theta, keys):
-        """A batch that fails is halved until the row to blame is alone."""
+        """Halve a failing batch until the failing row is alone."""
         if len(theta) == 1:
             return [self.alone(theta[0], keys[0], way.lifted)]
         answer = self._batch(way, theta, keys)
@@ -156,7 +156,7 @@ class Simulator:
         return self._halved(way, theta[:half], keys[:half]) + self._halved(way, theta[half:], keys[half:])
 
     def _verify(self, way, theta, keys, found):
-        """Compare some rows with themselves alone: the ends, the middle, and the first that are not finite."""
+        """Simulate some rows alone and compare: the first, the middle, the last, and the first non-finite ones."""
         answered = [i for i, outcome in enumerate(found) if not isinstance(outcome, str)]
         if not answered:
             return
@@ -170,10 +170,10 @@ class Simulator:
             if not alike(together[k], alone, typical, way.tolerance):
                 raise Unlike
 
-    # -- which way ----------------------------------------------------------------------------------------------------
+    # -- how rows are accepted ----------------------------------------------------------------------------------------
 
     def way(self, theta: np.ndarray, keys: np.ndarray, *, noise: bool = True) -> Way:
-        """Find out, on a few rows, how the simulator takes its rows; without `noise`, few rows spare that question."""
+        """Determine on a few rows how the simulator accepts rows; without `noise`, few rows skip the test for noise."""
         rows = _different(theta)
         lifted, start, outcome = self._form(theta, keys, rows)
         if isinstance(outcome, str):
@@ -195,7 +195,7 @@ class Simulator:
         return _same(*(self.alone(row, key, way.lifted) for _ in range(2)))
 
     def _form(self, theta, keys, rows):
-        """Whether a single row needs a batch axis, with the first row that works and its observation."""
+        """Whether a single row needs a batch axis, the first row that works, and its observation."""
         outcome: Outcome = ""
         for lifted in (False, True):
             for i in dict.fromkeys([0, *rows, *range(min(_SEARCHED, len(theta)))]):
@@ -206,12 +206,12 @@ class Simulator:
 
     def _without_noise(self, plain, theta, keys, rows, start, size):
         in_jax, precision = self._kind(theta[start], keys[start], plain.lifted)
-        # numbers of rows that are no other number of the problem
+        # batch sizes that differ from all other sizes of the problem
         counts = [count for count in (8, 7, 6, 5) if count not in (theta.shape[1], size)][:2]
         together = self._whole(theta[rows], keys[rows]) if len(rows) >= counts[0] else "too few different rows"
         could_be_whole = not isinstance(together, str) and together.shape[1] == size
         if not could_be_whole and not in_jax:
-            return plain  # the common case of a slow simulator: few calls were spent
+            return plain  # the common case of a slow simulator, after few calls
         outcomes = [self.alone(theta[i], keys[i], plain.lifted) for i in rows]
         works = [k for k, found in enumerate(outcomes) if not isinstance(found, str) and len(found) == size]
         rows, alone = [rows[k] for k in works], np.array([outcomes[k] for k in works])
@@ -223,7 +223,7 @@ class Simulator:
         )
         whole = replace(plain, batch="whole", tolerance=precision**0.6)
         mapped = replace(plain, batch="mapped", tolerance=_MAPPED)
-        # if all rows look alike, those of a batch may be mixed up or share their noise
+        # if all rows have similar observations, a batch may permute them or share noise without being noticed
         telling = len(rows) >= counts[0] and bool(np.any(alone != alone[0]))
         if could_be_whole and not by_key and telling:
             ends = [list(range(counts[0])), list(range(len(rows)))[: -1 - counts[1] : -1]]
@@ -242,7 +242,7 @@ class Simulator:
         return any(isinstance(leaf, jax.Array) for leaf in leaves), float(precision)
 
     def _agrees(self, way, theta, keys, rows, alone, chosen):
-        """Whether a batch of the chosen rows gives what they give alone."""
+        """Whether a batch of the chosen rows gives the same observations as each row alone."""
         picked = [rows[k] for k in chosen]
         found = self._batch(way, theta[picked], keys[picked])
         typical = typical_of(alone)
@@ -251,7 +251,7 @@ class Simulator:
         )
 
     def _repeats_agree(self, plain, theta, keys, rows):
-        """Whether repeats of some rows have the same law in a batch as alone, and enough repeats to tell."""
+        """Whether repeats of some rows have the same distribution in a batch as alone; False if too few to decide."""
         if len(rows) < _PROBES:
             return False
         size = len(plain.first[0])
@@ -269,14 +269,14 @@ class Simulator:
 
 
 def _numbers(call: Callable[[], Any]) -> np.ndarray | str:
-    """What a call of the simulator returns, copied, or the reason why it is of no use.
+    """A copy of the result of a call, or the reason why it is unusable.
 
     Raises:
-        InputError: for complex numbers, of which every silent conversion would be wrong.
+        InputError: for complex numbers, since any silent conversion would be wrong.
     """
     try:
         found = call()
-    except Exception as error:  # a function may raise anything for input it was not written for
+    except Exception as error:  # a function may raise anything for unexpected input
         return error_in_words(error)
     if found is None:
         return "it returned None"
@@ -289,7 +289,7 @@ def _numbers(call: Callable[[], Any]) -> np.ndarray | str:
 
 
 def _rows(found: np.ndarray | str, count: int) -> np.ndarray | str:
-    """A batch of observations as rows, if there is one of each."""
+    """A batch of observations as rows, if there is one for each row."""
     if isinstance(found, str):
         return found
     if found.ndim == 0 or len(found) != count or not found.size:
@@ -298,7 +298,7 @@ def _rows(found: np.ndarray | str, count: int) -> np.ndarray | str:
 
 
 def _different(theta: np.ndarray) -> list[int]:
-    """Up to 8 rows that differ, in no order of size, since what sorts rows would not show on sorted ones."""
+    """Up to 8 different rows, not in sorted order, so that a simulator that sorts rows is noticed."""
     searched = np.unique(np.linspace(0, len(theta) - 1, min(len(theta), 1000)).astype(int))
     _, index = np.unique(theta[searched], axis=0, return_index=True)
     chosen = index[np.unique(np.linspace(0, len(index) - 1, min(len(index), _PROBES)).astype(int))]
@@ -317,24 +317,23 @@ def typical_of(observations: np.ndarray) -> np.ndarray:
 
 
 def alike(found: np.ndarray, alone: Outcome, typical: np.ndarray, tolerance: float) -> bool:
-    """Equal up to rounding, number by number, which is relative to the number and to those typical of its column."""
+    """Whether numbers are equal up to rounding, relative to themselves and to typical numbers of their column."""
     if isinstance(alone, str) or found.shape != alone.shape:
         return False
     finite = np.isfinite(alone)
     if not np.array_equal(np.where(finite, 0.0, alone), np.where(np.isfinite(found), 0.0, found), equal_nan=True):
         return False
     scale = (np.abs(alone) + typical)[finite]
-    # numbers that are rounding errors of the others, such as sin(pi)
+    # numbers that are pure rounding errors, such as sin(pi)
     nothing = 16 * np.finfo(np.float64).eps * np.max(scale, initial=0.0)
     return bool(np.all(np.abs(found[finite] - alone[finite]) <= tolerance * scale + nothing))
 
 
 def _same_law(alone: np.ndarray, together: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether noisy repeats (k rows, r repeats, m) alone and in batches (k r, m; `rows` says of which row) agree.
+    """Whether noisy repeats alone (k rows, r repeats, m) and in batches (k r, m; of rows `rows`) agree.
 
-    Means and variances of each row are compared, and the means of the batches, which shared noise would spread. A
-    dependence between rows is about as large as the differences between the rows: where noise hides those, the answer
-    is no.
+    Means and variances of each row are compared, and the means of batches, whose variance shared noise would increase.
+    A dependence between rows is about as large as the differences between rows. If noise hides these, the answer is no.
     """
     from scipy import stats
 

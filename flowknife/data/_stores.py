@@ -1,4 +1,4 @@
-"""Files in a store that fsspec reaches (s3://, gs://, https://, ...): listed, and read concurrently with retries."""
+"""Listing and reading files in a store of fsspec (s3://, gs://, https://, ...), concurrently and with retries."""
 
 import random
 import time
@@ -18,10 +18,10 @@ class Entry(NamedTuple):
     """A file of a store.
 
     Attributes:
-        name: its path within the folder that was listed.
+        name: its path relative to the listed folder.
         path: its path in the store.
-        size: bytes, None if the store does not report it.
-        stamp: changes when the file does: its ETag, or else the time of its last change, and its size.
+        size: size in bytes, None if the store does not report it.
+        stamp: a text that changes with the file: its ETag or modification time, and its size.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 class Unread(str):
-    """Why a file could not be read this time; another attempt may well succeed."""
+    """The reason why a file could not be read; a later attempt may succeed."""
 
 
 def is_url(source: Any) -> bool:
@@ -47,7 +47,7 @@ class Store:
             and the configuration of fsspec.
 
     Raises:
-        InputError: what speaks this protocol is not installed.
+        InputError: the package for this protocol is not installed.
     """
 
     def __init__(self, url: str):
@@ -72,7 +72,7 @@ class Store:
         self._root = self._root.rstrip("/")
 
     def entries(self) -> list[Entry]:
-        """Every file below the folder, however many pages its listing has, sorted by name.
+        """All files below the folder, sorted by name, from all pages of its listing.
 
         Raises:
             InputError: there is no such folder, or it cannot be listed.
@@ -84,12 +84,12 @@ class Store:
         return sorted(entries)
 
     def beside(self, name: str) -> Entry | None:
-        """A file next to the folder, if the store has such a level; whether the file exists is not asked."""
+        """A file next to the folder, if the store has a parent level; the file need not exist."""
         parent, slash, _ = self._root.rpartition("/")
         return Entry(name, f"{parent}/{name}", None, "") if slash else None
 
     def read(self, entries: Sequence[Entry]) -> list[bytes | str]:
-        """The content of each file, or why it cannot be read; temporary errors are retried with growing delays."""
+        """The content of each file, or the reason why it cannot be read; temporary errors are retried with backoff."""
         results: dict[int, bytes | str] = {i: b"" for i, entry in enumerate(entries) if entry.size == 0}
         waiting = [i for i in range(len(entries)) if i not in results]
         for _ in _attempts():
@@ -110,7 +110,7 @@ class Store:
                 raise InputError(
                     f"there is no folder {self.url!r}; expected a folder of images; check the name and the endpoint"
                 ) from None
-            except Exception as error:  # every store has errors of its own
+            except Exception as error:  # each kind of store has its own errors
                 message = _line(error)
                 if isinstance(error, _LASTING):
                     break
@@ -119,7 +119,7 @@ class Store:
         )
 
     def _read_once(self, entries):
-        # with both ends given, no store has to be asked for the size first
+        # with both ends given, the size need not be requested first
         starts = [None if entry.size is None else 0 for entry in entries]
         try:
             return self._files.cat_ranges(
@@ -135,7 +135,7 @@ class Store:
 
 
 def _attempts() -> Iterator[int]:
-    """The numbers of the attempts, with a longer pause before each; chance keeps many readers from calling at once."""
+    """The numbers of the attempts, with a longer pause before each, randomised to spread the load."""
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_FIRST_DELAY * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))

@@ -15,16 +15,16 @@ Rotation = Annotated[float, pydantic.Field(ge=0, le=180, description="rotate by 
 Shift = Annotated[
     float,
     pydantic.Field(
-        ge=0, lt=0.5, description="shift by up to this share of the side; in whole pixels where that is at least one"
+        ge=0, lt=0.5, description="shift by up to this share of the side; in whole pixels if that is at least one"
     ),
 ]
 Brightness = Annotated[float, pydantic.Field(ge=0, lt=1, description="darken or brighten by up to this share")]
 
 
 class Augmentation(Settings):
-    """Random changes of the training images in every batch; images that are scored stay as they are.
+    """Random changes of the training images in every batch; scored images are not changed.
 
-    Every number is the largest change; what is drawn is uniform between it and its opposite.
+    Every number is the largest change; changes are drawn uniformly from -number to +number.
     """
 
     flip: bool | None = pydantic.Field(
@@ -38,28 +38,28 @@ class Augmentation(Settings):
 
     @property
     def moves(self) -> bool:
-        """Whether any pixel changes its place other than by mirroring."""
+        """Whether any setting other than mirroring moves pixels."""
         return max(self.zoom, self.shear, self.rotation, self.shift) > 0
 
 
 def augment(
     key: Array, pixels: Num[Array, "n h w c"], settings: Augmentation, flip: bool | None = None
 ) -> Num[Array, "n h w c"]:
-    """Change every image of a batch in its own way, inside a compiled training step.
+    """Randomly change every image of a batch, inside a compiled training step.
 
         y(p) = (1 + b) x(A (p - centre) + centre + shift),   A = zoom · rotation · shear
 
-    All moves together are one bilinear interpolation; beyond its edge an image is mirrored. The result is an image of
-    whole numbers again, since only these have a probability. Without changes the batch is returned as it is.
+    All geometric changes are one bilinear interpolation; beyond its edge an image is mirrored. The result is rounded to
+    integers, since only integer images have a probability. Without changes the batch is returned unchanged.
 
     Args:
         key: JAX key.
-        pixels: images of whole numbers from 0 to 255.
+        pixels: images of integers from 0 to 255.
         settings: the largest changes.
         flip: mirror half of the images; default `settings.flip`, where None mirrors none.
 
     Returns:
-        images of whole numbers from 0 to 255, as floats if anything but `flip` is set.
+        images of integers from 0 to 255, as floats if anything but `flip` is set.
     """
     flip_key, move_key, light_key = jax.random.split(key, 3)
     if settings.flip if flip is None else flip:
@@ -78,12 +78,12 @@ def _drawn(key, n, most):
 
 
 def _places(key, shape, settings):
-    """The row and the column, `(n, h, w)` each, that every pixel comes from."""
+    """The source row and column of every pixel, each of shape `(n, h, w)`."""
     n, height, width, _ = shape
     keys = jax.random.split(key, 5)
     rows = (jnp.arange(height) - (height - 1) / 2)[:, None]
     columns = (jnp.arange(width) - (width - 1) / 2)[None, :]
-    # an angle or a size that is not asked for must leave whole numbers whole
+    # without rotation and zoom, integer coordinates must remain integers
     if settings.shear:
         columns = columns + _drawn(keys[0], n, settings.shear) * rows
     if settings.rotation:
@@ -91,7 +91,7 @@ def _places(key, shape, settings):
         sin, cos = jnp.sin(angle), jnp.cos(angle)
         rows, columns = cos * rows + sin * columns, cos * columns - sin * rows
     if settings.zoom:
-        # twice as large is as likely as half as large
+        # uniform in the logarithm: doubling is as likely as halving
         factor = jnp.exp(_drawn(keys[2], n, jnp.log1p(settings.zoom)))
         rows, columns = factor * rows, factor * columns
     if settings.shift:
@@ -102,19 +102,19 @@ def _places(key, shape, settings):
 
 
 def _moved(key, n, most):
-    """A move of at most `most` pixels, whole pixels where that is at least one: they need no interpolation."""
+    """A shift of at most `most` pixels, in whole pixels if `most` is at least one, which needs no interpolation."""
     if most < 1:
         return _drawn(key, n, most)
     return jax.random.randint(key, (n, 1, 1), -int(most), int(most) + 1)
 
 
 def _interpolated(pixels, rows, columns) -> Float[Array, "n h w c"]:
-    """Bilinear interpolation of every image at places of its own."""
+    """Bilinear interpolation of every image at its own coordinates."""
     n, height, width, channels = pixels.shape
     top, left = jnp.floor(rows), jnp.floor(columns)
     down, right = (rows - top)[..., None], (columns - left)[..., None]
     top, left = top.astype(int), left.astype(int)
-    # one list of pixels for the whole batch: XLA gathers from it several times faster than from images of their own
+    # flattened to one list of pixels, from which XLA gathers several times faster than from separate images
     pixel = pixels.reshape(n * height * width, channels)
     first = (jnp.arange(n) * height * width)[:, None, None]
 
@@ -128,6 +128,6 @@ def _interpolated(pixels, rows, columns) -> Float[Array, "n h w c"]:
 
 
 def _within(index, side):
-    """Places beyond the edge, mirrored at it."""
+    """Indices beyond the edge, mirrored at it."""
     index = jnp.maximum(index, -1 - index)
     return jnp.clip(jnp.minimum(index, 2 * side - 1 - index), 0, side - 1)

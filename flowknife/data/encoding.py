@@ -1,8 +1,8 @@
-"""Tables with categories, dates and missing values as tables of numbers, and back.
+"""Encoding tables with categories, dates and missing values as numbers, and decoding them.
 
-category   its place in the sorted dictionary, 0, 1, ...; a missing one has one more place; -1 is none of them
+category   its index in the sorted dictionary, 0, 1, ...; a missing one has one more index; unknown ones are -1
 date       days since 1970-01-01, in double precision
-missing    instead of a number any observed one, and 1 in a further column, "missing(NAME)", where others have 0
+missing    an observed number as placeholder, and 1 (else 0) in an indicator column, "missing(NAME)"
 """
 
 import datetime
@@ -21,11 +21,11 @@ from flowknife.data.tables import Table, table_of
 from flowknife.errors import InputError
 
 Unit = Literal["D", "s"]
-"""Of dates: whole days, or seconds."""
+"""Unit of dates: days or seconds."""
 
 _DAY = 86_400e6  # microseconds
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?", re.ASCII)
-_MOST_SHARE = 0.5  # of the rows: more categories than that are names of single rows
+_MOST_SHARE = 0.5  # of the rows; with more categories than this, a column identifies single rows
 _AUTO = "auto"
 
 
@@ -41,13 +41,13 @@ class Coded:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the columns of a table become numbers, and numbers become such columns.
+    """Encodes the columns of a table as numbers, and decodes them.
 
     Attributes:
-        names: of the columns.
-        categories: the dictionary of each column of categories, sorted.
-        dates: the columns of dates, and their unit.
-        missing: the columns with missing values, and what stands in place of a missing number.
+        names: names of the columns.
+        categories: the sorted categories of each categorical column.
+        dates: the unit of each date column.
+        missing: the placeholder of each column with missing values.
     """
 
     names: tuple[str, ...]
@@ -70,14 +70,14 @@ class Encoding:
 
         Args:
             source: as for `load_table`.
-            names: of the columns; default all but those `beside`.
-            beside: names of columns of numbers that are not encoded, such as conditions.
-            categories: names of columns of categories, whatever they hold; "auto" for those of words or truth values.
-            dates: names of columns of dates; "auto" for those that hold nothing but dates.
+            names: names of the columns; default all but those in `beside`.
+            beside: names of numeric columns that are not encoded, such as conditions.
+            categories: names of categorical columns, of any type; "auto" for all columns of text or booleans.
+            dates: names of date columns; "auto" for all columns that hold only dates.
             missing: whether there may be missing values.
 
         Raises:
-            InputError: a column is not what is said of it, or nearly every row has a category of its own.
+            InputError: a column has other values, or nearly every row has its own category.
         """
         found = read_columns(source)
         if absent := [name for name in beside if name not in found.names]:
@@ -109,7 +109,7 @@ class Encoding:
         return cls(names, kinds, days, gaps)
 
     def widened(self, source: Any, missing: bool) -> "Encoding":
-        """For another table of the same columns too: with its categories, and where values are `missing` its gaps."""
+        """Extended to another table of the same columns: with its categories and, if `missing`, its missing values."""
         found, places = self._found(source)
         kinds, gaps = dict(self.categories), dict(self.missing)
         for name, place in zip(self.names, places, strict=True):
@@ -129,22 +129,22 @@ class Encoding:
 
     @property
     def gaps(self) -> tuple[str, ...]:
-        """The columns of numbers or dates with missing values."""
+        """The numeric and date columns with missing values."""
         return tuple(name for name in self.names if name in self.missing and name not in self.categories)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns of numbers."""
+        """Names of the encoded columns."""
         return (*self.names, *(f"missing({name})" for name in self.gaps))
 
     @property
     def sizes(self) -> dict[int, int]:
-        """How many values each discrete column of numbers has, by its place."""
+        """Number of values of each discrete encoded column, by index."""
         own = {self.names.index(name): len(known) + (name in self.missing) for name, known in self.categories.items()}
         return own | {len(self.names) + place: 2 for place in range(len(self.gaps))}
 
     def flag(self, name: str) -> int | None:
-        """The place of the column that says where numbers of the column `name` are missing; None if none are."""
+        """Index of the missing-value indicator of the column `name`; None if it has none."""
         return len(self.names) + self.gaps.index(name) if name in self.gaps else None
 
     def read(
@@ -157,16 +157,15 @@ class Encoding:
         min_rows: int = 1,
         at_random: bool = False,
     ) -> Table:
-        """A table of numbers: `columns`, and after them the columns `others`, which hold numbers already.
+        """Read a table and encode it: `columns`, followed by the numeric columns `others`.
 
         Args:
             source: as for `load_table`, with the columns `names`.
-            others: names of more columns.
-            keep: names of columns that are kept as written, if they are there.
-            drop_invalid: leave out rows with missing values where training had none.
-            min_rows: how many usable rows are needed at least.
-            at_random: in place of a missing number stands one of the others of its column, at random; default always
-                the same one.
+            others: names of further columns.
+            keep: names of columns to keep as written, if they exist.
+            drop_invalid: leave out rows with missing values in columns that had none in training.
+            min_rows: smallest number of usable rows.
+            at_random: use a random observed number as the placeholder of a missing one; default a fixed number.
 
         Raises:
             InputError: as by `load_table`.
@@ -191,15 +190,15 @@ class Encoding:
 
     @property
     def _text(self):
-        """The columns that are read as written."""
+        """The columns to read as written."""
         return [name for name in self.names if name in self.categories or name in self.dates]
 
     def _found(self, source, others=(), keep=()):
-        """The columns of a table, and where those of this encoding, then the `others`, are among them."""
+        """The columns of a table, and the indices of those of this encoding, followed by the `others`."""
         found = read_columns(source, (*self._text, *keep))
         places = found.places((*self.names, *others))
         here = {name: found.names[place] for name, place in zip(self.names, places, strict=False)}
-        if not {here[name] for name in self._text} <= set(found.kept):  # columns that have other names here, or none
+        if not {here[name] for name in self._text} <= set(found.kept):  # columns matched by position
             found = read_columns(source, (*(here[name] for name in self._text), *keep))
         return found, places
 
@@ -217,11 +216,11 @@ class Encoding:
         return found.values[:, place].copy()
 
     def decode(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """The columns of rows of numbers (n, columns), by name: categories, dates, and numbers with gaps."""
+        """Decode rows (n, columns) to columns by name: categories, dates, and numbers with missing values."""
         return {name: self.decoded(name, values) for name in self.names}
 
     def decoded(self, name: str, values: np.ndarray) -> np.ndarray:
-        """One column of rows of numbers."""
+        """Decode one column of encoded rows."""
         column, flag = values[:, self.names.index(name)], self.flag(name)
         if name in self.categories:
             known = [*self.categories[name], None]
@@ -254,14 +253,14 @@ def to_frame(columns: Mapping[str, np.ndarray]) -> Any:
 def remedy(
     source: Any, names: Sequence[str] | None, drop_invalid: bool, beside: Sequence[str] = (), shell: bool = True
 ) -> str:
-    """The settings that a table needs which is no table of finite numbers, in words; "" where none would help.
+    """The settings that a table with non-numeric or missing values needs, in words; "" if none would help.
 
     Args:
         source: the table.
-        names: of its columns; default all but those `beside`.
+        names: names of its columns; default all but those in `beside`.
         drop_invalid: whether rows with missing values are left out.
-        beside: names of columns that may hold anything.
-        shell: say what to type there too.
+        beside: names of columns that are not checked.
+        shell: include the command line options.
     """
     words, of_dates, gaps = _no_numbers(source, names, beside)
     needed = {
@@ -280,11 +279,11 @@ def remedy(
 
 @contextmanager
 def suggesting(advice: Callable[[], str], of: type[Exception] = InputError) -> Generator[None]:
-    """Errors that say what would help.
+    """Add advice to errors raised inside the block.
 
     Args:
-        advice: what would help, in words, or ""; it is asked only when there is an error.
-        of: errors that are completed; others pass unchanged.
+        advice: returns the advice or ""; called only after an error.
+        of: type of errors to extend; others pass unchanged.
 
     Raises:
         InputError: with the first line of the error and the advice.
@@ -302,9 +301,9 @@ def suggesting(advice: Callable[[], str], of: type[Exception] = InputError) -> G
 
 
 def in_numbers(source: Any, names: Sequence[str] | None) -> str:
-    """How a table that is no table of finite numbers becomes one, in words; "" where it is one.
+    """Advice on converting a table to finite numbers; "" if it is already numeric.
 
-    For what takes numbers only: conditions, and the pairs of an inverse problem.
+    For inputs that must be numeric: conditions, and the pairs of an inverse problem.
     """
     words, of_dates, gaps = _no_numbers(source, names)
     ways = []
@@ -319,7 +318,7 @@ def in_numbers(source: Any, names: Sequence[str] | None) -> str:
 
 
 def _no_numbers(source, names, beside=()) -> tuple[list[str], list[str], list[str]]:
-    """Names of the columns of words or truth values, of dates, and of those with missing values."""
+    """Names of the columns of text or booleans, of dates, and of those with missing values."""
     found = read_columns(source)
     names = [name for name in found.names if name not in beside] if names is None else names
     written = _as_written(source, found, names, ())
@@ -332,12 +331,12 @@ def _no_numbers(source, names, beside=()) -> tuple[list[str], list[str], list[st
 
 
 def _listed(names: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Names of columns that are spelt out."""
+    """Explicitly listed column names."""
     return () if names is None or names == _AUTO else (names,) if isinstance(names, str) else tuple(names)
 
 
 def _as_written(source: Any, found: Columns, names: Sequence[str], listed: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those columns as written, by name, that are no numbers, are listed, or may be truth values."""
+    """Columns as written, by name, that are non-numeric, listed, or may be boolean."""
     if missing := [name for name in listed if name not in names]:
         raise InputError(f"got no column {missing[0]!r} of {found.source}; expected some of {some(list(names))}")
 
@@ -355,7 +354,7 @@ def _as_written(source: Any, found: Columns, names: Sequence[str], listed: Seque
 
 
 def _of_truths(cells: np.ndarray) -> bool:
-    """Whether the cells that are there are truth values."""
+    """Whether all non-missing cells are booleans."""
     values = [cell for cell in cells.tolist() if not is_missing(cell)]
     return bool(values) and all(
         isinstance(cell, (bool, np.bool_)) or (isinstance(cell, str) and cell.strip().lower() in ("true", "false"))
@@ -376,7 +375,7 @@ def _dictionary(name: str, cells: np.ndarray) -> Names:
 
 
 def _days(cells: np.ndarray) -> np.ndarray | None:
-    """Days since 1970-01-01, NaN where a date is missing; None for cells that are no dates."""
+    """Days since 1970-01-01, NaN for missing dates; None if the cells are not dates."""
     if cells.dtype.kind == "M":
         stamps = cells.astype("datetime64[us]")
     elif cells.dtype.kind in "OUT":
@@ -391,7 +390,7 @@ def _days(cells: np.ndarray) -> np.ndarray | None:
 
 
 def _stamp(cell: Any) -> np.datetime64 | None:
-    """The moment that a cell says, in microseconds; NaT for none, None for anything else."""
+    """The date and time in a cell, in microseconds; NaT if missing, None if it is not a date."""
     if is_missing(cell):
         return np.datetime64("NaT", "us")
     if isinstance(cell, datetime.datetime):

@@ -1,4 +1,4 @@
-"""Images of any kind and size, read into one uint8 array; unusable files are listed, never fatal.
+"""Reading images of any type and size into one uint8 array; unusable files are listed and skipped.
 
 Examples:
     >>> from flowknife.data import load_images
@@ -33,14 +33,14 @@ from flowknife.data._memory import memory_budget
 from flowknife.data._stores import Entry
 from flowknife.errors import InputError
 
-_BATCH_FILES, _BATCH_BYTES = 256, 2**26  # read at a time; three such batches are in memory
+_BATCH_FILES, _BATCH_BYTES = 256, 2**26  # per read; three such batches are in memory
 
-_EIGHT_BITS = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".pbm"}  # formats that hold no more
+_EIGHT_BITS = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".pbm"}  # formats with at most 8 bits
 
-_LOOKED_AT = 100  # images whose size is read to find the usual one
+_LOOKED_AT = 100  # images whose size is read to find the typical size
 
 Source = str | os.PathLike | np.ndarray | Sequence[str | os.PathLike] | Found
-"""Where images come from."""
+"""A source of images."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class ImageSet:
         pixels: uint8 of shape (n, height, width, channels), channels 1 or 3; a `numpy.memmap` if they are larger than
             memory.
         names: the path of each image within its folder.
-        folders: the top-level folder in which each lies, usually its class; "" for those that lie in none.
-        skipped: the files that could not be used.
-        unused_folders: the top-level folders that hold no usable image.
-        white: the pixel values that became 255.
+        folders: the top-level folder of each, usually its class; "" for images in none.
+        skipped: the unusable files.
+        unused_folders: the top-level folders without a usable image.
+        white: the pixel values that were mapped to 255.
     """
 
     pixels: np.ndarray
@@ -82,33 +82,33 @@ def load_images(
 ) -> ImageSet:
     """Read the images of a folder and all its subfolders, in the order of their paths.
 
-    The shorter side is scaled to fit, the rest cut off evenly on both ends. EXIF orientation is applied, transparent
-    parts become white, animations give their first frame. Pixels of more than 8 bits, and floating-point ones, are
-    scaled to 8 bits by one number for all images: the largest value that the bits of the set can hold (1023 for values
-    up to 1000; bits are counted in twos), or 1 where no value is larger. For an address they count as 16 bits, and
-    skipped where they reach only a sixteenth of them. Files whose name starts with a
-    dot are ignored. Files that are no images, damaged, larger than 100 megapixels, smaller than 4 pixels on a side,
-    longer than 20 to 1, or in need of more than 1 GiB to be decoded are skipped.
+    The shorter side is scaled to fit, and the longer one is cropped evenly on both ends. EXIF orientation is applied,
+    transparent areas become white, and animations give their first frame. Pixels of more than 8 bits, and
+    floating-point ones, are scaled to 8 bits by one number for all images: the largest value of the (even) number of
+    bits that the set needs (1023 for values up to 1000), or 1 if no value is larger. Images of an address count as 16
+    bits, and are skipped if they reach only a sixteenth of that range. Files whose name starts with a dot are ignored.
+    Files that are no images, damaged, larger than 100 megapixels, smaller than 4 pixels on a side, longer than 20 to 1,
+    or in need of more than 1 GiB to be decoded are skipped.
 
-    Images of an address, and those that do not fit in memory, are kept below $FLOWKNIFE_CACHE (~/.cache/flowknife) as
-    they were decoded: another time only what is new or has changed is read.
+    Decoded images of an address, and those that do not fit in memory, are cached below $FLOWKNIFE_CACHE
+    (~/.cache/flowknife). The next time, only new or changed files are read.
 
     Args:
         source: a folder; or its address (s3://bucket/folder, or any other of fsspec); or the paths of image files;
             or an array of shape (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or FILE.npz:NAME that holds one;
-            or what `find_images` found. Arrays are uint8, truth values, or other whole numbers from 0 upwards.
+            or the result of `find_images`. Arrays are uint8, booleans, or other non-negative integers.
         size: side of the square images wanted, or (height, width).
         channels: 1 for grey, 3 for RGB; "auto" is 1 if every image is grey, and 3 otherwise.
-        crop: the share of the shorter side that is kept, from the middle.
-        partition: only the images of this partition, by `list_eval_partition.txt` in the folder or next to it (CelebA).
-        on_progress: called with (images done, images in all) after each.
+        crop: share of the shorter side to keep, from the centre.
+        partition: read only this partition of `list_eval_partition.txt`, in or next to the folder (CelebA).
+        on_progress: called with (images done, total) after each image.
         limit: use at most this many files, evenly spread over all (so that no class folder is left out).
-        max_memory: bytes that images, and the copy that training makes, may take; larger ones stay on disk. Default
-            $FLOWKNIFE_MAX_MEMORY, or else half of the memory available.
-        white: the pixel values that become 255, as those of the images of training; default: by what is in `source`.
+        max_memory: bytes for the images and the copy that training makes; larger sets stay on disk. Default
+            $FLOWKNIFE_MAX_MEMORY, or else half of the available memory.
+        white: the pixel values that are mapped to 255, such as those of the training images; default: from `source`.
 
     Raises:
-        InputError: there is no such folder, or nothing usable in it; or an argument is not as above.
+        InputError: the folder does not exist or has no usable image, or an argument is invalid.
         StorageError: images cannot be kept on disk.
     """
     height, width = _as_size(size)
@@ -129,13 +129,13 @@ def load_images(
     at_hand = found.store is None and (fits or any(isinstance(c.content, np.ndarray) for c in found.candidates[:1]))
     read = _into_memory if at_hand else partial(_through_cache, request=(partition, limit))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of a file that is odd, but used or listed as skipped
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # about an unusual file, which is used or listed as skipped
         pixels, outcomes = read(found, form, shape, on_progress or (lambda done, total: None))
     if fits and isinstance(pixels, np.memmap):
         pixels = np.array(pixels)
     scale = form.white
     if not isinstance(pixels, np.memmap):
-        if white is None and pixels.size and pixels.min() == 0 and pixels.max() == 1:  # truth values, written as bytes
+        if white is None and pixels.size and pixels.min() == 0 and pixels.max() == 1:  # booleans stored as bytes
             scale = scale._replace(byte=1.0)
         if scale.byte < 255:
             pixels = np.where(pixels >= scale.byte, 255, 0).astype(np.uint8)
@@ -162,8 +162,8 @@ def load_images(
 
 
 def _largest_in(found: Found) -> White:
-    """The largest pixel values of all images at hand of more than 8 bits."""
-    if found.store is not None:  # reading all twice would take too long; what would be black is skipped instead
+    """The largest pixel values of all local images of more than 8 bits."""
+    if found.store is not None:  # reading twice would take too long; images that would be black are skipped
         return White()
     deep = [item.content for item in found.candidates if _may_be_deep(item)]
     if not deep:
@@ -181,7 +181,7 @@ def _may_be_deep(item: Candidate) -> bool:
 
 
 def _require_same_kind(found: Found, white: White) -> None:
-    """Refuse arrays of another kind of numbers than in training: what would be white in them?"""
+    """Refuse arrays of another number type than in training, for which no white value is known."""
     content = found.candidates[0].content if found.candidates else None
     if not isinstance(content, np.ndarray) or not _may_be_deep(found.candidates[0]):
         return
@@ -193,14 +193,14 @@ def _require_same_kind(found: Found, white: White) -> None:
 
 
 def _unused(every: Found, chosen: Found, kept: Sequence[Candidate]) -> tuple[str, ...]:
-    """The folders of which nothing can be used; not those of which nothing was asked for."""
+    """The folders without any usable image, except those that were not requested."""
     asked = {item.folder for item in chosen.candidates}
     left_out = {item.folder for item in every.candidates} - asked
     return tuple(sorted({*every.folders, *asked} - {item.folder for item in kept} - left_out - {""}))
 
 
 def usual_side(source: Source) -> int | None:
-    """The median of the shorter sides, in pixels, of some images spread over all; None if none can be used."""
+    """The median shorter side, in pixels, of an evenly spread sample of images; None if none is usable."""
     found = find_images(source).choose(limit=_LOOKED_AT)
 
     def median() -> str:
@@ -229,10 +229,10 @@ def write_skipped(path: str | os.PathLike, skipped: Iterable[Skipped]) -> None:
 
 
 def fingerprint(items: ImageSet | np.ndarray) -> str:
-    """Sixteen hexadecimal digits that change with any value, name or shape: the start of a SHA-256."""
+    """A hash of values, names and shape: the first sixteen hexadecimal digits of a SHA-256."""
     values, names = (items.pixels, items.names) if isinstance(items, ImageSet) else (items, ())
     digest = hashlib.sha256(repr(values.shape).encode())
-    for start in range(0, len(values), _BATCH_FILES):  # not all at once: they may be larger than memory
+    for start in range(0, len(values), _BATCH_FILES):  # in parts, since they may exceed memory
         digest.update(np.ascontiguousarray(values[start : start + _BATCH_FILES]).data)
     digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
@@ -246,7 +246,7 @@ def _as_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _into_memory(found, form, shape, on_progress) -> tuple[np.ndarray, list[Outcome]]:
-    """The pixels of the usable images, and what every candidate was."""
+    """The pixels of the usable images, and the outcome for every candidate."""
     try:
         pixels = np.empty((len(found.candidates), *shape), np.uint8)
     except (MemoryError, ValueError):
@@ -264,9 +264,9 @@ def _into_memory(found, form, shape, on_progress) -> tuple[np.ndarray, list[Outc
 
 
 def _through_cache(found, form, shape, on_progress, request) -> tuple[np.ndarray, list[Outcome]]:
-    """The same, memory-mapped; what an earlier run decoded is not read again."""
+    """The same, memory-mapped; images decoded by an earlier run are not read again."""
     names = () if found.place else tuple(item.name for item in found.candidates)
-    # images in their own channels and as RGB are kept alike
+    # images with their own channels and as RGB are cached in the same form
     cache = ImageCache(cache_folder(found.place, names, form._replace(channels=shape[-1]), *request), shape)
     items = [(item.name, item.stamp) for item in found.candidates]
     cached = cache.get(items)
@@ -282,7 +282,7 @@ def _decoded(
     on_progress: Callable[[int, int], None],
     recall: Callable[[Candidate], np.ndarray | str | None] = lambda item: None,
 ) -> Iterator[np.ndarray | str]:
-    """Every image, or the reason why there is none: recalled, or else read and decoded, while more are being read."""
+    """Every image, or the reason to skip it: from the cache, or read and decoded while the next ones are read."""
 
     def known_and_contents(batch):
         known = [recall(item) for item in batch]
@@ -304,7 +304,7 @@ def _decoded(
 
 
 def _one_ahead(items):
-    """The same items; each is only given when the next one has begun."""
+    """The same items, each yielded only after the next one was started."""
     pending = deque()
     for item in items:
         pending.append(item)
@@ -335,7 +335,7 @@ def _nothing_usable(found, skipped):
 
 
 def default_size(source, crop: float = 1.0):
-    """The median shorter side of the images, rounded to a size that halves well, at most 64."""
+    """The median shorter side of the images, rounded to a size that is divisible by powers of two, at most 64."""
     if isinstance(source, ImageSet):
         return source.pixels.shape[1]
     side = (usual_side(source) or 64) * crop
@@ -354,7 +354,7 @@ def as_images(
     crop: float = 1.0,
     white: White | None = None,
 ) -> ImageSet:
-    """`load_images` with a progress bar; an `ImageSet` is returned as it is."""
+    """`load_images` with a progress bar; an `ImageSet` is returned unchanged."""
     if isinstance(folder, ImageSet):
         return folder
     with progress("reading images", show_progress) as report:
@@ -370,10 +370,10 @@ def as_images(
 
 
 def grey_levels_note(data: ImageSet, bits: int) -> str:
-    """How many grey levels are left, where these are few; or "".
+    """A note if few grey levels are left; or "".
 
     Warns:
-        UserWarning: fewer than 8 grey levels are left of more.
+        UserWarning: the bits per channel leave fewer than 8 grey levels.
     """
     seen = np.unique(data.pixels[:_COUNTED])
     left = len(np.unique(seen >> (8 - bits)))

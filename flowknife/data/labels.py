@@ -1,4 +1,4 @@
-"""Labels of any kind as class numbers, of rows and of images."""
+"""Converting labels of rows and images to class numbers."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from flowknife.data.tables import TABLE_SUFFIXES
 from flowknife.errors import InputError
 
 Names = tuple[bool | int | float | str, ...]
-"""The classes, truth values, numbers or words, in the order of their numbers."""
+"""The class labels (booleans, numbers or text), in the order of the class numbers."""
 
 Codes = Int[np.ndarray, " n"]
-"""Classes by number; -1 for unknown."""
+"""Class numbers; -1 for unknown."""
 
-_FOREIGN = -2  # in place of the number of a class
+_FOREIGN = -2  # code of a label that is not among the classes
 
 
 def is_image_source(x: Any) -> bool:
@@ -33,7 +33,7 @@ def is_image_source(x: Any) -> bool:
 
 
 def labels_of(data: ImageSet, labels: Any = None) -> Any:
-    """The labels of images: those given, one for each by place, or the folder in which each lies.
+    """The labels of images: the given ones, in order, or the folder of each image.
 
     Raises:
         InputError: for unreadable files together with labels by position, class folders without a usable image, or no
@@ -57,17 +57,17 @@ def labels_of(data: ImageSet, labels: Any = None) -> Any:
 
 
 def label_codes(labels: Any, rows: int, classes: int | None = None) -> tuple[Names, Codes]:
-    """The classes that occur, sorted, and the class of each item by number.
+    """The classes that occur, sorted, and the class number of each item.
 
-    Labels are truth values, numbers or words, and stay what they are; where kinds are mixed, all become words.
+    Labels are booleans, numbers or text, and keep their type; if types are mixed, all become text.
 
     Args:
-        labels: one per item; None, NaN, NA and "" are unknown, and nothing else is.
+        labels: one per item; only None, NaN, NA and "" are unknown.
         rows: number of items.
-        classes: the classes are 0 ... classes - 1, whether they occur or not.
+        classes: number of classes 0 ... classes - 1, including those that do not occur.
 
     Raises:
-        InputError: for labels of another length or kind, fractions, or fewer than two classes.
+        InputError: for another number of labels, labels of another type, fractions, or fewer than two classes.
     """
     if labels is None:
         raise InputError("got no labels; expected one per item; try labels=..., or fk.density for items of one kind")
@@ -94,7 +94,7 @@ def label_codes(labels: Any, rows: int, classes: int | None = None) -> tuple[Nam
 
 
 def minus_one_note(classes: Names) -> str:
-    """A hint where -1 stands before 0, 1, ... as in scikit-learn, where it is no class but unknown; or "".
+    """A note if -1 precedes 0, 1, ..., since in scikit-learn -1 means unknown; or "".
 
     Examples:
         >>> minus_one_note((-1, 0, 1)), minus_one_note((-1, 1))
@@ -115,13 +115,13 @@ def names_of(labels: Any) -> Names:
 
 
 def _listed(labels):
-    """Labels as values of Python, None where unknown."""
+    """Labels as Python values, None if unknown."""
     values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     return [_name(value) for value in values]
 
 
 def _name(value: Any) -> bool | int | float | str | None:
-    """A label as it is, None for unknown."""
+    """A label as a Python value, None if unknown."""
     if is_missing(value):
         return None
     value = value.item() if isinstance(value, np.generic) else value
@@ -143,10 +143,10 @@ def _name(value: Any) -> bool | int | float | str | None:
 
 
 def _of_one_kind(names):
-    """Truth values, numbers and words as they are; a mixture of them as words.
+    """Booleans, numbers and text unchanged; a mixture of them as text.
 
     Raises:
-        InputError: if different labels would become the same word, as 1 and "1", or one number is written as 1 and 1.0.
+        InputError: if different labels would become the same text, as 1 and "1", or one number is written as 1 and 1.0.
     """
     known = [name for name in names if name is not None]
     kinds = {(isinstance(name, bool), isinstance(name, str)) for name in known}
@@ -167,9 +167,9 @@ def _some(names):
 
 
 def codes_of(labels: Any, classes: Names) -> Codes:
-    """The classes of labels by number: -1 where unknown, -2 for labels of no class.
+    """Class numbers of labels: -1 for unknown ones, -2 for labels that are not among the classes.
 
-    Labels may be written differently from those of training: 1 is the class 1.0 and the word "1".
+    Labels may have another form than in training: 1 matches the class 1.0 and the text "1".
     """
     place: dict[Any, int] = {name: code for code, name in enumerate(classes)}
     as_word = {str(name): code for name, code in place.items()}
@@ -190,7 +190,7 @@ def as_codes(labels: Any, classes: Names) -> Int[np.ndarray, "..."]:
     """Labels, one or many, as class numbers of shape () or (n,).
 
     Raises:
-        InputError: for a label that was not among the classes.
+        InputError: for a label that is not among the classes.
     """
     single = isinstance(labels, str) or np.ndim(labels) == 0
     values = [labels] if single else labels
@@ -202,5 +202,5 @@ def as_codes(labels: Any, classes: Names) -> Int[np.ndarray, "..."]:
 
 
 def one_hot(codes: Codes | None, classes: int) -> dict[str, Float[np.ndarray, "n k"]]:
-    """What a model with the condition `y` is given of items of these classes; nothing where there are none."""
+    """The one-hot condition `y` for items of these classes; empty without classes."""
     return {} if codes is None else {"y": np.eye(classes, dtype=np.float32)[codes]}

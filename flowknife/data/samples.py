@@ -1,4 +1,4 @@
-"""Data sets that lie inside installed Python packages: nothing is downloaded. Images written as PNG files."""
+"""Data sets included in installed Python packages, without downloads; and writing images as PNG files."""
 
 import gzip
 import importlib.util
@@ -54,14 +54,14 @@ def write_folder(images: np.ndarray, folder: str | os.PathLike, labels: ArrayLik
 
     Args:
         images: uint8, uint16 or truth values, of shape (n, H, W), (n, H, W, 1) or (n, H, W, 3).
-        folder: where to; made if missing.
+        folder: target folder; created if it does not exist.
         labels: n labels, used as the names of the class folders.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: the images are not as above, or the labels do not fit.
+        InputError: the images have another type or shape, or the labels do not fit.
         StorageError: the folder cannot be written.
     """
     from PIL import Image

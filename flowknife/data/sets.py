@@ -1,9 +1,9 @@
-"""A set of simulations on disk: chunks of rows that are made once, by whichever process, and read as two arrays.
+"""A set of simulations on disk: chunks of rows from any number of processes, read as two arrays.
 
 The folder holds
 
-    simulations.json              what is simulated; once it is complete also the SHA-256 of every chunk
-    prior.safetensors             the prior, where one is known
+    simulations.json              a description; in a complete set also the SHA-256 of every chunk
+    prior.safetensors             the prior, if it is known
     chunk-00000042.safetensors    parameters and observations of some rows, with a checksum
 """
 
@@ -24,7 +24,7 @@ from flowknife.errors import StorageError
 PRIOR = "prior.safetensors"
 """The prior of a set of simulations."""
 
-_OPEN = 64  # chunks that are mapped at a time
+_OPEN = 64  # memory-mapped chunks at a time
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class SimulationSet:
     """Pairs of parameters and observations on disk, which need not fit in memory.
 
     Attributes:
-        folder: where they are.
-        rows: simulations that were made.
-        failed: those without an observation.
-        reason: the first such failure in words, or "".
-        sha256: of all of them; equal for equal sets.
-        exact: the simulator gives the same observation of the same parameters every time.
-        problem: the name of the problem, where it was one.
-        names: of the parameters.
-        y_names: of the data; () where they have none.
+        folder: the folder.
+        rows: number of simulations.
+        failed: number of simulations without an observation.
+        reason: reason of the first failure, or "".
+        sha256: hash of all simulations; equal for equal sets.
+        exact: whether the simulator is deterministic.
+        problem: name of the problem, if it was one of `flowknife.problems`.
+        names: names of the parameters.
+        y_names: names of the data; () without names.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class SimulationSet:
     y_names: tuple[str, ...] = ()
 
     def usable(self) -> np.ndarray:
-        """The numbers of the rows that have an observation.
+        """Indices of the rows that have an observation.
 
         Raises:
             StorageError: a chunk is damaged, or their list does not fit in memory.
@@ -86,7 +86,7 @@ class SimulationSet:
             StorageError: one is missing or damaged.
         """
         for entry, path in self._chunks():
-            head_of(path, entry.rows)  # before as much is read as the file is said to hold
+            head_of(path, entry.rows)  # checks the size before the file is read
             if sha256_of(path) != entry.sha256:
                 raise damaged(path, "its checksum is another")
 
@@ -100,19 +100,19 @@ class SimulationSet:
 
 
 class ChunkedRows:
-    """Rows of many files as one array, of which parts are read on demand.
+    """Rows of many files as one array that is read on demand.
 
     Args:
         paths: safetensors files.
-        sizes: the rows of each.
-        name: of the array in each file.
+        sizes: number of rows in each file.
+        name: name of the array in each file.
     """
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int], name: str):
         self._ends = np.cumsum(sizes)
         self._mapped = functools.lru_cache(_OPEN)(lambda number: mapped(paths[number], name, sizes[number]))
         widths = (self._mapped(number).shape[1] for number in range(len(paths)))
-        self.shape = (int(self._ends[-1]), next((width for width in widths if width), 0))  # 0: all of a chunk failed
+        self.shape = (int(self._ends[-1]), next((width for width in widths if width), 0))  # 0 if a whole chunk failed
         self.dtype = np.dtype(np.float64)
 
     def __len__(self) -> int:
@@ -142,15 +142,15 @@ class ChunkedRows:
 
 
 def is_set(source: Any) -> bool:
-    """Whether `source` is a folder of simulations."""
+    """Whether `source` is a simulation set."""
     return isinstance(source, (str, os.PathLike)) and (Path(source).expanduser() / MANIFEST).is_file()
 
 
 def read_set(folder: str | os.PathLike[str]) -> SimulationSet:
-    """A set of simulations that is complete.
+    """Read a complete set of simulations.
 
     Raises:
-        StorageError: it is none, is damaged, or chunks are missing.
+        StorageError: the folder is not a set, is damaged, or lacks chunks.
     """
     folder = Path(folder).expanduser()
     found = manifest_of(folder)
@@ -170,7 +170,7 @@ def read_set(folder: str | os.PathLike[str]) -> SimulationSet:
                 f"got {folder} without {path.name} ({error.strerror}); expected all chunks; try the command that "
                 "simulated them again"
             ) from None
-        if size < 8 * entry.rows:  # of one parameter
+        if size < 8 * entry.rows:  # at least one parameter
             raise damaged(path, f"{size:,} bytes for {entry.rows:,} rows")
     return SimulationSet(
         folder,

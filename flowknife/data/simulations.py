@@ -16,8 +16,8 @@ from flowknife.errors import InputError
 
 _AT_ONCE = 10_000
 _LEAST = 8
-_RAREST = 4  # observations that are made again, of which each is the most unusual in one of its numbers
-_KEEP_EVERY = 5.0  # seconds between files of finished chunks
+_RAREST = 4  # observations to repeat, each the most extreme in one of its numbers
+_KEEP_EVERY = 5.0  # seconds between writes of finished chunks
 
 Report = Callable[[int, int], None]
 
@@ -29,9 +29,9 @@ class Simulations:
     Attributes:
         theta: parameters, shape (n, d).
         y: observations, shape (n, m).
-        failed: pairs left out, since a simulation raised an exception or a number is not finite.
-        reason: the first such failure in words, or "".
-        exact: the simulator gives the same observation of the same parameters every time.
+        failed: number of pairs left out, because the simulation raised an exception or a number is not finite.
+        reason: reason of the first failure, or "".
+        exact: whether the simulator is deterministic.
     """
 
     theta: np.ndarray
@@ -43,28 +43,28 @@ class Simulations:
 
 @runtime_checkable
 class Kept(Protocol):
-    """Where finished simulations are kept, so that they are not made again."""
+    """Storage of finished simulations, so that they are not repeated."""
 
     def read(self) -> tuple[Way | None, list[Outcome]]:
-        """How the simulator takes its rows, and the outcomes of the first rows; (None, []) where nothing is kept."""
+        """How the simulator accepts rows, and the outcomes of the first rows; (None, []) if nothing is stored."""
         ...
 
     def write(self, way: Way, first: int, outcomes: Sequence[Outcome]) -> None:
-        """Keep the outcomes of the rows from `first` on."""
+        """Store the outcomes of the rows from `first` on."""
         ...
 
     def forget(self) -> None:
-        """Remove what is kept."""
+        """Remove everything stored."""
         ...
 
 
 def given_pairs(theta: Any, y: Any, *, gaps: bool = False) -> Simulations:
-    """Existing pairs; those with a non-finite number are left out and counted.
+    """Existing pairs; pairs with a non-finite number are left out and counted.
 
     Args:
         theta: parameters, shape (n, d), or (n,) for a single one.
         y: observations, shape (n, ...), flattened to vectors.
-        gaps: NaN in observations are missing numbers; only those without any number are left out.
+        gaps: NaN in observations means a missing number; only observations without any number are left out.
 
     Raises:
         InputError: for anything but numbers, different lengths, or fewer than 8 usable pairs.
@@ -92,22 +92,22 @@ def simulate(
 ) -> Simulations:
     """Observations of given parameters.
 
-    A row has one observation, alone and among others. Many rows go in at once only if that gives different rows the
-    observations that they have alone; some rows of every batch are compared. Otherwise, or where noise hides the
-    answer, rows are simulated one by one.
+    The observation of a row never depends on other rows. Batches are used only if they give different rows the same
+    observations as each row alone; some rows of every batch are compared. Otherwise, or if noise hides the comparison,
+    rows are simulated one by one.
 
     Args:
-        simulator: `simulator(theta)` or `simulator(theta, key=...)`, of one row (d,), or of a batch (n, d), or of
-            both; for a function that takes a row, what it gives for a row counts. One that takes a key gets a JAX key
-            of its own for each row; one that does not may draw random numbers of its own.
+        simulator: `simulator(theta)` or `simulator(theta, key=...)`, of one row (d,), of a batch (n, d), or of both; if
+            it accepts a single row, its result for that row is the reference. With an argument `key` it gets a JAX key
+            for each row; otherwise it may draw its own random numbers.
         theta: parameters, shape (n, d); the simulator gets copies, in double precision.
         key: int, JAX key or None.
-        executor: a pool that runs the simulator in chunks: something with `submit` (`concurrent.futures`, loky, Dask),
+        executor: a pool that runs the simulator in chunks: an object with `submit` (`concurrent.futures`, loky, Dask),
             `apply_async` (`multiprocessing`) or `map`. The random streams of NumPy and Python are seeded for each
             chunk, so that results do not depend on the number of processes.
         on_progress: called with (done, total).
         kept: stores finished chunks; chunks that an earlier process stored are not simulated again.
-        gaps: NaN in observations are missing numbers; only those without any number are left out.
+        gaps: NaN in observations means a missing number; only observations without any number are left out.
 
     Returns:
         the pairs whose simulation did not fail.
@@ -125,23 +125,23 @@ def simulate(
     found = _finite(theta, made, gaps)
     if keys[0] is not None:
         return found
-    if way.noisy is False and len(outcomes) < len(theta) and not _come_again(runs, way, found):
+    if way.noisy is False and len(outcomes) < len(theta) and not _repeatable(runs, way, found):
         way = replace(way, noisy=True)
-        if kept is not None:  # resumed, they are not looked at again
+        if kept is not None:  # when resumed, they are not checked again
             kept.forget()
             kept.write(way, 0, made)
-    if way.noisy is None:  # all rows that were tried failed; this one does not
+    if way.noisy is None:  # all tested rows failed, but this one does not
         way = Simulator(simulator).way(found.theta[:1], keys[:1])
     return replace(found, exact=way.noisy is False)
 
 
-def _come_again(runs, way: Way, found: Simulations) -> bool:
-    """Whether the rarest observations come again: noise that rarely shows, such as few counts, is not in a few rows."""
+def _repeatable(runs, way: Way, found: Simulations) -> bool:
+    """Whether the most extreme observations are reproducible; a few random rows miss rare noise, such as few counts."""
     known = np.where(np.isfinite(found.y), found.y, 0.0)
     off = np.abs(known - np.median(known, axis=0))
     columns = np.unique(np.linspace(0, off.shape[1] - 1, min(off.shape[1], _RAREST)).astype(int))
     rows = np.unique(off[:, columns].argmax(axis=0))
-    # a number that no other chunk has: in a pool it seeds the random numbers
+    # a number that no other chunk has, since it seeds the random numbers in a pool
     chunk = Chunk(len(found.theta), found.theta[rows], np.full(len(rows), None))
     again = next(iter(runs.outcomes(replace(way, batch=""), [chunk]))) or []
     typical = typical_of(known)
@@ -152,7 +152,7 @@ def _come_again(runs, way: Way, found: Simulations) -> bool:
 
 
 def predicted(simulator: Callable[..., Any], theta: Any) -> np.ndarray:
-    """Observations of a simulator without noise, shape (n, m), by the rule of `simulate`; NaN where it fails."""
+    """Observations of a noise-free simulator, shape (n, m), as by `simulate`; NaN where it fails."""
     theta = _as_rows(theta)
     runs, keys = Here(simulator), np.full(len(theta), None)
     outcomes = _in_chunks(runs, runs.simulator.way(theta, keys, noise=False), theta, keys)
@@ -176,7 +176,7 @@ class Here:
 
     Args:
         simulator: the function.
-        seed: gives each chunk the random streams that it has in a pool; default: the streams as they are.
+        seed: seeds the random streams of each chunk as in a pool; default: the streams are not reseeded.
     """
 
     def __init__(self, simulator: Any, seed: Sequence[int] | None = None):
@@ -186,16 +186,16 @@ class Here:
         return contextlib.nullcontext() if self.seed is None else seeded(seed)
 
     def way(self, theta: np.ndarray, keys: np.ndarray) -> Way:
-        """How the simulator takes rows such as these."""
+        """How the simulator accepts rows such as these."""
         with self._stream(self.seed):
             return self.simulator.way(theta, keys)
 
     def chunk_size(self, way: Way, rows: int) -> int:
-        """Rows of one call."""
+        """Rows per call."""
         return max(min(_AT_ONCE, rows // 20), 1) if way.batch else max(rows // 200, 1)
 
     def outcomes(self, way: Way, chunks: Iterable[Chunk]) -> Iterator[list[Outcome] | None]:
-        """The observations of each chunk, or None if its batches cannot be trusted."""
+        """The observations of each chunk, or None if its batches are inconsistent."""
         for chunk in chunks:
             try:
                 with self._stream(self.seed and of_chunk(self.seed, chunk.number)):
@@ -206,18 +206,18 @@ class Here:
 
 
 class Pooled(Pool):
-    """Simulations in a pool, of which the key seeds the chunks."""
+    """Simulations in a pool; the key seeds the chunks."""
 
     def __init__(self, executor: Any, simulator: Any, first: np.ndarray, key: Key):
         super().__init__(executor, simulator, first, seed_of(key))
 
     def chunk_size(self, way: Way, rows: int) -> int:
-        """Rows of one message."""
+        """Rows of one task."""
         return chunk_size(rows)
 
 
 def seed_of(key: Key) -> list[int]:
-    """The plain numbers of a key, which seed random streams."""
+    """The integers of a key, to seed random streams."""
     return [int(word) for word in np.asarray(jax.random.key_data(as_key(key))).ravel()]
 
 
@@ -230,7 +230,7 @@ def _in_chunks(
     kept: Kept | None = None,
     known: Sequence[Outcome] = (),
 ) -> list[Outcome]:
-    """The observations of all rows; one by one from the start as soon as a batch cannot be trusted.
+    """The observations of all rows; if a batch is inconsistent, starts again row by row.
 
     `known` holds the observations of the first rows. New ones are stored in `kept` as they arrive.
     """
@@ -261,14 +261,14 @@ def _in_chunks(
     finally:
         if kept is not None and written < len(outcomes):
             kept.write(way, written, outcomes[written:])
-    chunks.close()  # what a pool has not begun is not needed any more
+    chunks.close()  # cancels pending tasks
     if kept is not None:
         kept.forget()
     return _in_chunks(runs, replace(way, batch=""), theta, keys, on_progress, kept)
 
 
 def _finite(theta: np.ndarray, outcomes: Sequence[Outcome], gaps: bool = False) -> Simulations:
-    """The pairs that can be used, and how many cannot."""
+    """The usable pairs, and the number of the others."""
     made = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
     odd = next((i for i in made if len(outcomes[i]) != len(outcomes[made[0]])), None)
     if odd is not None:

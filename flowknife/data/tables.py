@@ -1,4 +1,4 @@
-"""Tables of numbers: read from arrays, data frames and files, checked, and written back.
+"""Numeric tables: reading from arrays, data frames and files, checking, and writing.
 
 Examples:
     >>> from flowknife.data import load_table
@@ -52,14 +52,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Table:
-    """A table that holds nothing but finite numbers.
+    """A table of finite numbers.
 
     Attributes:
-        values: shape (n, d), float32; float64 where float32 would lose the variation of a column.
+        values: shape (n, d), float32; float64 if float32 would lose the variation of a column.
         names: the d column names.
-        dropped: number of rows left out because they held a missing or infinite value.
-        dropped_rows: their numbers in the source, counted from 0 without the header.
-        kept: columns kept as written, by name, of the same n rows.
+        dropped: number of rows left out because of a missing or infinite value.
+        dropped_rows: their indices in the source, counted from 0 without the header.
+        kept: columns kept as written, by name, for the same n rows.
     """
 
     values: np.ndarray
@@ -69,11 +69,11 @@ class Table:
     kept: dict[str, np.ndarray] = field(default_factory=dict)
 
     def columns(self, names: Sequence[str], source: str = "a table") -> np.ndarray:
-        """The columns of those names, in their order; by place where one of the two has no names.
+        """The columns of these names, in this order; matched by position if one side has no names.
 
         Args:
-            names: of the columns.
-            source: where the table comes from, for the error.
+            names: names of the columns.
+            source: description of the table, for the error.
 
         Raises:
             InputError: if one of them is missing.
@@ -92,27 +92,27 @@ def load_table(
     """Read a table of numbers.
 
     A CSV or TSV file (UTF-8; cells separated by comma, semicolon or tab) has a header unless every cell of its first
-    row is a number. Numbers are written in decimal digits: `1_0`, `0x10` and `1,5` are text, and so is a whole number
-    that double precision cannot hold. Empty cells and NA, NaN, null, none, - and ? are missing values; true and false
+    row is a number. Numbers are written in decimal digits: `1_0`, `0x10` and `1,5` are text, and so is an integer that
+    double precision cannot represent. Empty cells and NA, NaN, null, none, - and ? are missing values; true and false
     are 1 and 0; blank lines are skipped. Cells of text in a DataFrame are read in the same way. An unnamed first column
     that counts 0, 1, 2, ... is the index that pandas writes, and is left out. Columns without a name, or with the names
     0, 1, 2, ... in this order, are called x1, x2, ...
 
-    Values come back as float32, unless rounding to it would move some value by more than a thousandth of its column's
-    standard deviation (time stamps in seconds within one day, say): then the whole table is float64.
+    Values are returned as float32, unless rounding would move some value by more than a thousandth of its column's
+    standard deviation (as for time stamps in seconds within one day). Then the whole table is float64.
 
     Args:
         source: an array or nested list of shape (n, d) or (n,); a pandas or polars DataFrame or Series; or the path of
             a file that ends in one of `TABLE_SUFFIXES` (.npz with a single array; no Python objects in .npy, .npz).
-        columns: the names of the columns wanted, in their order; all others may hold anything. They are matched by
-            name, and by place only where one side has no names. Default: all but those in `keep`.
-        keep: names of columns that are kept as written and may hold text, if they are there.
+        columns: names of the columns to read, in this order; other columns may hold anything. They are matched by name,
+            or by position if one side has no names. Default: all but those in `keep`.
+        keep: names of columns to keep as written, if they exist; they may hold text.
         drop_invalid: leave out and count the rows with missing or infinite values, which are an error otherwise.
-        min_rows: how many usable rows are needed at least.
+        min_rows: smallest number of usable rows.
 
     Raises:
-        InputError: the source is missing, cannot be read, is no table of real numbers, has fewer than `min_rows` rows,
-            lacks a column, or has rows with missing or infinite values.
+        InputError: the source is missing, cannot be read, is not a table of real numbers, has fewer than `min_rows`
+            rows, lacks a column, or has rows with missing or infinite values.
     """
     return table_of(read_columns(source, keep), columns, drop_invalid=drop_invalid, min_rows=min_rows)
 
@@ -125,7 +125,7 @@ def table_of(
     min_rows: int,
     narrow: bool = True,
 ) -> Table:
-    """The table of columns that were read, see `load_table`; without `narrow` always in double precision."""
+    """The table of columns already read, see `load_table`; without `narrow` always in double precision."""
     if columns is None:
         places = [place for place, name in enumerate(found.names) if name not in found.kept]
         names = tuple(found.names[place] for place in places)
@@ -142,7 +142,7 @@ def table_of(
 
 
 def _refuse_foreign(foreign: dict[str, str], label: str) -> None:
-    """Raise one InputError for all columns that are not numbers: their names, and what they hold."""
+    """Raise one InputError for all non-numeric columns, with their names and contents."""
     if foreign:
         found = some([f"{name!r} ({what})" for name, what in foreign.items()])
         columns = "a column that is" if len(foreign) == 1 else f"{len(foreign)} columns that are"
@@ -152,7 +152,7 @@ def _refuse_foreign(foreign: dict[str, str], label: str) -> None:
 
 
 def save_table(path: str | os.PathLike, values: ArrayLike, names: Sequence[str] | None = None) -> None:
-    """Write a table; the file appears whole or not at all, and missing folders are made.
+    """Write a table atomically; missing folders are created.
 
     Numbers in text files have the fewest digits that read back as the same number. `.npy` and `.npz` hold no names.
 
@@ -162,7 +162,7 @@ def save_table(path: str | os.PathLike, values: ArrayLike, names: Sequence[str] 
         names: the d column names; default x1, x2, ...
 
     Raises:
-        InputError: an unknown ending, values that are no table, or names that do not fit them.
+        InputError: for an unknown ending, values that are not a table, or names that do not fit them.
         StorageError: the file cannot be written.
     """
     path = Path(path)
@@ -193,7 +193,7 @@ def save_table(path: str | os.PathLike, values: ArrayLike, names: Sequence[str] 
             text = _as_text(header, matrix, "\t" if ".tsv" in suffix else ",")
             stream.write(
                 gzip.compress(text, mtime=0) if suffix.endswith(".gz") else text
-            )  # undated: the same each time
+            )  # without a date, so that files are reproducible
 
     with replacing(path) as place, place.open("wb") as stream:
         write(stream)
@@ -202,7 +202,7 @@ def save_table(path: str | os.PathLike, values: ArrayLike, names: Sequence[str] 
 def _finite_rows(
     values: np.ndarray, names: tuple[str, ...], found: Columns, drop_invalid: bool, min_rows: int, narrow: bool
 ) -> Table:
-    """Check for missing values and too few rows; float64 in, the finished table out."""
+    """Check for missing values and too few rows; converts float64 values to the final table."""
     label = found.source
     finite = np.isfinite(values)
     valid = finite.all(axis=1)
@@ -223,11 +223,11 @@ def _finite_rows(
 
 
 def _narrowed(values: np.ndarray) -> np.ndarray:
-    """float32 where that keeps the variation of every column; else the float64 values unchanged."""
+    """float32 if that preserves the variation of every column; else the float64 values unchanged."""
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = values.astype(np.float32)
         error = np.abs(narrow - values).max(axis=0)
-        # a constant column has no deviation: its value comes back exactly, or the table stays as it is
+        # a constant column has no deviation: unless float32 holds its value exactly, the table stays float64
         keeps = error <= np.where(np.ptp(values, axis=0) == 0, 0.0, 1e-3 * values.std(axis=0))
     return narrow if (keeps & np.isfinite(error)).all() else values
 
@@ -236,8 +236,8 @@ def _as_text(header: Sequence[str], matrix: np.ndarray, delimiter: str) -> bytes
     text = io.StringIO()
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     writer.writerow(map(inert, header))
-    if matrix.dtype.kind == "O":  # not as an array of text, in which every cell takes as much as the longest
+    if matrix.dtype.kind == "O":  # not as an array of text, where every cell takes the space of the longest
         writer.writerows([inert(cell) if isinstance(cell, str) else str(cell) for cell in row] for row in matrix)
     else:
-        writer.writerows(matrix.astype(str).tolist())  # the fewest digits that survive the round trip
-    return text.getvalue().encode("utf-8", "backslashreplace")  # names of files need not be text
+        writer.writerows(matrix.astype(str).tolist())  # the fewest digits that read back as the same number
+    return text.getvalue().encode("utf-8", "backslashreplace")  # file names need not be valid text

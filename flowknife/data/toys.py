@@ -37,7 +37,7 @@ RING_CENTRES.setflags(write=False)
 """The modes of `ring`, clockwise (Ardizzone et al. 2019, arXiv 1808.04730)."""
 
 RING_LABELS = {"all": (0, 1, 2, 3, 4, 5, 6, 7), "some": (0, 0, 0, 0, 1, 1, 2, 3), "none": (0,) * 8}
-"""The three ways in which Ardizzone et al. 2019 label those modes."""
+"""The three labellings of these modes in Ardizzone et al. 2019."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Toy:
     Attributes:
         name: its key in `TOYS`.
         entropy: differential entropy in nats, the floor of the mean of -log_prob under any model.
-        source: where the definition comes from.
+        source: reference of the definition.
         draw: (n, generator) -> n points, shape (n, 2).
         log_density: points of shape (n, 2) -> log density, shape (n,).
     """
@@ -259,7 +259,7 @@ def _around_curves(
         noise: standard deviation around them.
         nodes: quadrature nodes per curve.
         entropy: in nats.
-        source: where the definition comes from.
+        source: reference of the definition.
         linear: q(v) = 2 v (equal mass per length on an Archimedean spiral) in place of q(v) = 1.
     """
 

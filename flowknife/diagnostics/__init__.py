@@ -1,20 +1,19 @@
-"""Diagnostics of models: arrays in, numbers out.
+"""Diagnostics of models: functions of arrays that return numbers.
 
-Of flows: `round_trip_error`, `ks_normal`, `principal_plane`, `kept_rows`.
-Of simple models, for comparison: `reference_check`, `gaussian_losses`, `histogram_losses`, `class_losses`,
+Flows: `round_trip_error`, `ks_normal`, `principal_plane`, `kept_rows`.
+Simple reference models: `reference_check`, `gaussian_losses`, `histogram_losses`, `class_losses`,
 `image_losses`.
-Of anomalies: `Typicality`, `conformal_p_values`, `Flagging`, `radius_p_values`, `combined_p_values`,
+Anomaly detection: `Typicality`, `conformal_p_values`, `Flagging`, `radius_p_values`, `combined_p_values`,
 `adjusted_p_values`, `benjamini_hochberg`, `ranked`, `auroc`.
-Of anomalies under a shift: `weighted_conformal_p_values`, `weighted_discoveries`; how many of those found are false:
-`false_discovery_bound`; in a stream: `monitored`.
-Of coverage that is promised: `conformal_quantile`, `Region`, `Cells`, `reached_coverage`, `Reached`, `Sharpness`.
-Of posteriors: `sbc`, `sbc_ranks`, `tarp`, `hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`.
-Of two sets of samples: `mmd2`, `c2st`.
-Of classifiers: `accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
+Anomaly detection under distribution shift: `weighted_conformal_p_values`, `weighted_discoveries`; a bound on false
+discoveries: `false_discovery_bound`; in a stream: `monitored`. Coverage guarantees: `conformal_quantile`,
+`Region`, `Cells`, `reached_coverage`, `Reached`, `Sharpness`. Posteriors: `sbc`, `sbc_ranks`, `tarp`,
+`hpd_coverage`, `coverage`, `resimulation_error`, `misspecification`. Two-sample tests: `mmd2`, `c2st`. Classifiers:
+`accuracy`, `confusion`, `reliability`, `expected_calibration_error`.
 
-What to do about a failed check: `advice_for`, `advised`.
+Advice on failed checks: `advice_for`, `advised`.
 
-A result has a sentence, its `verdict`, and a `check` with the limit that a good model keeps.
+A result has a `verdict`, a summary in one sentence, and a `check` with the limit that a good model satisfies.
 """
 
 from flowknife.diagnostics._advice import advice_for, advised

@@ -43,8 +43,8 @@ def adjusted_p_values(p_values: Values) -> Float[np.ndarray, " n"]:
 def benjamini_hochberg(p_values: Values, level: float | int = 0.05) -> Bool[np.ndarray, " n"]:
     """Benjamini-Hochberg: reject so that the false discovery rate is at most `level`.
 
-    Split-conformal p-values share their held-out items and so depend on each other, in the way under which the
-    promise still holds (Bates et al. 2023, arXiv 2104.08279, theorem 2).
+    Split-conformal p-values are dependent, since they share held-out items, but in a way for which the procedure is
+    still valid (Bates et al. 2023, arXiv 2104.08279, theorem 2).
 
     Args:
         p_values: one for each item, shape (n,).
@@ -59,11 +59,11 @@ def benjamini_hochberg(p_values: Values, level: float | int = 0.05) -> Bool[np.n
 
 
 def combined_p_values(p_values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-    """One p-value from several of each item, valid under any dependence.
+    """Combine several p-values of each item into one, valid under any dependence.
 
         p = 1/2 - arctan(mean of tan(pi (1/2 - p_j))) / pi
 
-    (the Cauchy combination, Liu & Xie 2020, arXiv 1808.09011; it is accurate where it matters, for small p).
+    (the Cauchy combination, Liu & Xie 2020, arXiv 1808.09011; it is most accurate for small p).
     """
     p = np.clip(np.asarray(p_values, float), 1e-300, 0.99)  # a p of 1 would outweigh any small one
     with np.errstate(over="ignore"):
@@ -72,10 +72,10 @@ def combined_p_values(p_values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "
 
 
 def ranked(scores: Mapping[str, np.ndarray]) -> Int[np.ndarray, " n"]:
-    """The places of items, the most anomalous first: the smallest p-values, among equal ones the largest scores.
+    """Indices of the items, most anomalous first: by p-value, then by score.
 
     Args:
-        scores: columns by name, of which it looks at `p_value`, if there is one, and `score`.
+        scores: columns by name; `score` and, if present, `p_value` are used.
     """
     return np.lexsort((-scores["score"], scores.get("p_value", np.zeros(len(scores["score"])))))
 
@@ -84,12 +84,12 @@ def radius_p_values(squares: Float[np.ndarray, "n k"], held_out: Float[np.ndarra
     """Two-sided p-values of latent radii |z|^2, combined over the k blocks of the latent.
 
     Each is compared with c chi^2(v), where c and the degrees of freedom v have the mean and the variance of held-out
-    items (Satterthwaite 1946, Biometrics Bull. 2, 110). For a perfect model c = 1 and v is the size of the block; of a
-    real one the radii vary more than that.
+    items (Satterthwaite 1946, Biometrics Bull. 2, 110). For a perfect model c = 1 and v is the size of the block; in
+    practice the radii vary more.
 
     Args:
         squares: |z|^2 of each block of each item.
-        held_out: the same of normal items that were not trained on.
+        held_out: the same for normal items that were not used in training.
     """
     from scipy.stats import chi2
 
@@ -107,9 +107,9 @@ def auroc(normal: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> fl
     return float(np.mean(below) / (2 * len(ordered)))
 
 
-_BEYOND = 0.02  # the share of training items whose tail is taken to be exponential
+_BEYOND = 0.02  # the share of training items whose tail is modelled as exponential
 _FEWEST_BEYOND = 5
-_WIDTH = 0.9  # the quantile whose distance from the median says how wide a distribution is
+_WIDTH = 0.9  # the quantile whose distance from the median measures the width of a distribution
 _FOLDS = 10
 
 
@@ -125,34 +125,34 @@ _AXES = {
 
 
 class Typicality(eqx.Module):
-    """How far a feature vector is from those of normal items, in both directions.
+    """Two-sided anomaly score of feature vectors, relative to those of normal items.
 
         score^2 = sum over groups g of s(d_g)^2 + sum over upward j of (w_j s(f_j))^2
         d_g^2 = (f - m)^T P_g (f - m),   s(t) = -log P(T >= t), the surprisal at t
 
     with the mean m of the features f of held-out items, and P_g the inverse of the (shrunk) covariance of the features
-    of a group among training items, zero elsewhere. The reference distribution of s has the shape of the training
-    items' distribution, since they are many, and the location and width (median, 90 % quantile) of the held-out items',
-    since a model knows its training items better than others. Beyond its 98 % quantile q, s(t) = -log 0.02 +
-    (t - q) / E[T - q | T > q]; this tail is made no lighter than the largest held-out value allows.
+    of a group among training items, zero elsewhere. The reference distribution of s has the shape of the distribution
+    of training items, since these are many, and the location and width (median, 90 % quantile) of held-out items, since
+    the model is overfitted to its training items. Beyond its 98 % quantile q, s(t) = -log 0.02 + (t - q) / E[T - q | T
+    > q]; this tail is at least as heavy as the largest held-out value requires.
 
-    One-sided features, of which larger values are more anomalous, are named as upward, each with its weight w. Features
-    with independent information may form a group of their own: pooled with all others it would be diluted. As
-    surprisals, all are in one unit, and those with a heavy tail do not drown the others.
+    One-sided features, for which larger values are more anomalous, are listed in `upward`, each with its weight w.
+    Features with independent information may form a separate group; pooled with the others, their signal would be
+    diluted. As surprisals, all terms have the same unit, and heavy-tailed features do not dominate.
 
-    The p-values are cross-conformal (Vovk 2015, arXiv 1208.0806): each held-out item is scored by what the other nine
-    tenths of them say of place and width.
+    The p-values are cross-conformal (Vovk 2015, arXiv 1208.0806): each held-out item is scored with the location and
+    width of the other nine tenths.
 
-    Fed with the spread of the latents and the likelihood of every level of a flow, it is a two-sided typical-set test:
-    a blurred or a blank image, of *higher* likelihood than the training images, is as anomalous as a noisy one. Raw
-    likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
+    With the spread of the latents and the likelihood of every level of a flow as features, it is a two-sided
+    typical-set test: a blurred or a blank image, of *higher* likelihood than the training images, is as anomalous as a
+    noisy one. Raw likelihood is not (Nalisnick et al. 2019, arXiv 1810.09136).
 
     Attributes:
         mean: m, shape (k,).
         scale: standard deviation of each feature, shape (k,).
         precisions: P_g of the features in these units, shape (g, k, k).
-        upward: the u columns of features of which more is more anomalous.
-        weights: w of these, shape (u,).
+        upward: indices of the u one-sided features.
+        weights: their weights w, shape (u,).
         usual: reference values of d_g and of the one-sided features, each sorted, shape (n, g + u).
         held_out: sorted scores of the held-out items, shape (m,).
     """
@@ -195,14 +195,14 @@ class Typicality(eqx.Module):
         upward: Mapping[int, float | int] | None = None,
         apart: Sequence[int] = (),
     ) -> "Typicality":
-        """Fit the covariances to training features, and calibrate with held-out features.
+        """Fit the covariances to training features, and calibrate on held-out features.
 
         Args:
-            features: of training items.
-            held_out: features of held-out items; of none, the scores are relative to the training items, and there are
-                no p-values.
-            upward: one-sided columns, of which larger values are more anomalous, each with its weight.
-            apart: columns that are a group of their own; all others are the first one.
+            features: features of training items.
+            held_out: features of held-out items; if empty, scores are relative to the training items, and there are no
+                p-values.
+            upward: one-sided columns, for which larger values are more anomalous, with their weights.
+            apart: columns that form a separate group; all others are the first group.
 
         Raises:
             InputError: for fewer than 2 training rows, or a single held-out one.
@@ -242,7 +242,7 @@ class Typicality(eqx.Module):
         """Scores of items; larger is more anomalous.
 
         Raises:
-            InputError: for another number of features than those that it was fitted to.
+            InputError: for another number of features than in `fit`.
         """
         features = np.asarray(features, float)
         if features.shape[-1] != len(self.mean):
@@ -256,13 +256,13 @@ class Typicality(eqx.Module):
         return np.linalg.norm(surprisals, axis=0)
 
     def _graded(self, features):
-        """What grows with anomaly score: the distances d_g, then the upward features."""
+        """The terms of the score: the distances d_g, then the one-sided features."""
         difference = (features - self.mean) / self.scale
         squares = np.einsum("ni,gij,nj->ng", difference, self.precisions, difference, optimize=True)
         return np.column_stack([np.sqrt(squares), features[:, self.upward]])
 
     def tail(self, column: int) -> dict[str, float]:
-        """Of a column of `usual`: where its tail starts, the surprisal `there`, and the mean `excess` beyond."""
+        """The tail of a column of `usual`: its start, the surprisal `there`, and the mean `excess` beyond."""
         reference = self.usual[:, column]
         beyond, start, there = _tail(reference)
         return {"start": float(start), "there": float(there), "excess": _excess(reference, beyond, start)}
@@ -273,7 +273,7 @@ class Typicality(eqx.Module):
 
 
 def _precision(features, group):
-    """The inverse covariance of a group of features, at its place in a matrix of all of them."""
+    """The inverse covariance of a group of features, embedded in a matrix of all features."""
     variances, axes = shrunk_covariance(np.asarray(features[:, group], np.float64))
     precision = np.zeros((features.shape[1],) * 2)
     precision[np.ix_(group, group)] = (axes / np.maximum(variances, 1e-6)) @ axes.T
@@ -293,16 +293,16 @@ def _excess(reference, beyond, start):
 
 
 def _tail(reference):
-    """Length of the tail of the sorted reference values, where it starts, and the surprisal there."""
+    """Length of the tail of the sorted reference values, its start, and the surprisal there."""
     n = len(reference)
     beyond = max(round(_BEYOND * n), min(_FEWEST_BEYOND, n // 2))
     return beyond, reference[-beyond - 1], np.log((1 + n) / (1 + beyond))
 
 
 def _no_lighter_tail(reference, held_out):
-    """The sorted reference values, their tail stretched until the largest held-out value is not surprising.
+    """The sorted reference values, with the tail stretched until the largest held-out value is plausible.
 
-    Of m values the largest has a surprisal of more than log m + 3 with a probability of 5 %.
+    The largest of m values has a surprisal above log m + 3 with a probability of 5 %.
     """
     beyond, start, there = _tail(reference)
     allowed = max(np.log(len(held_out)) + 3, there + 1)

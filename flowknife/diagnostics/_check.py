@@ -13,13 +13,13 @@ Values = ArrayLike | Sequence[Any]
 """Numbers in any form: an array of NumPy or JAX, (nested) lists."""
 
 SMALLEST_P = 0.01
-"""A p-value below fails a check: an exact model fails one such check in a hundred."""
+"""Smaller p-values fail a check, so that an exact model fails one such check in a hundred."""
 
 
 ROUND_TRIP = 0.01
-"""Standard deviations that a number may be off after the way to the latent and back."""
+"""Largest error of a round trip to the latent and back, in standard deviations."""
 
-_EXTREME = 16  # rows that are kept for being the most extreme
+_EXTREME = 16  # number of extreme rows to keep
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Check:
     """A value and its upper limit.
 
     Attributes:
-        name: what was measured, in a few words.
+        name: name of the quantity.
         value: the number.
         limit: the largest value that passes.
-        note: what it means and what to try, where that needs words.
+        note: explanation and advice, or "".
 
     Examples:
         >>> print(Check("share of rows flagged", 0.04, 0.1))
@@ -55,24 +55,24 @@ class Check:
     @classmethod
     def of_p_value(cls, name: str, p_value: float) -> "Check":
         """The check that a p-value is at least 0.01, as -log10 p <= 2, which grows with the departure."""
-        # below 1e-12 rounding errors of 1 - probability speak
+        # below 1e-12, rounding errors of 1 - probability dominate
         value = -np.log10(np.maximum(p_value, 1e-12))
         return cls(f"{name}, -log10 p", float(value), float(-np.log10(SMALLEST_P)))
 
     @classmethod
     def of_round_trip(cls, x: Values, back: Values, names: Sequence[str], like: Values | None = None) -> "Check":
-        """The check that every number survives the round trip to a hundredth of its column's spread.
+        """The check that every number is recovered by the round trip to a hundredth of its column's spread.
 
         Args:
-            x: rows as the user gave them, shape (n, d).
+            x: rows in the user's units, shape (n, d).
             back: the same rows after the round trip.
-            names: of the columns.
-            like: rows whose robust spread counts; default `x`.
+            names: names of the columns.
+            like: rows that define the robust spread; default `x`.
         """
         x, back = np.asarray(x, np.float64), np.asarray(back, np.float64)
         like = x if like is None else np.asarray(like, np.float64)
         spread, size = robust_spread(like), np.abs(like).max(axis=0)
-        # a constant has no spread: it has to come back as it is, up to rounding in single precision
+        # a constant has no spread: it must be recovered up to rounding in single precision
         least = spread[spread > 0].min() if np.any(spread > 0) else 1.0
         spread = np.where(spread > 0, spread, 1e-4 * np.where(size > 0, size, least))
         error = np.abs(back - x) / spread
@@ -92,7 +92,7 @@ def p_text(p_value: float) -> str:
 
 
 def kept_rows(rows: Float[np.ndarray, "n d"], most: int) -> np.ndarray:
-    """Places of up to `most` rows: the first ones, and among them those farthest from the middle of all rows."""
+    """Indices of up to `most` rows: the first ones, including those farthest from the centre of all rows."""
     if len(rows) <= most:
         return np.arange(len(rows))
     spread = robust_spread(rows)

@@ -14,7 +14,7 @@ def accuracy(labels: Values, predicted: Values) -> float:
 
     Args:
         labels: true labels, shape (n,).
-        predicted: predicted labels, shape (n,), or probabilities, shape (n, K), of which the largest counts.
+        predicted: predicted labels, shape (n,), or probabilities, shape (n, K), whose largest one is the prediction.
 
     Raises:
         InputError: for shapes that do not fit.
@@ -30,7 +30,7 @@ def confusion(labels: Values, predicted: Values, classes: int) -> Int[np.ndarray
     """Counts of items by true class (row) and predicted class (column).
 
     Args:
-        labels: true classes, whole numbers 0 ... K - 1, shape (n,).
+        labels: true classes, integers 0 ... K - 1, shape (n,).
         predicted: predicted classes, shape (n,).
         classes: K.
 
@@ -64,9 +64,9 @@ class Reliability:
     """Confidence against accuracy, in bins of the probability of the predicted class.
 
     Attributes:
-        edges: of the bins, shape (bins + 1,).
+        edges: edges of the bins, shape (bins + 1,).
         confidence: mean probability of the predicted class in each bin, NaN in an empty one, shape (bins,).
-        accuracy: share of right predictions in each bin, NaN in an empty one, shape (bins,).
+        accuracy: share of correct predictions in each bin, NaN in an empty one, shape (bins,).
         counts: items in each bin, shape (bins,).
     """
 
@@ -82,20 +82,20 @@ class Reliability:
 
     @property
     def noise(self) -> float:
-        """What `error` is on average for calibrated probabilities, since bins hold few items."""
+        """Expected `error` of perfectly calibrated probabilities, which is positive because bins hold few items."""
         spread = np.sqrt(self.confidence * (1 - self.confidence) / np.maximum(self.counts, 1))
         return float(np.sum(self._weights * np.sqrt(2 / np.pi) * np.nan_to_num(spread)))
 
     @property
     def check(self) -> Check:
-        """The check that the error is below 0.05, beyond what calibrated probabilities have."""
+        """The check that the error exceeds that of calibrated probabilities by less than 0.05."""
         return Check("expected calibration error", self.error, 0.05 + self.noise)
 
     @property
     def verdict(self) -> str:
-        """A sentence."""
+        """A summary in one sentence."""
         gap = float(np.sum(self._weights * self._gap))
-        error = f"expected calibration error {self.error:.3f}, of which {self.noise:.3f} is noise of few items"
+        error = f"expected calibration error {self.error:.3f}, of which {self.noise:.3f} is sampling noise"
         if self.error < 2 * self.noise + 0.005:
             return f"The probabilities are calibrated, as far as {self.counts.sum():,} items can show: {error}."
         kind = "over" if gap < 0 else "under"
@@ -114,12 +114,12 @@ def reliability(probabilities: Values, labels: Values, bins: int = 15) -> Reliab
     """Confidence against accuracy in bins of equal width (Guo et al. 2017, arXiv 1706.04599, sec. 2).
 
     Args:
-        probabilities: of each class, shape (n, K), rows summing to 1.
-        labels: true classes, whole numbers 0 ... K - 1, shape (n,).
+        probabilities: class probabilities, shape (n, K), rows summing to 1.
+        labels: true classes, integers 0 ... K - 1, shape (n,).
         bins: number of bins of [0, 1], closed at the right.
 
     Raises:
-        InputError: for shapes that do not fit, or rows that are no probabilities.
+        InputError: for shapes that do not fit, or rows that are not probabilities.
     """
     probabilities = np.asarray(probabilities, float)
     if probabilities.ndim != 2 or probabilities.size == 0 or bins < 1:

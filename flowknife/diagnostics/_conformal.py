@@ -1,4 +1,4 @@
-"""Split-conformal calibration: p-values, flags, and the smallest p-value of a number of calibration rows."""
+"""Split-conformal calibration: p-values, flags, and the smallest possible p-value."""
 
 import warnings
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from flowknife._types import Key, as_generator
 from flowknife.diagnostics._check import Check
 from flowknife.errors import CalibrationWarning, InputError
 
-_SIMULATED = 1000  # sets of normal items, by which a bound on false discoveries is calibrated
+_SIMULATED = 1000  # simulated sets of normal items, to calibrate a bound on false discoveries
 
 
 def conformal_p_values(scores: Float[np.ndarray, " n"], held_out: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
@@ -24,7 +24,7 @@ def conformal_p_values(scores: Float[np.ndarray, " n"], held_out: Float[np.ndarr
 
     Args:
         scores: larger is more anomalous; NaN counts as largest.
-        held_out: scores of m normal items that had no part in training, not even in the choice of when to stop.
+        held_out: scores of m normal items used neither for training nor for early stopping.
     """
     ordered = np.sort(np.asarray(held_out, float))
     scores = np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf)
@@ -33,14 +33,14 @@ def conformal_p_values(scores: Float[np.ndarray, " n"], held_out: Float[np.ndarr
 
 
 class Flagging(NamedTuple):
-    """The rule by which a result flags: p < alpha, with p-values from `rows` calibration rows.
+    """The rule for flagging items: p < alpha, with p-values from `rows` calibration rows.
 
-    Of new rows of the same kind a share alpha is flagged, and no more.
+    At most a share alpha of new rows of the same distribution is flagged, in expectation.
 
     Attributes:
-        rows: number of calibration rows; with none there are no p-values.
-        alpha: the rate of false alarms.
-        unit: what a row is called, in the plural.
+        rows: number of calibration rows; without any there are no p-values.
+        alpha: the false-alarm rate.
+        unit: plural noun for a row.
     """
 
     rows: int
@@ -49,12 +49,12 @@ class Flagging(NamedTuple):
 
     @property
     def smallest(self) -> float:
-        """The smallest p-value that there can be."""
+        """The smallest possible p-value."""
         return 1 / (self.rows + 1)
 
     @property
     def note(self) -> str:
-        """Why nothing can be flagged, and what to do; empty if items can be flagged."""
+        """The reason why nothing can be flagged, with advice; empty if items can be flagged."""
         unit, needed = self.unit, fewest_calibration_rows(self.alpha)
         if not self.rows:
             return (
@@ -70,9 +70,9 @@ class Flagging(NamedTuple):
         )
 
     def checks_of(self, p_value: Float[np.ndarray, " n"] | None = None) -> list[Check]:
-        """The share of new rows of the same kind that is flagged, from their p-values; or that nothing can be flagged.
+        """The check of the share of flagged new rows, from their p-values; or a failed check if nothing can be flagged.
 
-        The second one is a failed check, whose `note` says what to do.
+        The `note` of the failed check gives advice.
         """
         if self.note:
             missing = fewest_calibration_rows(self.alpha) - self.rows
@@ -80,17 +80,17 @@ class Flagging(NamedTuple):
             return [Check(name, float(missing), 0.0, self.note)]
         if p_value is None:
             return []
-        # the rate varies with the rows that are counted, and with those that calibrate
+        # both the counted and the calibration rows contribute to the variance of the rate
         limit = self.alpha + 4 * (self.alpha / len(p_value) + self.alpha / self.rows) ** 0.5
         return [Check(f"share of {self.unit} flagged", float(np.mean(p_value < self.alpha)), limit)]
 
     def warn(self, stacklevel: int = 3) -> None:
-        """Warn with the `note`, at the line that called `score` or the fit; not at all where items can be flagged."""
+        """Warn with the `note`, if there is one, at the line that called `score` or the fit."""
         if self.note:
             warnings.warn(self.note, CalibrationWarning, stacklevel=stacklevel)
 
     def require_held_out(self) -> None:
-        """Refuse to check a run on the rows that it was trained on.
+        """Refuse to check a run on its training rows.
 
         Raises:
             InputError: without calibration rows.
@@ -102,7 +102,7 @@ class Flagging(NamedTuple):
             )
 
     def named(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Metrics by their names: those of training rows, where none were held out, begin with `training_`."""
+        """Metrics by name; if no rows were held out, names begin with `training_`."""
         return metrics if self.rows else {f"training_{name}": value for name, value in metrics.items()}
 
 
@@ -117,13 +117,13 @@ def weighted_conformal_p_values(
         p = (w(x) + sum of w over held-out items with a score >= that of x) / (w(x) + sum of w over held-out items)
 
     (Tibshirani et al. 2019, arXiv 1904.06019.) With equal weights these are `conformal_p_values`. If normal new items
-    have the density w p_old, P(p <= a) <= a, whatever the score; with estimated weights as far as these are right.
+    have the density w p_old, P(p <= a) <= a, whatever the score; with estimated weights this holds approximately.
 
     Args:
-        scores: of new items; larger is more anomalous, NaN counts as largest.
-        held_out: of m normal items, none of which was trained on.
-        weights: w of the new items, not negative.
-        held_out_weights: w of the held-out items.
+        scores: scores of new items; larger is more anomalous, NaN counts as largest.
+        held_out: scores of m normal items that were not used in training.
+        weights: weights w of the new items, not negative.
+        held_out_weights: weights w of the held-out items.
     """
     order = np.argsort(held_out, kind="stable")
     ordered = np.asarray(held_out, float)[order]
@@ -140,19 +140,19 @@ def weighted_discoveries(
     held_out_weights: Float[np.ndarray, " m"],
     level: float | int = 0.1,
 ) -> Bool[np.ndarray, " n"]:
-    """Which items are anomalous, so that of those a share `level` at most is expected to be normal, under a shift.
+    """Anomalous items under distribution shift, with a false discovery rate of at most `level`.
 
-    Weighted p-values depend on each other in a way for which Benjamini and Hochberg's procedure alone has no proof. So
-    each item has a number of rejections of its own, in which it counts as rejected and the others are compared with it
-    too; what is rejected is pruned (weighted conformalised selection, Jin & Candès 2023, arXiv 2307.09291, algorithm 1,
-    deterministic pruning). With the true weights the rate of false discoveries is at most `level`.
+    For the dependence among weighted p-values, the Benjamini-Hochberg procedure alone is not proven to be valid. So a
+    number of rejections is computed for each item, with that item counted as rejected and as a further calibration item
+    for the others, and the rejections are pruned (weighted conformalised selection, Jin & Candès 2023, arXiv
+    2307.09291, algorithm 1, deterministic pruning). With the true weights, the false discovery rate is at most `level`.
 
     Args:
-        scores: of new items, and so on as in `weighted_conformal_p_values`.
-        held_out: of held-out items.
-        weights: of the new items.
-        held_out_weights: of the held-out items.
-        level: rate of false discoveries.
+        scores: scores of new items, see `weighted_conformal_p_values`.
+        held_out: scores of held-out items.
+        weights: weights of the new items.
+        held_out_weights: weights of the held-out items.
+        level: false discovery rate.
     """
     if not 0 < level < 1:
         raise InputError(f"got level={level}; expected a rate between 0 and 1; try 0.1")
@@ -165,7 +165,7 @@ def weighted_discoveries(
     size = np.zeros(n, int)
     thresholds = level * np.arange(1, n + 1) / n
     for j in np.flatnonzero(p <= level):
-        # p-values of the others beside item j, which itself counts as one of the held-out items
+        # p-values of the other items, with item j as a further held-out item
         beside = (above + own[j] * (scores[j] >= scores)) / (mass[0] + own[j])
         beside[j] = 0.0
         passed = np.flatnonzero(np.sort(beside) <= thresholds)
@@ -184,19 +184,19 @@ def false_discovery_bound(
     confidence: float = 0.9,
     key: Key = 0,
 ) -> float:
-    """An upper bound on the share of normal items among those chosen, whatever rule chose them.
+    """An upper bound on the share of normal items among chosen items, valid for any selection rule.
 
-    For normal items the number of p-values up to k / (m + 1) is beta-binomial, whatever the score. By simulation a
-    bound c_k of these numbers is found that holds for all k at once with the probability `confidence`; then among the
-    chosen items there are at most min over k of c_k + #{chosen with p > k / (m + 1)} normal ones (Blanchard, Neuvial &
-    Roquain 2020, arXiv 1703.02307; for conformal p-values Gazin, Blanchard & Roquain 2024, arXiv 2310.18108).
+    For normal items the number of p-values up to k / (m + 1) is beta-binomial, whatever the score. Simulation gives
+    bounds c_k of these numbers that hold for all k simultaneously with probability `confidence`. Then at most min over
+    k of c_k + #{chosen with p > k / (m + 1)} of the chosen items are normal (Blanchard, Neuvial & Roquain 2020, arXiv
+    1703.02307; for conformal p-values Gazin, Blanchard & Roquain 2024, arXiv 2310.18108).
 
     Args:
-        p_values: split-conformal, of all items that were looked at together.
-        chosen: which are called anomalous.
+        p_values: split-conformal p-values of all tested items.
+        chosen: which items were chosen as anomalous.
         rows: number m of calibration items.
-        confidence: with which the bound holds.
-        key: of the simulation.
+        confidence: probability with which the bound holds.
+        key: key of the simulation.
 
     Raises:
         InputError: without calibration items, or for a confidence out of range.
@@ -223,6 +223,6 @@ def false_discovery_bound(
         counts = np.searchsorted(np.sort(generator.random(n)), share)
         smallest[i] = tail[counts, np.arange(len(ranks))].min()
     level = np.quantile(smallest, 1 - confidence, method="lower")
-    bounds = np.array([np.flatnonzero(column >= level)[-1] for column in tail.T])  # the largest count that is usual
+    bounds = np.array([np.flatnonzero(column >= level)[-1] for column in tail.T])  # the largest plausible count
     outside = np.sum(p[chosen] > (ranks / (rows + 1))[:, None] * (1 + 1e-12), axis=1)
     return float(min(np.min(bounds + outside), chosen.sum()) / chosen.sum())

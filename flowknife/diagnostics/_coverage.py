@@ -1,4 +1,4 @@
-"""Promised against reached: coverage of regions before and after calibration, and how sharp posteriors are."""
+"""Nominal and empirical coverage of regions, before and after calibration, and sharpness of posteriors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from flowknife.errors import InputError
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _JUDGED = 0.9  # the level whose coverage is checked
-_WIDEST = 1.1  # prior widths that a posterior may have on average
-_SHARP = 1.15, 0.15  # width beside the exact one, and shift of the mean in exact standard deviations
+_WIDEST = 1.1  # largest expected posterior width, in prior widths
+_SHARP = 1.15, 0.15  # ratio to the exact width, and shift of the mean in exact standard deviations
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Coverage that regions promise, and that they reach, over `count` held-out items.
+    """Nominal and empirical coverage of regions on `count` held-out items.
 
     Attributes:
-        levels: promised, shape (k,).
-        before: reached by regions of highest density as the model has them, shape (k,).
-        after: reached by conformal regions of each kind, by its name, shape (k,); each half of the items is judged by
+        levels: nominal levels, shape (k,).
+        before: coverage of the model's highest-density regions, shape (k,).
+        after: coverage of conformal regions, by kind of region, shape (k,); each half of the items is tested with
             regions that the other half calibrates.
-        count: of items.
+        count: number of items.
     """
 
     levels: Float[np.ndarray, " k"]
@@ -35,22 +35,22 @@ class Reached:
 
     @property
     def verdict(self) -> str:
-        """A sentence."""
+        """A summary in one sentence."""
         place = int(np.argmin(np.abs(self.levels - _JUDGED)))
         after = ", ".join(f"{reached[place]:.1%} {kind}" for kind, reached in self.after.items())
         return (
-            f"Regions that promise {self.levels[place]:.0%} hold {self.before[place]:.1%} of {self.count:,} truths "
+            f"Regions of level {self.levels[place]:.0%} contain {self.before[place]:.1%} of {self.count:,} true values "
             f"before calibration, and after it {after}."
         )
 
     @property
     def check(self) -> Check:
-        """The check that calibrated 90 % regions hold 90 %, up to what chance allows."""
+        """The check that calibrated 90 % regions have 90 % coverage, up to sampling noise."""
         place = int(np.argmin(np.abs(self.levels - _JUDGED)))
         level, before = self.levels[place], self.before[place]
         off = {kind: abs(reached[place] - level) for kind, reached in self.after.items()}
         worst = max(off, key=off.__getitem__)
-        # both the items that are judged and those that calibrate vary
+        # both the tested and the calibration items contribute to the variance
         limit = 4 * (2 * level * (1 - level) / self.count) ** 0.5 + 2 / self.count
         reached = f"{before:.1%} before, {self.after[worst][place]:.1%} after"
         return Check(f"calibrated {100 * level:.0f} % regions ({reached}), off by", float(off[worst]), limit)
@@ -64,9 +64,9 @@ def reached_coverage(
     """Coverage before and after calibration.
 
     Args:
-        mass: of the smallest region of highest density that holds the truth, for each item.
-        scores: conformity scores by the kind of region, larger is more unusual, one for each item.
-        levels: promised.
+        mass: mass of the smallest highest-density region that contains the true value, for each item.
+        scores: conformity scores by kind of region, one for each item; larger is more unusual.
+        levels: nominal levels.
 
     Raises:
         InputError: for fewer than two items.
@@ -89,17 +89,17 @@ def reached_coverage(
 
 @dataclass(frozen=True)
 class Sharpness:
-    """How narrow posteriors are.
+    """Sharpness of posteriors: their widths relative to the prior and to exact posteriors.
 
     Attributes:
-        names: of the parameters.
+        names: names of the parameters.
         truth: true parameters, shape (n, d).
         mean: posterior means, shape (n, d).
         spread: posterior standard deviations, shape (n, d).
         prior_spread: standard deviations of the prior, shape (d,).
-        exact_ratio: of observations whose exact posterior is known, the width beside the exact one, shape (k, d).
-        exact_shift: of the same, the distance of the means in exact standard deviations, shape (k, d).
-        k_hat: of the observations that were weighted, whether their weights can be trusted or not, shape (m,).
+        exact_ratio: ratio of the width to the exact width, for observations with a known exact posterior, shape (k, d).
+        exact_shift: distance of the means in exact standard deviations, for the same observations, shape (k, d).
+        k_hat: Pareto shape of the importance weights of each weighted observation, shape (m,).
     """
 
     names: tuple[str, ...]
@@ -113,7 +113,7 @@ class Sharpness:
 
     @property
     def contraction(self) -> Float[np.ndarray, " d"]:
-        """1 - E var(x | y) / var(x) of each parameter: 0 where the data say nothing, 1 where they say all."""
+        """1 - E var(x | y) / var(x) of each parameter: 0 for uninformative data, 1 for data that determine it."""
         return 1 - np.mean(self.spread**2, axis=0) / self.prior_spread**2
 
     @property
@@ -123,13 +123,13 @@ class Sharpness:
 
     @property
     def verdict(self) -> str:
-        """A sentence."""
+        """A summary in one sentence."""
         widest = int(np.argmax(self.width))
         words = f"Expected posterior width: {self.width.min():.2g} to {self.width.max():.2g} of the prior's"
         words += f" (widest: {self.names[widest]})" if len(self.names) > 1 else ""
         if len(self.k_hat):
             trusted = len(self.exact_ratio)
-            words += f"; weights can be trusted for {trusted} of {len(self.k_hat)} observations"
+            words += f"; weights are reliable for {trusted} of {len(self.k_hat)} observations"
         if len(self.exact_ratio):
             ratio = np.median(self.exact_ratio, axis=0)
             words += f", where widths are {ratio.min():.2f} to {ratio.max():.2f} of the exact ones"
@@ -137,7 +137,7 @@ class Sharpness:
 
     @property
     def checks(self) -> list[Check]:
-        """The checks that posteriors are no wider than the prior, and as wide and in the place of the exact ones."""
+        """The checks that posteriors are no wider than the prior, and have the width and mean of the exact ones."""
         worst = int(np.argmax(self.width))
         name = f"width of the posterior in prior widths (widest: {self.names[worst]})"
         found = [Check(name, float(self.width[worst]), _WIDEST)]

@@ -1,4 +1,4 @@
-"""Diagnostics of flows: the round trip and the law of the latents."""
+"""Diagnostics of flows: the round trip and the distribution of the latents."""
 
 import equinox as eqx
 import jax
@@ -21,14 +21,14 @@ def round_trip_error(bijection: Bijection, x: ArrayLike, cond: Array | None = No
     Args:
         bijection: the map.
         x: points `(*batch, *shape)`.
-        cond: condition, where the map has one.
+        cond: condition, if the map takes one.
     """
     x = jnp.asarray(x)
     return float(jnp.max(jnp.abs(there_and_back(bijection, x, cond) - x)) / jnp.maximum(jnp.std(x), 1e-12))
 
 
 def principal_plane(x: Float[np.ndarray, "n d"], *others: Float[np.ndarray, "_ d"]) -> list[Float[np.ndarray, "_ 2"]]:
-    """The rows of `x`, and of each of `others`, on the plane of the two leading principal axes of `x`.
+    """Project the rows of `x`, and of each of `others`, onto the two leading principal axes of `x`.
 
     Every column is standardised with its mean and standard deviation in `x` first, so units do not matter. Works on the
     n x n Gram matrix, so d may be large.

@@ -1,4 +1,4 @@
-"""When did a stream begin to differ? Bets against exchangeability, by conformal p-values one after the other."""
+"""Change detection in a stream: a test martingale against exchangeability, from sequential conformal p-values."""
 
 from dataclasses import dataclass, field
 
@@ -9,20 +9,21 @@ from flowknife._types import Key, as_generator
 from flowknife.diagnostics._check import Check
 from flowknife.errors import InputError
 
-_JUMPS = (1e-3, 1e-2, 1e-1)  # rates at which the bettor changes its mind, averaged
-_POWERS = (0.35, 0.7, 0.9)  # of the bets on small p-values, and on large ones
+_JUMPS = (1e-3, 1e-2, 1e-1)  # jump rates of the bettor, averaged
+_POWERS = (0.35, 0.7, 0.9)  # exponents of the bets on small p-values and on large ones
 
 
 @dataclass(frozen=True)
 class Monitoring:
-    """A stream of rows against calibration rows.
+    """The comparison of a stream of rows with calibration rows.
 
     Attributes:
-        p_values: of each row among calibration rows and the rows before it, uniform and independent if nothing changes.
+        p_values: p-value of each row among the calibration rows and earlier rows; uniform and independent without a
+            change.
         log_wealth: natural log of the capital of a bettor who starts with 1, after each row.
-        alpha: the probability of a false alarm, over the whole stream however long.
-        alarm: the place of the first row at which the capital is 1 / alpha or more; None where it never is.
-        change: where the rows are likeliest to have begun to differ, if there is an alarm.
+        alpha: the probability of a false alarm, over a stream of any length.
+        alarm: index of the first row at which the capital is 1 / alpha or more; None without an alarm.
+        change: index of the most likely start of the change, if there is an alarm.
     """
 
     p_values: Float[np.ndarray, " n"] = field(repr=False)
@@ -33,7 +34,7 @@ class Monitoring:
 
     @property
     def verdict(self) -> str:
-        """A sentence."""
+        """A summary in one sentence."""
         if self.alarm is None:
             return f"No change found in {len(self.p_values):,} rows (false alarms: at most {self.alpha:g})."
         return (
@@ -56,15 +57,15 @@ def monitored(
 ) -> Monitoring:
     """Watch a stream of anomaly scores: a conformal test martingale.
 
-    Each row has a p-value among the calibration rows and the rows before it, with ties broken at random; if all are
-    exchangeable these p-values are independent and uniform (Vovk et al. 2005, theorem 8.2). A bettor stakes its capital
-    on small, large or equal p-values with densities r p^(r - 1), and changes its mind at a small rate (simple jumper,
-    Vovk et al. 2021, arXiv 2102.10439). The capital is a martingale, so that it ever reaches 1 / alpha with a
-    probability of at most alpha (Ville 1939), whatever the score.
+    Each row has a p-value among the calibration rows and all earlier rows, with ties broken at random. If all rows are
+    exchangeable, these p-values are independent and uniform (Vovk et al. 2005, theorem 8.2). A bettor stakes its
+    capital on small, large or uniform p-values with densities r p^(r - 1), and switches between these bets at a small
+    rate (simple jumper, Vovk et al. 2021, arXiv 2102.10439). The capital is a martingale, so the probability that it
+    ever reaches 1 / alpha is at most alpha (Ville 1939), for any score.
 
     Args:
-        scores: of the rows, in their order; larger is more anomalous.
-        held_out: of calibration rows.
+        scores: scores of the rows, in order; larger is more anomalous.
+        held_out: scores of calibration rows.
         alpha: the probability of a false alarm.
         key: breaks ties.
 
@@ -84,7 +85,7 @@ def monitored(
 
 
 def _online_p_values(scores, held_out, generator):
-    """Smoothed conformal p-values, each among all rows before it."""
+    """Smoothed conformal p-values, each among all earlier rows."""
     seen = np.sort(np.nan_to_num(held_out, nan=np.inf)).tolist()
     from bisect import bisect_left, bisect_right, insort
 
@@ -101,7 +102,7 @@ def _bet(p, power):
 
 
 def _jumper(bets, rate):
-    """Log capital of a bettor that holds shares of all bets and moves a part `rate` of each evenly among all."""
+    """Log capital of a bettor that divides its capital among all bets and redistributes a share `rate` at each row."""
     share = np.full(bets.shape[1], 1 / bets.shape[1])
     log_total, found = 0.0, np.empty(len(bets))
     for i, bet in enumerate(bets):
@@ -113,6 +114,6 @@ def _jumper(bets, rate):
 
 
 def _begin(log_bets):
-    """The row from which on one bet alone would have won most until the end."""
+    """The starting row for which a single bet would have won most until the end."""
     gains = np.cumsum(log_bets[::-1], axis=0)[::-1]
     return int(np.unravel_index(np.argmax(gains), gains.shape)[0])

@@ -1,7 +1,7 @@
-"""Calibration of posteriors: ranks and coverage, from draws and true parameters alone.
+"""Calibration of posteriors: ranks and coverage, from draws and true parameters.
 
-Every test here asks one thing: over observations y ~ p(y | theta), theta ~ prior, the true theta must look like one
-more draw of its own posterior. What differs is the number by which theta and the draws are ordered.
+All tests use the same property: over theta ~ prior and observations y ~ p(y | theta), the true theta is distributed
+like another draw from its posterior. They differ in the statistic by which theta and the draws are ranked.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from flowknife.errors import InputError
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of the truth among posterior draws: uniform on 0 ... draws if the posteriors are right.
+    """Ranks of the true parameters among posterior draws: uniform on 0 ... draws for exact posteriors.
 
     Attributes:
-        name: what the truth and the draws were ordered by.
-        names: of the components.
+        name: name of the test.
+        names: names of the components.
         ranks: number of draws below the truth, shape (n_obs, d).
         draws: number of draws for each observation.
-        p_values: of uniformity, exact, one for each component, shape (d,).
-        verdict: a sentence.
+        p_values: exact p-values of uniformity, one for each component, shape (d,).
+        verdict: a summary in one sentence.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Ranks:
 
     @property
     def points(self) -> Float[np.ndarray, " k"]:
-        """Where the distribution functions are compared, within (0, 1)."""
+        """Points in (0, 1) at which the distribution functions are compared."""
         return rank_edges(self.draws) / (self.draws + 1)
 
     @property
@@ -58,10 +58,11 @@ class Ranks:
         return np.stack([counts_below(column, edges) for column in self.ranks.T], axis=1) / len(self.ranks)
 
     def band(self, level: float = 0.95) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """Lower and upper end, at `points`, of the band that all components of right posteriors stay inside.
+        """Lower and upper end, at `points`, of the simultaneous band for exact posteriors.
 
-        With probability `level`, simultaneously over points (Säilynoja et al. 2022, arXiv 2103.10522) and over
-        components (Bonferroni). A curve leaves the band where its p-value is below (1 - level) / d.
+        All curves stay inside with probability `level`, simultaneously over points (Säilynoja et al. 2022, arXiv
+        2103.10522) and over components (Bonferroni). A curve leaves the band if and only if its p-value is below (1 -
+        level) / d.
         """
         return uniform_band(len(self.ranks), self.points, (1 - level) / len(self.names))
 
@@ -73,11 +74,11 @@ def sbc_ranks(samples: Values, theta: Values, key: Key = 0) -> Int[np.ndarray, "
 
     Args:
         samples: draws, shape (n_obs, n_draws, d).
-        theta: the parameters that made the observations, shape (n_obs, d).
-        key: breaks ties, which only discrete parameters have.
+        theta: the true parameters of the observations,  shape (n_obs, d).
+        key: breaks ties, which occur only for discrete parameters.
 
     Returns:
-        whole numbers 0 ... n_draws, shape (n_obs, d).
+        integers 0 ... n_draws, shape (n_obs, d).
 
     Raises:
         InputError: for shapes that do not fit, or NaN.
@@ -106,8 +107,8 @@ def sbc(samples: Values, theta: Values, names: Sequence[str] | None = None, key:
 
     Args:
         samples: draws from the posterior of each observation, independent, shape (n_obs, n_draws, d).
-        theta: the parameters that made the observations, drawn from the prior, shape (n_obs, d).
-        names: of the d parameters; `x1`, `x2`, ... if None.
+        theta: the true parameters of the observations,  drawn from the prior, shape (n_obs, d).
+        names: names of the d parameters; `x1`, `x2`, ... if None.
         key: breaks ties.
 
     Raises:
@@ -136,7 +137,7 @@ def sbc(samples: Values, theta: Values, names: Sequence[str] | None = None, key:
 
 
 def component_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """The names of components, `x1`, `x2`, ... if there are none.
+    """The names of components, by default `x1`, `x2`, ...
 
     Raises:
         InputError: if there is not one for each.
@@ -148,7 +149,7 @@ def component_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 
 def _judged(name, names, ranks, draws, fault):
-    """The ranks with their p-values and a sentence, in which `fault` names what is wrong with fractional ranks."""
+    """The ranks with their p-values and a verdict, in which `fault` describes the departure of fractional ranks."""
     edges = rank_edges(draws)
     p_values = np.array(
         [
@@ -173,14 +174,14 @@ def tarp(samples: Values, theta: Values, key: Key = 0, references: Values | None
     """Tests of accuracy with random points: a joint test of all components (Lemos et al. 2023, arXiv 2302.03026).
 
     Truth and draws are ordered by their distance from a random reference point, in units of the range of `theta`; the
-    ECDF of the ranks is the expected coverage probability of balls around the reference.
+    ECDF of the ranks is the expected coverage of balls around the reference.
 
     Args:
         samples: draws, shape (n_obs, n_draws, d).
         theta: true parameters, shape (n_obs, d).
         key: draws the references, uniform over the range of `theta`, and breaks ties.
-        references: shape (n_obs, d), in units of `theta`. References that depend on the observation also see that a
-            posterior ignores its observation; random ones do not.
+        references: shape (n_obs, d), in units of `theta`. References that depend on the observation also detect a
+            posterior that ignores its observation; random ones do not.
 
     Raises:
         InputError: for shapes that do not fit, or NaN.
@@ -210,10 +211,10 @@ def tarp(samples: Values, theta: Values, key: Key = 0, references: Values | None
 
 
 def hpd_coverage(log_prob_samples: Values, log_prob_truth: Values, key: Key = 0) -> Ranks:
-    """Coverage of regions of highest posterior density.
+    """Coverage of highest-posterior-density regions.
 
-    The truth lies in the region of mass a if less than a share a of the draws has a higher density. The ECDF of these
-    ranks against `points` is the coverage of each region against its mass.
+    The true parameters lie in the region of mass a if less than a share a of the draws has a higher density. The ECDF
+    of these ranks against `points` is the coverage of each region against its mass.
 
     Args:
         log_prob_samples: log q(draw | y), shape (n_obs, n_draws).
@@ -234,15 +235,15 @@ def hpd_coverage(log_prob_samples: Values, log_prob_truth: Values, key: Key = 0)
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often central intervals contain the truth.
+    """Empirical coverage of central intervals.
 
     Attributes:
-        names: of the components.
+        names: names of the components.
         levels: nominal levels, shape (k,).
-        observed: share of observations whose interval holds the truth, shape (k, d).
-        low, high: ends of the central 95 % of `observed` if the posteriors are right, level by level, shape (k,).
-        p_values: two-sided, of each level and component, shape (k, d).
-        verdict: a sentence.
+        observed: share of observations whose interval contains the true value, shape (k, d).
+        low, high: ends of the central 95 % interval of `observed` for exact posteriors, for each level, shape (k,).
+        p_values: two-sided p-values of each level and component, shape (k, d).
+        verdict: a summary in one sentence.
     """
 
     names: tuple[str, ...]
@@ -273,15 +274,15 @@ def coverage(
 ) -> Coverage:
     """Coverage of the central interval of each component at nominal levels, with binomial bands.
 
-    The interval of level a holds the truth if |u - 1/2| <= a / 2, with u = (rank + U[0, 1)) / (draws + 1), which is
-    exactly uniform if the posteriors are right, however few the draws.
+    The interval of level a contains the true value if |u - 1/2| <= a / 2, with u = (rank + U[0, 1)) / (draws + 1),
+    which is exactly uniform for exact posteriors and any number of draws.
 
     Args:
         samples: draws, shape (n_obs, n_draws, d).
         theta: true parameters, shape (n_obs, d).
-        levels: between 0 and 1.
-        names: of the d parameters.
-        key: breaks ties, and places the truth between two draws.
+        levels: nominal levels between 0 and 1.
+        names: names of the d parameters; `x1`, `x2`, ... if None.
+        key: breaks ties, and draws U.
 
     Raises:
         InputError: for shapes that do not fit, NaN, or levels outside (0, 1).

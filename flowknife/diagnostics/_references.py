@@ -1,6 +1,6 @@
-"""Losses of simple reference models on the same rows.
+"""Losses of simple reference models, for comparison on the same rows.
 
-Losses are per row, in nats (images: bits per dimension), and come from rows that the simple model has not seen.
+Losses are per row, in nats (images: bits per dimension), on rows that were not used to fit the simple model.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from flowknife._frame import robust_spread
 from flowknife.diagnostics._check import Check
 
 _BINS = 32
-_WIDE_SHARE = 0.01  # of the mass of a histogram: a Cauchy density, since rows may lie outside of it
-_FINEST = 0.1  # width of a histogram's bins in spreads, at least: ties have no density
-_PIXELS = 512  # numbers per row up to which a classifier takes all covariances into account
-_OUTLYING = 10.0  # standard deviations of differences count for so many of their interquartile ranges at most
-_DEVIATIONS = 3.0  # standard errors that a model may be worse by chance
+_WIDE_SHARE = 0.01  # share of a Cauchy density in a histogram, since rows may lie outside of its bins
+_FINEST = 0.1  # smallest width of a histogram's bins in spreads, since ties have no density
+_PIXELS = 512  # numbers per row up to which a classifier uses all covariances
+_OUTLYING = 10.0  # limit of the standard deviation of differences, in interquartile ranges
+_DEVIATIONS = 3.0  # standard errors by which a model may be worse by chance
 
 Losses = Float[np.ndarray, " n"]
 
@@ -25,13 +25,13 @@ Losses = Float[np.ndarray, " n"]
 def reference_check(what: str, model: Losses, references: Mapping[str, Losses], tolerance: float) -> Check:
     """The check that a model's mean loss is no larger than that of the best simple reference.
 
-    The limit is the reference's mean loss, and above it `tolerance` and three standard errors of the difference.
+    The limit is the reference's mean loss plus `tolerance` plus three standard errors of the difference.
 
     Args:
-        what: what the loss is, such as "nll".
+        what: name of the loss, such as "nll".
         model: losses of the model, one for each row.
         references: losses of simple models on the same rows, by name.
-        tolerance: how much worse is as good.
+        tolerance: allowed excess of the loss.
     """
     model = np.asarray(model, np.float64)
     means = {name: float(np.mean(losses)) for name, losses in references.items()}
@@ -39,7 +39,7 @@ def reference_check(what: str, model: Losses, references: Mapping[str, Losses], 
     difference = model - references[best]
     error = 0.0
     if np.all(np.isfinite(difference)):
-        # a single row that is beyond all bounds is no excuse for itself
+        # a single extreme row must not widen its own tolerance
         usual = _OUTLYING * np.subtract(*np.quantile(difference, [0.75, 0.25]))
         error = float(min(np.std(difference), max(usual, 1.0))) / len(difference) ** 0.5
     name = f"held-out {what} ({best}: {means[best]:.3g})"
@@ -47,7 +47,7 @@ def reference_check(what: str, model: Losses, references: Mapping[str, Losses], 
 
 
 def gaussian_losses(train: Float[np.ndarray, "m d"], rows: Float[np.ndarray, "n d"]) -> Losses:
-    """Negative log density of rows under the Gaussian with the mean and the (slightly shrunk) covariance of others."""
+    """Negative log density of rows under a Gaussian fitted to other rows, with slightly shrunk covariance."""
     train, rows, scale = _standard(train, rows)
     if not train.shape[1]:
         return np.zeros(len(rows))
@@ -62,7 +62,7 @@ def gaussian_losses(train: Float[np.ndarray, "m d"], rows: Float[np.ndarray, "n 
 
 
 def histogram_losses(train: Float[np.ndarray, "m d"], rows: Float[np.ndarray, "n d"]) -> Losses:
-    """Negative log density of rows under independent columns, each a histogram of about equal counts."""
+    """Negative log density of rows under independent histograms of the columns, with bins of about equal counts."""
     train, rows = np.asarray(train, np.float64), np.asarray(rows, np.float64)
     spread, middle = robust_spread(train), np.median(train, axis=0)
     bins = int(np.clip(len(train) ** (1 / 3), 4, _BINS))
@@ -80,7 +80,7 @@ def histogram_losses(train: Float[np.ndarray, "m d"], rows: Float[np.ndarray, "n
 
 
 def _apart(edges, least):
-    """Edges that are at least so far apart; the last one lies beyond the largest value."""
+    """Edges that are at least `least` apart; the last one lies beyond the largest value."""
     kept = [edges[0]]
     for edge in edges[1:]:
         if edge - kept[-1] >= least:
@@ -89,7 +89,7 @@ def _apart(edges, least):
 
 
 def _standard(train, rows):
-    """Both in standard deviations of the columns that vary in the first, and those standard deviations."""
+    """The columns that vary in `train`, standardised in both tables, and their standard deviations."""
     train, rows = np.asarray(train, np.float64), np.asarray(rows, np.float64)
     varies = robust_spread(train) > 0
     train, rows = train[:, varies], rows[:, varies]
@@ -105,16 +105,16 @@ def class_losses(
     known: Int[np.ndarray, " n"],
     classes: int,
 ) -> dict[str, tuple[Losses, Losses]]:
-    """Cross entropy and errors (0 or 1) of simple classifiers, by name.
+    """Cross-entropy and errors (0 or 1) of simple classifiers, by name.
 
-    The frequencies of the classes alone; and Gaussians with one covariance for all classes (linear discriminants; of
-    very wide rows with its diagonal alone).
+    These are the class frequencies alone, and Gaussians with a common covariance (linear discriminant analysis;
+    diagonal for very wide rows).
 
     Args:
         train: rows of known class.
-        labels: their classes by number.
-        rows: rows to be classified.
-        known: their classes by number.
+        labels: their class numbers.
+        rows: rows to classify.
+        known: their class numbers.
         classes: number of classes.
     """
     counts = np.bincount(labels, minlength=classes) + 0.5
@@ -141,7 +141,7 @@ def class_losses(
 
 
 def cross_entropies(log_joint: Float[np.ndarray, "n k"], known: Int[np.ndarray, " n"]) -> tuple[Losses, Losses]:
-    """Cross entropy and errors (0 or 1) of a classifier's log probabilities, up to a constant for each row."""
+    """Cross-entropy and errors (0 or 1) of a classifier, from log probabilities up to a constant for each row."""
     own = np.arange(len(known)), known
     probability = softmax(log_joint, axis=1)
     return -np.log(np.maximum(probability[own], 1e-300)), (np.argmax(log_joint, axis=1) != known).astype(float)
@@ -150,14 +150,14 @@ def cross_entropies(log_joint: Float[np.ndarray, "n k"], known: Int[np.ndarray, 
 def image_losses(
     train: UInt8[np.ndarray, "m h w c"], images: UInt8[np.ndarray, "n h w c"], bits: int
 ) -> dict[str, Losses]:
-    """Bits per dimension of images under simple models fitted to others, by name.
+    """Bits per dimension of images under simple models fitted to other images, by name.
 
     One normal distribution per pixel and channel, and one histogram of the values of all pixels.
 
     Args:
         train: images, uint8.
         images: images, uint8.
-        bits: bits per channel that count.
+        bits: bits per channel.
     """
     levels = 2**bits
     train, images = (np.asarray(part).astype(np.int64) >> (8 - bits) for part in (train, images))

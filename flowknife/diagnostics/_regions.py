@@ -1,4 +1,4 @@
-"""Conformal regions: where a density is high enough, with a coverage that holds however good the density is."""
+"""Conformal regions of high density, whose coverage is valid for any density model."""
 
 import math
 from collections.abc import Callable
@@ -11,25 +11,25 @@ from jaxtyping import Bool, Float, Int
 from flowknife._types import Key, as_count, as_generator
 from flowknife.errors import InputError
 
-_CELLS, _FEWEST = 8, 80  # cells of observations at most, and items of each at least
-_TAILS = 0.8, 0.9  # ranks of scores beyond which a cell may have more than others
-_CUTS = np.linspace(0.1, 0.9, 9)  # quantiles of a feature at which a cell may be divided
-_LEAST_VARIANCE = 0.03  # of a target in a cell: where hardly any item is beyond, chance decides
-_AT_ONCE = 4000  # draws
-_MOST = 1_000_000  # draws, after which a thousandth of the rows must have been found
+_CELLS, _FEWEST = 8, 80  # largest number of cells, and smallest number of items in a cell
+_TAILS = 0.8, 0.9  # quantiles of the scores whose exceedances are compared between cells
+_CUTS = np.linspace(0.1, 0.9, 9)  # quantiles of a feature at which a cell may be split
+_LEAST_VARIANCE = 0.03  # smallest variance of a target in a cell: with few exceedances, splits are random
+_AT_ONCE = 4000  # draws per batch
+_MOST = 1_000_000  # draws, after which at least a thousandth of the rows must have been found
 
 
 def conformal_quantile(scores: Float[np.ndarray, " m"], level: float) -> float:
-    """The bound that a new score stays below with a probability of at least `level`.
+    """An upper bound for a new score that holds with a probability of at least `level`.
 
-        q = the ceil((m + 1) level)-th smallest of m scores, infinite where m < level / (1 - level)
+        q = the ceil((m + 1) level)-th smallest of m scores, infinite if m < level / (1 - level)
 
-    The probability is between `level` and level + 1 / (m + 1), if the new item comes from the same distribution as the
-    m items and had as little part in training (Vovk et al. 2005; Lei et al. 2018, arXiv 1604.04173, theorem 2.2).
+    The probability is between `level` and level + 1 / (m + 1), if the new item has the same distribution as the m items
+    and none of them was used in training (Vovk et al. 2005; Lei et al. 2018, arXiv 1604.04173, theorem 2.2).
 
     Args:
-        scores: of items that had no part in training; larger is more unusual, NaN counts as largest.
-        level: between 0 and 1.
+        scores: scores of items that were not used in training; larger is more unusual, NaN counts as largest.
+        level: probability between 0 and 1.
 
     Raises:
         InputError: for a level out of range.
@@ -43,28 +43,28 @@ def conformal_quantile(scores: Float[np.ndarray, " m"], level: float) -> float:
 
 @dataclass(frozen=True)
 class Cells:
-    """A partition of observations into cells whose items have conformity scores of about one distribution.
+    """A partition of observations into cells with similar distributions of conformity scores.
 
     Attributes:
-        splits: `(cell, column, threshold)` in the order in which cells were divided: of its items those above the
-            threshold became the next cell.
+        splits: `(cell, column, threshold)` in the order of the splits; the items of the cell above the threshold became
+            the next cell.
     """
 
     splits: tuple[tuple[int, int, float], ...] = ()
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n k"], scores: Float[np.ndarray, " n"]) -> "Cells":
-        """Divide greedily where the ranks of the scores, or their tails, differ most: a regression tree.
+        """Split greedily where the ranks of the scores, or their tails, differ most, as in a regression tree.
 
-        Regions are bounded by the tail of the scores, which may differ where their mean does not.
+        Tails are compared too, since they determine the thresholds of regions and may differ if means do not.
 
-        The items must not be those that calibrate; then the coverage of regions that are calibrated cell by cell holds
-        in each cell (Cabezas et al. 2025, arXiv 2402.07357, LOCART).
+        The items must not be calibration items. Then regions calibrated cell by cell have valid coverage in each cell
+        (Cabezas et al. 2025, arXiv 2402.07357, LOCART).
         """
         n, columns = features.shape
         ranks = np.argsort(np.argsort(scores)) / max(n, 1)
         targets = np.column_stack([ranks, *(ranks > tail for tail in _TAILS)])
-        # of the largest of so many splits of noise
+        # the largest gain expected among this many splits of pure noise
         significant = 2 * np.log(len(_CUTS) * targets.shape[1] * columns + 1) + 4
         cell, splits, found = np.zeros(n, int), [], [_best_split(features, targets, np.arange(n))]
         while len(splits) + 1 < _CELLS:
@@ -89,7 +89,7 @@ class Cells:
 
 
 def _best_split(features, targets, rows):
-    """(gain, column, threshold): the split of some items that lowers the variance of one of their targets most."""
+    """(gain, column, threshold) of the split that reduces the variance of one of the targets most."""
     best = (-np.inf, 0, 0.0)
     if len(rows) < 2 * _FEWEST:
         return best
@@ -113,16 +113,16 @@ def _best_split(features, targets, rows):
 
 @dataclass(frozen=True)
 class Region:
-    """Where a log density is at least `bound`: a new item lies in it with a probability of at least `level`.
+    """The region where a log density is at least `bound`; it contains a new item with probability at least `level`.
 
-    The bound comes from calibration items. So the promise holds for any density, on average over all new items that
-    come from the same distribution as those; a better density makes the region smaller.
+    The bound comes from calibration items. So the coverage is valid for any density, on average over new items from the
+    same distribution; a better density gives a smaller region.
 
     Attributes:
-        level: the coverage that is promised.
-        bound: of the log density; -inf, and the region is everything, where there are too few calibration items.
+        level: the nominal coverage.
+        bound: threshold of the log density; -inf with too few calibration items, where the region is the whole space.
         log_prob: the log density of rows (n, d).
-        draw: `draw(n, key)`, n rows of this density.
+        draw: `draw(n, key)` draws n rows of this density.
     """
 
     level: float
@@ -135,10 +135,10 @@ class Region:
         return self.log_prob(x) >= self.bound
 
     def sample(self, n: int, *, key: Key = None) -> Float[np.ndarray, "n d"]:
-        """Draw `n` rows of the density, given that they lie in the region.
+        """Draw `n` rows of the density, restricted to the region.
 
         Raises:
-            InputError: if hardly any draw lies in it.
+            InputError: if hardly any draw lies in the region.
         """
         n = as_count(n, "row")
         generator, found, drawn = as_generator(key), [], 0
@@ -158,7 +158,7 @@ class Region:
 
             V = E[1(log p(x) >= bound) / p(x)],  x ~ p
 
-        The terms are at most exp(-bound). Infinite where the region is everything.
+        The terms are at most exp(-bound). The volume is infinite if the region is the whole space.
         """
         if self.bound == -np.inf:
             return np.inf

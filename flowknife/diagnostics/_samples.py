@@ -12,7 +12,7 @@ from flowknife._types import Key, as_key
 from flowknife.diagnostics._check import Values
 from flowknife.errors import InputError
 
-_ROWS_AT_ONCE = 64  # of x, against all rows of y: the memory of a test of 10,000 rows stays below 10 MB
+_ROWS_AT_ONCE = 64  # rows of x per batch: a test of 10,000 rows takes less than 10 MB of memory
 
 
 def mmd2(x: Values, y: Values, widths: Sequence[float] = (0.05, 0.2, 0.9)) -> float:
@@ -21,16 +21,16 @@ def mmd2(x: Values, y: Values, widths: Sequence[float] = (0.05, 0.2, 0.9)) -> fl
         MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
         k(a, b) = sum_h 1 / (1 + |a - b|^2 / h^2)
 
-    (Gretton et al. 2012, JMLR 13, 723, eq. 3; kernel and widths of Kruse et al. 2021, arXiv 2101.10763). It is 0 on
-    average, and may be negative, if both are of one distribution.
+    (Gretton et al. 2012, JMLR 13, 723, eq. 3; kernel and widths of Kruse et al. 2021, arXiv 2101.10763). If both have
+    the same distribution, its expectation is 0, so it may be negative.
 
     Args:
-        x: samples, shape (n, d), in the units in which the widths are meant.
+        x: samples, shape (n, d).
         y: samples, shape (m, d).
         widths: h, in the units of x.
 
     Raises:
-        InputError: for shapes that do not fit, fewer than two rows, or values that are not finite.
+        InputError: for shapes that do not fit, fewer than two rows, or non-finite values.
 
     Examples:
         >>> import numpy as np
@@ -41,7 +41,7 @@ def mmd2(x: Values, y: Values, widths: Sequence[float] = (0.05, 0.2, 0.9)) -> fl
     x, y = _two_tables(x, y)
     if np.size(widths) == 0 or np.min(widths) <= 0:
         raise InputError(f"got widths {widths}; expected positive numbers; try (0.05, 0.2, 0.9)")
-    # shared centre: far from zero, single precision would lose the distances
+    # centred, since far from zero single precision would lose the distances
     centre = x.mean(axis=0)
     rows = jnp.asarray(x - centre), jnp.asarray(y - centre)
     return float(_mmd2(*rows, jnp.asarray(widths, dtype=rows[0].dtype)))
@@ -50,7 +50,7 @@ def mmd2(x: Values, y: Values, widths: Sequence[float] = (0.05, 0.2, 0.9)) -> fl
 @eqx.filter_jit
 def _mmd2(x, y, widths):
     def mean_kernel(a, b):
-        columns = b.T  # distances to all rows of b add up column by column, in whole vectors
+        columns = b.T  # distances to all rows of b are summed column by column, in vectorised form
 
         def row(point) -> Float[Array, ""]:
             squared = jnp.sum((point[:, None] - columns) ** 2, axis=0)
@@ -69,18 +69,18 @@ def _mmd2(x, y, widths):
 def c2st(x: Values, y: Values, key: Key = 0, folds: int = 5) -> float:
     """Classifier two-sample test: accuracy of a network that separates samples of x from samples of y.
 
-    0.5 if they are of one distribution, 1 if they never meet. As in the benchmark of Lueckmann et al. 2021 (arXiv
+    0.5 if the distributions are equal, 1 if they do not overlap. As in the benchmark of Lueckmann et al. 2021 (arXiv
     2101.04653): both are z-scored by the mean and the standard deviation of x, and the accuracy of a network with two
-    hidden layers of 10 d ReLU units, trained by Adam until its loss stands still, is averaged over the folds.
+    hidden layers of 10 d ReLU units, trained by Adam until its loss converges, is averaged over the folds.
 
     Args:
         x: samples of the reference, shape (n, d).
-        y: samples to judge, shape (n, d).
-        key: shuffles the folds and starts the networks.
-        folds: of the cross-validation.
+        y: samples to compare, shape (n, d).
+        key: random key of the folds and the initial weights.
+        folds: number of folds of the cross-validation.
 
     Returns:
-        accuracy, between about 0.5 and 1.
+        the accuracy, between about 0.5 and 1.
 
     Raises:
         InputError: for tables of different size, or without scikit-learn.

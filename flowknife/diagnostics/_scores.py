@@ -1,4 +1,4 @@
-"""What `score` returns: columns of scores, p-values and flags, one row for each item."""
+"""The result of `score`: columns of scores, p-values and flags, one row for each item."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,16 +16,16 @@ class Scores(Mapping[str, np.ndarray]):
 
     Every job has the columns
 
-    - row or path: which item it is;
+    - row or path: identifies the item;
     - score: larger is more anomalous;
-    - p_value: conformal; none where nothing was held out to calibrate it, as for the columns below;
-    - flag: p_value < alpha. Of new items of the same kind a share alpha is flagged, and no more;
+    - p_value: conformal p-value; this and the following columns need held-out items for calibration;
+    - flag: p_value < alpha. At most a share alpha of new items of the same distribution is flagged, in expectation;
     - q_value: the p-value adjusted for the number of items (Benjamini-Hochberg);
-    - discovery: q_value <= alpha. Of the discoveries a share alpha at most is normal.
+    - discovery: q_value <= alpha. At most a share alpha of the discoveries is normal, in expectation.
 
     Args:
         columns: arrays of one length by name.
-        note: why there are no p-values, where there are none.
+        note: the reason why there are no p-values, or "".
 
     Raises:
         InputError: for columns of several lengths.
@@ -63,7 +63,7 @@ class Scores(Mapping[str, np.ndarray]):
         return max((len(column) for column in self._columns.values()), default=0)
 
     def to_frame(self) -> Any:
-        """The same as a pandas DataFrame.
+        """Convert to a pandas DataFrame.
 
         Raises:
             InputError: pandas is not installed.
@@ -76,10 +76,10 @@ class Scores(Mapping[str, np.ndarray]):
 
 
 def scored(columns: Mapping[str, Any], flagging: Flagging, p_values: Values) -> Scores:
-    """Scores with the columns p_value, flag, q_value and discovery, where there are calibration rows.
+    """Scores, with the columns p_value, flag, q_value and discovery if there are calibration rows.
 
     Warns:
-        CalibrationWarning: where nothing can be flagged, at the line that called `score`.
+        CalibrationWarning: if nothing can be flagged, at the line that called `score`.
     """
     flagging.warn(stacklevel=4)
     if not flagging.rows:

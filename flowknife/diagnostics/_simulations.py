@@ -13,12 +13,12 @@ from flowknife.errors import InputError
 
 @dataclass(frozen=True)
 class Resimulation:
-    """Squared distance between the data and what posterior draws predict.
+    """Squared distance between the data and the predictions of posterior draws.
 
     Attributes:
         mean_squared: E|f(x) - y|^2, summed over components, in squared units of y.
         components: E(f(x) - y)^2 of each component, shape (m,).
-        failed: share of draws whose simulation is not finite; they are left out.
+        failed: share of draws whose simulation is not finite; these are left out.
     """
 
     mean_squared: float
@@ -29,15 +29,16 @@ class Resimulation:
 def resimulation_error(y_resimulated: Values, y: Values) -> Resimulation:
     """Error of resimulation E|f(x) - y|^2 over draws x of the posterior of y (Kruse et al. 2021, arXiv 2101.10763).
 
-    Small for every collapsed posterior that explains y: read it beside a test of the spread. With noise of standard
-    deviation s in y, right posteriors have s^2 for each component, not 0: draws and the truth are exchangeable.
+    It is small for any collapsed posterior that explains y, so it needs to be combined with a test of the spread. If y
+    has noise of standard deviation s, the error of an exact posterior is s^2 for each component, not 0, since draws and
+    true parameters are exchangeable.
 
     Args:
         y_resimulated: noise-free simulations of the draws, shape (..., m).
-        y: observed, shape (m,), or with batch axes that broadcast, e.g. (n_obs, 1, m).
+        y: observations, shape (m,), or with batch axes that broadcast, e.g. (n_obs, 1, m).
 
     Raises:
-        InputError: for shapes that do not fit, or without one finite simulation.
+        InputError: for shapes that do not fit, or without a finite simulation.
     """
     resimulated, y = np.asarray(y_resimulated, float), np.asarray(y, float)
     try:
@@ -61,9 +62,9 @@ class Misspecification:
     """Whether observations are plausible under the simulator.
 
     Attributes:
-        p_values: cross-conformal, one for each observation, shape (n,).
+        p_values: cross-conformal p-values, one for each observation, shape (n,).
         scores: Mahalanobis distances from the simulations, shape (n,).
-        verdict: a sentence.
+        verdict: a summary in one sentence.
     """
 
     p_values: Float[np.ndarray, " n"]
@@ -77,27 +78,27 @@ class Misspecification:
 
     @property
     def check(self) -> Check:
-        """The check that the simulator can have made the observations."""
+        """The check that the simulator can have produced the observations."""
         return Check.of_p_value("observations against simulations", self.p_value)
 
 
 def misspecification(
     simulated: Values, observed: Values, key: Key = 0, *, calibration: Values | None = None
 ) -> Misspecification:
-    """P-value for the hypothesis that the simulator made an observation; where it is small, distrust the posterior.
+    """P-value for the hypothesis that the simulator produced an observation; if small, distrust the posterior.
 
     Half the simulations give the shrunk covariance of a Mahalanobis distance; the other half, or those for
-    `calibration`, give its mean and its cross-conformal p-values (see `Typicality`). It sees what the features show and
-    nothing else; with latents or learned summaries as features this is the test of Schmitt et al. 2021 (arXiv
-    2112.08866) for single observations. For a score of your own, such as -log p(y), use `conformal_p_values`.
-    No p-value is below 2 / (n + 2), or 1 / (c + 1) with c simulations for calibration.
+    `calibration`, give its mean and its cross-conformal p-values (see `Typicality`). The test depends on the features;
+    with latents or learned summaries as features this is the test of Schmitt et al. 2021 (arXiv 2112.08866) for single
+    observations. For other scores, such as -log p(y), use `conformal_p_values`. No p-value is below 2 / (n + 2),
+    or 1 / (c + 1) with c simulations for calibration.
 
     Args:
         simulated: features of simulations from the prior predictive, shape (n, k).
         observed: features of observations, shape (m, k), or (k,) for one.
         key: splits the simulations.
-        calibration: features of other simulations, shape (c, k), that calibrate; then all of `simulated` give the
-            distance. Of none, every p-value is 1.
+        calibration: features of other simulations, shape (c, k), for calibration; then all of `simulated` determine the
+            distance. With c = 0, every p-value is 1.
 
     Raises:
         InputError: for fewer than 4 simulations (2, with others for calibration) or shapes that do not fit.
@@ -131,7 +132,7 @@ def _verdict(p_values, calibrating):
             f"{unlike:,} of {count:,} observations {are} unlike the simulations (smallest {smallest}): no posterior of "
             "theirs can be trusted."
         )
-    if count / (calibrating + 1) >= 0.05:  # the smallest p-value that there can be, after Bonferroni's correction
+    if count / (calibrating + 1) >= 0.05:  # the smallest possible p-value, after Bonferroni's correction
         what = "the observation looks like the" if count == 1 else f"{count:,} observations look like"
         return (
             f"{calibrating:,} simulations for calibration are too few to say whether {what} simulations "

@@ -1,6 +1,6 @@
-"""Are these ranks uniform? An exact test whose acceptance region is the band in the figure.
+"""An exact test of uniformity of ranks, whose acceptance region is the band in the figure.
 
-Of n ranks, the number below a point z is binomial, Bin(n, z), if they are uniform. The test statistic is the smallest
+If n ranks are uniform, the number below a point z is binomial, Bin(n, z). The test statistic is the smallest
 two-sided binomial p-value over all points; the simultaneous band holds the counts whose binomial p-value is above a
 gamma, chosen such that uniform ranks stay inside at every point with probability 1 - alpha (Säilynoja, Bürkner &
 Vehtari 2022, arXiv 2103.10522, sec. 2.2). That probability is exact here: a binomial path is a Poisson process given
@@ -19,13 +19,13 @@ MOST_POINTS = 100
 def rank_edges(draws: int) -> Int[np.ndarray, " k"]:
     """The ranks 1 ... draws at which counts are compared, at most 100, evenly spread.
 
-    Uniform ranks lie on 0 ... draws, so that P(rank < edge) = edge / (draws + 1), exactly.
+    For uniform ranks on 0 ... draws, P(rank < edge) = edge / (draws + 1) exactly.
     """
     return np.unique(np.round(np.linspace(0, draws + 1, min(draws, MOST_POINTS) + 2)[1:-1]).astype(int))
 
 
 def counts_below(ranks: Int[np.ndarray, " n"], edges: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
-    """How many ranks lie below each edge."""
+    """Number of ranks below each edge."""
     return np.searchsorted(np.sort(ranks), edges, side="left")
 
 
@@ -34,7 +34,7 @@ def uniformity_p_value(counts: Int[np.ndarray, " k"], n: int, z: Float[np.ndarra
     from scipy.stats import binom
 
     gamma = float(np.min(2 * np.minimum(binom.cdf(counts, n, z), binom.cdf(n - counts, n, 1 - z))))
-    # the counts that are as extreme as those observed are outside too, whatever the rounding
+    # counts exactly as extreme as the observed ones are outside too, whatever the rounding
     return float(np.clip(1 - _stay_probability(n, z, *_bounds(n, z, gamma * (1 + 1e-9))), 0, 1))
 
 
@@ -49,7 +49,7 @@ def uniform_band(
 @lru_cache(maxsize=64)
 def _band(n, z, alpha):
     z = np.asarray(z)
-    # pointwise and fully corrected levels enclose gamma
+    # gamma lies between the pointwise and the fully corrected level
     low, high = np.log(alpha / (len(z) + 1)), np.log(alpha)
     for _ in range(25):
         middle = (low + high) / 2

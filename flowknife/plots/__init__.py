@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib `Figure` out: every figure that flowknife draws, in one style.
+"""All figures of flowknife, in one style: functions of arrays that return a matplotlib `Figure`.
 
 Tables: `samples`, `density`, `mapping`, `mapping_animation`, `history`.
 Latents: `latents`, `latent_histogram`, `radius_histogram`, `anomaly_scores`.
@@ -9,8 +9,8 @@ Posteriors: `corner`, `calibration`, `coverage`, `predictive`, `recovery`, `cont
 Streams: `monitoring`.
 Classes: `confusion`, `reliability`, `latent_classes`, `class_samples`.
 
-A figure belongs to its caller alone: no pyplot, no global settings, so any thread may draw and nothing stays behind.
-Save one with `figure.savefig("name.png")`. matplotlib is imported at the first drawing, not before.
+Figures use neither pyplot nor global settings, so any thread may draw, and figures need not be closed. Save one with
+`figure.savefig("name.png")`. matplotlib is imported when the first figure is drawn.
 """
 
 from flowknife.plots.animation import mapping_animation

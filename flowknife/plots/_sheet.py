@@ -1,4 +1,4 @@
-"""A contact sheet: images in labelled blocks, every image pixel a whole number of figure pixels."""
+"""A contact sheet: images in labelled blocks, where every image pixel is an integer number of figure pixels."""
 
 import textwrap
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ class Block:
 
     Attributes:
         images: uint8, shape (n, H, W, C).
-        label: at the left of the block.
-        captions: one below each image, or none at all.
-        colour: of label and captions.
+        label: text at the left of the block.
+        captions: one below each image, or none.
+        colour: colour of label and captions.
     """
 
     images: np.ndarray
@@ -42,7 +42,7 @@ def checked_images(images: Values, name: str = "images") -> np.ndarray:
     """Read images as uint8 of shape (n, H, W, C).
 
     Raises:
-        InputError: if they are something else, or none.
+        InputError: for anything else, or no images.
     """
     stack = np.asarray(images)
     if stack.ndim != 4 or stack.shape[-1] not in (1, 3) or stack.size == 0 or stack.dtype != np.uint8:
@@ -54,7 +54,7 @@ def checked_images(images: Values, name: str = "images") -> np.ndarray:
 
 
 def canvas(width: int, height: int) -> "tuple[Figure, Axes]":
-    """A figure of this many pixels, and axes over all of it that count the same pixels from the top left."""
+    """A figure of this size in pixels, with axes in pixel coordinates from the top left."""
     figure = style.figure_type()(figsize=(width / INCH, height / INCH), dpi=INCH, facecolor=style.PAPER)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -65,7 +65,7 @@ def canvas(width: int, height: int) -> "tuple[Figure, Axes]":
 
 
 def tile_size(images: np.ndarray, columns: int, room: int, largest: float = 1.3) -> tuple[int, int]:
-    """Width and height of one image in figure pixels: a whole multiple of its own where it has to grow."""
+    """Width and height of one image in figure pixels; enlarged images grow by an integer factor."""
     height, width = images.shape[1:3]
     target = min(largest * INCH, room / columns - GAP)
     scale = target / max(height, width)
@@ -91,7 +91,7 @@ def place(axes: "Axes", block: Block, left: int, top: int, columns: int, tile: t
         x = left + column * (tile[0] + GAP)
         y = top + row * (tile[1] + GAP + lines * LINE)
         shown = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-        # Enlarged images keep their pixels as they are, reduced ones are averaged.
+        # enlarged images keep sharp pixels, reduced images are averaged
         how = "nearest" if tile[0] >= image.shape[1] else "auto"
         axes.imshow(shown, extent=(x, x + tile[0], y + tile[1], y), aspect="auto", interpolation=how)
         if block.captions:
@@ -115,7 +115,7 @@ def write(
 
 
 def shorten(caption: str, width: int) -> str:
-    """Take out the middle of lines that are wider than an image; the two ends of a file name matter most."""
+    """Cut the middle of lines that are wider than an image, since the ends of a file name matter most."""
     letters = max(int(width / (0.063 * INCH)), 7)
     lines = caption.split("\n")
     half = letters // 2

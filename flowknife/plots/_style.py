@@ -1,6 +1,6 @@
-"""The style of all figures: colours, type, axes, and the few rules for arrays that every figure needs.
+"""The style of all figures: colours, fonts, axes, and common conversions of arrays.
 
-Style is set on each figure, never in matplotlib's global settings, which threads share.
+The style is set on each figure, not in matplotlib's global settings, which threads share.
 """
 
 import io
@@ -29,7 +29,7 @@ QUIET = "#6b7483"
 RULE = "#d5dae1"
 MESH = "#aab2bf"
 
-# These three stay apart for every common kind of colour blindness: CIELAB distance of at least 25 in each
+# These three are distinguishable for all common kinds of colour blindness: CIELAB distance of at least 25 in each
 # pair under the simulation of Machado et al. 2009 (deuteranopia, protanopia, tritanopia).
 REAL = "#2a6ea6"
 MODEL = "#e07b28"
@@ -44,7 +44,7 @@ FAMILIES = ("Inter", "Source Sans 3", "Helvetica Neue", "Arial", "Liberation San
 
 @lru_cache(maxsize=1)
 def family() -> list[str]:
-    """The first good sans-serif typeface of this machine, then the one that comes with matplotlib."""
+    """The first preferred sans-serif font of this machine, then matplotlib's own font."""
     from matplotlib import font_manager
 
     known = set(font_manager.get_font_names())
@@ -53,28 +53,28 @@ def family() -> list[str]:
 
 @lru_cache(maxsize=1)
 def figure_type() -> "type[Figure]":
-    """The class of all figures: their text is never read as mathematics.
+    """The class of all figures, whose text is never parsed as mathematics.
 
-    Names of columns, classes and files may hold dollar signs, backslashes and characters that no typeface has. The
-    figure takes care of it when it is drawn.
+    Names of columns, classes and files may contain dollar signs, backslashes and characters that no font has. The
+    figure handles them when it is drawn.
     """
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
     class TextFigure(Figure):
         def draw(self, renderer: Any) -> None:
-            for axes in self.axes:  # makes the labels of ticks, which come into being when they are asked for
+            for axes in self.axes:  # creates the tick labels, which do not exist before
                 axes.get_xticklabels(which="both")
                 axes.get_yticklabels(which="both")
             for text in self.findobj(Text):
-                if "\\mathdefault" not in text.get_text():  # as the ticks of logarithmic axes are written
+                if "\\mathdefault" not in text.get_text():  # the tick labels of logarithmic axes
                     text.set_parse_math(False)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Glyph .* missing from")
                 super().draw(renderer)
 
         def _repr_png_(self) -> bytes:
-            """The figure as notebooks show it; once: where pyplot has registered figures, they do not ask for this."""
+            """The figure as PNG for notebooks; not used for figures that pyplot has registered, to show them once."""
             stream = io.BytesIO()
             self.savefig(stream, format="png")
             return stream.getvalue()
@@ -91,7 +91,7 @@ def blank(width: float, height: float) -> "Figure":
 
 
 def shortened(name: Any, most: int = 40) -> str:
-    """A name on one line, at most `most` letters long: a long one loses its middle, since its ends matter most."""
+    """A name on one line, at most `most` letters long: the middle of a long name is cut."""
     words = " ".join(str(name).encode("utf-8", "backslashreplace").decode("utf-8").split())
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
     half = most // 2
@@ -99,12 +99,12 @@ def shortened(name: Any, most: int = 40) -> str:
 
 
 def letters(inches: float) -> int:
-    """How many letters of a headline fit into this width, with 5 % to spare for wide ones."""
+    """Number of letters of a headline that fit into this width, with a margin of 5 %."""
     return max(int(inches * 11.6), 1)
 
 
 def headline(figure: "Figure", sentence: str) -> None:
-    """Set the headline, at the left above the panels."""
+    """Set the headline, left-aligned above the panels."""
     width = letters(figure.get_figwidth() - 0.3)
     figure.suptitle(
         textwrap.fill(sentence, width), x=0.012, ha="left", fontsize=12, color=INK, family=family(), linespacing=1.3
@@ -112,7 +112,7 @@ def headline(figure: "Figure", sentence: str) -> None:
 
 
 def panel(axes: "Axes", title: str = "", xlabel: str = "", ylabel: str = "") -> "Axes":
-    """Give axes the common look: two thin spines, quiet ticks, a small title at the left."""
+    """Apply the common style to axes: two thin spines, grey ticks, a small title at the left."""
     axes.set_facecolor(PAPER)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -148,7 +148,7 @@ def corner(grid: np.ndarray, names: Sequence[str]) -> Iterator[tuple[int, int, "
 
 
 def legend(axes: "Axes", **where: Any) -> None:
-    """Name the series of these axes, without a frame."""
+    """Add a legend without a frame."""
     names = axes.legend(frameon=False, labelcolor=INK, prop={"family": family(), "size": 9}, handlelength=1.3, **where)
     for handle in names.legend_handles:
         if handle is not None:
@@ -156,7 +156,7 @@ def legend(axes: "Axes", **where: Any) -> None:
 
 
 def continuous() -> "Colormap":
-    """Colours for a number per point: viridis without its palest end, which vanishes on white."""
+    """Colour map for a number per point: viridis without its palest end, which is invisible on white."""
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -164,14 +164,14 @@ def continuous() -> "Colormap":
 
 
 def intensity() -> "Colormap":
-    """Colours for a density: paper at zero, then one hue towards ink."""
+    """Colour map for a density: white at zero, then one hue of increasing darkness."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("flowknife density", [PAPER, "#d3e3f0", "#7fb0d6", REAL, "#133a63", INK])
 
 
 def point_colours(colour: Values | None, count: int) -> np.ndarray:
-    """One RGBA row per point: categories for a few whole numbers, a continuous scale for anything else.
+    """One RGBA row per point: categorical colours for a few integers, a continuous scale for anything else.
 
     Raises:
         InputError: if there is not one value for every point.
@@ -191,10 +191,10 @@ def point_colours(colour: Values | None, count: int) -> np.ndarray:
 
 
 def points(x: Values, name: str, dimension: int | None = None) -> np.ndarray:
-    """Read a table of points as float64 of shape (n, d); a vector is one column.
+    """Convert a table of points to float64 of shape (n, d); a vector is one column.
 
     Raises:
-        InputError: if it is empty, not a table, or not of this dimension.
+        InputError: if it is empty, not a table, or of another dimension.
     """
     table = np.asarray(x, dtype=np.float64)
     table = table[:, None] if table.ndim == 1 else table
@@ -218,12 +218,12 @@ def finite(values: Values, name: str) -> np.ndarray:
 
 
 def thin(count: int, limit: int) -> np.ndarray:
-    """At most `limit` indices, evenly spread over `range(count)`: a lighter figure, the same one every time."""
+    """At most `limit` indices, evenly spread over `range(count)`, for smaller and reproducible figures."""
     return np.arange(count) if count <= limit else np.linspace(0, count - 1, limit).astype(int)
 
 
 def span(*series: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
-    """Limits around every series without its outliers (beyond six interquartile ranges), widened by `margin`."""
+    """Limits around all series, ignoring outliers (beyond six interquartile ranges), widened by `margin`."""
     ends = []
     for values in series:
         kept = np.asarray(values, dtype=np.float64)
@@ -241,5 +241,5 @@ def span(*series: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
 
 
 def marker_size(count: int) -> float:
-    """Area of a scatter marker in square points, so that few points are visible and many do not merge."""
+    """Area of a scatter marker in square points: larger for few points, smaller for many."""
     return float(np.clip(9000 / max(count, 1), 3.0, 22.0))

@@ -1,4 +1,4 @@
-"""A flow of the plane in motion: from data through its layers to the latent, and back, as a GIF."""
+"""Animation of a two-dimensional flow, from data through its layers to the latent space and back, as a GIF."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAME_MS = 40  # GIF counts in hundredths of a second: 25 images a second
-HOLD_MS = 600  # rest at both ends, so that the eye can read them
+HOLD_MS = 600  # pause at both ends
 LARGEST_FILE = 3_000_000
 MOST_POINTS = 2000
 
@@ -29,7 +29,7 @@ def mapping_animation(
     seconds: float | int = 3.0,
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Write an animated GIF that goes from x through the layers to z and back.
+    """Write an animated GIF of the points, from x through the layers to z and back.
 
     Between two layers the points follow a monotone cubic (no overshoot); the view follows the points.
 
@@ -37,12 +37,12 @@ def mapping_animation(
         path: the file to write.
         stages: the points after 0, 1, ..., all layers, shape (s, n, 2) with s >= 2: x first, z last.
         colour: one number or label per point.
-        lines: polylines of the plane at the same stages, shape (s, m, k, 2); one with NaN is left out.
-        seconds: duration of one way there and back, without the rests at both ends.
-        names: of the stages; "data", "layer 1", ..., "latent" if None.
+        lines: polylines at the same stages, shape (s, m, k, 2); a polyline with NaN is left out.
+        seconds: duration of one loop, without the pauses at both ends.
+        names: names of the stages; "data", "layer 1", ..., "latent" if None.
 
     Returns:
-        The path. The file stays below 3 MB: if needed it has fewer, then smaller frames.
+        the path. The file stays below 3 MB, if necessary with fewer and then smaller frames.
 
     Raises:
         InputError: if a shape does not fit.
@@ -81,7 +81,7 @@ def mapping_animation(
 def _frames(
     stages: np.ndarray, shades: np.ndarray, lines: np.ndarray, names: Sequence[str], frames: int, pixels: int
 ) -> "Iterator[Image.Image]":
-    """Draw one way, from the first to the last stage."""
+    """Draw the frames from the first to the last stage."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Circle
@@ -142,7 +142,7 @@ def _square(stage: np.ndarray) -> tuple[float, float, float]:
 
 
 def _gif(way: "list[Image.Image]", frame_ms: int, comment: str) -> bytes:
-    """There and back with one palette for all frames, so that still regions neither flicker nor cost bytes."""
+    """A GIF of the frames, forwards and backwards, with one palette so that static regions do not flicker."""
     from PIL import Image, ImageColor
 
     sample = [way[i] for i in style.thin(len(way), 5)]
@@ -150,7 +150,7 @@ def _gif(way: "list[Image.Image]", frame_ms: int, comment: str) -> bytes:
     for i, frame in enumerate(sample):
         strip.paste(frame, (0, i * frame.height))
     found = strip.quantize(colors=64, method=Image.Quantize.MEDIANCUT).getpalette() or []
-    # Median cut averages boxes of colour, which makes grey paper and a dull mark: these two are given.
+    # median cut averages colours, which would turn the background grey and the mark dull: these two are fixed
     given = [ImageColor.getrgb(style.PAPER), ImageColor.getrgb(style.MODEL)]
     mixed = [found[i : i + 3] for i in range(0, 64 * 3, 3)]
     mixed = [rgb for rgb in mixed if len(rgb) == 3 and min(rgb) < 244]

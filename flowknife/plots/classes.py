@@ -24,10 +24,10 @@ def confusion(matrix: Values, names: Sequence[str] | None = None) -> "Figure":
 
     Args:
         matrix: counts, shape (K, K), e.g. of `diagnostics.confusion`.
-        names: of the K classes; 0, 1, ... if None.
+        names: names of the K classes; 0, 1, ... if None.
 
     Raises:
-        InputError: if the matrix is not square, holds something else than counts, or the names do not fit.
+        InputError: if the matrix is not square, holds anything but counts, or the names do not fit.
     """
     counts = np.asarray(matrix, float)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size or not np.all(counts >= 0):
@@ -72,10 +72,10 @@ def _names(names, count):
 
 
 def reliability(result: Reliability) -> "Figure":
-    """Confidence against accuracy with the noise of few items, and how many items have which confidence.
+    """Reliability diagram: accuracy against confidence with sampling noise, and a histogram of the confidence.
 
     Args:
-        result: of `diagnostics.reliability`.
+        result: the result of `diagnostics.reliability`.
     """
     filled = result.counts > 0
     confidence, accuracy, counts = result.confidence[filled], result.accuracy[filled], result.counts[filled]
@@ -99,13 +99,13 @@ def reliability(result: Reliability) -> "Figure":
 def latent_classes(
     z: Values, labels: Values, names: Sequence[str] | None = None, outliers: Values | None = None
 ) -> "Figure":
-    """Latents coloured by class, in the two directions that separate the classes most (unchanged for two dimensions).
+    """Latents coloured by class, in the two directions that separate the classes best; 2-d latents are unchanged.
 
     Args:
         z: latents, shape (n, d).
-        labels: classes, whole numbers 0 ... K - 1, shape (n,); below 0 means unknown.
-        names: of the K classes.
-        outliers: latents of items of no class, shape (m, d).
+        labels: classes, integers 0 ... K - 1, shape (n,); negative for unknown.
+        names: names of the K classes.
+        outliers: latents of other items, shape (m, d).
 
     Raises:
         InputError: for shapes that do not fit.
@@ -130,7 +130,7 @@ def latent_classes(
     _scatter_classes(axes, plane, classes[kept], names)
     if len(beside):
         axes.scatter(*beside.T, s=22, c=style.INK, marker="x", linewidths=0.9, label="outliers")
-    # far outliers must not squeeze the classes into a dot
+    # far outliers must not compress the classes to a dot
     limits = np.array([style.span(plane[:, i], margin=0.4 if len(beside) else 0.05) for i in range(2)])
     axes.set(xlim=limits[0], ylim=limits[1])
     beyond = int(np.sum(np.any((beside < limits[:, 0]) | (beside > limits[:, 1]), axis=1)))
@@ -161,7 +161,7 @@ def _directions(dimension):
 
 
 def _separating_plane(z, classes):
-    """Mean, and the two principal directions of the class means; with fewer than three, of what is left within them."""
+    """Mean, and two principal directions of the class means; for two classes the second is from within the classes."""
     centre, known = z.mean(axis=0), np.unique(classes[classes >= 0])
     members = [z[classes == label] for label in known] or [z]
     means = np.stack([np.sqrt(len(points)) * (points.mean(axis=0) - centre) for points in members])
@@ -173,7 +173,7 @@ def _separating_plane(z, classes):
 
 
 def _scatter_classes(axes: "Axes", plane: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> None:
-    """Points in the colour of their class, drawn in mixed order so that no class hides another."""
+    """Points in the colour of their class, drawn in random order so that no class hides another."""
     from matplotlib.colors import to_rgba_array
 
     colours = to_rgba_array([*_colours(len(names)), style.MESH])
@@ -202,14 +202,14 @@ def class_samples(
     reference: Values | None = None,
     columns: Sequence[str] | None = None,
 ) -> "Figure":
-    """What a model draws for each class: rows of images, or points of the plane in the colours of their classes.
+    """Samples for each class: rows of images, or points coloured by class.
 
     Args:
-        x_by_class: one array for each class: uint8 images (n, H, W, C), or vectors (n, d), of which d > 2 are shown
-            in two principal directions of the standardised columns.
-        names: of the classes; 0, 1, ... if None.
-        heading: what is shown, if it is not drawn from a model.
-        reference: vectors whose principal directions are used, so that figures compare; default those shown.
+        x_by_class: one array for each class: uint8 images (n, H, W, C), or vectors (n, d); vectors with d > 2 are
+            projected onto two principal directions of the standardised columns.
+        names: names of the classes; 0, 1, ... if None.
+        heading: heading, if the items are not samples of a model.
+        reference: vectors that define the principal directions, so that figures are comparable; default those shown.
         columns: names of the two columns of vectors (n, 2); x1 and x2 if None.
 
     Raises:

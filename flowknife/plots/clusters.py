@@ -1,4 +1,4 @@
-"""Do small changes of an image stay near it? Clusters of changed images in the cloud of all latents."""
+"""Latents of slightly changed images, which should cluster around the original among the latents of all images."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,7 @@ def latent_clusters(cloud: Values, clusters: Values, changes: Sequence[str], ima
     figure, paper = canvas(width, height)
     within, apart = spreads(clusters, cloud)
     sentence = (
-        f"Small changes of an image move it by {within:.1f} in this plane; two images are {apart:.1f} apart "
-        "(both in the median)."
+        f"Small changes of an image move it by {within:.1f} in this plane; two images are {apart:.1f} apart (medians)."
     )
     write(paper, MARGIN, MARGIN, sentence, size=12)
     for i, name in enumerate(changes):
@@ -73,7 +72,7 @@ def latent_clusters(cloud: Values, clusters: Values, changes: Sequence[str], ima
 
 
 def spreads(clusters: np.ndarray, cloud: np.ndarray) -> tuple[float, float]:
-    """Median distance of changed images from their original, and of two images from each other."""
+    """Median distance of changed images from their original, and median distance between two images."""
     within = np.linalg.norm(clusters[:, 1:] - clusters[:, :1], axis=-1)
     apart = np.linalg.norm(cloud - np.roll(cloud, 1, axis=0), axis=-1)
     return float(np.median(within)) if within.size else 0.0, float(np.median(apart))

@@ -1,4 +1,4 @@
-"""Figures of images: grids of real and simulated images, extremes, outliers, and where images lie in the latent."""
+"""Figures of images: grids of real and simulated images, extremes, outliers, and images in latent space."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,14 +56,14 @@ def image_grid(
 
 
 def _columns(count: int) -> int:
-    """Columns of a landscape grid without a lonely last image, if that can be had."""
+    """Columns of a landscape grid, preferably without a single image in the last row."""
     ideal = min(max(round(np.sqrt(1.7 * count)), 1), 12)
     near = [c for c in range(max(ideal - 1, 1), min(ideal + 2, 12) + 1) if count % c == 0]
     return min(near, key=lambda c: abs(c - ideal), default=ideal)
 
 
 def real_regenerated_simulated(real: Values, regenerated: Values, simulated: Values) -> "Figure":
-    """Three blocks: real images, the same after encode and decode, and new ones drawn from the model.
+    """Three blocks: real images, the same images encoded and decoded, and samples of the model.
 
     Args:
         real: uint8, shape (n, H, W, C).
@@ -71,7 +71,7 @@ def real_regenerated_simulated(real: Values, regenerated: Values, simulated: Val
         simulated: shape (m, H, W, C).
 
     Raises:
-        InputError: if regenerated does not match real, or something is no uint8 image.
+        InputError: if regenerated does not match real, or for anything but uint8 images.
     """
     real, regenerated = checked_images(real, "real"), checked_images(regenerated, "regenerated")
     simulated = checked_images(simulated, "simulated")
@@ -87,18 +87,18 @@ def real_regenerated_simulated(real: Values, regenerated: Values, simulated: Val
         Block(simulated, "Simulated", colour=style.MODEL),
     ]
     columns = min(max(len(real), len(simulated)), 10)
-    return sheet(blocks, columns, f"The model gives real images back {differ}, and makes new ones.")
+    return sheet(blocks, columns, f"The model reconstructs real images {differ}, and generates new ones.")
 
 
 def compare(groups: Sequence[tuple[str, Values]], heading: str = "") -> "Figure":
-    """Blocks of images under their names, to be compared by eye.
+    """Blocks of images under their names, for visual comparison.
 
     Args:
         groups: pairs (name, uint8 images of shape (n, H, W, C)).
         heading: a sentence above all.
 
     Raises:
-        InputError: if there is no group, or something is no uint8 image.
+        InputError: if there is no group, or for anything but uint8 images.
     """
     if not len(groups):
         raise InputError("got no groups; expected at least one pair (name, images)")
@@ -113,7 +113,7 @@ def temperatures(rows: Sequence[tuple[SupportsFloat, Values]]) -> "Figure":
         rows: pairs (temperature, uint8 images of shape (n, H, W, C)).
 
     Raises:
-        InputError: if there is no row, or something is no uint8 image.
+        InputError: if there is no row, or for anything but uint8 images.
     """
     if not len(rows):
         raise InputError("got no rows; expected at least one pair (temperature, images)")
@@ -122,12 +122,12 @@ def temperatures(rows: Sequence[tuple[SupportsFloat, Values]]) -> "Figure":
     return sheet(
         blocks,
         columns,
-        "Images drawn at several temperatures T of the latent: a lower T calms them, a higher T varies them.",
+        "Images drawn at several temperatures T of the latent: a lower T gives typical, a higher T varied images.",
     )
 
 
 def interpolation(images: Values) -> "Figure":
-    """A strip of images on the way from the first to the last through the latent.
+    """A strip of images that interpolates in latent space from the first to the last image.
 
     Args:
         images: uint8, shape (k, H, W, C).
@@ -137,13 +137,13 @@ def interpolation(images: Values) -> "Figure":
     """
     images = checked_images(images)
     columns = len(images) if len(images) <= 12 else -(-len(images) // (-(-len(images) // 12)))
-    return sheet([Block(images)], columns, "From the first image to the last, step by step through the latent.")
+    return sheet([Block(images)], columns, "Interpolation in latent space, from the first image to the last.")
 
 
 def closest_farthest(
     closest_images: Values, closest_radii: Values, farthest_images: Values, farthest_radii: Values
 ) -> "Figure":
-    """The images that lie closest to the centre of the latent, and those farthest out, with their radii |z|.
+    """The images closest to the centre of the latent space and those farthest from it, with their radii |z|.
 
     Args:
         closest_images: uint8, shape (n, H, W, C).
@@ -185,8 +185,8 @@ def outliers(
     Args:
         images: uint8, shape (n, H, W, C).
         p_values: shape (n,); NaN goes last.
-        names: of the images, e.g. their files.
-        most: images shown.
+        names: names of the images, such as their files.
+        most: largest number of images to show.
         alpha: images with a smaller p-value are flagged, as in `score`.
 
     Raises:
@@ -213,7 +213,7 @@ def outliers(
 
 
 def _split(order: np.ndarray, flagged: int, alpha: float | int) -> list[tuple[np.ndarray, range, str, str]]:
-    """The flagged images, then the rest; a part that is empty is left out."""
+    """The flagged images, then the rest; empty parts are left out."""
     cut = min(flagged, len(order))
     parts = [
         (order[:cut], range(cut), f"Flagged, p\xa0<\xa0{alpha:g}", style.OTHER),
@@ -230,7 +230,7 @@ def _probability(p: float) -> str:
 
 @dataclass(frozen=True)
 class _Group:
-    """Points of one kind in a latent cloud, the first of them with a number and an image."""
+    """Points of one kind in the latent space, the first of them with a number and an image."""
 
     label: str
     points: np.ndarray
@@ -252,7 +252,7 @@ def latent_cloud(
     other_images: Values | None = None,
     most: int = 10,
 ) -> "Figure":
-    """Latents of images in two principal directions, with numbered images at the side.
+    """Latents of images in two principal directions, with some of the images, numbered, at the side.
 
     Args:
         train: latents of training images, shape (n, 2).
@@ -279,7 +279,7 @@ def latent_cloud(
     height = max(round(5.6 * INCH), top + sum(heights) + len(shown) * (title + 4 * GAP))
     figure, paper = canvas(cloud + side + MARGIN, height)
     kinds = "training and simulated images" if len(groups) == 1 else "training, simulated and other images"
-    write(paper, MARGIN, MARGIN, f"Where {kinds} lie in the latent, in two principal directions.", size=12)
+    write(paper, MARGIN, MARGIN, f"Latents of {kinds} in two principal directions.", size=12)
     for group, tile, extent in zip(shown, tiles, heights, strict=True):
         write(paper, cloud, top, group.label, size=10, colour=group.colour)
         block = Block(group.images, captions=group.numbers, colour=group.colour)

@@ -1,4 +1,4 @@
-"""Latents against their law: values against N(0, 1), radii against the chi law, p-values against uniform."""
+"""Latents against their distribution: values against N(0, 1), radii against chi, p-values against uniform."""
 
 from math import lgamma, log
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ _BINS_OF_P = 20  # at most
 
 
 def latents(z: Values) -> "Figure":
-    """All latent values against N(0, 1): a histogram, and quantiles against quantiles.
+    """All latent values against N(0, 1): a histogram and a Q-Q plot.
 
     Args:
         z: latents, shape (n, d); all n * d values are pooled.
@@ -35,7 +35,7 @@ def latents(z: Values) -> "Figure":
     style.legend(left, loc="upper right")
 
     style.panel(right, "Quantiles", "quantile of N(0, 1)", "quantile of the latent values")
-    # Even steps in the normal quantile show the tails; even steps in probability would pile up in the middle.
+    # even steps in the normal quantile show the tails; even steps in probability would cluster in the middle
     reach = min(4.0, float(-ndtri(0.5 / values.size)))
     expected = np.linspace(-reach, reach, min(values.size, 61))
     right.set(xlim=(-reach - 0.3, reach + 0.3))
@@ -54,7 +54,7 @@ def latents(z: Values) -> "Figure":
 
 
 def _plain(value: float) -> str:
-    """Two decimals, with a true minus and without a negative zero."""
+    """Two decimals, with a proper minus sign and without a negative zero."""
     return f"{round(float(value), 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -63,7 +63,7 @@ def latent_histogram(z: Values, others: Values | None = None) -> "Figure":
 
     Args:
         z: latents of any shape.
-        others: latents of inputs of another kind.
+        others: latents of other inputs.
 
     Raises:
         InputError: if no value is finite.
@@ -89,11 +89,11 @@ def _normal_histogram(axes: "Axes", values: np.ndarray, others: np.ndarray | Non
 def _histograms(
     axes: "Axes", values: np.ndarray, others: np.ndarray | None, law_range: np.ndarray
 ) -> tuple[float, float]:
-    """Two histograms of unit area; the few values beyond the axis are counted in its label."""
+    """Two histograms of unit area; the number of values beyond the axis is in its label."""
     series = [values] if others is None else [values, others]
     low, high = style.span(law_range, *series, margin=0.05)
     low = max(low, 0.0) if law_range.min() >= 0 else low
-    # Scott's rule for a bulk without its outliers, whatever range the others need.
+    # Scott's rule without outliers, independent of the range of the others
     width = 3.5 * np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.349 / values.size ** (1 / 3)
     bins = int(np.clip((high - low) / width, 12, 300)) if width > 0 else 30
     edges = np.linspace(low, high, bins + 1)
@@ -108,14 +108,14 @@ def _histograms(
 
 
 def radius_histogram(radii: Values, dimension: int | np.integer, others: Values | None = None) -> "Figure":
-    r"""Latent radii |z| against the density that N(0, I) of this dimension gives them.
+    r"""Latent radii |z| against their density under N(0, I) of this dimension.
 
-    `log p(r) = (d - 1) log r - r^2 / 2 - (d / 2 - 1) log 2 - log Gamma(d / 2)`, the chi law.
+    `log p(r) = (d - 1) log r - r^2 / 2 - (d / 2 - 1) log 2 - log Gamma(d / 2)`, the chi distribution.
 
     Args:
         radii: shape (n,); NaN is left out.
         dimension: d, the number of latent values of one input.
-        others: radii of inputs of another kind.
+        others: radii of other inputs.
 
     Raises:
         InputError: if the dimension is below 1 or no radius is finite.
@@ -153,7 +153,7 @@ def anomaly_scores(held_p: Values, other_p: Values | None = None, alpha: float |
 
     Args:
         held_p: p-values of held-out normal inputs.
-        other_p: p-values of inputs of another kind.
+        other_p: p-values of other inputs.
         alpha: inputs with a smaller p-value are flagged, as in `score`.
 
     Raises:
@@ -172,7 +172,7 @@ def anomaly_scores(held_p: Values, other_p: Values | None = None, alpha: float |
     style.panel(right, "Share of inputs flagged", "flagged if p is below")
     bins = int(np.clip(round(1 / alpha), 2, _BINS_OF_P))
     for label, values, colour in series:
-        # Bins are open at the right: the first one holds exactly what an alpha of 1 / bins flags.
+        # bins are open at the right, so that the first one contains exactly the inputs flagged at alpha = 1 / bins
         place = np.clip(np.floor(values * bins + 1e-9).astype(int), 0, bins - 1)
         share = np.bincount(place, minlength=bins) / values.size
         left.bar((np.arange(bins) + 0.5) / bins, share, 1 / bins, color=colour, alpha=0.45, label=label, linewidth=0)

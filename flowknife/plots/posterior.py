@@ -1,4 +1,4 @@
-"""Figures of posteriors: their marginals, whether they are calibrated, and whether they explain the data."""
+"""Figures of posteriors: marginals, calibration and coverage, and posterior predictive."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 MOST_COMPONENTS = 8
 MASSES = (0.9, 0.5)
 CELLS = 64
-FEW = 200  # draws, too few for regions
-PALE, MIDDLE = "#f8dcc4", "#efb585"  # tints of the colour of the model
+FEW = 200  # fewer draws are too few for regions
+PALE, MIDDLE = "#f8dcc4", "#efb585"  # lighter shades of the colour of the model
 
 
 def corner(
@@ -28,17 +28,17 @@ def corner(
     reference: Values | None = None,
     units: Sequence[str] | None = None,
 ) -> "Figure":
-    """Marginals of a posterior: one by one on the diagonal, in pairs below it.
+    """Corner plot of a posterior: one-dimensional marginals on the diagonal, pairs below it.
 
-    Regions of highest density hold 50 % and 90 % of the draws; they are of smoothed histograms, and fewer than 200
-    draws are shown as points.
+    Highest-density regions contain 50 % and 90 % of the draws. They are computed from smoothed histograms; fewer than
+    200 draws are shown as points.
 
     Args:
-        samples: draws, shape (n, d). Of more than eight components eight are shown, evenly spread over their order.
-        names: of the d components; `x1`, `x2`, ... if None.
+        samples: draws, shape (n, d). At most eight components are shown, evenly spread.
+        names: names of the d components; `x1`, `x2`, ... if None.
         truth: true parameters, shape (d,).
         reference: draws of a reference posterior, shape (m, d).
-        units: of the d components, "" for none.
+        units: units of the d components, "" for none.
 
     Raises:
         InputError: for shapes that do not fit.
@@ -85,7 +85,7 @@ def _labels(names, units, count):
 
 
 def _limits(series, truth):
-    """Limits that hold nearly all draws, and the truth wherever it is."""
+    """Limits that contain nearly all draws, and the true value."""
     low, high = style.span(*series, margin=0.02)
     kept = [values[np.isfinite(values)] for values in series]
     ends = [np.quantile(values, [0.0005, 0.9995]) for values in kept if len(values)]
@@ -99,7 +99,7 @@ def _limits(series, truth):
 
 
 def _marginal(axes: "Axes", series: list[np.ndarray], limits: tuple[float, float]) -> None:
-    """Histograms of unit area on bins shared by draws (filled) and reference (line)."""
+    """Histograms of unit area with common bins, for draws (filled) and reference (line)."""
     count = int(np.clip(1.6 * np.sqrt(min(len(values) for values in series)), 8, 60))
     edges = np.linspace(*limits, count + 1)
     filled: dict[str, Any] = {"color": style.MODEL, "alpha": 0.45}
@@ -132,12 +132,12 @@ def _pair(axes: "Axes", tables: list[np.ndarray], across: tuple[float, float], u
 
 
 def _smooth(table, across, up):
-    """Cell centres and a density that is a histogram smoothed by a Gaussian of three quarters of Scott's width."""
+    """Cell centres, and a histogram smoothed by a Gaussian of three quarters of Scott's width."""
     from scipy.ndimage import gaussian_filter
 
     heat, x, y = np.histogram2d(*table.T, bins=CELLS, range=[across, up])
     cells = [(limits[1] - limits[0]) / CELLS for limits in (across, up)]
-    # less than Scott's width: posteriors with several thin modes must not melt into one
+    # less than Scott's width, so that several narrow modes do not merge
     widths = [
         np.clip(0.75 * len(table) ** (-1 / 6) * np.std(values) / cell, 0.6, 4.0)
         for values, cell in zip(table.T, cells, strict=True)
@@ -151,7 +151,7 @@ def _mass_levels(density):
     ordered = np.sort(density.ravel())[::-1]
     share = np.cumsum(ordered) / max(ordered.sum(), 1e-300)
     levels = [ordered[np.searchsorted(share, mass)] for mass in MASSES]
-    # a contour needs levels that ascend, and none at zero
+    # a contour needs ascending, positive levels
     low = max(levels[0], 1e-9 * ordered[0], 1e-300)
     return [low, max(levels[1], low * (1 + 1e-6))]
 
@@ -175,7 +175,7 @@ def _corner_legend(figure: "Figure", grid: np.ndarray, exact: bool, true: bool) 
     if len(grid) == 1:
         style.legend(grid[0, 0], handles=handles, loc="best")
         return
-    # the empty corner of the grid: the layout keeps its room as the panels there are hidden, not removed
+    # the empty corner of the grid, where panels are hidden, not removed, so that the layout keeps its space
     place = grid[0, 1]
     place.set_visible(True)
     place.set_axis_off()
@@ -183,11 +183,11 @@ def _corner_legend(figure: "Figure", grid: np.ndarray, exact: bool, true: bool) 
 
 
 def calibration(ranks: Ranks, level: float = 0.95) -> "Figure":
-    """ECDF of the ranks of the truth minus that of uniform ranks, with the band that right posteriors stay inside.
+    """ECDF of the ranks of the true parameters minus that of uniform ranks, with the band for exact posteriors.
 
     Args:
-        ranks: of `diagnostics.sbc`, `tarp` or `hpd_coverage`.
-        level: probability that all curves of right posteriors stay inside the band.
+        ranks: the result of `diagnostics.sbc`, `tarp` or `hpd_coverage`.
+        level: probability that all curves of exact posteriors stay inside the band.
     """
     figure = style.blank(8.0, 4.4)
     axes = style.panel(
@@ -200,7 +200,7 @@ def calibration(ranks: Ranks, level: float = 0.95) -> "Figure":
     axes.fill_between(ends, low, high, color=style.RULE, alpha=0.6, linewidth=0, label=f"{level:.0%} band")
     axes.axhline(0, color=style.INK, linewidth=1.0, linestyle=(0, (4, 3)))
     colours = (style.REAL, style.MODEL, style.OTHER) if len(ranks.names) <= 3 else style.CATEGORIES
-    # of many components the worst have a colour and a name, the rest are quiet
+    # if there are many components, only the worst have a colour and a name
     named = sorted(np.argsort(ranks.p_values, kind="stable")[: len(colours)])
     for component in range(len(ranks.names)):
         look: dict[str, Any] = {"color": style.MESH, "linewidth": 0.8, "zorder": 1.5}
@@ -215,12 +215,12 @@ def calibration(ranks: Ranks, level: float = 0.95) -> "Figure":
 
 
 def coverage(central: Coverage | None = None, tarp: Ranks | None = None, hpd: Ranks | None = None) -> "Figure":
-    """Nominal against empirical coverage: of central intervals, of balls around random points, of highest density.
+    """Nominal against empirical coverage of central intervals, balls around random points and highest-density regions.
 
     Args:
-        central: of `diagnostics.coverage`, drawn with the pointwise 95 % band of right posteriors.
-        tarp: of `diagnostics.tarp`, with the simultaneous band.
-        hpd: of `diagnostics.hpd_coverage`, with the simultaneous band.
+        central: the result of `diagnostics.coverage`, drawn with the pointwise 95 % band for exact posteriors.
+        tarp: the result of `diagnostics.tarp`, with the simultaneous band.
+        hpd: the result of `diagnostics.hpd_coverage`, with the simultaneous band.
 
     Raises:
         InputError: if none is given.
@@ -313,17 +313,17 @@ def predictive(
     positions: Values | None = None,
     labels: tuple[str, str] = ("component of y", "y"),
 ) -> "Figure":
-    """What posterior draws predict against what was observed.
+    """Posterior predictive draws against the observation.
 
-    Up to four components have a histogram each; more are drawn over their positions, with bands that hold the central
-    50 % and 90 % of the predictions.
+    Up to four components are shown as histograms. More are drawn over their positions, with bands of the central 50 %
+    and 90 % of the predictions.
 
     Args:
         y_samples: predictions, shape (n, m); add the noise if the observed data have it.
-        y: observed, shape (m,).
-        names: of the m components.
-        positions: where the components are (stations, periods), shape (m,), for the bands.
-        labels: of the two axes of the bands, with units.
+        y: the observation, shape (m,).
+        names: names of the m components.
+        positions: positions of the components (such as stations or periods), shape (m,), for the bands.
+        labels: labels of the two axes of the bands, with units.
 
     Raises:
         InputError: for shapes that do not fit.

@@ -1,4 +1,4 @@
-"""Figures of posteriors for each problem: arms, throws, basins, velocities; else a plane or pairs."""
+"""Figures of posteriors for each problem: arms, throws, basins, velocities; for others a scatter or corner plot."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 
 MOST_LINES = 200
 MOST_POINTS = 6000
-LEVELS = (0.05, 0.95)  # of the band that holds 90 % of the draws
+LEVELS = (0.05, 0.95)  # ends of the 90 % band of the draws
 
 
 def problem(problem: Problem | Ring, samples: Values, y: Values | None = None, truth: Values | None = None) -> "Figure":
-    """Draws of a problem's parameters in the figure that fits it.
+    """Draws of the parameters of a problem, in a figure specific to the problem.
 
-    Arms, throws, basins and velocities have their own; all else is points of a plane, or pairs of components.
+    Arms, throws, basins and velocities have their own figures; other problems are shown as points in the plane, or as a
+    corner plot.
 
     Args:
         problem: any of `flowknife.problems`.
-        samples: parameters, shape (n, dim); of a ring points, shape (n, 2).
-        y: the observation they explain, shape (y_dim,); of a ring the labels of the points, shape (n,).
-        truth: the parameters that made y, shape (dim,), if known.
+        samples: parameters, shape (n, dim); for a ring points, shape (n, 2).
+        y: the observation, shape (y_dim,); for a ring the labels of the points, shape (n,).
+        truth: the true parameters of y, shape (dim,), if known.
 
     Raises:
         InputError: for arrays of other shapes.
@@ -45,13 +46,13 @@ def problem(problem: Problem | Ring, samples: Values, y: Values | None = None, t
 
 
 def arm(problem: Problem, samples: Values, y: Values | None = None, truth: Values | None = None) -> "Figure":
-    """Arms of many poses, all with the hand at y if they are good.
+    """Robot arms in sampled poses, whose hands should all be at y.
 
     Args:
         problem: `kinematics`.
         samples: poses, shape (n, 4).
-        y: where the hand should be, shape (2,).
-        truth: the pose that made y, shape (4,).
+        y: target position of the hand, shape (2,).
+        truth: the true pose of y, shape (4,).
     """
     from matplotlib.collections import LineCollection
 
@@ -74,18 +75,18 @@ def arm(problem: Problem, samples: Values, y: Values | None = None, truth: Value
     axes.set(xlim=style.span(everything[:, 0], margin=0.08), ylim=style.span(everything[:, 1], margin=0.08))
     axes.set_aspect("equal")
     style.legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # the arm may be anywhere inside
-    style.headline(figure, f"{len(shown)} poses of the arm{_miss(problem, theta, y, 'hand')}.")
+    style.headline(figure, f"{len(shown)} poses of the arm{_miss_distance(problem, theta, y, 'hand')}.")
     return figure
 
 
 def trajectories(problem: Problem, samples: Values, y: Values | None = None, truth: Values | None = None) -> "Figure":
-    """Throws from launch to landing, all landing at y if they are good.
+    """Trajectories from launch to landing, which should all land at y.
 
     Args:
         problem: `ballistics`.
         samples: parameters, shape (n, 4).
-        y: where it should land, shape (1,).
-        truth: the throw that made y, shape (4,).
+        y: target landing point, shape (1,).
+        truth: the true parameters of y, shape (4,).
     """
     from matplotlib.collections import LineCollection
 
@@ -109,18 +110,18 @@ def trajectories(problem: Problem, samples: Values, y: Values | None = None, tru
     everything = shown.reshape(-1, 2)
     axes.set(xlim=style.span(everything[:, 0], margin=0.05), ylim=style.span(everything[:, 1], margin=0.08))
     style.legend(axes, loc="upper right")
-    style.headline(figure, f"{len(shown)} throws{_miss(problem, theta, y, 'landing', ' m')}.")
+    style.headline(figure, f"{len(shown)} throws{_miss_distance(problem, theta, y, 'landing', ' m')}.")
     return figure
 
 
 def basin(problem: Problem, samples: Values, y: Values | None = None, truth: Values | None = None) -> "Figure":
-    """The gravity anomaly above, the depth of the basin below: a band of 90 % of the draws, and some of them.
+    """Gravity anomaly (above) and depth of the basin (below): the 90 % band of the draws, and some draws.
 
     Args:
         problem: `gravity`.
         samples: depths, km, shape (n, prisms).
         y: the anomaly, mGal, shape (stations,).
-        truth: the depths that made y.
+        truth: the true depths of y.
     """
     theta, y, truth = _read(problem, samples, y, truth)
     edges, stations = problem.geometry["edges"], problem.geometry["stations"]
@@ -150,15 +151,15 @@ def basin(problem: Problem, samples: Values, y: Values | None = None, truth: Val
 def velocity_profile(
     problem: Problem, samples: Values, y: Values | None = None, truth: Values | None = None
 ) -> "Figure":
-    """Shear velocity against depth at the left; phase velocity against period at the right.
+    """Shear velocity against depth (left) and phase velocity against period (right).
 
-    Without disba, which computes the curves of the draws, the right shows the observation alone.
+    Without disba, which computes the curves of the draws, the right panel shows only the observation.
 
     Args:
         problem: `dispersion`.
         samples: shear velocities, km/s, shape (n, 10).
         y: the phase velocities, km/s, shape (14,).
-        truth: the shear velocities that made y.
+        truth: the true shear velocities of y.
     """
     theta, y, truth = _read(problem, samples, y, truth)
     theta = theta[style.thin(len(theta), 1000)]
@@ -196,8 +197,8 @@ def scatter(samples: Values, labels: Values | None = None, names: Any = None, tr
     Args:
         samples: shape (n, 2).
         labels: one for each point.
-        names: of the two columns; default x1, x2.
-        truth: the parameters that made the observation, shape (2,).
+        names: names of the two columns; default x1, x2.
+        truth: the true parameters, shape (2,).
 
     Raises:
         InputError: for arrays of other shapes.
@@ -219,7 +220,7 @@ def scatter(samples: Values, labels: Values | None = None, names: Any = None, tr
 
 
 def _read(problem: Problem, samples: Values, y: Values | None, truth: Values | None):
-    """The arrays as float64 of the shapes that the problem asks for; draws without a finite value are left out."""
+    """The arrays as float64 in the shapes of the problem; non-finite draws are left out."""
     theta = style.points(samples, "samples", problem.dim)
     theta = theta[np.all(np.isfinite(theta), axis=1)]
     if len(theta) == 0:
@@ -233,12 +234,12 @@ def _read(problem: Problem, samples: Values, y: Values | None, truth: Values | N
 
 
 def _alpha(count: int) -> float:
-    """How opaque lines may be so that many do not merge."""
+    """Opacity of lines, lower for many lines."""
     return float(np.clip(30 / count, 0.12, 0.8))
 
 
 def _target(axes: "Axes", point: Any, label: str = "observed") -> None:
-    """A cross with a white rim where something should be."""
+    """A cross with a white rim at a target."""
     if point is not None:
         x, y = np.asarray(point, np.float64)
         axes.plot(x, y, "x", color=style.PAPER, markersize=13, markeredgewidth=4, zorder=5)
@@ -246,7 +247,7 @@ def _target(axes: "Axes", point: Any, label: str = "observed") -> None:
 
 
 def _steps(axes: "Axes", edges: np.ndarray, theta: np.ndarray, truth: np.ndarray | None, upright: bool = False) -> None:
-    """Values that are constant between edges: some draws, their median and 90 % band, and the truth."""
+    """Piecewise constant values: some draws, their median and 90 % band, and the true values."""
     way = "horizontal" if upright else "vertical"
     low, high = np.quantile(theta, LEVELS, axis=0)
     axes.stairs(high, list(edges), baseline=low, orientation=way, fill=True, color=style.MODEL, alpha=0.25, linewidth=0)
@@ -258,12 +259,12 @@ def _steps(axes: "Axes", edges: np.ndarray, theta: np.ndarray, truth: np.ndarray
         axes.stairs(truth, list(edges), baseline=None, orientation=way, color=style.REAL, linewidth=1.6, label="truth")
 
 
-def _miss(problem: Problem, theta: np.ndarray, y: np.ndarray | None, what: str, unit: str = "") -> str:
-    """How far the draws are from what they should explain, in words."""
+def _miss_distance(problem: Problem, theta: np.ndarray, y: np.ndarray | None, what: str, unit: str = "") -> str:
+    """The median distance of the predictions from the observation, in words."""
     if y is None:
         return ""
     distance = np.linalg.norm(np.asarray(problem.forward(theta)) - y, axis=-1)
-    return f"; the {what} misses y by {np.median(distance):.2g}{unit} in the median"
+    return f"; the {what} misses y by {np.median(distance):.2g}{unit} (median)"
 
 
 def _fit(fitted: np.ndarray, y: np.ndarray | None, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures of promises: recovery, contraction, and coverage that is promised against coverage that is reached."""
+"""Figures of recovery, contraction, nominal against empirical coverage, and change detection in a stream."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,12 @@ from flowknife.plots import _style as style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST = 6  # parameters
+_MOST = 6  # largest number of parameters
 _POINTS = 300
 
 
 def recovery(found: Sharpness) -> "Figure":
-    """Posterior mean against the truth, each with its 90 % interval of a normal, parameter by parameter."""
+    """Posterior mean against the true value for each parameter, with normal 90 % intervals."""
     shown = style.thin(len(found.names), _MOST)
     columns = {1: 1, 2: 2, 4: 2}.get(len(shown), 3)
     rows = -(-len(shown) // columns)
@@ -41,7 +41,7 @@ def recovery(found: Sharpness) -> "Figure":
 
 
 def contraction(found: Sharpness) -> "Figure":
-    """How much narrower posteriors are than the prior, and beside the exact posterior, parameter by parameter."""
+    """Width of posteriors relative to the prior and to the exact posterior, for each parameter."""
     known = len(found.exact_ratio) > 0
     figure = style.blank(4.7 * (1 + known) + 0.4, 4.4)
     panels = list(figure.subplots(1, 1 + known, squeeze=False)[0])
@@ -75,7 +75,7 @@ def contraction(found: Sharpness) -> "Figure":
 
 
 def promised(found: Reached) -> "Figure":
-    """Coverage of regions that is promised against coverage that is reached, before and after calibration."""
+    """Nominal against empirical coverage of regions, before and after calibration."""
     figure = style.blank(5.4, 5.0)
     axes = style.panel(figure.add_subplot(), "", "promised coverage", "reached coverage")
     error = 2 * np.sqrt(found.levels * (1 - found.levels) / found.count)
@@ -93,7 +93,7 @@ def promised(found: Reached) -> "Figure":
 
 
 def monitoring(found: Monitoring) -> "Figure":
-    """Capital of a bet against a stream, and the p-value of each row."""
+    """Log capital of the test martingale of a stream, and the p-value of each row."""
     figure = style.blank(8.4, 4.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     rows = np.arange(1, len(found.p_values) + 1)

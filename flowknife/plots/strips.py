@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FRAME_MS = 120
-_HOLD_MS = 600  # rest at both ends, so that the eye can read them
+_HOLD_MS = 600  # pause at both ends
 _GIF_SIDE = 256
-_STRONGEST = 3.0  # standard deviations at which the colour of a heat map is full
+_STRONGEST = 3.0  # standard deviations at which the colour of a heat map saturates
 
 
 def along(images: Values, strengths: Sequence[SupportsFloat], heading: str = "") -> "Figure":
-    """Images moved along a direction of the latent, one row for each.
+    """Images moved along a latent direction, one row for each image.
 
     Args:
         images: uint8, shape (n, k, H, W, C).
-        strengths: how far, one for each column.
+        strengths: step size of each column.
         heading: a sentence above all.
 
     Raises:
-        InputError: if the strengths do not fit, or something is no uint8 image.
+        InputError: if the strengths do not fit, or for anything but uint8 images.
     """
     rows = [checked_images(row) for row in np.asarray(images)]
     if not rows or len(rows[0]) != len(strengths):
@@ -40,7 +40,7 @@ def along(images: Values, strengths: Sequence[SupportsFloat], heading: str = "")
         )
     captions = [f"{float(strength):+g}" if float(strength) else "0" for strength in strengths]
     blocks = [Block(row, captions=captions if i == len(rows) - 1 else ()) for i, row in enumerate(rows)]
-    return sheet(blocks, len(captions), heading or "Images moved along one direction of the latent; 0 is the image.")
+    return sheet(blocks, len(captions), heading or "Images moved along a latent direction; 0 is the image itself.")
 
 
 def nearest(images: Values, neighbours: Values, distances: Values, reference: SupportsFloat | None = None) -> "Figure":
@@ -48,12 +48,12 @@ def nearest(images: Values, neighbours: Values, distances: Values, reference: Su
 
     Args:
         images: samples, uint8, shape (n, H, W, C).
-        neighbours: of each, uint8, shape (n, k, h, w, C), the nearest first; they may be smaller.
-        distances: to the neighbours, in grey levels, shape (n, k).
+        neighbours: neighbours of each image, uint8, shape (n, k, h, w, C), the nearest first; they may be smaller.
+        distances: distances to the neighbours, in grey levels, shape (n, k).
         reference: the median distance of held-out images to their nearest training image.
 
     Raises:
-        InputError: if shapes do not fit, or something is no uint8 image.
+        InputError: if shapes do not fit, or for anything but uint8 images.
     """
     images, distances = checked_images(images), np.asarray(distances, np.float64)
     near = np.asarray(neighbours)
@@ -77,14 +77,14 @@ def nearest(images: Values, neighbours: Values, distances: Values, reference: Su
 
 
 def resampled(image: Values, rows: Sequence[tuple[str, Values]]) -> "Figure":
-    """The effect of each level: an image, and copies with one level of the latent resampled.
+    """The effect of each level: an image, and copies with the latent of one level resampled.
 
     Args:
         image: the image itself, uint8, shape (H, W, C).
         rows: pairs (name of the level, uint8 images with that level resampled, shape (n, H, W, C)).
 
     Raises:
-        InputError: if there is no row, or something is no uint8 image.
+        InputError: if there is no row, or for anything but uint8 images.
     """
     if not rows:
         raise InputError("got no rows; expected at least one pair (level, images)")
@@ -105,7 +105,7 @@ def anomaly_maps(images: Values, maps: Values, captions: Sequence[str] = ()) -> 
 
     Args:
         images: uint8, shape (n, H, W, C).
-        maps: at each place, standard deviations by which it is less likely than in held-out images, shape (n, H, W).
+        maps: at each position, standard deviations by which it is less likely than in held-out images, shape (n, H, W).
         captions: one below each image.
 
     Raises:
@@ -123,13 +123,13 @@ def anomaly_maps(images: Values, maps: Values, captions: Sequence[str] = ()) -> 
     return sheet(
         blocks,
         columns,
-        "Anomaly maps: orange where an image is less likely than held-out images at that position, blue where more; "
+        "Anomaly maps: orange where an image is less likely than held-out images, blue where it is more likely; "
         f"full colour at {_STRONGEST:g} standard deviations.",
     )
 
 
 def heat_maps(images: Values, maps: Values) -> UInt8[np.ndarray, "n h w 3"]:
-    """Images in pale grey under the colours of their maps: orange for positive values, blue for negative ones.
+    """Images in pale grey, overlaid with the colours of their maps: orange for positive values, blue for negative ones.
 
     Args:
         images: uint8, shape (n, H, W, C).
@@ -146,7 +146,7 @@ def heat_maps(images: Values, maps: Values) -> UInt8[np.ndarray, "n h w 3"]:
     more, less = (np.array([int(code[i : i + 2], 16) for i in (1, 3, 5)]) for code in (style.MODEL, style.REAL))
     grey = 150 + images.mean(axis=-1, keepdims=True) * (105 / 255)
     strength = np.clip(np.nan_to_num(maps) / _STRONGEST, -1, 1)[..., None]
-    # deviations of one standard deviation are normal and stay pale
+    # deviations up to one standard deviation are normal and stay pale
     cover = np.abs(strength) ** 1.5 * 0.9
     colour = np.where(strength > 0, more, less)
     return np.round((1 - cover) * grey + cover * colour).astype(np.uint8)
@@ -160,7 +160,7 @@ def interpolation_animation(path: str | Path, images: Values) -> Path:
         images: uint8, shape (k, H, W, C), at least 2.
 
     Raises:
-        InputError: if there are fewer than 2 images, or something is no uint8 image.
+        InputError: if there are fewer than 2 images, or for anything but uint8 images.
         StorageError: if the file cannot be written.
     """
     from PIL import Image
@@ -179,6 +179,6 @@ def interpolation_animation(path: str | Path, images: Values) -> Path:
 
 
 def enlarged(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Images at (height, width), every pixel repeated as it is."""
+    """Images enlarged to (height, width) by repeating pixels."""
     rows, columns = (np.arange(new) * old // new for new, old in zip(size, images.shape[1:3], strict=True))
     return images[:, rows][:, :, columns]

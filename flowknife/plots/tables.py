@@ -18,12 +18,12 @@ MOST_POINTS = 6000
 
 
 def samples(data: Values, generated: Values, names: Sequence[str] | None = None) -> "Figure":
-    """Data against samples of the model: histograms (d = 1), two planes (d = 2), a matrix of pairs (d > 2).
+    """Data against samples of the model: histograms (d = 1), scatter plots (d = 2), a matrix of pairs (d > 2).
 
     Args:
         data: shape (n, d).
         generated: shape (m, d).
-        names: of the d columns; `x1`, `x2`, ... if None. The matrix shows the first six columns.
+        names: names of the d columns; `x1`, `x2`, ... if None. The matrix shows the first six columns.
 
     Raises:
         InputError: if the two tables differ in columns, or the names do not fit.
@@ -51,7 +51,7 @@ def _histogram_pair(data: np.ndarray, generated: np.ndarray, name: str) -> "Figu
 
 
 def _overlay(axes: "Axes", data: np.ndarray, generated: np.ndarray, bins: int) -> None:
-    """Two histograms of unit area: the data filled, the model a line."""
+    """Two histograms of unit area: filled for the data, a line for the model."""
     low, high = style.span(data, generated, margin=0.04)
     count = int(np.clip(2 * np.sqrt(min(len(data), len(generated))), 8, bins))
     edges = np.linspace(low, high, count + 1)
@@ -85,7 +85,7 @@ def _dots(axes: "Axes", table: np.ndarray, colour: str | np.ndarray, alpha: floa
 
 
 def _pairs(data: np.ndarray, generated: np.ndarray, names: Sequence[str]) -> "Figure":
-    """Histograms on the diagonal, below it every pair of columns with data and model overlaid."""
+    """Histograms on the diagonal, and below it every pair of columns, with data and model overlaid."""
     from matplotlib.colors import to_rgba
 
     shown = min(data.shape[1], MOST_COLUMNS)
@@ -98,7 +98,7 @@ def _pairs(data: np.ndarray, generated: np.ndarray, names: Sequence[str]) -> "Fi
     share = [style.thin(len(table), count) for table in (data, generated)]
     both = np.concatenate([data[share[0]], generated[share[1]]])
     shades = np.array([to_rgba(style.REAL)] * count + [to_rgba(style.MODEL)] * count)
-    # Mixed drawing order: drawn one after the other, the model would hide the data beneath it.
+    # drawn in mixed order, since otherwise the model would hide the data
     order = np.random.default_rng(0).permutation(len(both))
 
     for row, column, axes in style.corner(grid, names):
@@ -127,13 +127,13 @@ def density(
     data: Values | None = None,
     resolution: int = 200,
 ) -> "Figure":
-    """Heat map of the density exp(log_prob) over a window of the plane.
+    """Heat map of the density exp(log_prob) in a window of the plane.
 
     Args:
         log_prob: maps points of shape (n, 2) to n log densities, in nats.
         low: lower corner of the window, two numbers or one for both axes.
         high: upper corner.
-        data: points to lay over it, shape (n, 2).
+        data: points to overlay, shape (n, 2).
         resolution: cells along each axis.
 
     Raises:
@@ -153,7 +153,7 @@ def density(
     stretch = float(((high - low)[1] / (high - low)[0]).clip(0.45, 1.4))
     figure = style.blank(7.0, 5.7 * stretch + 1.2)
     axes = style.panel(figure.add_subplot(), xlabel="x1", ylabel="x2")
-    # A few cells of a sharp ridge must not bleach all others: the scale then ends at the highest 1 in 1000.
+    # a few cells of a sharp ridge must not make all others pale: the scale ends at the 99.9 % quantile
     top = float(np.quantile(heat, 0.999))
     top = top if 0 < top < 0.5 * heat.max() else float(heat.max()) or 1.0
     image = axes.imshow(
@@ -185,7 +185,7 @@ def density(
 
 
 def _corner(corner: Values) -> np.ndarray:
-    """Two finite numbers, or one that stands for both."""
+    """Two finite numbers, or one for both axes."""
     pair = np.asarray(corner, dtype=np.float64)
     if pair.shape not in ((), (1,), (2,)) or not np.isfinite(pair).all():
         raise InputError(f"got corner {corner!r} of the window; expected two finite numbers, or one for both axes")
@@ -199,7 +199,7 @@ def mapping(
     grid_z: Sequence[Values] = (),
     colour: Values | None = None,
 ) -> "Figure":
-    """The two ends of a flow of the plane: data at the left, latent at the right, equal colours for equal points.
+    """The two ends of a two-dimensional flow: data at the left, latents at the right, with the same colour per point.
 
     Args:
         x: data, shape (n, 2).
@@ -233,12 +233,12 @@ def mapping(
         right.add_patch(Circle((0, 0), radius, fill=False, edgecolor=style.INK, linewidth=0.9, linestyle=(0, (4, 3))))
     _two_arrows(middle)
     grid = ", and the bent lines are the straight grid of the latent" if len(grid_x) else ""
-    style.headline(figure, f"The same points at both ends of the flow: each keeps its colour{grid}.")
+    style.headline(figure, f"The same points at both ends of the flow, with the same colours{grid}.")
     return figure
 
 
 def _window(axes: "Axes", table: np.ndarray) -> None:
-    """Limits around the points; equal scales, unless that would squeeze them into a band."""
+    """Limits around the points; equal scales, unless that would compress them to a band."""
     limits = np.array([style.span(table[:, i], margin=0.08) for i in range(2)])
     extent = limits[:, 1] - limits[:, 0]
     if extent.max() < 2.2 * extent.min():
@@ -268,11 +268,11 @@ def history(
     """Training curve: the objective on training and held-out data, with its best value marked.
 
     Args:
-        train: objective at each record, NaN where none was taken; or the `history` of a result, which brings
-            `validation` and `steps` along. Of an image model the curve of its finest level is drawn.
+        train: objective at each evaluation, NaN if missing; or the `history` of a result, which includes `validation`
+            and `steps`. For an image model the curve of its finest level is drawn.
         validation: the same on held-out data.
-        steps: training step of each record; 1, 2, ... if None.
-        ylabel: the objective and its unit.
+        steps: training step of each evaluation; 1, 2, ... if None.
+        ylabel: name and unit of the objective.
 
     Raises:
         InputError: if the lengths differ or nothing is finite.
@@ -308,7 +308,7 @@ def history(
     axes.scatter(
         steps[best], curve[best], s=46, color=style.MODEL if judged else style.REAL, zorder=4, edgecolors="white"
     )
-    # The first steps can be a thousand times higher than all that follows.
+    # the first values can be a thousand times higher than all later ones
     settled = [values[values.size // 20 :] for values in (train, held_out)]
     axes.set_ylim(*style.span(*settled, curve[[best]], margin=0.08))
     style.legend(axes, loc="best")

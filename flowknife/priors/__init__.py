@@ -1,10 +1,10 @@
-"""Priors: a prior is a bijection of its parameters to N(0, I), and nothing else.
+"""Priors, each represented by a bijection from its parameters to N(0, I).
 
     u, log_det = prior.bijection.encode(theta)          u is exactly standard normal under the prior
     log_prob(theta) = log N(u; 0, I) + log_det          -inf outside of the support
     sample(key, n)  = decode(standard normal draws)
 
-A network that works on u and ends in `prior.bijection.decode` therefore cannot leave the support.
+So a network on u that is followed by `prior.bijection.decode` cannot leave the support.
 
 Parameters far from zero, such as Uniform(1.7e9, 1.7e9 + 1), cannot be resolved in single precision. Their prior
 has a `frame`, which keeps origin and scale in double precision, and `inner` is the prior of (theta - origin) / scale.

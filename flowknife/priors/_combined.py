@@ -18,13 +18,14 @@ from flowknife.priors._prior import Prior, Words, default_names
 def Product(parts: Mapping[str, Prior]) -> Prior:
     """Independent parts side by side, in their order.
 
-    A part of one parameter gives it its name; of several parameters it keeps the names they have, or numbers them.
+    A part with one parameter gives the parameter its name. The parameters of a larger part keep their names, or are
+    numbered.
 
     Args:
         parts: priors by name.
 
     Raises:
-        InputError: for anything but priors by name, without a part, or with a name twice.
+        InputError: for anything but priors by name, for no parts, or for repeated names.
     """
     if not isinstance(parts, Mapping) or not parts:
         got = "no parts" if parts is None or isinstance(parts, Mapping) else f"{type(parts).__name__} as the parts"
@@ -67,14 +68,14 @@ def _names_of_part(name: str, prior: Prior) -> Sequence[str]:
 
 
 def likeliest(theta: Float[np.ndarray, "n d"], names: Words = None) -> Prior:
-    """A prior of independent parameters from draws: for each, the most likely of uniform, normal and log-normal.
+    """Estimate a prior of independent parameters from draws: the most likely of uniform, normal and log-normal each.
 
-    The bounds of a uniform component lie beyond its extreme draws by the mean distance between neighbours; a component
-    that never varies is `Fixed`.
+    The bounds of a uniform component lie beyond its extreme draws by the mean distance between neighbouring draws. A
+    constant component is `Fixed`.
 
     Args:
         theta: draws, shape (n, d).
-        names: of the parameters; default x1, x2, ...
+        names: names of the parameters; default x1, x2, ...
 
     Raises:
         InputError: for draws that are not finite numbers of that shape.
@@ -95,7 +96,7 @@ def _likeliest(draws) -> Prior:
     # mean log densities at the draws
     found = {"uniform": -np.log(high - low), "normal": -np.log(scale) - 0.5 * np.log(2 * np.pi * np.e)}
     logs = np.log(draws) if draws.min() > 0 else np.zeros(1)
-    if logs.std() > 1e-3:  # of a narrower one the normal is the same
+    if logs.std() > 1e-3:  # a narrower log-normal equals a normal
         found["log-normal"] = -np.log(logs.std()) - 0.5 * np.log(2 * np.pi * np.e) - logs.mean()
     best = max(found, key=found.__getitem__)
     if best == "uniform":

@@ -44,8 +44,8 @@ def Uniform(low: Numbers, high: Numbers, *, names: Words = None, units: Words = 
     Args:
         low: lower bounds, one number or one for each parameter.
         high: upper bounds.
-        names: of the parameters; default x1, x2, ...
-        units: of the parameters.
+        names: names of the parameters; default x1, x2, ...
+        units: units of the parameters.
 
     Raises:
         InputError: unless low < high are finite.
@@ -71,8 +71,8 @@ def Normal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Words =
     Args:
         mean: expectations, one number or one for each parameter.
         scale: standard deviations.
-        names: of the parameters; default x1, x2, ...
-        units: of the parameters.
+        names: names of the parameters; default x1, x2, ...
+        units: units of the parameters.
 
     Raises:
         InputError: for a scale that is not positive.
@@ -90,17 +90,17 @@ def LogNormal(mean: Numbers, scale: Numbers, *, names: Words = None, units: Word
     Args:
         mean: expectations of the logarithms, one number or one for each parameter.
         scale: standard deviations of the logarithms.
-        names: of the parameters; default x1, x2, ...
-        units: of the parameters.
+        names: names of the parameters; default x1, x2, ...
+        units: units of the parameters.
 
     Raises:
-        InputError: for a scale that is not positive, or parameters that no floating point number holds.
+        InputError: for a scale that is not positive, or parameters beyond the range of floating point numbers.
     """
     mean, scale = _vectors(mean=mean, scale=scale)
     _check_scale(mean, scale)
     if np.abs(mean).max() > 600:
         raise InputError(f"got mean={mean} of the logarithm; expected at most 600: exp(mean) has to be a number")
-    # in a unit of exp(mean) the logarithms lie around zero
+    # in units of exp(mean) the logarithms are centred at zero
     unit = np.where((np.abs(mean) > 60) | (np.abs(mean) > 1000 * scale), np.exp(mean), 1.0)
     frame = None if np.all(unit == 1) else Frame(np.zeros(len(mean)), unit)
     mean = mean - np.log(unit)
@@ -115,8 +115,8 @@ def LogUniform(low: Numbers, high: Numbers, *, names: Words = None, units: Words
     Args:
         low: lower bounds, one number or one for each parameter.
         high: upper bounds.
-        names: of the parameters; default x1, x2, ...
-        units: of the parameters.
+        names: names of the parameters; default x1, x2, ...
+        units: units of the parameters.
 
     Raises:
         InputError: unless 0 < low < high, both within the range of floating point numbers.
@@ -167,18 +167,18 @@ def of_logarithm(bijection: Bijection, mean, scale, names, units, frame=None) ->
 def Truncated(
     mean: Numbers, scale: Numbers, low: Numbers, high: Numbers, *, names: Words = None, units: Words = None
 ) -> Prior:
-    """Independent normal parameters cut to bounds: u = Φ^-1(F(theta)), F that of N(mean, scale^2) on [low, high].
+    """Independent truncated normal parameters: u = Φ^-1(F(theta)), F that of N(mean, scale^2) on [low, high].
 
     Args:
-        mean: of the normals before they are cut, one number or one for each parameter.
-        scale: their standard deviations.
+        mean: means before truncation, one number or one for each parameter.
+        scale: standard deviations before truncation.
         low: lower bounds; may be -inf.
         high: upper bounds; may be inf.
-        names: of the parameters; default x1, x2, ...
-        units: of the parameters.
+        names: names of the parameters; default x1, x2, ...
+        units: units of the parameters.
 
     Raises:
-        InputError: for a scale that is not positive, or bounds that hold (almost) nothing of the normal.
+        InputError: for a scale that is not positive, or bounds that contain (almost) no mass of the normal.
     """
     from scipy import stats
 
@@ -186,7 +186,7 @@ def Truncated(
     standard = stats.truncnorm((low - mean) / scale, (high - mean) / scale)
     expected, std = mean + scale * standard.mean(), scale * standard.std()
     frame = None
-    if np.all(np.isfinite(expected) & (std > 0)):  # otherwise the bijection says what is wrong
+    if np.all(np.isfinite(expected) & (std > 0)):  # otherwise the bijection raises the error
         frame = Frame.where_needed(expected, std)
     mean, low, high, expected, scale, std = _inside(frame, mean, low, high, expected, std=(scale, std))
     bijection = TruncatedToNormal(mean, scale, low, high)
@@ -196,13 +196,13 @@ def Truncated(
 def Histogram(edges: Numbers, weights: Numbers, *, names: Words = None, units: Words = None) -> Prior:
     """One parameter, uniform within each bin of a histogram.
 
-    A whole number becomes continuous ("dequantised") with a bin of width one around each value.
+    An integer parameter is dequantised by a bin of width one around each value.
 
     Args:
-        edges: of the bins, increasing, shape (k + 1,).
-        weights: of the bins, positive, shape (k,); they need not add up to one.
-        names: of the parameter, a sequence of one; default x1.
-        units: of the parameter, a sequence of one.
+        edges: edges of the bins, increasing, shape (k + 1,).
+        weights: weights of the bins, positive, shape (k,); they need not sum to one.
+        names: name of the parameter, a sequence of one; default x1.
+        units: unit of the parameter, a sequence of one.
 
     Raises:
         InputError: for edges that do not increase, or a bin without weight.
@@ -223,14 +223,15 @@ def Histogram(edges: Numbers, weights: Numbers, *, names: Words = None, units: W
 
 
 def Fixed(value: Numbers, *, names: Words = None, units: Words = None) -> Prior:
-    """Known parameters: each has its value, also in every posterior, exactly.
+    """Known parameters: each has exactly its value, also in every posterior.
 
-    They are part of `Product({"a": Uniform(0, 1), "b": Fixed(3.0)})`; the density is that of the other parameters.
+    They are used as parts, as in `Product({"a": Uniform(0, 1), "b": Fixed(3.0)})`; the density is that of the other
+    parameters.
 
     Args:
         value: one number, or one for each parameter.
-        names: of the parameters; default x1, x2, ...
-        units: of the parameters.
+        names: names of the parameters; default x1, x2, ...
+        units: units of the parameters.
 
     Raises:
         InputError: for a value that is not finite.
@@ -245,7 +246,7 @@ def Fixed(value: Numbers, *, names: Words = None, units: Words = None) -> Prior:
 
 
 def _inside(frame: Frame | None, *points: np.ndarray, std: Any = ()) -> list[np.ndarray]:
-    """Points, and after them widths, in a frame."""
+    """Points, followed by widths, in the units of a frame."""
     widths = std if isinstance(std, tuple) else (std,)
     if frame is None:
         return [*points, *widths]

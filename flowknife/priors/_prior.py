@@ -31,7 +31,7 @@ Words = Sequence[str] | None
 class Prior(eqx.Module):
     """The distribution of `theta` that `bijection` maps to N(0, I).
 
-    The functions of this module make the common ones; any other comes from a bijection of one's own.
+    The functions of this package create common priors; other priors need a bijection of your own.
 
     Args:
         bijection: maps vectors `theta` of the support to standard normal vectors `u` of the same length.
@@ -39,12 +39,12 @@ class Prior(eqx.Module):
         high: upper end.
         mean: expectation of each component, if known.
         std: standard deviation of each component, if known.
-        names: of the components; default x1, x2, ...
-        units: of the components; default none.
-        frame: `bijection` takes theta in this frame, and not in its own units.
+        names: names of the components; default x1, x2, ...
+        units: units of the components; default none.
+        frame: the frame in which `bijection` takes theta; default the units of theta.
 
     Raises:
-        InputError: for a bijection that is not of vectors, or names and units of another number than its components.
+        InputError: for a bijection that is not of vectors, or another number of names or units than components.
     """
 
     bijection: Bijection
@@ -88,7 +88,7 @@ class Prior(eqx.Module):
         self.bijection, self.frame, self.within = bijection, frame, None
         if frame is not None:
             kept = frame.kept
-            with np.errstate(over="ignore", under="ignore"):  # of units beyond single precision only `inner` is of use
+            with np.errstate(over="ignore", under="ignore"):  # for units beyond single precision only `inner` is usable
                 enter = Affine(np.asarray(frame.origin)[kept], np.asarray(frame.scale)[kept])
             self.bijection = Chain([enter, bijection])
             names, units = ([words[i] for i in kept] for words in (self.names, self.units))
@@ -105,7 +105,7 @@ class Prior(eqx.Module):
 
     @property
     def inner(self) -> "Prior":
-        """The prior of the parameters as a network takes them: in the `frame`, without those that are fixed."""
+        """The prior of the parameters in the form for a network: in the `frame`, without fixed ones."""
         return self if self.within is None else self.within
 
     @property
@@ -136,7 +136,7 @@ class Prior(eqx.Module):
     def log_prob(self, theta: Numbers) -> Float[Array, "..."]:
         """Log density in nats, of shape `batch`, for `theta` of shape `(*batch, d)`; -inf outside of the support.
 
-        Parameters that are fixed have no density: what is returned is that of the others, -inf for another value.
+        Fixed parameters have no density: the result is the density of the others, or -inf for another fixed value.
         """
         theta = theta if isinstance(theta, jax.Array) else as_numbers(theta, "parameters")
         if theta.ndim == 0 or theta.shape[-1] != self.dim:
@@ -146,7 +146,7 @@ class Prior(eqx.Module):
         if self.frame is not None and self.within is not None:
             inside, possible = self.frame.inside(theta), self.frame.possible(theta)
             if not isinstance(inside, Tracer):
-                # the ends of the support were rounded inwards: the true ones lie up to one step outside of them
+                # the ends of the support were rounded inwards: the true ones lie up to one rounding step outside
                 ends = zip((self.within.low, self.within.high), (-np.inf, np.inf), strict=True)
                 low, high = (np.nextafter(np.asarray(end), np.asarray(away, end.dtype)) for end, away in ends)
                 possible &= np.all((inside >= low) & (inside <= high), axis=-1)
@@ -168,9 +168,9 @@ class Prior(eqx.Module):
         return self._in_units(drawn.reshape(*shape, -1))
 
 
-@eqx.filter_jit  # operations one by one would be compiled one by one
+@eqx.filter_jit  # compiled as a whole: otherwise every operation would be compiled on its own
 def _log_density(prior, theta):
-    """Of parameters as the bijection takes them."""
+    """Log density of parameters in the units of the bijection."""
     outside = jnp.any((theta < prior.low) | (theta > prior.high), axis=-1)
     # outside, the formula is evaluated at the median, so that gradients stay finite
     inner = jnp.where(outside[..., None], prior.bijection.decode(jnp.zeros(prior.dim))[0], theta)
@@ -195,7 +195,7 @@ def _rows(first: Numbers, second: Numbers, dim: int) -> Array:
 
 
 def _texts(role: str, given: Words) -> tuple[str, ...]:
-    """Names or units, of which one text alone would be taken letter by letter."""
+    """Names or units as a tuple; refuses a single text, which would be read letter by letter."""
     texts = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"got {role}={given!r}; expected a text for each parameter; try {role}=['a', 'b']")

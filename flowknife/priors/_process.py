@@ -1,4 +1,4 @@
-"""Priors of functions, known by their values at points."""
+"""Priors of functions, represented by their values at points."""
 
 from typing import Literal
 
@@ -34,22 +34,22 @@ def GaussianProcess(
     names: Words = None,
     units: Words = None,
 ) -> Prior:
-    """A smooth function, known by its values at `points`: u = V^(-1/2) R (theta - mean), K = R^T V R.
+    """A smooth function, represented by its values at `points`: u = V^(-1/2) R (theta - mean), K = R^T V R.
 
     K = scale^2 (k(|p_i - p_j| / length) + jitter I), with k from `KERNELS` (Rasmussen & Williams 2006, eqs. 4.9 and
-    4.17). The components of u are the principal ones of K, the largest (smoothest) first; they are mixed, so
-    an infinite u, unlike any finite one, has no function.
+    4.17). The components of u are the principal components of K, the largest (smoothest) first. They are mixed, so an
+    infinite u does not correspond to a function.
 
     Args:
-        points: where the function is known, shape (d,) or (d, k).
-        mean: of the function, one number or one for each point.
+        points: the points, shape (d,) or (d, k).
+        mean: mean of the function, one number or one for each point.
         scale: standard deviation of the function.
         length: correlation length, in units of the points.
-        log: all this is said of the logarithm of theta, which is positive then.
+        log: model the logarithm of theta, which is then positive; the other arguments refer to the logarithm.
         kernel: "squared exponential" (very smooth) or "matern" (twice differentiable).
         jitter: share of the variance that is independent from point to point; it keeps K well conditioned.
-        names: of the values; default x1, x2, ...
-        units: of the values.
+        names: names of the values; default x1, x2, ...
+        units: units of the values.
 
     Raises:
         InputError: for a scale, length or jitter that is not positive, an unknown kernel, or a mean of another length.
@@ -69,7 +69,7 @@ def GaussianProcess(
         )
     mean = np.broadcast_to(mean, points.shape[:1])
     frame = None if log else Frame.where_needed(mean, np.full(len(points), scale))
-    if frame is not None:  # the components are mixed: one unit for all
+    if frame is not None:  # the components are mixed, so they need a common unit
         frame = Frame(frame.origin, np.full(len(points), max(frame.scale)))
         mean, scale = (mean - np.asarray(frame.origin)) / frame.scale[0], scale / frame.scale[0]
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1) / length

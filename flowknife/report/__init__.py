@@ -1,4 +1,4 @@
-"""Reports: one self-contained page per run, with its figures."""
+"""Reports: a self-contained HTML page per run, with its figures."""
 
 from flowknife.report._figures import ends, flagging_text
 from flowknife.report._gallery import MOST_SHOWN, write_gallery

@@ -18,10 +18,10 @@ _DPI = 110
 
 
 def keep(figure: "Figure", folder: str | Path, name: str, caption: str = "") -> PageImage:
-    """Write a figure to `folder/figures/name.png` and return it for a section.
+    """Write a figure to `folder/figures/name.png` and return it for use in a section.
 
     Raises:
-        StorageError: there is a file of this name that flowknife did not write.
+        StorageError: a file of this name exists that flowknife did not write.
     """
     path = Path(folder) / "figures" / f"{name}.png"
     require_own(path)
@@ -66,14 +66,14 @@ def flagging_text(flagging: Flagging) -> str:
     if flagging.note:
         return f"{flagging.note[0].upper()}{flagging.note[1:]}."
     return (
-        f"P-values are calibrated on {flagging.rows:,} {flagging.unit} that had no part in training. "
-        f"Of new {flagging.unit} of the same kind {100 * flagging.alpha:g} % are flagged, and no p-value is below "
+        f"P-values are calibrated on {flagging.rows:,} {flagging.unit} that were not used in training. "
+        f"At most {100 * flagging.alpha:g} % of new normal {flagging.unit} are flagged; no p-value is below "
         f"{flagging.smallest:.2g}."
     )
 
 
 def which(flagging: Flagging) -> str:
-    """The kind of data that a report shows: "Held-out" or "Training"."""
+    """The data that a report shows: "Held-out" or "Training"."""
     return "Held-out" if flagging.rows else "Training"
 
 
@@ -83,7 +83,7 @@ def training(
     text: str = "",
     objective: str = "negative log-likelihood (nats)",
 ) -> list[Section]:
-    """The training curve, one for each level that was trained on its own; nothing without a history."""
+    """The training curve, one for each separately trained level; nothing without a history."""
     from flowknife import plots
 
     if not history:

@@ -1,4 +1,4 @@
-"""A gallery of scored images on one self-contained page: the most anomalous first, each with its anomaly map."""
+"""A gallery of scored images as a self-contained page: the most anomalous first, each with its anomaly map."""
 
 import base64
 import io
@@ -37,15 +37,15 @@ def write_gallery(
     alpha: float,
     most: int = MOST_SHOWN,
 ) -> Path:
-    """Write a page of images sorted by p-value; it has no script, fetches nothing, and opens offline.
+    """Write a page of images sorted by p-value, without scripts or external resources.
 
     Args:
         path: the file to write.
         pixels: the most anomalous images, in the order of `diagnostics.ranked`.
         maps: their anomaly maps, `Images.anomaly_map`.
-        scores: the columns of `Images.score`, of all images.
-        alpha: the rate at which images are flagged.
-        most: images that are shown at most.
+        scores: the columns of `Images.score` for all images.
+        alpha: the threshold for flagging images.
+        most: largest number of images to show.
 
     Returns:
         The path of the page.
@@ -71,8 +71,8 @@ def _flagged(scores, alpha):
         return "largest score first. There are no p-values, since no images were held out to calibrate them."
     flags, found = int(scores["flag"].sum()), int(scores["discovery"].sum())
     return (
-        f"smallest p-value first. {flags:,} are flagged, p &lt; {alpha:g} (orange frame): of normal "
-        f"images {100 * alpha:.3g}% would be. {found:,} are discoveries, q &le; {alpha:g} "
+        f"smallest p-value first. {flags:,} are flagged, p &lt; {alpha:g} (orange frame); among normal "
+        f"images the rate is {100 * alpha:.3g}%. {found:,} are discoveries, q &le; {alpha:g} "
         f"(purple frame): of these at most {100 * alpha:.3g}% are expected to be normal."
     )
 

@@ -1,7 +1,7 @@
-"""One self-contained page on what was trained and how well: text, numbers and figures in a single HTML file.
+"""A self-contained report page: text, tables and figures in a single HTML file.
 
-Figures and style are inside the file, there is no script and nothing to fetch: it opens offline, prints, and can be
-sent by mail.
+Figures and styles are embedded, and there are no scripts or external resources. So the page works offline, and can be
+printed or sent by mail.
 
     write_report("runs/moons", "Two moons", sections, metrics={"nll": 0.31}, facts={"seed": "0"},
                  frame=Frame(left=["x 2"], right=["z ~ N(0, I)"]))
@@ -36,7 +36,7 @@ UNITS = {
     "minutes": ("Training time", "min"),
     "parameters": ("Trained parameters", "numbers"),
 }
-"""Title and unit of each metric. Any other name may end in its unit: `"error (km)"`."""
+"""Title and unit of each metric. Other names may include their unit, as in `"error (km)"`."""
 
 KINDS = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -89,17 +89,17 @@ def write_report(
     warning: str = "",
     lead: str = "",
 ) -> Path:
-    """Write `report.html` into a folder, whole or not at all.
+    """Write `report.html` into a folder, atomically.
 
     Args:
-        folder: created if missing.
-        title: of the page.
+        folder: the folder; created if it does not exist.
+        title: title of the page.
         sections: in reading order.
         metrics: numbers by name; titles and units as in `UNITS`.
-        facts: how the model was made: date, data, versions.
+        facts: run metadata, such as date, data and versions.
         frame: the two ends of the model, drawn at the top.
-        settings: rows of (name, value asked for, value used).
-        item: what one item is called in units: row, image, pair.
+        settings: rows of (name, requested value, used value).
+        item: noun for one item in units: row, image, pair.
         warning: a sentence below the title, in bold.
         lead: a sentence below the title.
 
@@ -133,7 +133,7 @@ def _warning(text: str) -> str:
 
 
 def _wide(content: str, name: str) -> str:
-    """A box that scrolls sideways where a screen is narrower than its content, by touch, wheel or arrow keys."""
+    """A box that scrolls horizontally if the screen is narrower than its content."""
     return f'<div class="wide" tabindex="0" role="group" aria-label="{escape(name)}">{content}</div>'
 
 
@@ -213,7 +213,7 @@ def metric_rows(metrics: Mapping[str, SupportsFloat | str], item: str) -> list[t
 def _label_and_unit(name: str) -> tuple[str, str]:
     if name in UNITS:
         return UNITS[name]
-    if (held_out := name.removeprefix("training_")) in UNITS:  # of a run without held-out data
+    if (held_out := name.removeprefix("training_")) in UNITS:  # for a run without held-out data
         label, unit = UNITS[held_out]
         return f"{label.removesuffix(', held out')}, training data", unit
     bracket = re.fullmatch(r"(.*\S)\s*\(([^()]+)\)", name.strip())
@@ -243,7 +243,7 @@ def _facts_list(facts: Mapping[str, object]) -> str:
 def _settings_table(settings: Sequence[tuple[str, str, str]]) -> str:
     if not settings:
         return ""
-    text = "A setting that was not asked for has its default, or was chosen from the data."
+    text = "Settings that were not requested have their default, or were chosen from the data."
     return _section(Section("Settings", text, table=[("Setting", "Asked for", "Used"), *settings]))
 
 
@@ -251,14 +251,14 @@ BOX, SPACE, NETWORK, WIRE, PAD = 36.0, 12.0, 168.0, 64.0, 1.0  # SVG user units,
 
 
 def ends_svg(left: Sequence[str], right: Sequence[str]) -> str:
-    """Draw the two ends of an invertible model: blocks, the network both ways, blocks.
+    """Draw the two ends of an invertible model, with the network between them.
 
     Args:
-        left: blocks of the left end; the first word is the name, what follows its shape or law.
+        left: blocks of the left end; the first word is the name, followed by the shape or law.
         right: blocks of the right end.
 
     Returns:
-        An `<svg>` element that takes its colours from the page, or its own when it stands alone.
+        an `<svg>` element with the colours of the page, or default colours outside of a page.
 
     Raises:
         InputError: if an end has no block.
@@ -317,7 +317,7 @@ def _box(x: float, y: float, width: float, block: str) -> str:
 
 
 def _network(x: float, middle: float) -> str:
-    """The network: a plate with an arrow to the right above one to the left."""
+    """The network: a box with an arrow to the right above an arrow to the left."""
     near, far = x + 28, x + NETWORK - 28
     stroke = 'style="stroke:var(--accent,#2a6ea6);fill:none" stroke-width="1.6" stroke-linecap="round"'
     word = 'text-anchor="middle" font-size="13" style="fill:var(--accent,#2a6ea6)"'
@@ -333,7 +333,7 @@ def _network(x: float, middle: float) -> str:
 
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""What a page may do: nothing but show what is in it. Should markup of foreign text ever get in, no browser runs it."""
+"""Content security policy: a page may only show its own content, so that injected markup is never executed."""
 
 PAGE = f"""<!doctype html>
 <html lang="en">

@@ -1,4 +1,4 @@
-"""The page of one run: its name, when and from what it was made, its settings as asked and as used, its versions."""
+"""The report page of a run: metadata, metrics, sections, requested and used settings, versions."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,10 +20,10 @@ def write_page(
     """Write `report.html` of a result into `folder`, with its metrics, run data, settings and ends.
 
     Args:
-        result: of an application.
+        result: the result of an application.
         folder: the run directory, whose name is the title of the page.
         sections: in reading order.
-        metrics: more than those of the result.
+        metrics: additional metrics.
 
     Returns:
         The path of the page.
@@ -44,7 +44,7 @@ def write_page(
 
 
 def _lead(record: Record) -> str:
-    """When and to what the model was fitted."""
+    """The date and the data of the fit."""
     source = f" to {record.data.source}" if record.data.source else ""
     return f"Fitted {record.created:%Y-%m-%d %H:%M} UTC{source}."
 
@@ -55,7 +55,7 @@ def _versions(result: Any) -> dict[str, str]:
 
 
 def item_of(result: Any) -> str:
-    """What one item of a result is called, for units: row, image or pair."""
+    """The noun for one item of a result, for units: row, image or pair."""
     return result.record.data.kind.removesuffix("s")
 
 
@@ -68,7 +68,7 @@ _LEFT_OUT = {"rows": "rows left out", "images": "skipped files", "pairs": "faile
 
 
 def about(result: Any) -> dict[str, str]:
-    """The record of a result in words: what it was fitted to and how, by short titles."""
+    """The record of a result in words, by short titles."""
     record: Record = result.record
     data, training = record.data, record.training
     rows: dict[str, object] = {
@@ -76,7 +76,7 @@ def about(result: Any) -> dict[str, str]:
         "data": data.source,
         data.kind: f"{data.rows:,}",
         _LEFT_OUT[data.kind]: data.left_out,
-        "why they failed": data.reason,
+        "reason of failure": data.reason,
         "partition": data.partition,
         "without label": data.unlabelled,
         "label column": data.label_column,
@@ -95,7 +95,7 @@ def about(result: Any) -> dict[str, str]:
 
 
 def settings_rows(result: Any) -> list[tuple[str, str, str]]:
-    """Every setting of a run: its dotted key, the value asked for (empty if none was), and the value used."""
+    """Every setting of a run: its dotted key, the requested value (or ""), and the used value."""
     asked = dict(leaves(given(result.config)))
     used = dict(leaves(result.used.model_dump(exclude_none=True)))
     return [(key, str(asked.get(key, "")), str(used.get(key, "chosen in training"))) for key in {**used, **asked}]

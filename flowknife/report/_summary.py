@@ -1,4 +1,4 @@
-"""A result in short: one line, what a notebook shows, and the card of a run."""
+"""Summaries of a result: one line, HTML for notebooks, and the model card of a run."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def in_one_line(result: Any) -> str:
-    """What a result is, how large its data were, and what is known of its quality without computing anything."""
+    """One line on a result: its ends, the size of its data, and the metrics that need no computation."""
     frame, data, training = ends(result.model), result.record.data, result.record.training
     known: Mapping[str, float | None] = result.__dict__.get("metrics") or result.record.metrics
     units = {"nll": f"nats per {item_of(result)}", "bits_per_dim": "bits/dim"}
@@ -30,7 +30,7 @@ def in_one_line(result: Any) -> str:
 
 
 def _short(blocks):
-    """Blocks by name and shape; of many the first two."""
+    """Blocks by name and shape; at most the first two."""
     names = [block.partition(",")[0] for block in blocks]
     return names if len(names) < 4 else [*names[:2], "..."]
 
@@ -43,7 +43,7 @@ _CELL = "text-align:left;padding:0.15em 1em 0.15em 0;border:0;background:none"
 
 
 def in_html(result: Any) -> str:
-    """What a notebook shows of a result: what it is, its metrics and a figure, in one piece."""
+    """The HTML summary for notebooks: ends, metrics and a figure."""
     record, frame = result.record, ends(result.model)
     rows = [(title, f"{value} {unit}") for title, value, unit in measured(result)]
     rows += [("Data", f"{record.data.rows:,} {record.data.kind}" + _of(record.data.source))]
@@ -76,22 +76,22 @@ def _image(figure: "Figure") -> str:
 
 
 _USES = {
-    "density": "samples, densities and anomaly scores of rows like those of training",
-    "images": "new images, and anomaly scores of images like those of training",
-    "classify": "class probabilities, samples of a class, and a flag for what belongs to none",
+    "density": "samples, densities and anomaly scores of rows like the training data",
+    "images": "new images, and anomaly scores of images like the training data",
+    "classify": "class probabilities, samples of a class, and detection of items of unknown classes",
     "invert": "the parameters that explain an observation, with their uncertainty",
 }
 
 _LIMITS = {
-    "density": "Rows of another origin are not like those of training: they are flagged, and not explained.",
-    "images": "A low likelihood alone is no anomaly, nor a high one normality; use the score and its p-value.",
-    "classify": "Probabilities hold for items like those of training, at the class frequencies of training.",
-    "invert": "A posterior is as right as the simulator, the noise and the prior that it was fitted to.",
+    "density": "Rows from another distribution are flagged, but the model does not describe them.",
+    "images": "Neither does a low likelihood prove an anomaly nor a high one normality; use the score and its p-value.",
+    "classify": "Probabilities are valid for items like the training data, at the class frequencies of training.",
+    "invert": "A posterior is only as accurate as the simulator, the noise and the prior of the fit.",
 }
 
 
 def card(result: Any) -> str:
-    """The card of a run, Markdown: what it is for, what it was fitted to, what was measured, how to use it."""
+    """The model card of a run in Markdown: purpose, data, metrics and usage."""
     record, frame = result.record, ends(result.model)
     facts = {name: text for name, text in about(result).items() if name not in ("created",)}
     asked = dict(leaves(given(result.config)))
@@ -121,7 +121,7 @@ def card(result: Any) -> str:
         "```python",
         "import flowknife as fk",
         "",
-        "flow = fk.load(FOLDER)  # of this file",
+        "flow = fk.load(FOLDER)  # the folder of this file",
         example,
         "```",
         "",
@@ -139,11 +139,11 @@ def card(result: Any) -> str:
             for kind, values in _names(record.data)
             if values
         ),
-        f"- settings asked for: {', '.join(f'{key}={value}' for key, value in asked.items()) or 'none'}",
+        f"- requested settings: {', '.join(f'{key}={value}' for key, value in asked.items()) or 'none'}",
         "",
         "## Limits",
         "",
-        f"{_LIMITS[record.application]} `flowknife check` says whether the model can be trusted. The model file holds "
+        f"{_LIMITS[record.application]} `flowknife check` tests whether the model can be trusted. The model file has "
         "some of the data, for calibration and figures.",
         "",
     ]

@@ -1,8 +1,8 @@
 """Training: `fit(model, data) -> FitResult`, one loop for arrays in memory and for streams of batches.
 
-Arrays in memory stay on the device and many steps run inside one compiled loop; a stream's batches are fetched ahead in
-a thread. What is kept is an exponential moving average of the weights (Polyak & Juditsky 1992), at the evaluation where
-the held-out objective was best. With checkpoints a fit that was stopped goes on where it was.
+Arrays in memory stay on the device, and many steps run inside one compiled loop. Batches of a stream are prefetched in
+a thread. The result has an exponential moving average of the weights (Polyak & Juditsky 1992), from the evaluation with
+the best held-out objective. With checkpoints, an interrupted fit can be resumed.
 """
 
 from flowknife._cluster import join

@@ -1,18 +1,18 @@
-"""Checkpoints: a folder from which a fit that was stopped goes on.
+"""Checkpoints: a folder from which an interrupted fit is resumed.
 
-A fit follows from its data, settings and key, so it is done again from its start. What takes long are its parts, every
-training and the simulations, and each asks by its own name for what it reached: a finished part is read, one under way
-goes on, any other begins. The folder holds
+A fit is determined by its data, settings and key, so a resumed fit repeats the program from the start. Only the slow
+parts, each training and the simulations, are stored under their names: a finished part is read, an unfinished part
+continues, any other part begins. The folder holds
 
-    fit.json                      what is fitted: another fit is refused
-    clock.json                    how long the fit has taken, in seconds
-    PART/step-000001200.safetensors   a training under way, its last two states
+    fit.json                      description of the fit: another fit is refused
+    clock.json                    duration of the fit so far, in seconds
+    PART/step-000001200.safetensors   an unfinished training, its last two states
     PART/end.safetensors          a finished training
     PART/rows-000000500.safetensors   simulations, up to this row
 
-Nothing is written before there is something to keep. Every file is written next to its place and moved there, and has
-a checksum: a process that is killed at any time leaves the file before, and a damaged one is not used. What is read is
-compared with the fields that its reader declares, since a folder may come from anybody.
+Every file is written to a temporary name in the same folder and then renamed, and has a checksum. So a process that is
+killed at any time leaves the previous file intact, and a damaged file is not used. Since a folder may come from an
+untrusted source, everything that is read is validated against declared fields.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ from flowknife.data._simulators import Outcome, Way, plain_way, way_of
 from flowknife.errors import InputError, StorageError, printable, reason_of
 from flowknife.storage import write_json
 
-_SECONDS = 60.0  # between checkpoints, unless steps are asked for
-_COST = 0.01  # share of the time that checkpoints may take
-_KEPT = 2  # states of a training under way: the last one may be damaged
+_SECONDS = 60.0  # between checkpoints, unless a number of steps is set
+_COST = 0.01  # largest share of the time for checkpoints
+_KEPT = 2  # states of an unfinished training, since the last one may be damaged
 _CLOCK = "clock.json"
 _END = "end.safetensors"
 
@@ -52,13 +52,13 @@ Place = str | os.PathLike[str] | None
 
 
 def about_fit(name: str, settings: Settings, **data: Any) -> dict[str, Any]:
-    """What makes a fit, to tell it from others: settings as they were asked, with the seed, and data."""
-    own = {"checkpoint_every": True, "train": {"checkpoint_every"}}  # changes nothing
+    """The description that identifies a fit: requested settings, including the seed, and data."""
+    own = {"checkpoint_every": True, "train": {"checkpoint_every"}}  # no effect on the result
     return {"fit": name, **settings.model_dump(mode="json", exclude=own, exclude_none=True), **data}
 
 
 def words_of(key: jax.Array | None) -> list[int] | None:
-    """The plain numbers that make a key."""
+    """The integers of a key."""
     return None if key is None else np.asarray(jax.random.key_data(key)).tolist()
 
 
@@ -71,58 +71,58 @@ def digest_of(arrays: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-class Said(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
-    """Base of what a file says beside its arrays: unknown fields, and values of another type, are errors."""
+class Saved(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
+    """Base class of the plain values in a file; unknown fields, and values of another type, are errors."""
 
 
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**53)]
 """A number of steps or rows."""
 
 Seconds = Annotated[float, pydantic.Field(ge=0, lt=1e12)]
-"""How long something took."""
+"""A duration in seconds."""
 
 
-class _Fit(Said):
+class _Fit(Saved):
     checkpoints: int
     fit: dict[str, Any]
     key: list[Annotated[int, pydantic.Field(ge=0, lt=2**32)]] | None
 
 
-class _Clock(Said):
+class _Clock(Saved):
     seconds: Seconds
 
 
-class _Rows(Said):
+class _Rows(Saved):
     way: dict[str, Any]
     first: Count
     reasons: tuple[str, ...]
 
 
 def _digest(arrays, plain) -> str:
-    """Of arrays and plain values; a tuple is the same as a list."""
+    """Hash of arrays and plain values; tuples and lists are equal."""
     return hashlib.sha256(
         f"{digest_of(arrays)}{json.dumps(dict(plain), sort_keys=True, default=np.generic.item)}".encode()
     ).hexdigest()
 
 
 class Checkpoints:
-    """The checkpoints of one fit; without a folder, nothing is kept.
+    """The checkpoints of one fit; without a folder, nothing is stored.
 
     Args:
-        folder: where they are.
-        about: what is fitted, nested plain values: data, settings, key.
-        resume: go on from what is there.
-        key: the JAX key of the fit, where `about` may not say it.
-        began: when this process began the fit, by `time.monotonic`; default now.
-        show: whether notes are shown.
+        folder: the folder.
+        about: description of the fit in nested plain values: data, settings, key.
+        resume: continue from existing checkpoints.
+        key: the JAX key of the fit, in case `about` does not contain it.
+        began: start of the fit in this process, by `time.monotonic`; default now.
+        show: whether to show notes.
 
     Attributes:
-        key: that of the fit that is resumed.
-        began: when the fit began, as if all its processes had followed each other without a pause.
+        key: the key of the fit, also when it is resumed.
+        began: start of the fit, as if all its processes had run without pauses between them.
 
     Raises:
         InputError: `resume` without a folder.
-        StorageError: the folder holds checkpoints and `resume` is False, or checkpoints of another fit, or other files.
+        StorageError: the folder holds checkpoints while `resume` is False, checkpoints of another fit, or other files.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Checkpoints:
     ):
         self.folder, self.show = None if folder is None else Path(folder), show
         if folder is not None and many_processes() and not is_first():
-            self.folder, resume = None, False  # the first process tells what is in it
+            self.folder, resume = None, False  # only the first process reads the folder
         self.key, self._lock = key, threading.Lock()
         self.began = time.monotonic() if began is None else began
         self._about: Mapping[str, Any] = {}
@@ -187,7 +187,7 @@ class Checkpoints:
             self.began -= _Clock.model_validate(read_json(folder / _CLOCK)).seconds
 
     def part(self, name: str) -> "Part":
-        """The part of this name."""
+        """The part with this name."""
         return Part(self, name)
 
     def write(self, place: Path, leaves: Sequence[Any], plain: Mapping[str, Any]) -> None:
@@ -206,7 +206,7 @@ class Checkpoints:
 
 
 def _changed(then, now) -> str:
-    """What is not as it was, in words; "" if everything is."""
+    """The differences in words; "" if there are none."""
     then, now = dict(leaves(then)), dict(leaves(now))
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     words = [f"{name}={then.get(name, 'open')} then, {now.get(name, 'open')} now" for name in names[:3]]
@@ -214,11 +214,11 @@ def _changed(then, now) -> str:
 
 
 class Part:
-    """What one part of a fit keeps: a training its last states and its end, simulations their rows.
+    """The stored state of one part of a fit: the last states and the end of a training, or the rows of simulations.
 
     Args:
-        checkpoints: those of the fit.
-        name: of the part, a word.
+        checkpoints: the checkpoints of the fit.
+        name: name of the part, one word.
     """
 
     def __init__(self, checkpoints: Checkpoints, name: str):
@@ -228,17 +228,17 @@ class Part:
 
     # -- a training -----------------------------------------------------------------------------------------------
 
-    def finished(self, like: Any, says: type[Said] | None = None) -> tuple[Any, dict[str, Any]] | None:
+    def finished(self, like: Any, says: type[Saved] | None = None) -> tuple[Any, dict[str, Any]] | None:
         """The arrays, a tree like `like`, and the plain values of `finish`; None if this part has not ended.
 
         Args:
-            like: what the arrays have to be like.
-            says: the fields of the plain values; default any.
+            like: a tree of arrays with the expected structure and shapes.
+            says: the class of the plain values; default any.
         """
         return None if self.folder is None else self._read(self.folder / _END, like, says, finite=True)
 
-    def latest(self, like: Any, says: type[Said] | None = None) -> tuple[Any, dict[str, Any]] | None:
-        """The last state that can be read, see `finished`; None if there is none."""
+    def latest(self, like: Any, says: type[Saved] | None = None) -> tuple[Any, dict[str, Any]] | None:
+        """The last readable state, see `finished`; None if there is none."""
         for place in reversed(self._states()):
             if (found := self._read(place, like, says)) is not None:
                 self._step = _number(place)
@@ -246,11 +246,11 @@ class Part:
         return None
 
     def steps_left(self, step: int, every: int | None) -> int | None:
-        """Steps up to the next checkpoint; None if time decides."""
+        """Steps until the next checkpoint; None if checkpoints are timed."""
         return None if every is None or self.folder is None else max(self._step + every - step, 1)
 
     def due(self, step: int, every: int | None) -> bool:
-        """Whether it is time for a checkpoint: `every` so many steps, or by time."""
+        """Whether a checkpoint is due: after `every` steps, or by time."""
         if self.folder is None:
             return False
         if every is not None:
@@ -258,7 +258,7 @@ class Part:
         return time.monotonic() - self._time >= max(_SECONDS, self._cost / _COST)
 
     def save(self, step: int, tree: Any, plain: Mapping[str, Any]) -> None:
-        """Keep the state at `step`."""
+        """Store the state at `step`."""
         if self.folder is None:
             return
         start = time.monotonic()
@@ -269,7 +269,7 @@ class Part:
         self._cost = self._time - start
 
     def finish(self, tree: Any, plain: Mapping[str, Any]) -> None:
-        """Keep the end of this part; its states are not needed any more."""
+        """Store the end of this part and remove its states."""
         if self.folder is not None and self._write(_END, jax.tree.leaves(tree), plain):
             for place in self._states():
                 place.unlink(missing_ok=True)
@@ -280,7 +280,7 @@ class Part:
     # -- simulations ----------------------------------------------------------------------------------------------
 
     def read(self) -> tuple[Way | None, list[Outcome]]:
-        """The simulations that were made, from the first row on, and how the simulator took its rows."""
+        """The stored simulations, from the first row on, and how the simulator accepted rows."""
         way, outcomes = None, []
         for place in self._files("rows"):
             found = self._read(place, None, _Rows, check=_require_rows)
@@ -294,7 +294,7 @@ class Part:
         return way, outcomes
 
     def write(self, way: Way, first: int, outcomes: Sequence[Outcome]) -> None:
-        """Keep the simulations of the rows from `first` on."""
+        """Store the simulations of the rows from `first` on."""
         if self.folder is None:
             return
         vectors = [outcome for outcome in outcomes if not isinstance(outcome, str)]
@@ -308,18 +308,18 @@ class Part:
         self._write(f"rows-{first + len(outcomes):09d}.safetensors", [numbers, sizes], plain)
 
     def forget(self) -> None:
-        """Remove simulations that cannot be trusted."""
+        """Remove all simulations, after an inconsistent batch."""
         for place in self._files("rows"):
             place.unlink(missing_ok=True)
 
     # -- files ----------------------------------------------------------------------------------------------------
 
     def _files(self, kind):
-        """The files of this part of a kind, "step" or "rows", in their order."""
+        """The files of this part of one kind, "step" or "rows", in order."""
         return [] if self.folder is None else sorted(self.folder.glob(f"{kind}-{'[0-9]' * 9}.safetensors"))
 
     def _write(self, name, leaves, plain) -> bool:
-        """Write a file; a full disk ends no training."""
+        """Write a file; a full disk does not end training."""
         assert self.folder is not None
         try:
             self._all.write(self.folder / name, leaves, plain)
@@ -331,7 +331,7 @@ class Part:
         return True
 
     def _read(self, place, like, says, finite=False, check=None) -> tuple[Any, dict[str, Any]] | None:
-        """The arrays and plain values of a file; None if there is none, or none that can be used."""
+        """The arrays and plain values of a file; None if it is missing or unusable."""
         if not place.exists():
             return None
         try:
@@ -352,7 +352,7 @@ class Part:
 
 
 def _require_rows(arrays, plain):
-    """Refuse simulations whose parts do not go together."""
+    """Refuse simulations whose parts are inconsistent."""
     numbers, sizes = arrays
     way_of(plain["way"])
     if (numbers.ndim, sizes.ndim, numbers.dtype, sizes.dtype) != (1, 1, np.float64, np.int64):
@@ -368,7 +368,7 @@ def _number(place):
 
 
 def _like(arrays, like):
-    """Arrays as a tree like `like`."""
+    """Arrays in the tree structure of `like`."""
     expected, structure = jax.tree.flatten(like)
     if [(a.shape, a.dtype) for a in arrays] != [(np.shape(e), jnp.asarray(e).dtype) for e in expected]:
         raise StorageError("it is of another model")

@@ -1,4 +1,4 @@
-"""Where a number was not finite, and what to try."""
+"""Locating a non-finite number, with advice."""
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from flowknife.objectives import Batch, split_batch
 
 
 def at_limits(batch: Batch) -> str:
-    """Words for values so near to the limits of their precision that no learning rate helps; or ""."""
+    """Advice for values so close to the limits of their precision that no learning rate helps; or ""."""
     for name, value in batch.items():
         if not jnp.issubdtype(value.dtype, jnp.inexact):
             continue
@@ -26,7 +26,7 @@ def at_limits(batch: Batch) -> str:
 
 
 def first_fault(model: INN, batch: Batch) -> str:
-    """Where the first non-finite number of a batch appears."""
+    """The place of the first non-finite number of a batch, in words."""
     for name, value in batch.items():
         if not np.all(np.isfinite(value)):
             rows = np.unique(np.argwhere(~np.isfinite(np.asarray(value)))[:, 0])

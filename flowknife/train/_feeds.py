@@ -1,4 +1,4 @@
-"""Training batches from arrays in memory, arrays on disk and streams; the latter two are fetched ahead."""
+"""Training batches from arrays in memory, arrays on disk and streams; the latter two are prefetched."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -18,19 +18,19 @@ from flowknife._types import as_generator
 from flowknife.errors import InputError
 from flowknife.inn import INN
 
-_VALIDATION_ROWS = 20_000  # more held-out rows than this do not change any decision
+_VALIDATION_ROWS = 20_000  # more held-out rows do not change any decision
 
-_ROUND_BYTES = 2**28  # of rows on disk, at most so much is read for one round
+_ROUND_BYTES = 2**28  # largest part of rows on disk that is read for one round
 
 
 class StoredRows:
     """Rows of an array on disk in a given order, read on demand.
 
-    It has the `shape` and the `dtype` of `array[order]`; a slice of it, or rows by number, are a NumPy array.
+    It has the `shape` and the `dtype` of `array[order]`; indexing it with a slice or indices gives a NumPy array.
 
     Args:
-        array: the array, usually a `numpy.memmap`, or anything with its shape, dtype and rows.
-        order: the rows wanted, in the order wanted; default all of them as they are.
+        array: the array, usually a `numpy.memmap`, or any object with shape, dtype and indexing of rows.
+        order: indices of the rows, in order; default all rows.
     """
 
     def __init__(self, array: Any, order: np.ndarray | None = None):
@@ -47,12 +47,12 @@ class StoredRows:
         if chosen.ndim == 0:
             return np.asarray(self._array[chosen])
         found = np.empty((len(chosen), *self.shape[1:]), self.dtype)
-        places = np.argsort(chosen)  # a disk is read faster from one end to the other
+        places = np.argsort(chosen)  # sequential reads are faster
         found[places] = self._array[chosen[places]]
         return found
 
     def take(self, order: np.ndarray) -> "StoredRows":
-        """These rows in another order, or some of them, without reading any."""
+        """A selection or reordering of these rows, without reading any."""
         return StoredRows(self._array, self._order[order])
 
 
@@ -110,7 +110,7 @@ def _as_batch(model, data, convert=jnp.asarray) -> dict[str, Any]:
 
 
 def _padded(array):
-    """Rows with zeros below them, which no batch contains, up to a round number."""
+    """Rows padded with zeros to a round number; no batch contains the zeros."""
     missing = bucket(len(array)) - len(array)
     return jnp.asarray(np.pad(np.asarray(array), [(0, missing), *[(0, 0)] * (array.ndim - 1)])) if missing else array
 
@@ -133,16 +133,15 @@ def _limit(held_out):
 class _Arrays:
     """Whole arrays; a round is a few shuffled passes, cut into batches.
 
-    Arrays in memory stay on the device. Of those on disk each round is read by itself, while the one before is trained
-    on; if a round would be large it is cut short. Several devices read each round in the same way, each its own rows of
-    every batch.
+    Arrays in memory stay on the device. For arrays on disk, each round is read during training on the previous one, and
+    the size of a round is limited. Several devices read each round in the same way, each its own rows of every batch.
     """
 
     def __init__(self, arrays, training, on_disk, devices):
         self.devices, self.ahead = devices, None
         self.in_place = not on_disk and devices is None
         self.rows = len(next(iter(arrays.values())))
-        # few shapes: tables of nearly equal size share one compiled program
+        # padded, so that tables of similar size share one compiled program
         self.batch = min(training.batch_size, rounded(self.rows))
         if devices is not None:  # a batch is divided evenly
             self.batch = max(self.batch // devices.size, 1) * devices.size
@@ -157,7 +156,7 @@ class _Arrays:
         self.first = {name: jnp.asarray(array[: max(self.batch, 1024)]) for name, array in arrays.items()}
 
     def close(self) -> None:
-        """End the thread that reads ahead."""
+        """End the prefetching thread."""
         if self.ahead is not None:
             self.ahead.close()
 
@@ -198,12 +197,12 @@ def _divide(array, order, devices):
 
 
 class _Stream:
-    """Batches from an iterable, fetched ahead in a thread; a round is one batch, evaluated every `evaluate_every`."""
+    """Batches from an iterable, prefetched in a thread; a round is one batch, evaluated every `evaluate_every`."""
 
     def __init__(self, model, batches: Iterable, training, devices):
         self.model, self.batches, self.devices = model, batches, devices
         self.steps_per_epoch = len(batches) if isinstance(batches, Sized) else np.inf
-        self.endless = not isinstance(batches, Iterator)  # a list or loader starts again, an iterator ends
+        self.endless = not isinstance(batches, Iterator)  # a list or loader restarts, an iterator ends
         self.ahead = prefetch(self._batches())
         try:
             self.first = next(self.ahead)
@@ -212,7 +211,7 @@ class _Stream:
         self.round = training.evaluate_every or 100
 
     def close(self) -> None:
-        """End the thread that reads ahead."""
+        """End the prefetching thread."""
         self.ahead.close()
 
     def _batches(self):
@@ -226,7 +225,7 @@ class _Stream:
     def rounds(self, key, skip=0):
         """The batches of each round as one array each, and their rows, without the first `skip` rounds."""
         batches, number = itertools.chain([self.first], self.ahead), itertools.count()
-        # batches of one round are joined, so that one compiled loop serves both feeds; another size starts a new round
+        # batches of a round are joined, so that both feeds share one compiled loop; another size starts a new round
         for rows, same in itertools.groupby(batches, key=lambda batch: len(next(iter(batch.values())))):
             while joined := list(itertools.islice(same, self.round)):
                 if next(number) < skip:

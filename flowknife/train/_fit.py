@@ -1,4 +1,4 @@
-"""`fit`: from data and settings to a result."""
+"""The function `fit`."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ from flowknife.train._training import Training
 
 
 def whole(model: INN) -> INN:
-    """All of a model, for `fit(where=...)`."""
+    """The whole model, the default of `fit(where=...)`."""
     return model
 
 
@@ -56,11 +56,11 @@ def fit(
     """Minimise an objective over data.
 
     Several devices divide every batch among them, and so do the devices of several processes that have called
-    `jax.distributed.initialize`: all call `fit` with the same arguments, and the first one alone writes checkpoints.
-    `with jax.default_device(device):` trains on one.
+    `jax.distributed.initialize`: all processes call `fit` with the same arguments, and only the first one writes
+        checkpoints. `with jax.default_device(device):` trains on a single device.
 
-    A step with a number that is not finite is left out. After three in a row training goes back to the best weights, at
-    half the learning rate; after three such returns it ends.
+    A step with a non-finite number is skipped. After three skipped steps in a row, training returns to the best weights
+    with half the learning rate. After three such returns it ends.
 
     Args:
         model: the network to start from.
@@ -68,35 +68,36 @@ def fit(
             and conditions by name), or an iterable of such batches.
         training: settings; default `Training()`.
         objective: `objective(model, batch, key)`, default the negative log-likelihood.
-        held_out_objective: that of held-out rows, where the other one augments; default the same.
-        where: the part of the model that is trained, `where(model)`; default all of it.
-        held_out: held-out data; default the share `training.validation` of the rows, 0.1 where that is open.
-        initialise: fit closed-form parts that have not been fitted yet to the first batch.
+        held_out_objective: objective on held-out rows, if `objective` augments; default the same.
+        where: the part of the model to train, `where(model)`; default the whole model.
+        held_out: held-out data; default the share `training.validation` of the rows, or 0.1 if that is open.
+        initialise: fit closed-form layers that are not fitted yet to the first batch.
         key: int, JAX key or None.
-        label: what the progress bar says.
-        show_progress: whether there is one.
-        throw: raise `TrainingError` when training stopped at a non-finite number.
-        rival: the result of another fit to the same data: training ends where its loss was lower after as many steps,
-            once a quarter of its steps were made.
-        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit; or a part of it.
-        resume: go on from the checkpoints, if there are any. A stream has to give the same batches again.
+        label: text of the progress bar.
+        show_progress: show a progress bar.
+        throw: raise `TrainingError` if training stopped at a non-finite number.
+        rival: the result of another fit to the same data. After a quarter of its steps, training ends as soon as the
+            rival's loss was lower at the same step.
+        checkpoints: a folder for checkpoints: a new one or, with `resume`, that of the same fit; or a `Part` of a
+            larger fit.
+        resume: continue from the checkpoints, if there are any. A stream has to repeat the same batches.
         **settings: fields of `Training`, merged over those in `training`.
 
     Returns:
-        the best model and how training went.
+        the best model and a summary of training.
 
     Raises:
         InputError: for data that do not fit the model, or settings without effect.
-        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
+        StorageError: `checkpoints` belongs to another fit, or to this one while `resume` is False.
         TrainingError: with `throw`, at the non-finite objective or gradient that ended training.
-        Interrupted: by Ctrl-C during training; a KeyboardInterrupt whose `result` has the best weights so far.
+        Interrupted: on Ctrl-C during training; a KeyboardInterrupt whose `result` has the best weights so far.
     """
     training = asked(Training, training, settings).with_defaults()
     part, key = _part_of(checkpoints, resume, key, (model, data, held_out, training, objective), show_progress)
     key, split_key, init_key, valid_key = keys_of(key, 4)
     devices, show_progress = mesh(), show_progress and is_first()
     feed, held_out = make_feed(model, data, held_out, training, split_key, devices)
-    if initialise:  # every process fits them to the same rows, whoever trains on those
+    if initialise:  # every process uses the same rows, whichever rows it trains on
         model = _initialise(model, feed.first, init_key)
     objectives = objective, held_out_objective or objective
     trainer = Trainer(model, where, training, objectives, held_out, valid_key, part, rival, devices)
@@ -114,7 +115,7 @@ def fit(
 
 
 def _part_of(checkpoints, resume, key, made_of, show) -> tuple[Part, Array]:
-    """Where a fit keeps its checkpoints, and its key."""
+    """The checkpoints of a fit, and its key."""
     if isinstance(checkpoints, Part):
         return checkpoints, as_key(key)
     model, data, held_out, training, objective = made_of
@@ -134,7 +135,7 @@ def _part_of(checkpoints, resume, key, made_of, show) -> tuple[Part, Array]:
 
 
 def _fingerprint(data) -> Any:
-    """What tells data in memory or on disk from others; of a stream nothing does."""
+    """Identifies data in memory or on disk; a stream is described by its type only."""
     if data is None:
         return None
     if isinstance(data, Mapping):
@@ -147,7 +148,7 @@ def _finite_rows(array):
 
 
 def _initialise(model, batch, key):
-    # a non-finite row is reported by the first step; here it would spoil the fit to the others
+    # the first step reports a non-finite row; here it would only spoil the closed-form fit
     finite = np.all([_finite_rows(array) for array in batch.values()], axis=0)
     if not finite.any():
         return model

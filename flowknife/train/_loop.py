@@ -1,4 +1,4 @@
-"""The training loop, and what it goes on from."""
+"""The training loop and its state."""
 
 import math
 import time
@@ -20,30 +20,30 @@ from flowknife._threads import in_threads, raise_if_interrupted
 from flowknife._types import keys_of, split_trainable
 from flowknife.errors import InputError, Interrupted
 from flowknife.objectives import log_probs, nll
-from flowknife.train._checkpoints import Count, Said, Seconds
+from flowknife.train._checkpoints import Count, Saved, Seconds
 from flowknife.train._faults import at_limits, first_fault
 from flowknife.train._result import FitResult
 from flowknife.train._steps import MATMUL, Numbers, Rules, advance, evaluate, fresh, join, step_shares
 
-_SECONDS_PER_CALL = 0.5  # how long one compiled call runs, so that progress and time budgets stay responsive
+_SECONDS_PER_CALL = 0.5  # duration of one compiled call, so that progress and time budgets stay responsive
 
 _FIRST_EVALUATIONS = 25  # steps between them
 
-_IN_A_ROW = 3  # steps with a number that is not finite, after which training goes back to its best weights
+_IN_A_ROW = 3  # skipped steps, after which training returns to its best weights
 
-_RETURNS = 3  # to the best weights, each at half the learning rate
+_RETURNS = 3  # returns to the best weights, each with half the learning rate
 
-_FAIR = 0.25  # share of the steps of a rival from which on the two are compared
+_FAIR = 0.25  # share of the rival's steps after which the two are compared
 
 
 @dataclass(frozen=True)
 class _Reached:
-    """How far training has come: all that a checkpoint holds.
+    """The state of training, as stored in a checkpoint.
 
-    It is replaced as a whole, so that an interruption at any moment finds one that belongs together.
+    It is replaced as a whole, so that it is consistent whenever an interruption occurs.
     """
 
-    state: tuple[Any, Any, Any]  # weights, their average, and the state of the optimiser
+    state: tuple[Any, Any, Any]  # weights, their average, and the optimiser state
     best: Any
     total: Array  # sum of the losses of this round
     best_loss: float
@@ -51,12 +51,12 @@ class _Reached:
     stale: int = 0  # evaluations since then
     step: int = 0
     round: int = 0
-    row: int = 0  # of this round: the next batch
-    made: int = 0  # steps of this round that count
-    dropped: int = 0  # steps that were left out
-    in_a_row: int = 0  # of them, those since the last step that was not
-    returns: int = 0  # to the best weights
-    fault: str = ""  # of the first of them
+    row: int = 0  # next batch of this round
+    made: int = 0  # completed steps of this round
+    dropped: int = 0  # skipped steps
+    in_a_row: int = 0  # consecutive skipped steps
+    returns: int = 0  # number of returns to the best weights
+    fault: str = ""  # description of the first one
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     _ARRAYS = ("state", "best", "total")
@@ -97,8 +97,8 @@ def _equal_columns(history):
 History = Annotated[dict[str, tuple[float, ...]], pydantic.AfterValidator(_equal_columns)]
 
 
-class _State(Said):
-    """What a checkpoint of a training under way says: the plain values of `_Reached`, and the time."""
+class _State(Saved):
+    """Plain values in a checkpoint of an unfinished training: those of `_Reached`, and the time."""
 
     best_loss: float
     best_step: Count
@@ -116,8 +116,8 @@ class _State(Said):
     minutes: Seconds | None
 
 
-class _End(Said):
-    """What a checkpoint of a finished training says: the plain values of a result."""
+class _End(Saved):
+    """Plain values in a checkpoint of a finished training: those of a result."""
 
     loss: float
     step: Count
@@ -130,7 +130,7 @@ class _End(Said):
 
 
 class Trainer:
-    """The loop and what it carries."""
+    """The training loop."""
 
     def __init__(self, model, where, training, objectives, held_out, valid_key, part, rival=None, devices=None):
         self.training, self.held_out, self.valid_key, self.part = training, held_out, valid_key, part
@@ -141,7 +141,7 @@ class Trainer:
                 "without it"
             )
         objective, self.held_out_objective = objectives
-        self.devices, self.agreed = devices, 0.0  # and the share of the time, as all processes know it
+        self.devices, self.agreed = devices, 0.0  # and the share of the time budget that all processes agreed on
         model, objective, self.held_out_objective = _cluster.from_first((model, objective, self.held_out_objective))
         params, rest = split_trainable(where(model))
         self.model, self.rest = (model, rest), self._everywhere((model, rest))
@@ -154,10 +154,10 @@ class Trainer:
         self.start = time.monotonic()
         self.listener: Callable[[int, Mapping[str, float]], None] = lambda step, values: (
             None
-        )  # who hears of evaluations
+        )  # listeners to evaluations
 
     def run(self, feed, key, report, late) -> FitResult:
-        """Train until an end is reached, or until an interruption, noted in `late`; one that has ended is read."""
+        """Train until an end, or until an interruption recorded in `late`; a finished training is read."""
         if (ended := self._from_first(self.part.finished(self.params, _End), self.params)) is not None:
             best, plain = ended
             return self._result(best, plain, Stopped(plain["stopped"]))
@@ -178,7 +178,7 @@ class Trainer:
         return _cluster.everywhere(tree, self.devices)
 
     def _from_first(self, found, like):
-        """A checkpoint as the first process has it, which alone reads and writes them."""
+        """The checkpoint of the first process, the only one that reads and writes checkpoints."""
         if not _cluster.many_processes():
             return found
         plain = _cluster.plain_from_first(None if found is None else found[1])
@@ -187,10 +187,10 @@ class Trainer:
         return self._everywhere(_cluster.from_first(_cluster.here(like if found is None else found[0]))), plain
 
     def _meet(self, count: int, late: bool) -> int:
-        """The steps of the next call, on which all processes agree, and on the time.
+        """Agree with all processes on the number of steps of the next call and on the time.
 
         Raises:
-            KeyboardInterrupt: one of them was interrupted.
+            KeyboardInterrupt: a process was interrupted.
         """
         if _cluster.many_processes():
             first, self.agreed = _cluster.agreed(count, self._share_of_time)
@@ -205,7 +205,7 @@ class Trainer:
         return self._seconds / 60 / minutes if minutes else 0.0
 
     def _begin(self) -> _Reached:
-        """The start, not evaluated yet, or what the last checkpoint holds."""
+        """The initial state, not yet evaluated, or the state of the last checkpoint."""
         start = (self.params, self.params, self._fresh(self.params))
         first = _Reached(
             start, self.params, self._everywhere(jnp.zeros(())), math.inf, history={name: [] for name in _COLUMNS}
@@ -215,28 +215,28 @@ class Trainer:
             return first
         (state, best, total), plain = self._everywhere(found[0]), dict(found[1])
         self.start = time.monotonic() - plain.pop("seconds")
-        # its share of a budget is what it was
+        # its share of the budget is unchanged
         self.training = self.training.model_copy(update={"minutes": plain.pop("minutes")})
         return _Reached(state, best, total, **plain)
 
     def _evaluated_start(self, reached, arrays, order, key) -> _Reached:
-        """With the loss of the start on the held-out rows; the program of the steps is compiled meanwhile.
+        """Add the held-out loss of the initial model, while the training program is compiled.
 
-        A start in closed form may be the best that few rows allow: training has to improve on it.
+        A closed-form start may be the best model for few rows, so it is a candidate for the best weights.
         """
-        if self.devices is not None:  # which all have to run their programs in one order
+        if self.devices is not None:  # all devices have to run their programs in the same order
             loss = self.evaluate(self.params)
         else:
             steps = partial(self._advance, reached, arrays, order, 0, 0.0, 0.0, key)
             try:
                 loss, _ = in_threads([partial(self.evaluate, self.params), steps], 2)
-            except Interrupted as stop:  # `fit` was told too, and ends before the next step
+            except Interrupted as stop:  # `fit` was notified too, and ends before the next step
                 loss = math.inf if stop.result[0] is None else stop.result[0]
         return replace(reached, best_loss=loss) if math.isfinite(loss) else reached
 
     def _advance(self, reached, arrays, order, count, elapsed, rate, key):
         """The state, the sum of losses and the steps made after `count` more steps of this round."""
-        # arrays, since a plain number would be compiled into the loop
+        # arrays, since a Python number would be compiled into the loop
         place = self._everywhere([jnp.asarray(n) for n in (reached.row, count, reached.step, elapsed, rate)])
         numbers = self.numbers._replace(learning_rate=self.numbers.learning_rate * 0.5**reached.returns)
         fixed = self.rules, self._everywhere(numbers), self.shares, reached.state, self.rest
@@ -266,7 +266,7 @@ class Trainer:
             report(min(done_fraction(), 1.0), f"step {now.step}, loss {loss:.3f}, best {now.best_loss:.3f}")
 
         def end():
-            """Why training ends here, after an evaluation; None where it goes on."""
+            """The reason to end training after an evaluation; None to continue."""
             now = self.reached
             if fault:
                 return Stopped.NON_FINITE
@@ -337,12 +337,12 @@ class Trainer:
                 (self.agreed,) = _cluster.agreed(self._share_of_time)
             tell(train)
         plain = self._end_of(reached, fault)
-        if stopped is not Stopped.NON_FINITE:  # which other settings have to answer
+        if stopped is not Stopped.NON_FINITE:  # otherwise it may be resumed with other settings
             self.part.finish(reached.best, plain | {"stopped": str(stopped)})
         return self._result(reached.best, plain, stopped)
 
     def _behind(self) -> bool:
-        """Whether the rival's best loss was lower after as many steps."""
+        """Whether the rival's best loss was lower after the same number of steps."""
         if self.rival is None:
             return False
         steps, losses = (self.rival.history[name] for name in ("step", "validation"))
@@ -351,17 +351,18 @@ class Trainer:
         return bool(seen) and now.step >= _FAIR * steps[-1] and now.best_loss > min(seen)
 
     def _until_evaluation(self, most: int) -> int:
-        """Steps up to the next evaluation: few at first, where a table may have told all, and later a whole round."""
+        """Steps until the next evaluation: few at first, since small tables overfit early, later up to a round."""
         if self.training.evaluate_every:
             return most
         step, last = self.reached.step, max(self.reached.history["step"], default=0)
         return int(last + np.clip(last // 4, _FIRST_EVALUATIONS, most) - step)
 
     def _without_step(self, reached, arrays, rows):
-        """What is reached after a step with a number that is not finite, and why training ends here, or "".
+        """The state after a step with a non-finite number, and the reason to end training, or "".
 
-        The step is left out. After some in a row training goes back to its best weights, at half the learning rate;
-        where that does not help, or cannot, it ends. So it does at the first step, from which there is no way back.
+        The step is skipped. After several skipped steps in a row, training returns to its best weights with half the
+        learning rate. It ends if that does not help or cannot help, and at the first step, which has no earlier
+        weights.
         """
         words, curable = self._describe(reached.state[0], arrays, rows, f"at step {reached.step}")
         curable = not _cluster.anywhere(not curable)
@@ -384,7 +385,7 @@ class Trainer:
 
     @property
     def _seconds(self) -> float:
-        """How long training has taken, in all processes."""
+        """Duration of training in seconds, over all processes of a resumed fit."""
         return time.monotonic() - self.start
 
     def _save(self, reached) -> None:
@@ -392,14 +393,14 @@ class Trainer:
         self.part.save(reached.step, reached.arrays, plain)
 
     def _interrupted(self, reached):
-        """The best weights at an interruption; those reached since the last evaluation are evaluated once more."""
+        """The best weights at an interruption, after a last evaluation of the current ones."""
         if reached.step > max(reached.history["step"], default=0):
             loss = self.evaluate(reached.state[1]) if self.held_out else reached.train
             reached = reached.evaluated(self._seconds, loss)
         return self._result(reached.best, self._end_of(reached), Stopped.INTERRUPTED)
 
     def _end_of(self, reached, fault="") -> dict[str, Any]:
-        """The fields of a result that are plain values."""
+        """The plain fields of a result."""
         return {
             "loss": float(reached.best_loss),
             "step": reached.best_step,
@@ -415,7 +416,7 @@ class Trainer:
         return FitResult(self._join(best), **{**plain, **own})
 
     def evaluate(self, params):
-        """The objective on the held-out rows, always with the same noise."""
+        """The objective on the held-out rows, with fixed noise."""
         if self.held_out_objective is nll and self.devices is None:
             model = self._join(params)
             (found,) = map_batches(lambda part: [log_probs(model, part, self.valid_key)], self.held_out, ROWS_AT_ONCE)
@@ -425,14 +426,14 @@ class Trainer:
         sums = 0.0
         for start in range(0, rows, size):
             stop = min(start + size, rows)
-            # what is left at the end is filled up with rows before it: batches of one size are one compiled program
+            # the last batch is filled with earlier rows, so that all batches share one compiled program
             batch = self._held_out_batch(stop - size, stop)
             loss = evaluate(self.held_out_objective, self.rules.where, params, self.rest, batch, self.valid_key)
             sums += float(loss) * (stop - start)
         return sums / rows
 
     def _held_out_batch(self, start, stop):
-        """Held-out rows: divided among several devices, where these can have as many each."""
+        """Held-out rows, divided among several devices if they divide evenly."""
         batch = {name: array[start:stop] for name, array in self.held_out.items()}
         if self.devices is None:
             return batch
@@ -448,7 +449,7 @@ class Trainer:
         return join(self.rules.where, params if self.devices is None else _cluster.here(params), self.model)
 
     def _describe(self, params, arrays, rows, place) -> tuple[str, bool]:
-        """Where a number is not finite and what to try; and whether other weights or smaller steps may help."""
+        """The place of a non-finite number, with advice; and whether other weights or smaller steps may help."""
         model = self._join(params)
         divided = self.devices is not None and arrays is not self.held_out
         batch: Any = {name: _cluster.own_rows(a, rows) if divided else a[rows] for name, a in arrays.items()}

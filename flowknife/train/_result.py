@@ -17,11 +17,11 @@ class FitResult:
         step: the step at which `model` was kept.
         steps: steps made.
         seconds: wall-clock time.
-        stopped: why it ended: "budget", "patience", "stream" (no more batches), "non-finite", "interrupted" or "behind"
-            (a rival).
+        stopped: why training ended: "budget", "patience", "stream" (no more batches), "non-finite", "interrupted" or
+            "behind" (a rival).
         history: columns step, seconds, train, validation, one row per evaluation.
-        fault: where a number was not finite, and what to try; "" where all were.
-        dropped: steps that were left out, since a number was not finite.
+        fault: the place of a non-finite number, with advice; "" if all were finite.
+        dropped: number of steps that were skipped because of a non-finite number.
     """
 
     model: INN
@@ -36,12 +36,12 @@ class FitResult:
 
     @property
     def record(self) -> TrainingRecord:
-        """What a run keeps of it."""
+        """The summary for the record of a run."""
         return TrainingRecord(steps=self.steps, seconds=round(self.seconds, 1), stopped=self.stopped)
 
     @property
     def message(self) -> str:
-        """Why it ended, as a sentence."""
+        """Why training ended, as a sentence."""
         if self.stopped is Stopped.NON_FINITE:
             return f"{self.fault}; the weights of step {self.step} were kept"
         left_out = f"; {self.dropped} steps were left out, the first {self.fault}" if self.dropped else ""
@@ -49,15 +49,15 @@ class FitResult:
 
     @property
     def missing_steps(self) -> int:
-        """Steps that are missing of `MINIMUM_STEPS`; with any, the model does not count as trained."""
+        """Steps short of `MINIMUM_STEPS`; if positive, the model counts as untrained."""
         return missing_steps(self.history)
 
 
 def missing_steps(history: Mapping[str, Sequence[float]]) -> int:
-    """Steps that are missing of `MINIMUM_STEPS`, of the stage of training (a level of images) with the fewest.
+    """Steps short of `MINIMUM_STEPS`, for the stage of training (a level of images) with the fewest steps.
 
     Args:
-        history: columns of the training curve, with a column "level" where there were several stages.
+        history: columns of the training curve, with a column "level" if there were several stages.
     """
     steps = history.get("step", [])
     last = dict(zip(history.get("level", [0.0] * len(steps)), steps, strict=True))

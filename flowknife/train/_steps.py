@@ -1,4 +1,4 @@
-"""The compiled programs of training: many steps, and the objective of a batch."""
+"""The compiled programs of training: a sequence of steps, and the objective of a batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from flowknife.bijections import LU, Matrix, Repeat
 from flowknife.inn import INN
 from flowknife.objectives import Objective
 
-_WIDE, _DEEP = 64, 32  # inputs of a linear mixing, and layers, beyond which steps are smaller
+_WIDE, _DEEP = 64, 32  # inputs of a linear mixing, and number of layers, beyond which steps are smaller
 
 OPTIMISERS = {
     "adam": partial(optax.scale_by_adam, b2=0.99),
@@ -27,13 +27,13 @@ OPTIMISERS = {
 
 
 MATMUL = {None: None, "float32": "F32_F32_F32", "tensorfloat32": "TF32_TF32_F32", "bfloat16": "BF16_BF16_F32"}
-"""Algorithms of matrix products: the precision of both factors, and of the sums."""
+"""Algorithms for matrix products: the precision of the factors and of the sums."""
 
 
 class Rules(NamedTuple):
-    """What training computes: static, so that fits with equal rules and shapes share one compiled program.
+    """The static part of training: fits with equal rules and shapes share one compiled program.
 
-    An objective that is a module (`equinox.Module`) may hold arrays, which are arguments of the program; any other is
+    The arrays of an objective that is a module (`equinox.Module`) are arguments of the program; any other objective is
     compiled into it.
     """
 
@@ -56,12 +56,12 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, training):
-        # arrays, since a plain number would be compiled into the loop
+        # arrays, since a Python number would be compiled into the loop
         return cls(*(jnp.asarray(getattr(training, name) or 0.0, jnp.float32) for name in cls._fields))
 
 
 def _optimiser(rule: str, numbers: Numbers) -> optax.GradientTransformation:
-    """The rule of the settings, without the learning rate."""
+    """The optimiser of the settings, without the learning rate."""
     return optax.chain(
         optax.clip_by_global_norm(numbers.clip),
         OPTIMISERS[rule](),
@@ -77,7 +77,7 @@ def join(where, params, rest):
 
 @eqx.filter_jit
 def fresh(rule, numbers, params):
-    """The state of an optimiser before its first step."""
+    """The initial state of an optimiser."""
     return _optimiser(rule, numbers).init(params)
 
 
@@ -85,8 +85,8 @@ def fresh(rule, numbers, params):
 def advance(rules, numbers, shares, state, rest, arrays, order, total, first, count, step, elapsed, rate, key):
     """`count` steps on the rows `order[first:]`; stops before the first update with a non-finite number.
 
-    No number depends on how many steps are made in one call: the schedule follows the number of a step, and the sum
-    of the losses, `total`, is carried from call to call. Several devices divide the rows of every batch among them.
+    Results do not depend on the number of steps per call: the schedule depends on the step number, and the sum of the
+    losses, `total`, is carried from call to call. Several devices divide the rows of every batch among them.
     """
     optimiser = _optimiser(rules.optimiser, numbers)
 
@@ -109,7 +109,7 @@ def advance(rules, numbers, shares, state, rest, arrays, order, total, first, co
         updates, new_opt_state = optimiser.update(grads, opt_state, params)
         lr = scheduled(i)
         new_params = jax.tree.map(lambda p, u, share: p - (lr * share * u).astype(p.dtype), params, updates, shares)
-        # the average forgets its start: its decay grows to `average` over the first steps
+        # the decay grows to `average` over the first steps, so that the average forgets the initial weights
         decay = jnp.minimum(numbers.average, (step + i) / (step + i + 10.0))
         new_averaged = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), averaged, new_params)
         new = (new_params, new_averaged, new_opt_state)
@@ -129,12 +129,12 @@ def evaluate(objective, where, params, rest, batch, key):
 
 
 def step_shares(tree: Any, share: float = 1.0) -> Any:
-    """The share of the learning rate that each array is moved by, a tree like `tree`.
+    """The relative learning rate of each array, a tree like `tree`.
 
-    Every step of Adam moves each number by about the learning rate, whatever the gradient. All of them together move
-    what a matrix of n inputs returns by up to n times that, and what L layers return by L times that: beyond some size
-    the first steps end in numbers without bound. So the rates of wide mixings fall as 1/n (Yang et al. 2022, arXiv
-    2203.03466, table 3) and those of deep stacks as 1/L; below `_WIDE` inputs and `_DEEP` layers nothing changes.
+    Each step of Adam changes every weight by about the learning rate, whatever the gradient. The output of a matrix
+    with n inputs then changes by up to n times that, and the output of L layers by L times that. For large n or L, the
+    first steps would diverge. So the rates of wide mixings fall as 1/n (Yang et al. 2022, arXiv 2203.03466, table 3)
+    and those of deep stacks as 1/L; below `_WIDE` inputs and `_DEEP` layers nothing changes.
     """
 
     def of(node):

@@ -12,7 +12,7 @@ _DEFAULTS = {"batch_size": 256, "learning_rate": 2e-3, "weight_decay": 0.0, "ave
 
 
 class Training(Settings):
-    """How to train. Training ends at whichever of `epochs`, `steps` and `minutes` is reached first.
+    """Settings of training, which ends at whichever of `epochs`, `steps` and `minutes` is reached first.
 
     The learning rate warms up linearly, then follows `schedule` over the whole budget. A field that is None is open:
     each application chooses it from the data.
@@ -25,11 +25,9 @@ class Training(Settings):
     minutes: float | None = pydantic.Field(None, gt=0, description="time budget of the whole fit in minutes")
     batch_size: int | None = pydantic.Field(None, ge=1, le=10_000_000, description="rows per step")
     learning_rate: float | None = pydantic.Field(None, gt=0, description="peak learning rate")
-    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = pydantic.Field(
-        "adam", description="rule that turns gradients into steps"
-    )
+    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = pydantic.Field("adam", description="optimiser")
     schedule: Literal["cosine", "exponential", "constant"] = pydantic.Field(
-        "cosine", description="course of the learning rate after the warm-up"
+        "cosine", description="schedule of the learning rate after the warm-up"
     )
     decay: float | None = pydantic.Field(
         None, gt=0, le=1, description="final / peak rate of the exponential schedule; default 0.01"
@@ -37,7 +35,7 @@ class Training(Settings):
     warmup: int = pydantic.Field(100, ge=0, description="steps of linear warm-up")
     clip: float = pydantic.Field(5.0, gt=0, description="largest global norm of the gradient")
     weight_decay: float | None = pydantic.Field(
-        None, ge=0, description="pull of the weights to zero, per unit of learning rate (AdamW)"
+        None, ge=0, description="decoupled weight decay, per unit of learning rate (AdamW)"
     )
     average: float | None = pydantic.Field(None, ge=0, lt=1, description="decay of the moving average of the weights")
     matmul: Literal["float32", "tensorfloat32", "bfloat16"] | None = pydantic.Field(
@@ -62,12 +60,12 @@ class Training(Settings):
     )
 
     def left(self, began: float, reserve: float = 0.0, share: float = 1.0) -> Any:
-        """These settings with the time that is left of `minutes`, a tenth of it at least.
+        """These settings with the remaining time of `minutes`, at least a tenth of it.
 
         Args:
-            began: when the fit began, by `time.monotonic`.
-            reserve: seconds that what follows training will take.
-            share: of that time, for one of several trainings.
+            began: start of the fit, by `time.monotonic`.
+            reserve: seconds needed after training.
+            share: share of the remaining time, for one of several trainings.
         """
         if self.minutes is None:
             return self
@@ -75,11 +73,11 @@ class Training(Settings):
         return self.model_copy(update={"minutes": share * max(self.minutes - taken, self.minutes / 10)})
 
     def completed(self, **chosen: Any) -> Any:
-        """These settings, with `chosen` where a field is open; an end of training only where none was given."""
+        """These settings, with open fields set to `chosen`; an end of training is set only if none was given."""
         ended = any(getattr(self, end) is not None for end in _ENDS)
         return Settings.completed(self, **{k: v for k, v in chosen.items() if not (ended and k in _ENDS)})
 
     def with_defaults(self) -> Any:
-        """These settings, with the defaults of `fit` where a field is still open; 100 epochs where nothing ends it."""
+        """These settings, with fields still open set to the defaults of `fit`; 100 epochs if no end is set."""
         decay = {"decay": 0.01} if self.schedule == "exponential" else {}
         return self.completed(epochs=100.0, **_DEFAULTS, **decay)

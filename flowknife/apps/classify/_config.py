@@ -13,7 +13,7 @@ from flowknife.train import Training
 
 
 class Moves(Augmentation):
-    """Changes of training images that preserve the class; no mirroring, since a mirrored b is a d."""
+    """Augmentation that preserves the class; without mirroring, since a mirrored b is a d."""
 
     flip: bool | None = pydantic.Field(False, description="mirror half of the images")
     zoom: Zoom = 0.1
@@ -31,11 +31,11 @@ ITEMS: Applies = {
     "bits": ("items", ("images",)),
     "augment": ("items", ("images",)),
 }
-"""Settings that only rows or only images have."""
+"""Settings that apply only to rows or only to images."""
 
 
 class ClassifyConfig(Settings):
-    """Settings of `classify`; those that are None are chosen from the items, which are rows or images."""
+    """Settings of `classify`; settings that are None are chosen from the data (rows or images)."""
 
     chosen: ClassVar[Mapping[str, str]] = {
         "train.minutes": "8 for images, unless another end of training is set",
@@ -43,7 +43,7 @@ class ClassifyConfig(Settings):
         "train.batch_size": "512 rows; 16 to 128 images, by their size",
         "train.learning_rate": "0.004 sqrt(2 / columns), at least 0.0005; 0.001 for images",
         "train.patience": "10; 40 for images",
-        "train.evaluate_every": "100 for images; of rows 25 at first, then a quarter of the steps made",
+        "train.evaluate_every": "100 for images; for rows 25 at first, then a quarter of the steps made",
         "train.weight_decay": "0; 0.3 for images",
         "train.average": "0.998; 0.995 for images",
     }
@@ -55,12 +55,12 @@ class ClassifyConfig(Settings):
     beta: float | None = pydantic.Field(
         None,
         ge=0,
-        description="weight of the labels; 1/dimensions is plain likelihood; default 4 for rows, 0.5 for images",
+        description="weight of the labels; 1/dimensions is the plain likelihood; default 4 for rows, 0.5 for images",
     )
     classes: int | None = pydantic.Field(
         None,
         ge=2,
-        description="number of classes, where labels are 0, 1, ... and some do not occur; default: those that occur",
+        description="number of classes, if labels are 0, 1, ... and some do not occur; default: those that occur",
     )
     layers: int = pydantic.Field(6, ge=1, le=10_000, description="couplings")
     width: int | None = pydantic.Field(

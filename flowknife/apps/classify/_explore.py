@@ -1,4 +1,4 @@
-"""The interactive page of a classifier: labelled items, scores that calibrate, and the prior of the classes."""
+"""The interactive page of a classifier of rows."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ def explore_classify(classifier: "Classifier", folder: str | Path) -> Path:
 
 
 def _parts(classifier):
-    """What the page shows."""
+    """The content of the page."""
     items, labels = classifier.examples
     return {
         "names": list(classifier.columns),
@@ -45,7 +45,7 @@ def _parts(classifier):
 
 
 def live_rows(classifier: "Classifier") -> Live:
-    """A live page of rows: what it shows, and what it may ask."""
+    """The live page of a classifier of rows: its content and the functions that it can call."""
     model, size = classifier.model, len(classifier.columns)
     latent = sum(block.size for block in model.partition.right)
 
@@ -76,7 +76,7 @@ def live_rows(classifier: "Classifier") -> Live:
 
     def prepare():
         shown = _parts(classifier)["rows"]
-        for rows in (shown[:1], shown, np.resize(shown, (5000, size))):  # as many as the page asks at a time
+        for rows in (shown[:1], shown, np.resize(shown, (5000, size))):  # the batch sizes that the page requests
             joint(rows, len(rows))
             encode(rows, len(rows))
         sample(1000 // len(classifier.classes) + 1, label=0)

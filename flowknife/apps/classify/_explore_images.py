@@ -19,7 +19,7 @@ _DIRECTIONS = 12  # sliders, at most
 
 
 def live_images(classifier: "Classifier") -> Live:
-    """A live page: what it shows, and what it may ask."""
+    """The live page: its content and the functions that it can call."""
     model, shape, classes = classifier.model, classifier.shape, classifier.classes
     size = int(np.prod(shape))
     ends = np.cumsum([block.size for block in model.partition.right])

@@ -1,4 +1,4 @@
-"""What is exported of a classifier."""
+"""Exported programs of a classifier."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ _DRAWN_AT_ONCE = 16  # images
 
 
 def exported(classifier: "Classifier") -> tuple[dict[str, Program], dict[str, Any]]:
-    """The programs of a classifier, and what runs them; `log_prob` is that of each class."""
+    """The programs of a classifier, and the arguments to run them; `log_prob` is the log density of each class."""
     of_images = classifier.of_images
     prior = np.asarray(classifier.log_prior)
     if of_images:

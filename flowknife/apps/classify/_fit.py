@@ -47,13 +47,13 @@ _KEPT_ROWS = 5000  # training rows kept with the run, for figures
 
 _KEPT_IMAGES = 400
 
-_LOOKED_AT = 2000  # training images that the detector is fitted to
+_LOOKED_AT = 2000  # training images to which the detector is fitted
 
-# With a beta of 0.5 images are classified as well as with 4, and drawn better.
+# With beta 0.5, images are classified as well as with 4, and samples are better.
 _OF_ROWS = {"beta": 4.0, "width": 64, "scalar": "spline", "missing": "refuse"}
 
 _OF_IMAGES = {"beta": 0.5, "width": 256, "scalar": "affine", "bits": 5, "augment": Moves()}
-"""What the settings are that were left open."""
+"""Values of open settings."""
 
 
 @tracked
@@ -71,28 +71,28 @@ def classify(
     track: Track = None,  # in effect by `tracked`
     **settings: Any,
 ) -> "Classifier":
-    """Fit one density per class: a classifier that also draws samples and detects items of no class.
+    """Fit one density per class: a classifier that also draws samples and detects items of unknown classes.
 
         p(class | x) = p(x | class) p(class) / sum_k p(x | k) p(k)
 
-    Rows and images with an unknown label (None, NaN or "") are used too: of them p(x) is learnt. -1 is a class.
+    Rows and images with an unknown label (None, NaN or "") also train the model, through p(x). The label -1 is a class.
 
-    Words, truth values, dates and missing values in rows are refused, unless the settings `categories`, `dates` and
-    `missing` say that they are part of the model, as in `density`: then samples have them too, and come as a DataFrame.
+    Text, booleans, dates and missing values in rows are refused, unless the settings `categories`, `dates` and
+    `missing` include them in the model, as in `density`. Samples then have them too, and are returned as a DataFrame.
 
     Args:
         x: rows, an array (n, d), DataFrame or table file; or images, a uint8 array (n, H, W) or (n, H, W, 1 or 3);
             or a folder of images with one subfolder per class.
-        labels: n whole numbers or strings; or the name of the column of a DataFrame or table file that holds them,
-            default "label". None for a folder, and for an .npz file of the arrays x and labels.
+        labels: n integers or strings; or the name of the label column of a DataFrame or table file, default "label".
+            None for a folder, and for an .npz file with the arrays x and labels.
         config: settings; default `ClassifyConfig()`.
-        names: of the columns: of an array what they are called, of a table which of them are used; default all.
+        names: names for the columns of an array, or the columns of a table to use; default all.
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with missing or infinite numbers instead of refusing them.
         show_progress: show progress bars.
-        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
-        resume: go on from the checkpoints, if there are any.
-        track: where the fit is tracked, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; several in a list.
+        checkpoints: a folder for checkpoints: a new one or, with `resume`, that of the same fit.
+        resume: continue from the checkpoints, if there are any.
+        track: tracker of the fit, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; or a list of trackers.
         **settings: fields of `ClassifyConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
     Returns:
@@ -100,8 +100,8 @@ def classify(
 
     Raises:
         InputError: for items or labels that cannot be used, or settings that do not apply to them.
-        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
-        Interrupted: by Ctrl-C during training; its `result` is the classifier with the best weights so far.
+        StorageError: `checkpoints` belongs to another fit, or to this one while `resume` is False.
+        Interrupted: on Ctrl-C during training; its `result` is the classifier with the best weights so far.
 
     Warns:
         CalibrationWarning: without calibration items, or with too few to flag anything.
@@ -221,7 +221,7 @@ def classify(
 def _read_rows(
     x: Any, labels: Any, names: Sequence[str] | None, config: ClassifyConfig, drop_invalid: bool
 ) -> tuple[Table, Any, str | None, Encoding | None]:
-    """The rows of a table, their labels, the column of these, and how the other columns became numbers."""
+    """The rows of a table, their labels, the name of the label column, and the encoding of the other columns."""
     encode = partial(encoding_of, config=config) if models_more(config) else None
     if is_table(x) and (labels is None or isinstance(labels, str)):
         read = partial(read_labelled, x, labels or LABEL, names, drop_invalid=drop_invalid, encode=encode)
@@ -239,19 +239,19 @@ def _read_rows(
 
 
 def _smoothing(rows):
-    """The more columns, the more of what one tells about the others is chance."""
+    """Noise on the training rows; it grows with the number of columns, since more of their correlations are chance."""
     return float(min(min(0.1, 3.6 / len(rows) ** 0.5) * (max(rows.shape[1], 2) / 2) ** 0.5, 0.3))
 
 
 def _log_prior(codes, classes):
-    # half an item for a class that was not seen
+    # an unseen class counts as half an item
     counts = np.maximum(np.bincount(codes[codes >= 0], minlength=classes), 0.5)
     return np.log(counts / counts.sum()).astype(np.float32)
 
 
 def _table_model(rows, config, classes, key):
     unit = Affine.standardise(rows)
-    # a column that is nearly always the same would be blown up by its standard deviation
+    # division by its standard deviation would inflate a nearly constant column
     scale = jnp.maximum(unit.scale.value, np.ptp(rows, axis=0) / 4)
     return built(table_model, Affine(unit.loc.value, scale), config.law, classes, key=key, **_sizes(config))
 

@@ -1,11 +1,11 @@
-"""Networks of generative classification and their start in closed form.
+"""Networks of generative classification and their closed-form start.
 
     mixture:   x          <->  y ~ sum_k w_k N(mu_k, S_k),        z ~ N(0, I)
     label:     x (, pad)  <->  y ~ N(one-hot label, scale^2 I),   z ~ N(0, I)
 
 The mixture starts as a quadratic discriminant analysis: whitened principal components, couplings that are the identity,
-and for each class the mean and the (shrunk) covariance of its leading components. Images are a wavelet flow whose
-coarsest level carries the classes; details follow from the coarse image, whatever its class.
+and for each class the mean and the (shrunk) covariance of its leading components. Images use a wavelet flow whose
+coarsest level carries the class. The finer levels depend on the coarse image, not on the class.
 """
 
 import math
@@ -38,19 +38,19 @@ from flowknife.laws import ClassMixture, Given, Law, Pad, Pixels
 from flowknife.multiscale import level_part
 from flowknife.objectives import class_block_log_probs, class_log_probs
 
-# Splines alone, the identity beyond 4 standard deviations: what lies far outside of the training rows is not carried
-# further, as a stack of affine maps would.
+# Splines only, which are the identity beyond 4 standard deviations. A stack of affine maps would move rows far
+# outside of the training data even further out.
 _SCALARS = {"spline": Spline(tail=4.0), "affine": ShiftScale(), "additive": Shift()}
 
 _LABEL_SCALE = 0.1  # of the one-hot block (Ardizzone et al. 2019, arXiv 1808.04730, app. 2: 0.05 to 0.1)
 
 _PAD_SCALE = 0.05
 
-_PAD_DRAWS = 32  # over which p(x | label) is averaged where there is padding
+_PAD_DRAWS = 32  # p(x | label) is averaged over them if there is padding
 
-_MOST_CARRIED = 32  # principal components that tell classes apart; of the others the law is the same for all
+_MOST_CARRIED = 32  # principal components whose law depends on the class; the others have one law for all classes
 
-_MOST_COARSE = 16  # pixels a side of the image that carries the classes
+_MOST_COARSE = 16  # side in pixels of the coarse image that carries the classes
 
 
 # -- the ends ---------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def is_image(model: INN) -> bool:
 
 
 def given_label(model: INN, labels: Array) -> dict[str, Array]:
-    """Labels, -1 for unknown, as the value that the model takes by name."""
+    """Labels, -1 for unknown, as the known value for the model, by block name."""
     block = model.partition.right[0]
     known = labels if isinstance(block.law, ClassMixture) else jax.nn.one_hot(labels, block.size)
     return {block.name: known}
@@ -82,7 +82,7 @@ def labels_of(model: INN, batch: dict[str, Any]) -> Int[Array, " n"]:
 
 
 def _class_blocks(law: str, classes: int, size: int, rest: str = "z") -> list[Block]:
-    """Right-hand blocks of `size` numbers: one that carries the class, and what is left."""
+    """Right-hand blocks of `size` numbers: one that carries the class, and the rest."""
     if law == "mixture":
         carried = min(size, _MOST_CARRIED)
         first = Block("y", carried, ClassMixture(classes, carried))
@@ -102,14 +102,14 @@ def _dense(size: int, key: jax.Array, scalar: str = "spline", **sizes: Any) -> l
 
 
 def table_model(unit: Affine, law: str, classes: int, *, key: Key, **sizes: Any) -> INN:
-    """A model of rows; with the label law and no more dimensions than classes, padded by as many as there are classes.
+    """A model of rows; under the label law, rows with no more columns than classes get one padding column per class.
 
     Args:
-        unit: puts the rows into standard units.
+        unit: standardises the rows.
         law: "mixture" or "label".
         classes: number of classes.
-        key: source of initial weights.
-        **sizes: of the couplings.
+        key: random key of the initial weights.
+        **sizes: sizes of the couplings.
     """
     dim = unit.shape[0]
     padded = classes if law == "label" and dim <= classes else 0
@@ -146,7 +146,7 @@ def image_model(
     return INN([Block("image", shape, Pixels(bits))], right, bijection)
 
 
-# -- the start in closed form -----------------------------------------------------------------------------------------
+# -- closed-form start ------------------------------------------------------------------------------------------------
 
 
 @eqx.filter_jit
@@ -155,11 +155,11 @@ def _encode(model, x):
 
 
 def fit_start(model: INN, x: Array | np.ndarray, labels: Int[np.ndarray, " n"]) -> INN:
-    """Fit the class law to the principal components of rows; the model then is a quadratic discriminant analysis.
+    """Fit the class law to the principal components of rows, which makes the model a quadratic discriminant analysis.
 
     Args:
-        model: a model of `table_model` or `image_model`, with its closed-form parts fitted; the label law has no
-            such start and comes back as it is.
+        model: a model of `table_model` or `image_model`, with its closed-form layers fitted. A model with the label law
+            has no such start and is returned unchanged.
         x: labelled rows, or images.
         labels: their classes.
     """
@@ -167,18 +167,18 @@ def fit_start(model: INN, x: Array | np.ndarray, labels: Int[np.ndarray, " n"]) 
     if not isinstance(block.law, ClassMixture):
         return model
     z = _encode(model, x)[block.name]
-    # shrunk in the units of the rows, or of pixels, where a column that hardly varies cannot decide
+    # shrunk in the units of the rows or pixels, so that a nearly constant column has little influence
     layers = jax.tree.leaves(level_part(0)(model), is_leaf=lambda layer: isinstance(layer, PrincipalRotation))
     axes = next(layer for layer in layers if isinstance(layer, PrincipalRotation))
     law = block.law.fit(z, labels, np.sqrt(axes.variances[: block.size]))
     return eqx.tree_at(class_law, model, law)
 
 
-# -- what is known of data --------------------------------------------------------------------------------------------
+# -- evaluation -------------------------------------------------------------------------------------------------------
 
 
 def padding_draws(model: INN, key: Key = 0) -> Float[Array, "m 1 k"]:
-    """Draws of the padding, over which p(x | class) is averaged: the same for every row, whatever its neighbours."""
+    """Fixed draws of the padding, over which p(x | class) is averaged; they do not depend on the batch."""
     pad = model.partition.left[1]
     return pad.law.prepare(as_key(key), None, (_PAD_DRAWS, 1), pad.shape)
 
@@ -198,9 +198,9 @@ def look_at_rows(model: INN, rows: Array, key: Array) -> Float[Array, "n k"]:
 
 @eqx.filter_jit
 def look_at_mixed(model: INN, mixed: Mixed, points: Array, rows: Array, key: Array) -> Float[Array, "n k"]:
-    """Log p(x | class) of rows with discrete columns, averaged over draws of the continuous rows that stand for them.
+    """Log p(x | class) of rows with discrete columns, averaged over draws of the continuous rows that represent them.
 
-    The draws are the same for all classes: in a ratio of probabilities what they add cancels for the most part.
+    All classes share the draws, so that most of the sampling error cancels in ratios of probabilities.
     """
     return mixed.averaged(lambda drawn: look_at_rows(model, drawn, key), rows, points)
 
@@ -209,9 +209,10 @@ def look_at_mixed(model: INN, mixed: Mixed, points: Array, rows: Array, key: Arr
 def look_at_images(model: INN, pixels: Array, log_prior: Array, key: Array) -> tuple[Array, Array]:
     """Log p(x | class) of images, `(n, K)`, and the features for the detector, `(n, 1 + k)`.
 
-    First how far the block that carries the label is from the likeliest class: the log of the root mean square of its
-    residual, which all other numbers together would drown. Then the `level_features`, at the coarsest level of the
-    residual as well, so that no class is more anomalous than another.
+    The first feature is the distance of the class block from the likeliest class: the log of the root mean square of
+    its residual. It is a feature of its own, since pooled with all other numbers it would hardly count. The others are
+    the `level_features`. Those of the coarsest level also use the residual, so that the score does not depend on the
+    class.
     """
     right = model.right_end(model.left_end(pixels, key=key))
     terms = class_block_log_probs(model, right)
@@ -235,7 +236,7 @@ def coarse_blocks(model: INN) -> list[Block]:
 
 
 def _residual(model, y, label):
-    """The standard normal draw behind the block that carries the class, given the class."""
+    """The whitened residual of the class block given the class."""
     law = class_law(model)
     if isinstance(law, ClassMixture):
         return law.residual(y, y.shape[1:], label)

@@ -25,7 +25,7 @@ _DRAWN = {"images": 10, "rows": 300}  # of each class
 
 _MOST_CLASSES = 20  # more are not drawn
 
-_OBJECTIVE = "objective, which weighs labels and likelihood"
+_OBJECTIVE = "objective, a weighted sum of label and likelihood terms"
 
 
 def report_classify(classifier: "Classifier", folder: str | Path, others: Any = None) -> Path:
@@ -34,7 +34,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
     Args:
         classifier: the trained model.
         folder: where to write.
-        others: items of no class, compared with the held-out ones: rows, or images (a folder, an array).
+        others: items of unknown classes to compare with the held-out ones: rows, or images (a folder, an array).
     """
     if others is not None and classifier.of_images and not hasattr(others, "pixels"):
         height, width, channels = classifier.shape
@@ -43,7 +43,7 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
     shown, labels = classifier.examples
     held = shown if classifier.of_images else classifier.frame.from_model(shown)
     scores = _scored(classifier, held)
-    anomalous = _spoilt(held) if others is None else others
+    anomalous = _outliers_from(held) if others is None else others
     sections = [
         *_decisions(classifier, folder),
         _samples(classifier, held, labels, folder),
@@ -55,8 +55,8 @@ def report_classify(classifier: "Classifier", folder: str | Path, others: Any = 
     return write_page(classifier, folder, sections)
 
 
-def _spoilt(held):
-    """Items of no class, made from held-out ones: inverted images, or rows whose columns come from different rows."""
+def _outliers_from(held):
+    """Outliers made from held-out items: inverted images, or rows with each column shuffled."""
     if held.ndim == 4:
         return 255 - held
     generator = np.random.default_rng(0)
@@ -64,13 +64,13 @@ def _spoilt(held):
 
 
 def _items(classifier, items):
-    """Rows of numbers as the classifier takes them; images, and what a user gave, as they are."""
+    """Encoded rows in the form for the classifier; images and items of the user are unchanged."""
     return Coded(items) if classifier.encoding is not None and isinstance(items, np.ndarray) else items
 
 
 def _scored(classifier, items):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # the report says it in its own words
+        warnings.simplefilter("ignore", CalibrationWarning)  # the report explains it itself
         return classifier.score(_items(classifier, items))
 
 
@@ -104,7 +104,7 @@ def _samples(classifier, held, labels, folder):
         figures.append(keep(_of_classes(own, names, held, classifier.columns, heading), folder, "held_out"))
     return Section(
         "Samples of each class",
-        "The same model in the other direction: with the label set and the latent drawn, it makes new items.",
+        "The same model in the other direction: given the label, random latents decode to new items.",
         figures,
     )
 
@@ -120,7 +120,7 @@ def figure_of_samples(classifier: "Classifier") -> Any:
 
 
 def _of_classes(items, names, reference, columns, heading=None):
-    """Images or points of each class, points along the principal axes of `reference`, single numbers by class."""
+    """A figure of images of each class, of points along the principal axes of `reference`, or of single numbers."""
     if items[0].shape[1:] == (1,):
         items = [np.insert(rows, 1, place, axis=1) for place, rows in enumerate(items)]
         columns = (*columns, "class")
@@ -140,8 +140,7 @@ def _latents(classifier, held, labels, anomalous, folder):
         figure = plots.latent_classes(z, labels[:_LATENTS], names, outliers)
     return Section(
         "Latents",
-        f"{which(classifier.flagging)} items at the right end, coloured by their true class; crosses are items of no "
-        "class.",
+        f"{which(classifier.flagging)} items at the right end, coloured by their true class; crosses are other items.",
         [keep(figure, folder, "latents")],
     )
 

@@ -52,7 +52,7 @@ from flowknife.laws import as_temperature, require_finite_draws
 
 _DRAWN_AT_ONCE = 16  # images
 
-_AS_GOOD = 0.01  # share of errors that a classifier may make more than simple ones
+_AS_GOOD = 0.01  # allowed excess of the error rate over simple classifiers
 
 _ONE_SIDED = ("bits_per_dim", "complexity", "distance")  # the detector's first columns: larger is more anomalous
 
@@ -74,19 +74,20 @@ class Classifier(Result[ClassifyConfig]):
     Attributes:
         model: the network, x <-> z (mixture) or x <-> y, z (label).
         log_prior: log p(class), shape (K,).
-        temperature: of the calibrated probabilities.
-        frame: origin and scale of each column, in its units; of images without columns.
-        reference: training items kept for figures, as the model takes them.
-        reference_labels: their classes by number, -1 for unknown.
-        held_out: calibration items, as the model takes them, which had no part in training, not even in the choice of
-            when to stop; none with `train.validation=0`.
-        held_out_labels: their classes by number, -1 for unknown.
+        temperature: temperature of the calibrated probabilities.
+        frame: origin and scale of each column, in its units; for images without columns.
+        reference: training items kept for figures, in the units of the model.
+        reference_labels: their class numbers, -1 for unknown.
+        held_out: calibration items, in the units of the model, used neither for training nor for early stopping; none
+            with `train.validation=0`.
+        held_out_labels: their class numbers, -1 for unknown.
         detector: for images, the typicality test over levels.
-        mixed: the discrete columns of rows; None where there are none.
+        mixed: the discrete columns of rows; None if there are none.
 
-    Of a table with categories, dates or missing values, `sample` gives a DataFrame with such columns, and p(x) is the
-    probability of what is discrete times the density of what is not; see `docs/tables.md`. A row with a category that
-    training never had is impossible in every class: its probabilities are the frequencies of the classes.
+    For a table with categories, dates or missing values, `sample` returns a DataFrame with such columns, and p(x) is
+    the probability of the discrete columns times the density of the continuous ones; see `docs/tables.md`. A row with a
+    category that did not occur in training is impossible in every class. Its class probabilities are the class
+    frequencies.
     """
 
     application: ClassVar[str] = "classify"
@@ -110,12 +111,12 @@ class Classifier(Result[ClassifyConfig]):
 
     @property
     def classes(self) -> Names:
-        """The classes as labels were given, in the order of probabilities."""
+        """The class labels, in the order of the probabilities."""
         return self.record.data.classes
 
     @property
     def white(self) -> White:
-        """Of images, the pixel values that became 255."""
+        """For images, the pixel values that were mapped to 255."""
         return self.record.data.white
 
     @property
@@ -128,7 +129,7 @@ class Classifier(Result[ClassifyConfig]):
         """(height, width, channels) of images.
 
         Raises:
-            AttributeError: for rows, which have `names`.
+            AttributeError: for a classifier of rows, which has `names` instead.
         """
         if not self.of_images:
             raise AttributeError("a classifier of rows has no shape; see names")
@@ -136,11 +137,11 @@ class Classifier(Result[ClassifyConfig]):
         return height, width, channels
 
     def predict(self, x: Any) -> Shaped[np.ndarray, " n"]:
-        """The most probable class of each item, shape (n,), as labels were given."""
+        """The label of the most probable class of each item, shape (n,)."""
         return self._labels(np.argmax(self._probability(self._log_joint(x)), axis=1))
 
     def codes(self, labels: Any) -> Int[np.ndarray, " n"]:
-        """Places of labels among `classes`, shape (n,): -1 where unknown (None, NaN, ""), -2 for labels of no class."""
+        """Class numbers of labels, shape (n,): -1 for unknown (None, NaN, ""), -2 for labels not in `classes`."""
         return codes_of(labels, self.classes)
 
     def predict_proba(self, x: Any, calibrated: bool = True) -> Float[np.ndarray, "n k"]:
@@ -150,16 +151,16 @@ class Classifier(Result[ClassifyConfig]):
             x: items, as for `classify`.
             calibrated: apply the temperature that was fitted to held-out items; otherwise plain Bayes' rule.
 
-        Of items beyond the range of numbers, such as rows of 1e30, the densities say nothing: they have the priors.
+        If all densities of an item underflow, as for rows of 1e30, its probabilities are the class priors.
         """
         return self._probability(self._log_joint(x), None if calibrated else 1.0)
 
     def log_prob(self, x: Any, label: Any = None) -> Float[np.ndarray, " n"]:
-        """Log density of each item, in nats, shape (n,); of images log-probability, of `config.bits` bits.
+        """Log density of each item, in nats, shape (n,); for images the log-probability at `config.bits` bits.
 
         Args:
             x: items, as for `classify`.
-            label: a class, or one for each item: log p(x | label). Without, log p(x), over all classes.
+            label: a class, or one for each item, for log p(x | label); default log p(x), summed over all classes.
         """
         by_class = self._look(self._items(x)[0])[0] + self.frame.log_det
         if label is None:
@@ -168,11 +169,11 @@ class Classifier(Result[ClassifyConfig]):
         return by_class[np.arange(len(codes)), codes]
 
     def sample(self, n: int, *, label: Any = None, key: Key = None, temperature: Any = None) -> Any:
-        """Draw `n` items, in the units of the data; a DataFrame, where the table has columns of other kinds.
+        """Draw `n` items, in the units of the data; a DataFrame if the table has non-numeric columns.
 
         Args:
             n: number of items.
-            label: their class, or one for each; default: drawn by their frequency.
+            label: the class of all items, or one for each; default: drawn with the class frequencies.
             key: int, JAX key or None.
             temperature: scale of the latents; default 1 for rows, 0.7 for images.
         """
@@ -181,7 +182,7 @@ class Classifier(Result[ClassifyConfig]):
     def sample_numbers(
         self, n: int, *, label: Any = None, key: Key = None, temperature: Any = None
     ) -> Shaped[np.ndarray, "n ..."]:
-        """As `sample`, as numbers in `columns`: categories by their place in the dictionary, dates in days."""
+        """Like `sample`, but as numbers in `columns`: categories as their index, dates as days."""
         n = as_count(n, "item")
         if temperature is None:
             temperature = 0.7 if self.of_images else 1.0
@@ -202,7 +203,7 @@ class Classifier(Result[ClassifyConfig]):
         return require_finite_draws(self.frame.from_model(restored(rows, self.mixed)), temperature)
 
     def encode(self, x: Any) -> Float[np.ndarray, "n d"]:
-        """The right end of each item, shape (n, D): its latents, after the one-hot block where there is one."""
+        """The right end of each item, shape (n, D): its latents, preceded by the one-hot block if there is one."""
         items = filled(self._items(x)[0], self.mixed)
         return map_batches(lambda part: [_encode(self.model, part, as_key(0))], items, self._most)[0]
 
@@ -214,10 +215,10 @@ class Classifier(Result[ClassifyConfig]):
             show_progress: show a progress bar.
 
         Returns:
-            beside the columns of every job (see `Scores`) label, the likeliest class; probability, of that class;
-            log_prob. The score of rows is -log p(x), that of images two-sided, over all levels; its p-value asks
-            whether an item is of any class. Without calibration items there are no p-values, and a
-            `CalibrationWarning` says why; see `flagging`.
+            in addition to the columns of every job (see `Scores`): label, the likeliest class; probability, that of
+            this class; log_prob. The score of rows is -log p(x); that of images is two-sided, over all levels. Its
+            p-value tests whether an item belongs to any class. Without calibration items there are no p-values, and a
+            `CalibrationWarning` gives the reason; see `flagging`.
         """
         items, names = self._items(x)
         with progress("scoring", show_progress) as report:
@@ -241,19 +242,19 @@ class Classifier(Result[ClassifyConfig]):
 
     @property
     def examples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Items to show and their classes by number: held-out ones, or training items where none were held out."""
+        """Example items and their class numbers: held-out items, or training items if none were held out."""
         if self.flagging.rows:
             return self.held_out, self.held_out_labels
         return self.reference, self.reference_labels
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Of held-out items.
+        """Metrics on held-out items.
 
-        `nll`, of p(x) in nats per item; `bits_per_dim` of images; where there are labels `accuracy`,
-        `nll_given_label` (of p(x | label)), `cross_entropy` (of the calibrated probabilities, in nats),
-        `expected_calibration_error`. Where no items were held out, the same of training items, each with `training_`
-        before its name; an error of calibration is then unknown, and left out.
+        `nll` of p(x) in nats per item; `bits_per_dim` for images; with labels also `accuracy`, `nll_given_label` (of
+        p(x | label)), `cross_entropy` (of the calibrated probabilities, in nats) and `expected_calibration_error`. If
+        no items were held out, the metrics are those of training items and their names begin with `training_`. The
+        calibration error is then unknown and left out.
         """
         items, labels = self.examples
         look = self._held_out_look if self.flagging.rows else self._look(items)
@@ -285,7 +286,7 @@ class Classifier(Result[ClassifyConfig]):
         return reliability(*self._judged(x, labels))
 
     def _checks(self, data, given, /):
-        """The round trip, false alarms, and with labels calibration, errors and cross entropy against simple ones."""
+        """The round trip and false alarms; with labels also calibration, errors and cross-entropy."""
         self._without(given=given)
         x, labels = self._labelled(data)
         items = self.held_out if x is None else self._items(x)[0]
@@ -295,7 +296,7 @@ class Classifier(Result[ClassifyConfig]):
         return [*checks, self.reliability(x, labels).check, *self._references(items, x, labels)] if labelled else checks
 
     def _labelled(self, data):
-        """Items and their labels, None where they have none."""
+        """Items and their labels; None without labels."""
         if isinstance(data, tuple) and len(data) == 2:
             return data
         if data is not None and self.of_images:
@@ -312,7 +313,7 @@ class Classifier(Result[ClassifyConfig]):
         return table.values, table.kept.get(label)
 
     def _references(self, items, x, labels) -> list[Check]:
-        """The checks that probabilities are no worse than those of simple classifiers."""
+        """Comparison of the class probabilities with those of simple classifiers."""
         seen = self.reference_labels >= 0
         if x is None:
             joint, codes = self._held_out_look[0] + self.log_prior, self.held_out_labels
@@ -373,15 +374,15 @@ class Classifier(Result[ClassifyConfig]):
 
         return live_images(self) if self.of_images else live_rows(self)
 
-    # -- items as the model takes them ----------------------------------------------------------------------------
+    # -- items in the units of the model --------------------------------------------------------------------------
 
     def calibrated(self, items: np.ndarray, codes: np.ndarray, looked_at: np.ndarray) -> "Classifier":
-        """With a temperature fitted to labelled items that were not trained on, and for images a detector.
+        """A copy with the temperature fitted to labelled held-out items and, for images, a detector.
 
         Args:
-            items: rows or images, as the model takes them.
-            codes: their classes by number, -1 for unknown.
-            looked_at: training images that the detector is fitted to.
+            items: rows or images, in the units of the model.
+            codes: their class numbers, -1 for unknown.
+            looked_at: training images to which the detector is fitted.
         """
         known = codes >= 0
         fitted = self
@@ -426,7 +427,7 @@ class Classifier(Result[ClassifyConfig]):
         points = None if mixed is None else jnp.asarray(mixed.points())
 
         def program(part):
-            # the same noise for every batch: items differ by what they are, not by a draw
+            # the same noise for every batch, so that scores do not differ by random draws
             if self.of_images:
                 return look_at_images(self.model, jnp.asarray(part), prior, as_key(0))
             rows = jnp.asarray(part)
@@ -444,13 +445,13 @@ class Classifier(Result[ClassifyConfig]):
         return by_class, features.astype(np.float64)
 
     def _features(self, items, look):
-        """What the detector is given of images: bits/dim, those beyond a PNG file, and what was seen of them."""
+        """Features of images for the detector: bits/dim, their excess over a PNG file, and the level features."""
         by_class, features = look
         bits = -logsumexp(by_class + self.log_prior, axis=1) / np.log(2) / items[0].size
         return np.column_stack([bits, complexity(items, bits, self.model.partition.left[0].law.bits), features])
 
     def _labels(self, places):
-        """Classes by their places, as labels were given."""
+        """Labels of class numbers."""
         return array_of(self.classes)[places]
 
     def _joint(self, items):
@@ -460,7 +461,7 @@ class Classifier(Result[ClassifyConfig]):
         return self._joint(self._items(x)[0])
 
     def _probability(self, joint, temperature=None):
-        """Class probabilities; the class priors where all densities are beyond the range of numbers and say nothing."""
+        """Class probabilities; the class priors for items whose densities all underflow."""
         known = np.isfinite(joint).any(axis=1, keepdims=True)
         scaled = joint / (self.temperature if temperature is None else temperature)
         return softmax(np.where(known, scaled, self.log_prior), axis=1)
@@ -482,7 +483,7 @@ class Classifier(Result[ClassifyConfig]):
         return conformal_p_values(anomaly, self._held_out_anomaly)
 
     def _judged(self, x, labels):
-        """Probabilities and classes by number of the items whose class is known."""
+        """Probabilities and class numbers of the items whose class is known."""
         if x is None:
             self.flagging.require_held_out()
             joint, codes = self._held_out_look[0] + self.log_prior, self.held_out_labels
@@ -495,14 +496,14 @@ class Classifier(Result[ClassifyConfig]):
         return self._probability(joint[known]), codes[known]
 
     def _known_codes(self, labels, count):
-        """Labels of so many items by number, -1 where unknown; refuses those of no class."""
+        """Class numbers of `count` labels, -1 if unknown; refuses labels that are not in `classes`."""
         codes = np.broadcast_to(self.codes([labels] if np.ndim(labels) == 0 else labels), count)
         if np.any(codes < -1):
             as_codes(labels, self.classes)
         return codes
 
     def _round_trip(self, items, x) -> Check:
-        """The worst round trip of rows, of those held out and of training; of some images as a whole."""
+        """The worst round trip of held-out and training rows; for images that of some images together."""
         if self.of_images:
             error = round_trip_error(self.model.bijection, self._left(items[:1000]))
             return Check("round trip, in standard deviations", error, 1e-2)

@@ -24,7 +24,7 @@ from flowknife.objectives import Augmented, BlockNLL, Dequantised, Noisy, class_
 from flowknife.stages import Stage, Trained, closed_form_start, fit_stages
 from flowknife.train import Checkpoints, Training, fit
 
-_START_NUMBERS = 30_000_000  # the start is fitted to at most this many numbers
+_START_NUMBERS = 30_000_000  # largest number of values that the closed-form start is fitted to
 
 _NUMBERS_PER_STEP = 100_000
 
@@ -33,7 +33,7 @@ Items = tuple[np.ndarray, np.ndarray]
 
 
 def log_prior_of(model: INN, log_prior: Array) -> Array:
-    """Log p(class): trained with the mixture, counted otherwise."""
+    """Log p(class): trained with the mixture law, otherwise the class frequencies."""
     law = class_law(model)
     return jax.nn.log_softmax(law.log_weights) if isinstance(law, ClassMixture) else log_prior
 
@@ -44,9 +44,9 @@ class _Bottleneck(eqx.Module):
     Attributes:
         data: name of the data block.
         beta: weight of the labels.
-        log_prior: log p(class), where the model does not learn it.
+        log_prior: log p(class), if the model does not learn it.
         size: dimension of the blocks.
-        blocks: right-hand blocks whose terms count; None for all.
+        blocks: right-hand blocks whose terms are included; None for all.
     """
 
     data: str = eqx.field(static=True)
@@ -75,7 +75,7 @@ def train_table(
     show_progress: bool,
     checkpoints: Checkpoints,
 ) -> Trained:
-    """Train on rows with noise of `smoothing` standard deviations; discrete columns have none but their own draws."""
+    """Train on rows with noise of `smoothing` standard deviations; discrete columns are only dequantised."""
     rows, labels = filled(train[0], mixed), train[1]
     noise_key, key = keys_of(key, 2)
     size = rows.shape[1]
@@ -88,7 +88,7 @@ def train_table(
     noisy = rows + np.asarray(noise(rows)) * drawn
     model = model.initialised(noisy, key=noise_key)
     model = fit_start(model, noisy, labels)
-    # wide tables have more to overfit to: smaller steps
+    # wide tables overfit more easily, so steps are smaller
     training = training.completed(
         steps=int(np.clip(20 * len(rows) ** 0.5, 500, 6000)),
         batch_size=512,
@@ -99,7 +99,7 @@ def train_table(
         fit,
         model,
         _batch(model, "x", train),
-        training.left(checkpoints.began).model_copy(update={"validation": 0.0}),  # what is held out is in `stopping`
+        training.left(checkpoints.began).model_copy(update={"validation": 0.0}),  # held-out rows are in `stopping`
         objective=objective,
         held_out=None if stopping is None else _batch(model, "x", stopping),
         key=key,
@@ -125,7 +125,7 @@ def train_images(
     show_progress: bool,
     checkpoints: Checkpoints,
 ) -> Trained:
-    """Train the coarsest level with its classes, on images that are moved; then the details, level after level."""
+    """Train the coarsest level with its classes on augmented images, then the finer levels one by one."""
     pixels, labels = train
     coarse = coarse_blocks(model)
     size, names = sum(block.size for block in coarse), tuple(block.name for block in coarse)
@@ -147,9 +147,9 @@ def train_images(
     most = max(_START_NUMBERS // pixels[0].size, 16)
     model = fit_start(model, augment(move_key, jnp.asarray(pixels[:most]), augmentation), labels[:most])
 
-    # the classes have half of the time, the details the rest
+    # half of the time for the level with the classes, the rest for the finer levels
     stages = [
-        # held-out images are moved too: of the few that there are, a loss that swings less
+        # held-out images are augmented too: with few images, that makes the loss less noisy
         Stage(0, max(len(details), 1), label="classes", where=coarse_part, objective=Augmented(loss, augmentation)),
         *(
             Stage(i, 1, label=f"details {i} of {len(details)}", where=level_part(i), objective=BlockNLL(name))
@@ -161,9 +161,9 @@ def train_images(
 
 
 def fit_temperature(log_joint: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:
-    """T of softmax(log_joint / T) with the least cross entropy (Guo et al. 2017, arXiv 1706.04599, sec. 4.2).
+    """T of softmax(log_joint / T) with the lowest cross-entropy (Guo et al. 2017, arXiv 1706.04599, sec. 4.2).
 
-    One pseudo-observation, log T ~ N(0, 1), decides where no item does: with perfectly separate classes.
+    The prior log T ~ N(0, 1), with the weight of one item, keeps T finite if the classes are perfectly separated.
     """
 
     def loss(log_temperature):
@@ -176,7 +176,7 @@ def fit_temperature(log_joint: Float[np.ndarray, "n k"], labels: Int[np.ndarray,
 
 
 def _spread(rows, labels):
-    """Standard deviation of each column within the classes: noise in these units blurs no class into another."""
+    """Standard deviation of each column within the classes: noise in these units does not blur the classes."""
     total = np.asarray(Affine.standardise(rows).scale.value)
     within = [rows[labels == k].var(axis=0) * np.sum(labels == k) for k in np.unique(labels[labels >= 0])]
     return np.maximum(np.sqrt(sum(within) / np.sum(labels >= 0)), 0.1 * total)

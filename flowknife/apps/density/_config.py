@@ -11,12 +11,12 @@ from flowknife.train import Training
 
 
 class DensityConfig(Settings):
-    """Settings of `density`; those that are None are chosen from the data."""
+    """Settings of `density`; settings that are None are chosen from the data."""
 
     chosen: ClassVar[Mapping[str, str]] = {
-        "mixing": "lu; of more than 200 columns, permute",
+        "mixing": "lu; permute for more than 200 columns",
         "train.steps": "20 sqrt(rows), from 300 to 6,000, unless another end of training is set",
-        "train.batch_size": "512; of more than 100 columns, fewer",
+        "train.batch_size": "512; fewer for more than 100 columns",
         "train.learning_rate": "0.004",
         "train.patience": "8",
         "train.weight_decay": "600 columns / rows, from 0.5 to 20, or 0; given conditions, 1 up to 50,000 rows",

@@ -1,4 +1,4 @@
-"""Which columns make a row unusual: the log density that it would gain, had one column its most likely value."""
+"""Which columns make a row unusual: the gain in log density if one column had its most likely value."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from flowknife.data._cells import array_of
 if TYPE_CHECKING:
     from flowknife.apps.density._result import Density
 
-_REASONS = 3  # columns that are named
+_REASONS = 3  # number of columns to report
 _GRID = 33  # quantiles of the training rows
 _FINE, _ZOOMS = 9, 3  # numbers between the neighbours of the best one, and how often: a 16,000th of a quantile step
-_DRAWS = 16  # of the continuous rows that stand for a row with categories
+_DRAWS = 16  # draws of the continuous rows that represent a row with categories
 _ROWS_AT_ONCE = 2048
-_BATCH = 1024  # rows with another value; always as many, so that one program is compiled
+_BATCH = 1024  # rows with a changed value per batch; a fixed number, so that one program is compiled
 
 
 class Explanation(NamedTuple):
-    """The gain of each column of each row, and its most likely value.
+    """The gain of each column in each row, and its most likely value.
 
     Attributes:
-        names: of the d columns.
-        gains: in nats, shape (n, d).
-        likely: the most likely value of each column given the others of the row, n by name.
+        names: names of the d columns.
+        gains: gains in nats, shape (n, d).
+        likely: by column name, its most likely value given the other columns of the row, n values.
     """
 
     names: tuple[str, ...]
@@ -51,7 +51,7 @@ class Explanation(NamedTuple):
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the table among rows of the model: its place, that of the flag of its gaps, its size if discrete."""
+    """A column in rows of the model: its index, that of its missing-value indicator, its size if discrete."""
 
     place: int
     flag: int | None
@@ -99,7 +99,7 @@ def _explained(flow, values, log_prob):
 
 
 def _impossible(flow, values):
-    """Which values no training row can have: other values of constant columns, and other categories."""
+    """Which values are impossible: other values of constant columns, and unknown categories."""
     frame, columns = flow.frame, len(flow.columns)
     found = np.zeros((len(values), len(flow.names)), bool)
     for place in set(frame.constant) & set(range(len(flow.names))):
@@ -113,19 +113,20 @@ def _impossible(flow, values):
 
 
 def _best(flow, rows, own, column, log_prob):
-    """The largest log density over the values of one column, and the rows that have it.
+    """The largest log density over the values of one column, and the rows that attain it.
 
-    A number is compared with other numbers; that it is missing, a probability, with the probability that it is not.
+    A number is compared with other numbers. A missing value is compared, as a probability, with the probability of not
+    being missing.
     """
     gone = np.zeros(len(rows), bool) if column.flag is None else rows[:, column.flag] > 0.5
     places = [column.place] if column.flag is None else [column.place, column.flag]
     top, best, each = np.where(gone, -np.inf, own), rows, np.arange(len(rows))
 
     def try_each(numbers):
-        """Numbers (n, c) in place of those of the column: keep what is better; all log densities."""
+        """Replace the column by numbers (n, c) and keep the better rows; returns all log densities."""
         nonlocal top, best
         changed = np.repeat(rows, numbers.shape[1], axis=0).astype(np.float32)
-        changed[:, places] = 0.0  # there is a number
+        changed[:, places] = 0.0  # not missing
         changed[:, column.place] = numbers.ravel()
         found = _log_probs(log_prob, changed).reshape(numbers.shape)
         first = found.argmax(axis=1)
@@ -157,7 +158,7 @@ def _best(flow, rows, own, column, log_prob):
 
 
 def _log_probs(log_prob, rows):
-    """NaN, where numbers are beyond the precision, is impossible."""
+    """Log densities with -inf in place of NaN, which comes from overflow."""
     padded = rows if len(rows) >= _BATCH else np.resize(rows, (_BATCH, rows.shape[1]))
     found = log_prob(padded, _DRAWS, _BATCH)[: len(rows)]
     return np.where(np.isnan(found), -np.inf, found)

@@ -1,4 +1,4 @@
-"""The interactive page of a density: rows, scores that calibrate, and the units of the columns."""
+"""The interactive page of a density."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ def explore_density(flow: "Density", folder: str | Path) -> Path:
 
 
 def _parts(flow):
-    """What the page shows."""
+    """The content of the page."""
     rows = flow.joint_frame.from_model(flow.reference[:_ROWS])
     x, given = np.split(rows, [len(flow.columns)], axis=1)
     scores = -flow._held_out_log_prob if flow.flagging.rows else np.zeros(0)
@@ -42,7 +42,7 @@ def _parts(flow):
 
 
 def live_density(flow: "Density") -> Live:
-    """A live page: what it shows, and what it may ask."""
+    """The live page: its content and the functions that it can call."""
     size, conditions = len(flow.columns), len(flow.given_names)
     latent = sum(block.size for block in flow.model.partition.right)
 
@@ -67,7 +67,7 @@ def live_density(flow: "Density") -> Live:
         return flow._log_prob_at(values(x, n, given, rows)).astype(float)
 
     def read_rows(text):
-        """Rows as they are written, with categories in words."""
+        """Parse rows from text, with categories by name."""
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "rows.csv"
             place.write_text(str(text), encoding="utf-8", errors="replace")
@@ -79,7 +79,7 @@ def live_density(flow: "Density") -> Live:
 
     def prepare():
         given = np.zeros(conditions)
-        for n in (1, 500, 1600, min(len(flow.reference), _ROWS)):  # as many as the page asks at a time
+        for n in (1, 500, 1600, min(len(flow.reference), _ROWS)):  # the batch sizes that the page requests
             decode(np.zeros(n * latent), n, given)
             encode(np.zeros(n * size), n, given)
         log_prob(np.zeros(size), 1, given)
@@ -94,7 +94,7 @@ def live_density(flow: "Density") -> Live:
 
 
 def _written(flow):
-    """Two rows with their categories in words, as in a table file."""
+    """Two rows with their categories by name, as in a table file."""
     x, given = np.split(flow.joint_frame.from_model(flow.reference[:2]), [len(flow.columns)], axis=1)
     columns = {**flow.encoding.decode(x), **dict(zip(flow.given_names, given.T, strict=True))}
     text = io.StringIO()

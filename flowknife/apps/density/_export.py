@@ -1,4 +1,4 @@
-"""What is exported of a density."""
+"""Exported programs of a density."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def exported(flow: "Density") -> tuple[dict[str, Program], dict[str, Any]]:
-    """The programs of a density, and what runs them."""
+    """The programs of a density, and the arguments to run them."""
     x, z = Input("x", (flow.frame.dim,)), Input("z", (flow.frame.dim,))
     conditions = [Input("given", (len(flow.given_names),))] if flow.given_names else []
     draws = conditions or [ROWS]

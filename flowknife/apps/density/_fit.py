@@ -33,9 +33,9 @@ from flowknife.tracking import Track
 from flowknife.train import Checkpoints, about_fit, fit
 
 _KEPT_ROWS = 5000  # training rows kept with the run, for figures
-_START_ROWS = 20_000  # closed-form parts are fitted to at most this many rows
-_FEW = 50_000  # rows; with more, nothing is gained by weight decay of a density given conditions
-_WIDE = 200  # columns, beyond which matrices between the couplings take most of the time and round too much
+_START_ROWS = 20_000  # rows to which the closed-form layers are fitted, at most
+_FEW = 50_000  # rows; beyond this, weight decay does not improve a conditional density
+_WIDE = 200  # columns; beyond this, full matrices between the couplings are slow and inaccurate
 
 
 @tracked
@@ -57,26 +57,26 @@ def density(
     """Fit a density to a table.
 
     The rows are standardised inside the model and mapped to N(0, I) by rational-quadratic spline couplings. Training
-    rows get a little Gaussian noise, which keeps a flexible density from following single rows (Rothfuss et al. 2019,
-    arXiv 1907.08982). Columns that are constant stay outside of the network: they come back as they are.
+    rows get a little Gaussian noise, which keeps a flexible density from concentrating on single rows (Rothfuss et al.
+    2019, arXiv 1907.08982). Constant columns bypass the network and keep their value in samples.
 
-    Words, truth values, dates and missing values are refused, unless the settings `categories`, `dates` and `missing`
-    say that they are part of the model: then samples have them too, and come as a DataFrame.
+    Text, booleans, dates and missing values are refused, unless the settings `categories`, `dates` and `missing`
+    include them in the model. Samples then have them too, and are returned as a DataFrame.
 
     Args:
         x: array (n, d), DataFrame, or path of a .csv, .parquet or .npy file.
         config: settings; default `DensityConfig()`.
-        names: of the columns: of an array what they are called, of a table which of them are used; default all.
-        given: learn p(x | given): names of columns of `x`, or an array (n, k) or (n,) beside it. Training starts at
-            the linear-Gaussian answer.
-        calibration: a table with the same columns (conditions last, where columns have no names) that calibrates the
-            p-values and has no other part in the fit; default rows of `x`, see `train.validation`.
+        names: names for the columns of an array, or the columns of a table to use; default all.
+        given: conditions, to learn p(x | given): names of columns of `x`, or a separate array (n, k) or (n,). Training
+            starts at the linear-Gaussian solution.
+        calibration: a table with the same columns (conditions last, if columns have no names), used only to calibrate
+            the p-values; default: held-out rows of `x`, see `train.validation`.
         key: int, JAX key or None; None means `config.seed`.
         drop_invalid: drop rows with NaN or infinity instead of refusing them.
         show_progress: show a progress bar.
-        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
-        resume: go on from the checkpoints, if there are any.
-        track: where the fit is tracked, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; several in a list.
+        checkpoints: a folder for checkpoints: a new one or, with `resume`, that of the same fit.
+        resume: continue from the checkpoints, if there are any.
+        track: tracker of the fit, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; or a list of trackers.
         **settings: fields of `DensityConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:
@@ -84,8 +84,8 @@ def density(
 
     Raises:
         InputError: for a table that cannot be used.
-        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
-        Interrupted: by Ctrl-C during training; its `result` is the density with the best weights so far.
+        StorageError: `checkpoints` belongs to another fit, or to this one while `resume` is False.
+        Interrupted: on Ctrl-C during training; its `result` is the density with the best weights so far.
 
     Warns:
         CalibrationWarning: without calibration rows, or with too few to flag anything.
@@ -171,7 +171,7 @@ def density(
     spread = np.where(np.isin(frame.kept, discrete), 0.0, spread)
     noise = LocalSpread.of(train_x, spread).scaled(used.smoothing)
     objective = Noisy(nll, "x", noise)
-    if mixed is None:  # their noise is always the same
+    if mixed is None:  # fixed noise for discrete columns
         clean = stopping[:, :dim]
         drawn = as_generator(fit_key).normal(size=clean.shape).astype(clean.dtype)
         stopping = np.concatenate([clean + np.asarray(noise(clean)) * drawn, stopping[:, dim:]], axis=1)
@@ -184,7 +184,7 @@ def density(
             ends(train_rows, dim),
             left.model_copy(update={"validation": 0.0}),  # rows are held out above
             objective=objective if mixed is None else Dequantised(objective, "x", mixed),
-            # rows with their noise already: the program that a fitted density is asked by
+            # rows that already have their noise; a fitted density uses the same program
             held_out_objective=nll if mixed is None else None,
             held_out=ends(stopping, dim) if len(stopping) else None,
             key=key,
@@ -233,10 +233,11 @@ def density(
 
 
 def _start(rows, standardise):
-    """What is fitted in closed form before training: the units, and the correlations of the columns.
+    """The closed-form start: standardisation and whitening of the columns.
 
-    The network would learn single rows before it learned how many columns depend on each other. From the shrunk
-    Gaussian it only has to learn in what they differ from that; of few rows, that Gaussian is the answer.
+    Without it, the network would memorise single rows before it learned the correlations of many columns. Starting from
+    the shrunk Gaussian, it only has to learn the deviations from it. With few rows, that Gaussian is already the best
+    model.
     """
     if rows.shape[1] == 1:
         return [standardise]
@@ -249,10 +250,10 @@ def _whitening(standardise, rows):
 
 
 def _weight_decay(rows_per_column):
-    """Few rows support little beyond the Gaussian start, so weights decay towards it; many need no help.
+    """Weight decay towards the Gaussian start for small tables; large tables need none.
 
-    Held-out nats of 178 x 13, 569 x 30, 1,000 x 20, 4,000 x 8, 2,000 x 2 and 8,000 x 2 rows were best at a decay of 20,
-    10 to 20, 10, 5, 1 to 2 and 0.
+    On tables of 178 x 13, 569 x 30, 1,000 x 20, 4,000 x 8, 2,000 x 2 and 8,000 x 2, the held-out likelihood was best at
+    a decay of 20, 10 to 20, 10, 5, 1 to 2 and 0.
     """
     decay = min(600 / rows_per_column, 20.0)
     return round(decay, 1) if decay >= 0.5 else 0.0

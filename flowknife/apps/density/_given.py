@@ -1,4 +1,4 @@
-"""Conditions of rows: columns of the same table, or numbers beside it."""
+"""Conditions of rows: columns of the same table, or a separate array."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ from flowknife.errors import InputError
 def read_table(
     x: Any, given: Any, names: Sequence[str] | None, config: DensityConfig, drop_invalid: bool, calibration: Any = None
 ) -> tuple[Table, tuple[str, ...], Encoding | None]:
-    """The table of a density, of numbers alone, the names of its conditions, and how its columns became numbers.
+    """The encoded table of a density, the names of its conditions, and the encoding of its columns.
 
     Raises:
         InputError: for a table that cannot be used; the message names the settings that would help.
@@ -45,11 +45,11 @@ def read_table(
 
 
 def _require_numbers(x, given, drop_invalid):
-    """Refuse conditions that are columns of words, dates or gaps, with how they become numbers."""
+    """Refuse conditions with text, dates or missing values; the message explains how to encode them."""
     named = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
     try:
         helps = in_numbers(x, named) if named and not drop_invalid else ""
-    except InputError:  # there is no such column, say
+    except InputError:  # such as an unknown column
         helps = ""
     if helps:
         raise InputError(f"got the conditions {', '.join(named)}, not all numbers; expected numbers; try {helps}")
@@ -60,12 +60,12 @@ def read_joined(x: Any, given: Any, names: Sequence[str] | None, drop_invalid: b
 
     Args:
         x: the table, as for `load_table`.
-        given: names of its columns, or a table (n, k) or (n,) of its own; None for no conditions.
-        names: of the columns of `x` that are modelled; default all but the conditions.
-        drop_invalid: leave out rows with a missing or infinite value, of either.
+        given: names of its columns, or a separate table (n, k) or (n,); None for no conditions.
+        names: names of the columns of `x` to model; default all but the conditions.
+        drop_invalid: leave out rows with missing or infinite values in either table.
 
     Raises:
-        InputError: for columns that are missing, or conditions of other rows.
+        InputError: for unknown columns, or conditions with another number of rows.
     """
     if given is None:
         return load_table(x, columns=names, drop_invalid=drop_invalid), ()
@@ -108,11 +108,11 @@ def read_given(given: Any, names: Sequence[str], rows: int) -> np.ndarray:
 
     Args:
         given: a mapping of numbers or of columns by name, one row (k,), rows (n, k), or a table with these columns.
-        names: of the k conditions.
-        rows: how many rows there are.
+        names: names of the k conditions.
+        rows: number of rows.
 
     Raises:
-        InputError: for other conditions, or of other rows.
+        InputError: for other conditions, or another number of rows.
     """
     if hasattr(given, "to_numpy") and np.ndim(given) == 1:  # a Series: a row of several conditions, or one column
         name = getattr(given, "name", None)

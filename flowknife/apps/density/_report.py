@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _POINTS = 2000
 
-_UNUSUAL = 5  # rows of which the report says why
+_UNUSUAL = 5  # rows that the report explains
 
 _COLUMNS = 6  # drawn at most
 
@@ -40,12 +40,12 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
     sections = [
         Section(
             "Data and samples",
-            "Rows drawn from the model should be indistinguishable from the data." + wide,
+            "Samples of the model should be indistinguishable from the data." + wide,
             [keep(plots.samples(data[:, shown], generated[:, shown], names), folder, "samples")],
         )
     ]
     if flow.encoding:
-        wide += " Categories are drawn as numbers, in the order of the alphabet, and dates as days since 1970."
+        wide += " Categories are shown as numbers, in alphabetical order, and dates as days since 1970."
     if data.shape[1] == flow.frame.dim == 2 and not flow.encoding:
         sections += [_density_section(flow, data, folder), _mapping_section(flow, data, folder)]
     rows = flow.joint_frame.from_model((flow.held_out if flow.flagging.rows else flow.reference)[:5000])
@@ -65,7 +65,7 @@ def report_density(flow: "Density", folder: str | Path) -> Path:
 
 
 def _unusual_section(flow, rows):
-    """The least likely rows, and the columns that make them so."""
+    """The least likely rows, and the columns that make them unusual."""
     log_prob = flow.log_prob(Coded(rows))
     first = np.argsort(log_prob, kind="stable")[:_UNUSUAL]
     found = flow.explain(Coded(rows[first])).reasons(2)
@@ -80,8 +80,8 @@ def _unusual_section(flow, rows):
                 table.append((log_density, str(name), *shown))
     return Section(
         "Unusual rows",
-        f"The least likely of the {which(flow.flagging).lower()} rows, and the columns that make them so: how much the "
-        "log density would gain, had this column alone its most likely value.",
+        f"The least likely of the {which(flow.flagging).lower()} rows, and the columns that make them unusual: the "
+        "gain in log density if this column alone had its most likely value.",
         table=table,
     )
 
@@ -117,7 +117,7 @@ def _mapping_section(flow, data, folder):
 
 
 def _grid():
-    """Straight lines of the latent plane."""
+    """A grid of straight lines in the latent plane."""
     t = np.linspace(-3, 3, 200)
     ticks = np.linspace(-3, 3, 13)
     return [np.stack([t, np.full_like(t, c)], 1) for c in ticks] + [np.stack([np.full_like(t, c), t], 1) for c in ticks]
@@ -139,5 +139,5 @@ def _stages(flow, x):
     for part in start:
         x, _ = part.encode(x)
     layers = np.asarray(through(x))
-    # from the last one backwards, so that the end of the animation is the latent space itself
+    # counted from the last one, so that the animation ends with the latent space itself
     return [np.asarray(x), *layers[::-1][::2][::-1]]

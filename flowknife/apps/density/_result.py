@@ -45,14 +45,14 @@ from flowknife.inn import INN
 from flowknife.laws import as_temperature, require_finite_draws
 from flowknife.objectives import log_probs
 
-_AS_GOOD = 0.02  # nats per column that the model may be worse than simple references
+_AS_GOOD = 0.02  # nats per column by which the model may be worse than simple reference models
 
 _SHOWN, _SHOWN_COLUMNS = 1000, 3  # rows and columns of the figure
-_APART = 0.5  # nats that the log densities of an ensemble may be apart, in the median
+_APART = 0.5  # allowed median disagreement of an ensemble, in nats
 
 
 def ends(rows: np.ndarray, dim: int) -> dict[str, np.ndarray]:
-    """Rows as blocks: x, and as y what is given, if anything is."""
+    """Rows as blocks: x, and the conditions as y, if there are any."""
     return {"x": rows[:, :dim], **({"y": rows[:, dim:]} if rows.shape[1] > dim else {})}
 
 
@@ -78,26 +78,26 @@ def _decode(model, z, given):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Density(Result[DensityConfig]):
-    """A fitted density of the rows of a table, or of some of its columns given the others.
+    """A fitted density of the rows of a table, possibly conditional on some of its columns.
 
-    Where there are conditions, every method takes `given`: one row of them for all rows, or one for each; an array, a
-    table, or a mapping of numbers by name. Of a table with all columns of training (a DataFrame or a file) `given` may
-    be left out.
+    With conditions, every method takes `given`: one row of conditions for all rows, or one for each; an array, a table,
+    or a mapping of numbers by name. For a table with all columns of training (a DataFrame or a file) `given` may be
+    left out.
 
     Attributes:
         model: the network, x <-> z, of rows in `frame`.
         frame: origin and scale of each column, in its units.
-        reference: training rows kept for figures, as the model takes them, the conditions last.
-        held_out: calibration rows, as the model takes them, which had no part in training, not even in the choice of
-            when to stop; none with `train.validation=0`.
+        reference: training rows kept for figures, in the units of the model, the conditions last.
+        held_out: calibration rows, in the units of the model, used neither for training nor for early stopping; none
+            with `train.validation=0`.
         given_frame: origin and scale of each condition.
-        mixed: the discrete columns of rows of the model; None where there are none.
-        members: further models, trained from other seeds, with which `model` is averaged, see `ensemble`; `encode` and
-            `decode` are the maps of `model` alone.
+        mixed: the discrete columns of rows of the model; None if there are none.
+        members: the other models of an ensemble, trained from other seeds; the density is the average of all. `encode`
+            and `decode` use `model` alone.
 
-    Of a table with categories, dates or missing values, `sample` and `decode` give a DataFrame with such columns, and
-    `log_prob` the log of the probability of what is discrete times the density of what is not, per day for dates. It is
-    a lower bound on average, estimated with 64 draws that are always the same; see `docs/tables.md`.
+    For a table with categories, dates or missing values, `sample` and `decode` return a DataFrame with such columns.
+    `log_prob` is then the log of the probability of the discrete columns times the density of the continuous ones, per
+    day for dates. It is a lower bound on average, estimated with 64 fixed draws; see `docs/tables.md`.
     """
 
     application: ClassVar[str] = "density"
@@ -116,24 +116,24 @@ class Density(Result[DensityConfig]):
 
     @property
     def models(self) -> tuple[INN, ...]:
-        """The models whose average this density is."""
+        """The models of the ensemble; the density is their average."""
         return (self.model, *self.members)
 
     def sample(self, n: int, *, key: Key = None, temperature: float | int = 1.0, given: Any = None) -> Any:
-        """Draw `n` rows, shape (n, d), in the units of the table; a DataFrame, where it has columns of other kinds.
+        """Draw `n` rows, shape (n, d), in the units of the table; a DataFrame if it has non-numeric columns.
 
         Args:
             n: number of rows.
             key: int, JAX key or None.
-            temperature: scale of the latents; below 1 the rows gather where the density is high.
-            given: the condition of all, or one for each, where there are conditions.
+            temperature: scale of the latents; below 1, samples concentrate where the density is high.
+            given: the condition of all rows, or one for each, if the model has conditions.
         """
         return self._as_table(self.sample_numbers(n, key=key, temperature=temperature, given=given))
 
     def sample_numbers(
         self, n: int, *, key: Key = None, temperature: float | int = 1.0, given: Any = None
     ) -> Float[np.ndarray, "n d"]:
-        """As `sample`, as numbers in `columns`: categories by their place in the dictionary, dates in days."""
+        """Like `sample`, but as numbers in `columns`: categories as their index, dates as days."""
         n = as_count(n, "row")
         temperature = as_temperature(temperature)
         scale, known = jnp.asarray(temperature), self._known(given, n)
@@ -151,7 +151,7 @@ class Density(Result[DensityConfig]):
         return draw_batches(lambda k, size, part: _sample(model, k, size, scale, part), n, key, ROWS_AT_ONCE, known)
 
     def _filled(self, rows):
-        """Rows as the network takes them, without discrete columns, and what is to be added to their log densities."""
+        """Rows for the network, with discrete columns dequantised, and the term to add to their log densities."""
         if self.mixed is None:
             return rows, 0.0
         x, given = np.split(rows, [self.frame.dim], axis=1)
@@ -159,10 +159,10 @@ class Density(Result[DensityConfig]):
         return np.concatenate([filled, given], axis=1), weight
 
     def log_prob(self, x: Any, given: Any = None) -> Float[np.ndarray, " n"]:
-        """Log density of each row (given its condition), in nats, shape (n,), -inf for a row that is impossible.
+        """Log density of each row (given its condition), in nats, shape (n,); -inf for impossible rows.
 
-        Columns that are constant in training count for nothing, and any other value of them is impossible; so are
-        values beyond single precision. A path or DataFrame is read like the training table.
+        Columns that are constant in training do not contribute; any other value of such a column is impossible, and so
+        are values beyond single precision. A path or DataFrame is read like the training table.
         """
         return self._log_prob_at(self._values(x, given))
 
@@ -172,7 +172,7 @@ class Density(Result[DensityConfig]):
         return np.where(possible, self._log_prob_of(self.joint_frame.to_model(values)), -np.inf)
 
     def _log_prob_of(self, rows, draws=POINTS, most=ROWS_AT_ONCE):
-        """Log density, in the user's units, of rows as the model takes them."""
+        """Log density, in the user's units, of rows in the units of the model."""
         found = [self._log_prob_by(model, rows, draws, most) for model in self.models]
         return found[0] if len(found) == 1 else logsumexp(found, axis=0) - np.log(len(found))
 
@@ -186,14 +186,14 @@ class Density(Result[DensityConfig]):
         return np.where(mixed.known(rows), found + self._log_units(rows), -np.inf)
 
     def _log_units(self, rows):
-        """log|d model / d value| of rows: a number that is missing has no unit."""
+        """log|d model / d value| of rows; missing numbers do not contribute."""
         gaps = self.mixed.gap_units(rows, self.frame.scale_kept) if self.mixed else 0.0
         return self.frame.log_det + gaps
 
     def disagreement(self, x: Any, given: Any = None) -> Float[np.ndarray, " n"]:
-        """How far the members of an ensemble are apart at each row: the spread of their log densities, in nats.
+        """Standard deviation of the log densities of the ensemble members at each row, in nats.
 
-        Where it is large, another fit would give another density; zero for a single model.
+        If it is large, another fit would give a different density. It is zero for a single model.
         """
         values = self._values(x, given)
         rows = self.joint_frame.to_model(values)
@@ -208,11 +208,11 @@ class Density(Result[DensityConfig]):
         return self._encoded(self._filled(self._to_model(x, given))[0])
 
     def decode(self, z: Any, given: Any = None) -> Any:
-        """The row of each latent (n, k), shape (n, d), or a DataFrame as by `sample`; constant columns come back."""
+        """The row of each latent (n, k): shape (n, d), or a DataFrame as from `sample`, including constant columns."""
         return self._as_table(self.decode_numbers(z, given))
 
     def decode_numbers(self, z: Any, given: Any = None) -> Float[np.ndarray, "n d"]:
-        """As `decode`, as numbers in `columns`, see `sample_numbers`."""
+        """Like `decode`, but as numbers in `columns`, see `sample_numbers`."""
         z = np.asarray(z, np.float32)
         parts = z, self._known(given, len(z))
         (rows,) = map_batches(lambda part: [_decode(self.model, *part)], parts, ROWS_AT_ONCE)
@@ -221,13 +221,13 @@ class Density(Result[DensityConfig]):
     def score(self, x: Any, given: Any = None, *, explain: bool = False) -> Scores:
         """Log density of each row, and the anomaly score -log_prob with its p-value; see `Scores`.
 
-        Without calibration rows there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
+        Without calibration rows there are no p-values, and a `CalibrationWarning` gives the reason; see `flagging`.
 
         Args:
             x: rows, or a table.
-            given: their conditions, where there are some.
-            explain: add the columns that make a row unusual, see `explain`: reason_1, its gain_1, and likely_1, its
-                most likely value; up to the third.
+            given: their conditions, if the model has conditions.
+            explain: add the three columns that make a row most unusual, see `explain`: reason_1, its gain_1 and its
+                most likely value likely_1, and so on up to reason_3.
 
         Raises:
             InputError: for rows of another width, or with missing or infinite values.
@@ -245,17 +245,17 @@ class Density(Result[DensityConfig]):
         return Scores({**found, **self._explained(values).reasons()}, found.note) if explain else found
 
     def explain(self, x: Any, given: Any = None) -> Explanation:
-        """Which columns make each row unusual: what its log density would gain, had one column its most likely value.
+        """Which columns make each row unusual: the gain in log density if one column had its most likely value.
 
             gain_j = max_t log p(x_j = t, other columns) - log p(x) >= 0
 
-        For a Gaussian it is half the squared distance of x_j from its mean given the other columns, in standard
-        deviations. Where either of two columns could be wrong, both gain. The maximum is looked for on a grid of
-        training values, and finer around the best of them; of a category among all of them. What is missing is
-        compared with the probability that it is not. An impossible value has an infinite gain.
+        For a Gaussian the gain is half the squared distance of x_j from its mean given the other columns, in standard
+        deviations. If either of two columns could be wrong, both have a gain. For numbers the maximum is searched on a
+        grid of training values, refined around the best one; for categories over all values. A missing value is
+        compared with the probability of not being missing. An impossible value has an infinite gain.
 
         Returns:
-            gains (n, d) in nats, and the most likely values.
+            the gains (n, d) in nats, and the most likely values.
         """
         return self._explained(self._values(x, given))
 
@@ -263,14 +263,14 @@ class Density(Result[DensityConfig]):
         return explained(self, values, self._log_prob_of)
 
     def region(self, level: float = 0.9, given: Any = None) -> Region:
-        """Where the log density is high enough for a new row to lie there with a probability of `level`.
+        """The region of high log density that contains a new row with probability `level`.
 
-        The bound comes from calibration rows, so that the promise holds however short training was, on average over
-        new rows (and over their conditions).
+        The threshold comes from calibration rows (split conformal prediction), so the coverage is valid even for a
+        poorly trained model, on average over new rows (and over their conditions).
 
         Args:
             level: the coverage.
-            given: one row of conditions, where there are conditions.
+            given: one row of conditions, if the model has conditions.
 
         Raises:
             InputError: without calibration rows.
@@ -288,7 +288,7 @@ class Density(Result[DensityConfig]):
         """This density as a `numpyro.distributions.Distribution` of rows (d,): a prior, a likelihood or a guide.
 
         Args:
-            given: one row of conditions, where there are conditions.
+            given: one row of conditions, if the model has conditions.
 
         Raises:
             InputError: NumPyro is not installed, or the table has columns that never vary or are no numbers.
@@ -300,14 +300,14 @@ class Density(Result[DensityConfig]):
 
     @property
     def flagging(self) -> Flagging:
-        """How rows are flagged; its `note` says why nothing can be, where that is so."""
+        """How rows are flagged; if none can be flagged, its `note` gives the reason."""
         return Flagging(len(self.held_out), self.config.alpha)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
         """`nll`: mean negative log density of the held-out rows, in nats per row.
 
-        Without held-out rows `training_nll`, the same of training rows.
+        Without held-out rows: `training_nll`, the same for training rows.
         """
         log_prob = self._held_out_log_prob if self.flagging.rows else self._log_prob_of(self.reference)
         return self.flagging.named({"nll": float(-np.mean(log_prob))})
@@ -329,7 +329,7 @@ class Density(Result[DensityConfig]):
         z = self._encoded(filled)
         known = {name: part for name, part in ends(every, dim).items() if name != "x"}
         back = self.frame.from_model(_decode(self.model, self._encoded(every), known))
-        # a Kolmogorov-Smirnov distance of 0.05 is visible in a histogram; below, sampling noise of few rows is allowed
+        # a Kolmogorov-Smirnov distance of 0.05 is visible in a histogram; few rows have more sampling noise than that
         limit = 0.05 + 1.5 / np.sqrt(z.size)
         units = self._log_units(rows) + weight
         simple = {
@@ -404,7 +404,7 @@ class Density(Result[DensityConfig]):
         return self.frame.join(self.given_frame)
 
     def conditions(self, given: Any, n: int) -> np.ndarray:
-        """Conditions in their units, float64 (n, k), from one row for all or one for each.
+        """Conditions in the user's units, float64 (n, k), from one row for all or one for each.
 
         Raises:
             InputError: for conditions that are missing, of another length, or not those of training.
@@ -421,7 +421,7 @@ class Density(Result[DensityConfig]):
         return np.zeros((n, 0)) if given is None else read_given(given, self.given_names, n)
 
     def _known(self, given, n):
-        """The conditions as the model takes them."""
+        """The conditions in the units of the model."""
         rows = self.given_frame.to_model(self.conditions(given, n))
         return {"y": rows} if self.given_names else {}
 

@@ -1,6 +1,6 @@
 """Application 2: images on the left, one latent per scale on the right.
 
-One exact likelihood has two sides: sampling draws new images, evaluating gives an anomaly score.
+One exact likelihood serves two purposes: sampling draws new images, and evaluation gives an anomaly score.
 """
 
 from flowknife.apps.images._config import ImagesConfig

@@ -11,7 +11,7 @@ from flowknife.train import Training
 
 
 class ImagesConfig(Settings):
-    """Settings of `images`; those that are None are chosen from the images."""
+    """Settings of `images`; settings that are None are chosen from the images."""
 
     applies: ClassVar[Applies] = {
         "levels": ("architecture", ("wavelet", "lattice", "glow")),
@@ -33,14 +33,14 @@ class ImagesConfig(Settings):
 
     seed: int = pydantic.Field(0, description="seed of the random numbers")
     image_size: int | None = pydantic.Field(None, ge=4, description="side in pixels; default: the images', at most 64")
-    crop: float = pydantic.Field(1.0, gt=0, le=1, description="share of the shorter side to keep, from the middle")
-    bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel; 8 compares with papers, 5 learns faster")
+    crop: float = pydantic.Field(1.0, gt=0, le=1, description="share of the shorter side to keep, centred")
+    bits: int = pydantic.Field(5, ge=1, le=8, description="bits per channel; papers use 8, 5 learns faster")
     architecture: Literal["wavelet", "lattice", "glow", "realnvp", "jet"] | None = pydantic.Field(
         None,
-        description="stack of bijections; default: lattice for images mostly of one value (black, say), else wavelet",
+        description="stack of bijections; default: lattice if most pixels have one value (such as black), else wavelet",
     )
     dequantisation: Literal["uniform", "variational"] | None = pydantic.Field(
-        None, description="noise within the bins: uniform, or learned (variational); default: learned for wavelet"
+        None, description="dequantisation noise: uniform, or learned (variational); default: learned for wavelet"
     )
     levels: int | None = pydantic.Field(
         None, ge=1, description="scales, each with a latent block; default: by image size"
@@ -67,10 +67,10 @@ class ImagesConfig(Settings):
     train: Training = pydantic.Field(Training(), description="how to train, see `Training`")
 
     def used(self, architecture: str, image_size: int, flip: bool) -> "ImagesConfig":
-        """These settings, with what the images decide and the defaults of the architecture where a field is open."""
+        """These settings, with open fields set by the images and the architecture."""
         defaults = {"steps_per_level": 8, "scalar": "affine", "memory": "standard", "parallel": 1}
         own = {name: value for name, value in defaults.items() if architecture in self.applies[name][1]}
-        # a lattice keeps to the bins exactly; a rotation turns them, and needs noise that is nearly normal
+        # a lattice preserves the bins exactly; a rotation mixes them, and needs nearly normal noise
         dequantisation = "variational" if architecture == "wavelet" else "uniform"
         return self.model_copy(update={"augment": self.augment.completed(flip=flip)}).completed(
             architecture=architecture, image_size=image_size, dequantisation=dequantisation, **own

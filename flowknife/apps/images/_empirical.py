@@ -12,9 +12,9 @@ from flowknife._types import Key, as_key
 from flowknife.errors import InputError
 from flowknife.laws import LARGEST_TEMPERATURE
 
-_MOST_DIRECTIONS = 64  # of a level
+_MOST_DIRECTIONS = 64  # per level
 
-_MOST_NUMBERS = 400_000  # of the directions of a level, so that a run stays small
+_MOST_NUMBERS = 400_000  # in the directions of a level, to keep runs small
 
 ByLevel = float | int | Mapping[str, Any]
 """One number, or one for each level by name."""
@@ -37,12 +37,12 @@ class Level:
 
 @dataclass(frozen=True)
 class Empirical:
-    """A Gaussian fitted to the latents of training images, level by level.
+    """Empirical prior: a Gaussian fitted to the latents of training images, level by level.
 
-    Only directions along which the latents vary more than chance explains are kept; along all others it is N(0, I).
+    Only directions with significantly more variance than N(0, I) are kept; along all others it is N(0, I).
 
     Attributes:
-        levels: by name, the coarsest first.
+        levels: the levels by name, the coarsest first.
     """
 
     levels: dict[str, Level] = field(repr=False)
@@ -52,8 +52,8 @@ class Empirical:
         """Fit it to latents, coarsest level first.
 
         Args:
-            latents: of training images, as `Images.latents` gives them.
-            sizes: the number of latents of each level, by name.
+            latents: latents of training images, see `Images.latents`.
+            sizes: number of latents of each level, by name.
         """
         parts = np.split(latents, np.cumsum(list(sizes.values()))[:-1], axis=1)
         return cls({name: _fit_level(part) for name, part in zip(sizes, parts, strict=True)})
@@ -64,7 +64,7 @@ class Empirical:
         """Draw latents.
 
         Args:
-            n: how many.
+            n: number of draws.
             key: int, JAX key or None.
             temperature: scale of the draws around the mean, one number or one for each level by name.
             shrink: from 0, the Gaussian as fitted, to 1, N(0, I); one number or one for each level by name.
@@ -94,24 +94,24 @@ class Empirical:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Empirical":
-        """What `to_tree` returned."""
+        """The inverse of `to_tree`."""
         names = ("mean", "directions", "variances")
         return cls({key: Level(*(np.asarray(level[n], np.float32) for n in names)) for key, level in tree.items()})
 
 
 def _fit_level(z):
-    """The leading directions of a sample covariance, as far as chance does not explain them.
+    """The significant leading directions of a sample covariance.
 
     Among n draws of N(0, I) in d dimensions the largest variance is (1 + sqrt(d / n))^2, not 1. A direction beyond that
-    edge gets the variance that serves best in the spiked model, whose other directions have variance 1 (Donoho, Gavish
-    & Johnstone 2018, arXiv 1311.0851, sec. 4: Frobenius loss on the covariance); the mean is shrunk as James & Stein's.
+    edge gets the optimal variance of the spiked model, whose other directions have variance 1 (Donoho, Gavish &
+    Johnstone 2018, arXiv 1311.0851, sec. 4: Frobenius loss on the covariance); the mean is shrunk as James & Stein's.
     """
     from scipy.linalg import eigh
 
     count, size = z.shape
     z = np.asarray(z, np.float32)
     mean = z.mean(axis=0)
-    # one wild image must not make a direction of its own: no latent counts for more than four times the usual radius
+    # a single outlier must not define a direction: latents are clipped to four times the typical radius
     centred = z - mean
     radius = np.linalg.norm(centred, axis=1, keepdims=True)
     centred = centred * np.minimum(1.0, 4 * np.median(radius) / np.maximum(radius, 1e-12))
@@ -125,7 +125,7 @@ def _fit_level(z):
     variances, axes = variances[beyond], axes[:, beyond]
     directions = (centred.T @ axes / np.sqrt(variances * count)).T if wide else axes.T
     middle = variances + 1 - ratio
-    spike = (middle + np.sqrt(np.maximum(middle**2 - 4 * variances, 0))) / 2  # the variance behind what is seen
+    spike = (middle + np.sqrt(np.maximum(middle**2 - 4 * variances, 0))) / 2  # the true variance
     aligned = (1 - ratio / (spike - 1) ** 2) / (1 + ratio / (spike - 1))  # squared cosine between found and true axis
     chance = ratio / max(float(mean @ mean), 1e-12)
     return Level(
@@ -136,17 +136,17 @@ def _fit_level(z):
 
 
 def by_level(value: Any, levels: Collection[str], what: str, default: float, most: float) -> dict[str, float]:
-    """A number for each level, of one number or of some by name.
+    """Expand one number, or numbers by level name, to one number for each level.
 
     Args:
         value: the number or numbers.
-        levels: the names of all.
-        what: the numbers are, for messages.
-        default: for levels that are not named.
-        most: the largest that is allowed; the least is 0.
+        levels: the names of all levels.
+        what: name of the quantity, for messages.
+        default: the number for levels without one.
+        most: the largest allowed number; the smallest is 0.
 
     Raises:
-        InputError: for anything else.
+        InputError: for unknown levels or invalid numbers.
     """
     given = value if isinstance(value, Mapping) else dict.fromkeys(levels, value)
     unknown = [name for name in given if name not in levels]

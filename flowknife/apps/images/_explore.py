@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 _DIRECTIONS = 8  # sliders, at most
 
-_CHECKED = 128  # held-out images that the checks look at
+_CHECKED = 128  # held-out images for the checks
 
 _COMPARED = 96  # held-out images that the anomaly map compares with
 
 
 def live_images(model: "Images") -> Live:
-    """A live page: what it shows, and what it may ask."""
+    """The live page: its content and the functions that it can call."""
     shape, levels, classes = model.shape, model.levels, model.classes
     size = int(np.prod(shape))
     shown = model.examples[: in_cloud(size)]
@@ -89,7 +89,7 @@ def live_images(model: "Images") -> Live:
         pixels = image_in(file, shape, model.config.crop, model.white)
         return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
 
-    def trust():  # of a part of the held-out images, since all of them take minutes
+    def trust():  # on some of the held-out images, since all of them take minutes
         part = slice(0, _CHECKED)
         return trust_of(replace(model, held_out=model.held_out[part], example_codes=model.example_codes[part]))
 
@@ -127,8 +127,8 @@ def live_images(model: "Images") -> Live:
 def _directions(model, cloud) -> list[dict[str, Any]]:
     """Directions along which the latents of training images vary most: name, level, and one standard deviation.
 
-    Two of each level, the coarsest first, whose are the principal axes of the cloud where it varies no more than chance
-    explains.
+    Two for each level, the coarsest first. For the coarsest level, principal axes of the latents fill in where there
+    are no significant directions.
     """
     found = [
         (name, i + 1, direction * np.sqrt(variance))

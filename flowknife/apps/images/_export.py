@@ -1,4 +1,4 @@
-"""What is exported of an image model."""
+"""Exported programs of an image model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def exported(model: "Images") -> tuple[dict[str, Program], dict[str, Any]]:
-    """The programs of an image model, and what runs them; images are uint8 (n, H, W, C)."""
+    """The programs of an image model, and the arguments to run them; images are uint8 (n, H, W, C)."""
     levels, classes = model.levels, len(model.classes)
     image, z = Input("images", model.shape, "uint8"), Input("z", (int(np.prod(model.shape)),))
     conditions = [Input("class", (classes,))] if classes else []

@@ -38,25 +38,25 @@ from flowknife.train import Checkpoints, about_fit, take
 
 _MINUTES = 15
 
-_LOOKED_AT = 1000  # training images that the detector is fitted to, at most
+_LOOKED_AT = 1000  # training images to which the detector is fitted, at most
 
-_NUMBERS_LOOKED_AT = 8_000_000  # of large images fewer, 100 at least: of 64x64 in colour 651
+_NUMBERS_LOOKED_AT = 8_000_000  # fewer if images are large, at least 100: 651 for 64x64 in colour
 
-_REMEMBERED = 10_000  # training images, at most, that others are compared with
+_REMEMBERED = 10_000  # training images kept for nearest-neighbour comparisons, at most
 
-_NUMBERS_REMEMBERED = 8_000_000  # of their thumbnails: of 32x32 in colour 2604
+_NUMBERS_REMEMBERED = 8_000_000  # in their thumbnails: 2604 for 32x32 in colour
 
-_MOST_CALIBRATING = 5000  # images, unless a share is asked for: more change no decision
+_MOST_CALIBRATING = 5000  # images, unless a share is set: more change no decision
 
-_NUMBERS_CALIBRATING = 30_000_000  # of large images fewer: of 64x64 in colour 2441, of 256x256 300
+_NUMBERS_CALIBRATING = 30_000_000  # fewer if images are large: 2441 for 64x64 in colour, 300 for 256x256
 
 _FEWEST_CALIBRATING = 300
 
-_CALIBRATION_SHARE = 0.15  # of the time budget, at most, unless a share of the images is asked for
+_CALIBRATION_SHARE = 0.15  # largest share of the time budget, unless a share of the images is set
 
-_ENOUGH_CALIBRATING = 1000  # images that calibrate whatever their time: p-values down to 0.001
+_ENOUGH_CALIBRATING = 1000  # images that calibrate whatever the time: p-values down to 0.001
 
-_MOST_STOPPING = 1000  # evaluated often
+_MOST_STOPPING = 1000  # images: they are evaluated often
 
 _KEPT_IMAGES = 400  # held-out images kept with the run
 
@@ -74,31 +74,31 @@ def images(
     track: Track = None,  # in effect by `tracked`
     **settings: Any,
 ) -> "Images":
-    """Fit a model to the images of a folder: it draws new images and detects anomalous ones.
+    """Fit a model to the images of a folder, to draw new images and to detect anomalous ones.
 
     Args:
         folder: a folder of PNG or JPEG files of any mode and size, all subfolders mixed, or its address
             (s3://bucket/folder); or a uint8 array of images (n, H, W) or (n, H, W, 1 or 3), or FILE.npy, FILE.npz or
-            FILE.npz:NAME that holds one; or paths. Where a `list_eval_partition.txt` in the folder lists them, as for
-            CelebA, only the training images are used.
+            FILE.npz:NAME that holds one; or paths. If the folder has a `list_eval_partition.txt`, as CelebA has, only
+            the training images are used.
         config: settings; default `ImagesConfig()`: 5 bits, the wavelet flow (the lattice flow for images that are
-            flat for the most part), 15 minutes at most.
-        given: learn p(image | class): "class", of a folder with one subfolder per class; or one label for each image.
+            mostly of one value), at most 15 minutes.
+        given: learn p(image | class): "class" for a folder with one subfolder per class, or one label for each image.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
-        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
-        resume: go on from the checkpoints, if there are any.
-        track: where the fit is tracked, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; several in a list.
+        checkpoints: a folder for checkpoints: a new one or, with `resume`, that of the same fit.
+        resume: continue from the checkpoints, if there are any.
+        track: tracker of the fit, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; or a list of trackers.
         **settings: fields of `ImagesConfig`, merged over those in `config`; `train` and `augment` may be dicts.
 
     Returns:
         the trained model with its held-out calibration.
 
     Raises:
-        InputError: for a folder without usable images, or an image without a class where classes are given. Single
-            files that cannot be used are listed in `.skipped`.
-        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
-        Interrupted: by Ctrl-C during training; its `result` is the model with the best weights so far.
+        InputError: for a folder without usable images, or an image without a class in a class-conditional fit. Single
+            unusable files are listed in `.skipped`.
+        StorageError: `checkpoints` belongs to another fit, or to this one while `resume` is False.
+        Interrupted: on Ctrl-C during training; its `result` is the model with the best weights so far.
 
     Warns:
         CalibrationWarning: without calibration images, or with too few to flag anything.
@@ -202,7 +202,7 @@ def images(
 
 
 def _classes(data, given):
-    """The classes, and the class of each image by number."""
+    """The class labels, and the class number of each image."""
     if isinstance(given, str) and given != "class":
         raise InputError(f'got given={given!r}; expected "class", for a folder of class folders, or a label per image')
     labels = labels_of(data, None if isinstance(given, str) else given)
@@ -214,7 +214,7 @@ def _classes(data, given):
 
 
 class _Detector:
-    """What an `Images` keeps of its training images and of those held out, each with its conditions."""
+    """The training and held-out images that an `Images` keeps, with their conditions, and its anomaly detector."""
 
     def __init__(self, train, held_out, flip, show_progress):
         (train, known), (self.held_out, self.held_known) = train, held_out
@@ -225,9 +225,9 @@ class _Detector:
             self.neighbours = Neighbours.fit(_small(train), flip, report)
 
     def within(self, most: float, fewest: int, model) -> float:
-        """Calibrate with fewer images if `fit` would take more than `most` seconds; returns how long it will take.
+        """Reduce the calibration images if `fit` would take more than `most` seconds; returns its duration.
 
-        The time is measured with a few images. Their programs are needed by `fit`, too.
+        The time is measured on a few images; `fit` uses the same compiled programs.
         """
         few = slice(0, IMAGES_AT_ONCE)
         given = {name: rows[few] for name, rows in self.known.items()}
@@ -242,13 +242,13 @@ class _Detector:
         return (len(self.looked_at) + len(self.held_out)) * each
 
     def fit(self, model) -> dict[str, Any]:
-        """Fit the detector, and gather what else is kept."""
+        """Fit the detector, and collect the other attributes of the result."""
         looked_at, held_out, n = self.looked_at, self.held_out, len(self.looked_at)
         given = {name: np.concatenate([rows, self.held_known[name]]) for name, rows in self.known.items()}
         with progress("calibrating the detector", self.show_progress) as report:
             pixels = np.concatenate([looked_at, held_out])
             seen = features_of(model, pixels, self.neighbours, own=n, report=report, given=given)
-        # the reference: held-out images, or training images where none were held out
+        # the reference: held-out images, or training images if none were held out
         usual = slice(n, None) if len(held_out) else slice(None)
         shown = (self.held_known if len(held_out) else self.known).get("y", np.zeros((0, 1)))[:_KEPT_IMAGES]
         return {
@@ -264,7 +264,7 @@ class _Detector:
 
 
 def _small(train):
-    """Thumbnails of training images, of many or large ones the first."""
+    """Thumbnails of training images; if they are many or large, of the first ones."""
     first = thumbnails(np.asarray(train[:1]))
     count = min(len(train), _REMEMBERED, max(_NUMBERS_REMEMBERED // first.size, 100))
     parts = [range(start, min(start + 500, count)) for start in range(0, count, 500)]
@@ -286,14 +286,14 @@ def _require_uncut(source, size, crop):
 
 
 def _symmetric(pixels):
-    """Whether the mean image is its own mirror image, but for 2 % of its variation over the image."""
+    """Whether the mean image equals its mirror image up to 2 % of its variation over the image."""
     mean = pixels.mean(axis=0, dtype=np.float64)
     variation = np.sum((mean - mean.mean(axis=(0, 1))) ** 2)
     return bool(np.sum((mean - mean[:, ::-1]) ** 2) < 0.02 * 4 * variation)
 
 
 def _flat(pixels, bits):
-    """Whether a single value fills a third of all pixels, or more."""
+    """Whether at least a third of all pixels have the same value."""
     counts = np.bincount((pixels[:_LOOKED_AT] >> (8 - bits)).ravel())
     return bool(np.max(counts) > np.sum(counts) / 3)
 

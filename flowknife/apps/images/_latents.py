@@ -15,10 +15,10 @@ Latents = Float[np.ndarray, "_ _"]
 
 
 def way(start: Float[np.ndarray, " d"], end: Float[np.ndarray, " d"], steps: int, how: How) -> Latents:
-    """Latents on the way from `start` to `end`, both included, shape (steps, d).
+    """Latents interpolated from `start` to `end`, both included, shape (steps, d).
 
-    The middle of a straight line is nearer to the centre than latents of N(0, I) ever are. On the spherical way
-    (Shoemake 1985, doi 10.1145/325165.325242) the direction turns evenly, and the radius changes evenly.
+    The middle of a straight line has a much smaller radius than draws of N(0, I). Spherical interpolation (Shoemake
+    1985, doi 10.1145/325165.325242) changes the direction and the radius at a constant rate.
     """
     t = np.linspace(0, 1, steps)[:, None]
     line = (1 - t) * start + t * end
@@ -35,7 +35,7 @@ def redrawn(z: Latents, columns: slice, n: int, key: Key, temperature: float | i
     """Each latent `n` times, with these columns resampled from N(0, temperature^2)."""
     new = np.repeat(z[:, None], n, axis=1)
     noise = jax.random.normal(as_key(key), (n, columns.stop - columns.start))
-    new[..., columns] = temperature * np.asarray(noise)  # the same draws for every image, so that rows compare
+    new[..., columns] = temperature * np.asarray(noise)  # the same draws for every image, so that images are comparable
     return new
 
 

@@ -43,15 +43,15 @@ def report_images(model: "Images", folder: str | Path, others: Any = None) -> Pa
     Args:
         model: the trained model.
         folder: where to write.
-        others: images of other things (a folder, an array, or an `ImageSet`), compared with the held-out ones.
+        others: anomalous images (a folder, an array, or an `ImageSet`) to compare with the held-out ones.
     """
     real, classes = model.examples, model.example_classes
-    some = None if classes is None else np.resize(classes, 32)  # of the classes as often as there are images of them
+    some = None if classes is None else np.resize(classes, 32)  # classes in proportion to their frequency
     simulated = model.sample(32, key=0, given=some)
     z_real, z_simulated = model.latents(real, classes), model.latents(simulated, some)
     other = None if others is None else _other(model, others)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # the report says it in its own words
+        warnings.simplefilter("ignore", CalibrationWarning)  # the report explains it itself
         scores = model.score(real, given=classes) if other is None else model.score(other)
         reference = model.detector.held_out if model.flagging.rows else model.score(real, given=classes)["score"]
     kept = which(model.flagging).lower()
@@ -85,7 +85,7 @@ def _images(model, real, simulated, folder):
     return Section(
         "Images",
         "Real images, the same images encoded and decoded, and new images drawn at temperature 0.7. A low temperature "
-        "gives common images, a high one more variation.",
+        "gives typical images, a high one more variation.",
         [
             keep(first, folder, "images", f"{model.config.bits} bits per channel."),
             keep(plots.temperatures(rows), folder, "temperatures", "The same latents at several temperatures."),

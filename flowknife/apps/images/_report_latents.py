@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _CHANGED = 6  # images in the figure of small changes
 
-_CLASSES = 20  # in the figure of samples of each class
+_CLASSES = 20  # at most, in the figure of samples per class
 
 _CLOUD = 400
 
@@ -37,7 +37,7 @@ def through_latent(model: "Images", folder: str | Path) -> Section:
     rows = [(name, model.resample(real[0], name, n=7, key=0, given=given)[0]) for name in model.levels]
     return Section(
         "Interpolation and resampling",
-        "Every point of the latent space is an image: on a path between two images, or with one level drawn again and "
+        "Every point of the latent space is an image: on a path between two images, or with one level resampled and "
         "the others kept.",
         [
             keep(strip, folder, "interpolation", "Interpolation between two images, level by level on spheres."),
@@ -47,7 +47,7 @@ def through_latent(model: "Images", folder: str | Path) -> Section:
 
 
 def given_of(model: "Images") -> Any:
-    """The class of the first image that is shown, for figures that keep to one class; None without classes."""
+    """The class of the first image shown, for figures of a single class; None without classes."""
     return None if model.example_classes is None else model.example_classes.tolist()[0]
 
 
@@ -86,18 +86,18 @@ def level_temperatures(model: "Images", folder: str | Path) -> list[PageImage]:
 def nearest_training(model: "Images", simulated: np.ndarray, folder: str | Path) -> list[PageImage]:
     """Samples above their nearest training images."""
     found = model.nearest(simulated[:10], k=min(_NEIGHBOURS, len(model.neighbours.images)))
-    if not model.flagging.rows:  # a training image is its own neighbour
+    if not model.flagging.rows:  # otherwise the images shown are training images, each its own nearest neighbour
         return []
     typical = np.median(model.nearest(model.held_out, k=1).distances)
     figure = plots.nearest(simulated[:10], found.images, found.distances, typical)
-    caption = "Samples much nearer to training images than held-out images are would be memorised, not generated."
+    caption = "Samples that are much nearer to training images than held-out images are were memorised, not generated."
     return [keep(figure, folder, "nearest", caption)]
 
 
 def anomaly_maps(
     model: "Images", pixels: np.ndarray, scores: Mapping[str, np.ndarray], folder: str | Path, given: Any = None
 ) -> list[PageImage]:
-    """Anomaly maps of some flagged images, or of the most anomalous where few are flagged."""
+    """Anomaly maps of some flagged images, or of the most anomalous ones if few are flagged."""
     some = max(int(np.sum(scores.get("flag", 0))), min(_MAPPED, len(pixels)))
     order = ranked(scores)[np.linspace(0, some - 1, min(_MAPPED, some)).astype(int)]
     maps = model.anomaly_map(pixels[order], None if given is None else given[order])
@@ -109,7 +109,7 @@ def anomaly_maps(
 
 
 def clusters(model: "Images", z_real: np.ndarray, folder: str | Path) -> list[PageImage]:
-    """The latents of images and of slightly changed copies, in the cloud of all latents."""
+    """The latents of images and of slightly changed copies, among the latents of all images."""
     versions = np.stack([_changed(image) for image in model.examples[:_CHANGED]])
     flat = versions.reshape(-1, *versions.shape[2:])
     given = model.example_classes

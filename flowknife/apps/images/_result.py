@@ -43,29 +43,29 @@ from flowknife.errors import InputError
 from flowknife.laws import LARGEST_TEMPERATURE, Pixels, as_temperature
 from flowknife.multiscale import decode_batch, encode_batch
 
-_FEWEST_COMPARED = 8  # images that a simple model can be fitted to
+_FEWEST_COMPARED = 8  # images needed to fit the simple reference models
 
-_AS_GOOD = 0.02  # bits per dimension that a model may be worse than simple references
+_AS_GOOD = 0.02  # bits per dimension by which a model may be worse than simple reference models
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Images(Result[ImagesConfig]):
     """A trained image model.
 
-    Where there are classes, every method takes `given`, one class for all images or one for each. For images of a
-    folder whose subfolders are classes it may be left out.
+    In a class-conditional model every method takes `given`, one class for all images or one for each. It may be left
+    out for a folder whose subfolders are classes.
 
     Attributes:
         model: the network, image <-> z_0 ... z_L (z_0 the coarsest).
         detector: the typicality test over levels, calibrated on held-out images, if there are any.
-        held_out_bits: bits/dim of the held-out images, or of training images where none were held out.
-        held_out_squares: |z|^2 of each level of theirs, shape (n, levels).
-        held_out: calibration images, uint8 (n, H, W, C), which had no part in training, not even in the choice of when
-            to stop; none with `train.validation=0`.
-        reference: training images, where none were held out.
-        empirical: where the latents of the training images lie.
-        neighbours: training images, small.
-        example_codes: of a model with classes, those of `examples` by number.
+        held_out_bits: bits/dim of the held-out images, or of training images if none were held out.
+        held_out_squares: |z|^2 of each of their levels, shape (n, levels).
+        held_out: calibration images, uint8 (n, H, W, C), used neither for training nor for early stopping; none with
+            `train.validation=0`.
+        reference: training images, if none were held out.
+        empirical: the empirical prior of the latents.
+        neighbours: thumbnails of training images.
+        example_codes: for a model with classes, the class numbers of `examples`.
     """
 
     application: ClassVar[str] = "images"
@@ -92,7 +92,7 @@ class Images(Result[ImagesConfig]):
 
     @property
     def white(self) -> White:
-        """The pixel values that became 255."""
+        """The pixel values that were mapped to 255."""
         return self.record.data.white
 
     @property
@@ -124,12 +124,13 @@ class Images(Result[ImagesConfig]):
         Args:
             n: number of images.
             key: int, JAX key or None.
-            temperature: scale of the latents, one number, or one per level by name ("z_0" is the coarsest; 1 for those
-                left out).
+            temperature: scale of the latents, one number, or one per level by name ("z_0" is the coarsest; 1 for levels
+                not named).
             prior: "normal" draws the latents from N(0, I), the law of the model; "empirical" from a Gaussian fitted to
                 the training latents, which corrects for their deviation from N(0, I).
-            shrink: of the empirical prior, from 0, as fitted, to 1, N(0, I); one number, or one per level by name.
-            given: the class of all, or one for each, where there are classes.
+            shrink: shrinkage of the empirical prior, from 0 (as fitted) to 1 (N(0, I)); one number, or one per level by
+                name.
+            given: the class of all, or one for each, if the model has classes.
         """
         n = as_count(n, "image")
         temperatures = by_level(temperature, self.levels, "temperature", 1.0, LARGEST_TEMPERATURE)
@@ -165,14 +166,14 @@ class Images(Result[ImagesConfig]):
     def interpolate(
         self, a: Any, b: Any, steps: int = 8, how: How = "spherical", given: Any = None
     ) -> UInt8[np.ndarray, "steps h w c"]:
-        """Images on the way from one to another through the latent, uint8 (steps, H, W, C).
+        """Interpolate between two images in latent space: uint8 (steps, H, W, C).
 
         Args:
-            a: an image, a file or an array (H, W) or (H, W, C); the first of the result, up to its lost bits.
-            b: the last.
-            steps: how many, both ends included.
-            how: "spherical" keeps each level of the latent at the radius of the two; "linear" goes straight.
-            given: the class of both, where there are classes.
+            a: an image, a file or an array (H, W) or (H, W, C); the first image of the result, up to quantisation.
+            b: the last image.
+            steps: number of images, both ends included.
+            how: "spherical" interpolates direction and radius of each level; "linear" interpolates the latents.
+            given: the class of both, if the model has classes.
         """
         if steps < 2:
             raise InputError(f"got steps={steps}; expected at least 2, the two images")
@@ -183,14 +184,14 @@ class Images(Result[ImagesConfig]):
         return self.decode(np.concatenate(parts, axis=1), given)
 
     def attribute(self, positive: Any, negative: Any, given: Any = None) -> Float[np.ndarray, " d"]:
-        """The direction in the latent, (H W C,), from images without something to images with it.
+        """The latent direction (H W C,) of an attribute, from images without it to images with it.
 
         The difference of the mean latents (Kingma & Dhariwal 2018, arXiv 1807.03039, sec. 6.2); `along` follows it.
 
         Args:
-            positive: images with it, a folder or an array.
-            negative: images without.
-            given: the class of all, where there are classes.
+            positive: images with the attribute, a folder or an array.
+            negative: images without it.
+            given: the class of all, if the model has classes.
         """
         return self.encode(positive, given).mean(axis=0) - self.encode(negative, given).mean(axis=0)
 
@@ -201,13 +202,13 @@ class Images(Result[ImagesConfig]):
         strengths: Sequence[float | int] = (-2, -1, 0, 1, 2),
         given: Any = None,
     ) -> UInt8[np.ndarray, "n s h w c"]:
-        """Images moved along a direction of the latent, uint8 (n, len(strengths), H, W, C).
+        """Images moved along a latent direction, uint8 (n, len(strengths), H, W, C).
 
         Args:
             images: one image or several.
-            direction: as `attribute` returns it.
-            strengths: how far; 0 is the image itself, 1 the whole way from the negative to the positive mean.
-            given: the class of all, or one for each image, where there are classes.
+            direction: a direction from `attribute`.
+            strengths: step sizes; 0 is the image itself, 1 the distance from the negative to the positive mean.
+            given: the class of all, or one for each image, if the model has classes.
         """
         direction, z = np.asarray(direction, np.float32), self.encode(images, given)
         if direction.shape != z.shape[1:]:
@@ -229,11 +230,11 @@ class Images(Result[ImagesConfig]):
 
         Args:
             images: one image or m.
-            level: its name, or its number; "z_0" or 0 is the coarsest.
-            n: draws for each image, the same ones for all.
+            level: name or number of the level; "z_0" or 0 is the coarsest.
+            n: number of draws for each image; all images share the draws.
             key: int, JAX key or None.
             temperature: scale of the draws.
-            given: the class of all, or one for each image, where there are classes.
+            given: the class of all, or one for each image, if the model has classes.
         """
         names = list(self.levels)
         name = names[level] if isinstance(level, int) and level in range(len(names)) else level
@@ -243,14 +244,14 @@ class Images(Result[ImagesConfig]):
         return self._decoded(new, given)
 
     def nearest(self, images: Any, k: int = 3, folder: Any = None) -> Nearest:
-        """The nearest training images of each image, mirror images included.
+        """The nearest training images of each image; mirror images count too.
 
         Samples that lie much nearer to training images than held-out images do are memorised rather than generated.
 
         Args:
             images: one image or several, such as samples.
-            k: how many for each.
-            folder: images to compare with; default: up to 10,000 training images that the run keeps in small.
+            k: number of neighbours for each image.
+            folder: images to compare with; default: up to 10,000 thumbnails of training images kept with the run.
         """
         known = self.neighbours
         if folder is not None:
@@ -266,29 +267,29 @@ class Images(Result[ImagesConfig]):
         return -bits_of(self.model, features) * np.prod(self.shape) * np.log(2)
 
     def score(self, images: Any, show_progress: bool = False, given: Any = None) -> Scores:
-        """How anomalous each image is.
+        """Anomaly score of each image.
 
         Args:
-            images: as for `images`; files that cannot be used are left out (read them with
-                `flowknife.data.load_images` to learn why).
+            images: as for `images`; unusable files are left out (`flowknife.data.load_images` gives the reasons).
             show_progress: show a progress bar.
-            given: the class of all, or one for each, where there are classes; default: the folder in which each lies.
+            given: the class of all, or one for each, if the model has classes; default: the subfolder of each image.
 
         Returns:
             in addition to the columns of every job (see `Scores`):
 
-            - bits_per_dim: minus log-likelihood, low for simple images too;
-            - upside_down, inverted: bits/dim of the image minus bits/dim of the reversed one, mean over coarse levels;
+            - bits_per_dim: negative log-likelihood, also low for simple images;
+            - upside_down, inverted: bits/dim of the image minus bits/dim of the changed one, mean over the coarse
+            levels;
             - blur_gap: bits/dim of the finest level after blurring by one pixel, minus bits/dim before;
-            - local_energy: log of the largest mean square of the finest latents at one position, of the image as it is
-              and moved by one and by two pixels;
-            - local_outlier: distance from the most similar training images, less their distance from each other;
+            - local_energy: log of the largest mean square of the finest latents at one position, for the image and for
+            copies shifted by one and by two pixels;
+            - local_outlier: distance from the most similar training images, minus the distance between these;
             - complexity: bits/dim under the model minus bits/dim of a PNG file;
             - typicality: distance of bits/dim from that of held-out images, in standard deviations;
             - radius: |z| / sqrt(dimensions), and radius_p, the two-sided p-value of the radii of all levels.
 
             The score combines all of these features and the levels; its p-value is cross-conformal. Without calibration
-            images there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
+            images there are no p-values, and a `CalibrationWarning` gives the reason; see `flagging`.
         """
         data, known = self._read(images, given)
         with progress("scoring images", show_progress) as report:
@@ -311,17 +312,17 @@ class Images(Result[ImagesConfig]):
 
     @property
     def flagging(self) -> Flagging:
-        """How images are flagged; its `note` says why nothing can be, where that is so."""
+        """How images are flagged; if none can be flagged, its `note` gives the reason."""
         return Flagging(len(self.detector.held_out), self.config.alpha, "images")
 
     @property
     def examples(self) -> np.ndarray:
-        """Images to show, uint8 (n, H, W, C): held-out ones, or training images where none were held out."""
+        """Example images, uint8 (n, H, W, C): held-out images, or training images if none were held out."""
         return self.held_out if self.flagging.rows else self.reference
 
     @property
     def classes(self) -> Names:
-        """What the images are given, the classes of training; () for a model without conditions."""
+        """The classes of training, which condition the images; () for a model without conditions."""
         return self.record.data.classes
 
     @property
@@ -332,11 +333,11 @@ class Images(Result[ImagesConfig]):
     def anomaly_map(self, images: Any, given: Any = None) -> Float[np.ndarray, "n h w"]:
         """The anomaly map of each image: standard deviations from held-out images by position, float (n, H, W).
 
-        At each position of each level, minus the log density is standardised by that of held-out images at the same
-        position, and the levels are added. A position of the model's grid is some pixels wide, so the image is moved
-        to four places on the grid and the mean is taken. The map is positive where an image is less likely than typical
-        (edges, noise) and negative where it is more likely (blank parts). Levels without positions are left out;
-        where no level has any, the map is 0.
+        At each position of each level, the negative log density is standardised by its values for held-out images at
+        that position. The map is the sum over levels. A position of the model's grid covers several pixels, so the map
+        is averaged over four shifts of the image. It is positive where an image is less likely than typical (edges,
+        noise) and negative where it is more likely (blank areas). Levels without positions are left out; if no level
+        has positions, the map is 0.
         """
         data, known = self._read(images, given)
         maps, pixels = maps_by_position(self.model, data.pixels, known), data.pixels
@@ -348,14 +349,14 @@ class Images(Result[ImagesConfig]):
     def metrics(self) -> dict[str, float]:
         """Held-out `nll` in nats per image and `bits_per_dim`.
 
-        Where no images were held out `training_nll` and `training_bits_per_dim`, the same of training images.
+        If no images were held out: `training_nll` and `training_bits_per_dim`, the same for training images.
         """
         bits = float(self.held_out_bits.mean())
         nll = bits * float(np.prod(self.shape)) * float(np.log(2))
         return self.flagging.named({"nll": nll, "bits_per_dim": bits})
 
     def _checks(self, images, given, /):
-        """The round trip, the law of the latents, false alarms, and bits per dimension against simple models."""
+        """The round trip, the distribution of latents, false alarms, and bits per dimension against simple models."""
         if images is None:
             pixels, known = self.held_out, self._known(self.example_classes, len(self.held_out))
         else:
@@ -374,7 +375,7 @@ class Images(Result[ImagesConfig]):
         ]
 
     def _references(self, pixels, bits, own) -> list[Check]:
-        """The check against simple models: fitted to the held-out images, or to one half of them for the other."""
+        """The check against simple models, which are fitted to held-out images; by two-fold cross-fitting for these."""
         if len(self.held_out) < _FEWEST_COMPARED:
             return []
         if own:
@@ -426,12 +427,12 @@ class Images(Result[ImagesConfig]):
         return report_images(self, folder, others)
 
     def _read(self, images, given) -> tuple[ImageSet, dict[str, np.ndarray]]:
-        """Images, and what the model is given of them."""
+        """The images, and their conditions."""
         data = self._pixels(images)
         return data, self._known(given, len(data), data.folders)
 
     def _known(self, given, n, folders=()) -> dict[str, np.ndarray]:
-        """What the model is given of n images: their classes, or the folders in which they lie if these are classes."""
+        """The conditions of n images: their classes, by default their subfolders."""
         if not self.classes:
             if given is not None:
                 raise InputError(f"got given={given!r} for a model without classes; expected none; try it without")
@@ -450,7 +451,7 @@ class Images(Result[ImagesConfig]):
     def _pixels(self, images) -> ImageSet:
         height, width, channels = self.shape
         images = _several(images)
-        # an array in this size is a sample, say, or held out, and cut already
+        # an array of this size is already cropped, such as a sample or a held-out image
         crop = 1.0 if getattr(images, "shape", ())[1:3] == (height, width) else self.config.crop
         form = {"channels": channels, "crop": crop, "white": self.white}
         data = as_images(images, (height, width), show_progress=False, **form)
@@ -459,7 +460,7 @@ class Images(Result[ImagesConfig]):
         return data
 
     def _decoded(self, z, given):
-        """Images of latents (m, n, d), those of one row of one class."""
+        """Images of latents (m, n, d); all n of a row have the same class."""
         given = np.repeat(given, z.shape[1]) if np.ndim(given) else given
         return self.decode(z.reshape(-1, z.shape[-1]), given).reshape(*z.shape[:-1], *self.shape)
 
@@ -484,7 +485,7 @@ def _one(image):
 
 
 def _several(images):
-    """Images, where a single one, a file or an array (H, W) or (H, W, 1 or 3), becomes a list or an array of one."""
+    """Images as a list or array; a single one, a file or an array (H, W) or (H, W, 1 or 3), becomes one of length 1."""
     if isinstance(images, (str, Path)) and Path(images).is_file() and not array_file(images):
         return [images]
     if hasattr(images, "__array__"):

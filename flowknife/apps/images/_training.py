@@ -36,22 +36,22 @@ def train_images(
     Args:
         model: the model to start from.
         data: training images "image", uint8 (n, H, W, C), and their conditions by name.
-        held_out: the same for early stopping, if there are any.
-        training: settings; a time budget is for all levels together, epochs and steps are for each.
-        augmentation: changes of the training images; those for early stopping stay as they are.
-        flip: mirror half of the images of every batch.
-        parallel: how many levels are trained at the same time, where they can be trained one by one.
+        held_out: the same for early stopping, or None.
+        training: settings; a time budget is for all levels together, epochs and steps are per level.
+        augmentation: changes of the training images; images for early stopping are not augmented.
+        flip: mirror half of the images in every batch.
+        parallel: number of levels to train at the same time, if they can be trained separately.
         key: JAX key.
         show_progress: show progress bars.
-        checkpoints: of the fit.
-        reserve: seconds of the time budget that are left for what follows.
+        checkpoints: checkpoints of the fit.
+        reserve: seconds of the time budget that are kept for the steps after training.
 
     Returns:
-        the model and how training went; `training` has the defaults that hold for every level.
+        the model and a summary of training; its `training` has the settings that all levels share.
     """
     together = not independent_levels(model.bijection)
     training = training.completed(
-        # levels of few layers each bear large steps
+        # levels with few layers each are stable with large steps
         learning_rate=1e-3 if together else 5e-3,
         average=0.995,
         patience=8,
@@ -60,28 +60,28 @@ def train_images(
     start_key, key = jax.random.split(key)
     pixels = data["image"]
     model = closed_form_start(model, pixels, augmentation, flip, start_key, data.get("y"))
-    # the time of a level grows slower than its size, since the large ones are the regular ones
+    # the time of a level grows more slowly than its size, since large levels are more regular
     blocks = model.partition.right
     sizes = [pixels[0].size] if together else [block.size for block in blocks]
     shares = np.sqrt(sizes)
     order = list(range(len(shares)))
     learned_noise = model.partition.left[0].law.noise is not None
     if learned_noise:
-        # the noise within the bins belongs to the finest level, and the others have to do with it
+        # the dequantisation noise belongs to the finest level, but affects the others
         order = [order[-1], *order[:-1]]
 
     most = max(_batch(pixels[0].size, most=32), 8)
     decay = 0.0 if together else _weight_decay(len(pixels))
 
     def settings(level):
-        """Those that depend on the level, unless they were asked."""
-        # of large images the fine levels have positions enough in few of them
+        """Settings that depend on the level, unless they were requested."""
+        # in large images, a few are enough for the fine levels, which have many positions
         batch = training.batch_size or _batch(sizes[level], most=most)
         own = training.completed(
             batch_size=batch,
             # evaluating the held-out images takes about a tenth of the time
             evaluate_every=max(60, 3 * len(() if held_out is None else held_out["image"]) // batch),
-            # learned noise must not be pulled to what it started as
+            # weight decay would pull learned noise back to its start
             weight_decay=0.0 if learned_noise and level == len(sizes) - 1 else decay,
         )
         return {name: getattr(own, name) for name in ("batch_size", "evaluate_every", "weight_decay")}

@@ -1,4 +1,4 @@
-"""Whether a posterior can be trusted: calibration, promised coverage, and sharpness, over held-out pairs."""
+"""Checks of a posterior on held-out pairs: calibration, coverage of regions, and sharpness."""
 
 import time
 from typing import Any
@@ -22,19 +22,19 @@ from flowknife.diagnostics._flows import there_and_back
 from flowknife.errors import InputError
 from flowknife.sampling import TRUSTED
 
-_AS_GOOD = 0.02  # nats per parameter that a posterior may be worse than the prior
+_AS_GOOD = 0.02  # nats per parameter by which a posterior may be worse than the prior
 
 _CHECKED = 300  # held-out observations that are checked
 
-_WEIGHED, _PROPOSALS = 12, 2000  # observations that are compared with their exact posterior, and proposals of each
+_WEIGHED, _PROPOSALS = 12, 2000  # observations to compare with their exact posterior, and proposals for each
 
-_PATIENCE = 10.0  # seconds that this may take
+_PATIENCE = 10.0  # time limit of this comparison in seconds
 
-_APART = 0.5  # posterior widths that the means of an ensemble may be apart, in the median
+_APART = 0.5  # allowed median disagreement of the means of an ensemble, in posterior widths
 
 
 def calibration(posterior: Any) -> dict[str, Any]:
-    """What was measured on held-out pairs, by name; see `Posterior.calibration`."""
+    """Calibration measures on held-out pairs, by name; see `Posterior.calibration`."""
     x, y = (posterior.held_out_pairs[name][:_CHECKED] for name in ("x", "y"))
     drawn = posterior.sample(DRAWS, y=y, key=0)
     found: dict[str, Any] = {
@@ -44,7 +44,7 @@ def calibration(posterior: Any) -> dict[str, Any]:
     }
     density = posterior.log_prob(drawn, y), posterior.log_prob(x, y)
     highest = hpd_coverage(*density)
-    # without noise the truth lies on the surface around which the law of y spreads the draws: always on top
+    # without noise the truth lies on the surface around which the draws scatter, so it always has the highest rank
     if posterior.config.form == "conditional" or any(posterior.noise):
         found["highest density"] = highest
     if len(x) > 1:
@@ -92,7 +92,7 @@ def _sharpness(posterior, x, y, drawn):
 
 
 def checks(posterior: Any) -> list[Check]:
-    """The checks of held-out pairs."""
+    """The checks on held-out pairs."""
     x, y = posterior.held_out["x"], posterior.held_out["y"]
     frame = posterior.prior_frame
     trips = []

@@ -13,23 +13,23 @@ TASK: Applies = {
     "scale": ("model", ("partitioned without noise",)),
     "features": ("model", ("conditional", "partitioned with noise")),
 }
-"""Settings whose effect depends on what is inverted: where the data come from, and which model the noise asks for."""
+"""Settings whose effect depends on the source of the data, and on the model that follows from the noise."""
 
 
 class InvertConfig(Settings):
-    """Settings of `invert`; those that are None are chosen from the data."""
+    """Settings of `invert`; settings that are None are chosen from the data."""
 
     applies: ClassVar[Applies] = {
         "independence": ("form", ("partitioned",)),
         "embedding": ("form", ("conditional",)),
     }
     chosen: ClassVar[Mapping[str, str]] = {
-        "train.steps": "20 sqrt(pairs), 500 at least, for up to 50,000 pairs, 40 sqrt(pairs) for more, 20,000 at most, "
+        "train.steps": "20 sqrt(pairs), at least 500; 40 sqrt(pairs) for more than 50,000 pairs, at most 20,000; "
         "unless another end of training is set",
         "train.batch_size": "256",
         "train.learning_rate": "0.004 for few pairs, 0.001 for many",
         "train.patience": "15",
-        "train.weight_decay": "0 for many pairs; of 0, 1 and 5 the best on held-out pairs for few",
+        "train.weight_decay": "0 for many pairs; for few, the best of 0, 1 and 5 on held-out pairs",
         "train.average": "0.998",
     }
 
@@ -38,17 +38,17 @@ class InvertConfig(Settings):
         "conditional", description="where the data enter: as a condition of every coupling, or as a block on the right"
     )
     num_simulations: int | None = pydantic.Field(
-        None, ge=8, description="number of simulations, where a simulator is given; default 10,000"
+        None, ge=8, description="number of simulations, if a simulator is given; default 10,000"
     )
     noise: float | tuple[float, ...] | None = pydantic.Field(
         None,
         description="standard deviation of Gaussian noise to add to simulated data, in their units; default: none, or "
-        "a hundredth of the data's own if a simulator is exact (conditional)",
+        "1 % of the local spread of the data if they have no noise (conditional)",
     )
     scale: float | None = pydantic.Field(
         None,
         gt=0,
-        description="width of the law of data without noise (partitioned), in standard deviations; default 0.02",
+        description="width of the law of noise-free data (partitioned), in standard deviations; default 0.02",
     )
     layers: int = pydantic.Field(8, ge=1, le=10_000, description="couplings")
     width: int = pydantic.Field(64, ge=1, le=16_384, description="hidden units of each network")
@@ -58,7 +58,7 @@ class InvertConfig(Settings):
     )
     embedding: Literal["numbers", "set", "series", "image"] | None = pydantic.Field(
         None,
-        description="what an observation is, by which a network summarises it, and NaN is a number that is missing: "
+        description="kind of observation, which a network summarises and where NaN means a missing number: "
         "numbers, set (in any order), series (regular steps) or image; default: numbers, none of them missing",
     )
     observation: tuple[int, ...] | None = pydantic.Field(

@@ -1,4 +1,4 @@
-"""The interactive page of an inverse problem: observations to drag, and how the problem looks."""
+"""The interactive page of an inverse problem, with draggable observations and a drawing of the problem."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from flowknife.problems import problem_of
 if TYPE_CHECKING:
     from flowknife.apps.invert._result import Posterior
 
-_ROWS = 500  # pairs that are kept for the ranges of axes, and as examples
+_ROWS = 500  # pairs kept as examples and for the ranges of the axes
 
 
 def explore_invert(posterior: "Posterior", folder: str | Path) -> Path:
@@ -24,7 +24,7 @@ def explore_invert(posterior: "Posterior", folder: str | Path) -> Path:
 
 
 def _parts(posterior):
-    """What the page shows."""
+    """The content of the page."""
     pairs = posterior.example_pairs
     prior = posterior.prior
     problem = problem_of(posterior.record.data.problem, prior.dim, len(posterior.y_names))
@@ -46,7 +46,7 @@ def _parts(posterior):
 
 
 def live_invert(posterior: "Posterior") -> Live:
-    """A live page: what it shows, and what it may ask."""
+    """The live page: its content and the functions that it can call."""
     model, frame, size, length = posterior.model, posterior.prior_frame, posterior.prior.dim, len(posterior.y_names)
     latent = sum(block.size for block in model.partition.right)
 
@@ -79,7 +79,7 @@ def live_invert(posterior: "Posterior") -> Live:
         return posterior.predict(rows(x, n))
 
     def prepare():
-        drawn = sample(300, posterior.example_pairs["y"][0])  # as many as the page shows
+        drawn = sample(300, posterior.example_pairs["y"][0])  # the number of draws that the page shows
         if posterior.config.form == "partitioned":
             predict(drawn[:40], 40)
 
@@ -88,7 +88,7 @@ def live_invert(posterior: "Posterior") -> Live:
 
 
 def _scene(problem: Any) -> dict[str, Any]:
-    """How a problem is drawn, with the numbers that this takes; see `page/scenes.js`."""
+    """The drawing of a problem, with its parameters; see `page/scenes.js`."""
     geometry = {} if problem is None else {name: [float(v) for v in part] for name, part in problem.geometry.items()}
     if problem is not None and problem.name == "kinematics":
         from flowknife.problems._kinematics import LENGTHS
@@ -105,7 +105,7 @@ def _scene(problem: Any) -> dict[str, Any]:
 
 
 def _detector(posterior):
-    """What decides whether the simulator can have made an observation, see `Posterior.misspecification`."""
+    """The misspecification detector, see `Posterior.misspecification`."""
     ordered, spread = posterior.ordered_data
     own, calibrating = (posterior._features(part["y"]) for part in (posterior.reference, posterior.held_out))
     detector = Typicality.fit(own, calibrating)

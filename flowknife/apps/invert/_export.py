@@ -1,4 +1,4 @@
-"""What is exported of a posterior."""
+"""Exported programs of a posterior."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def exported(posterior: "Posterior") -> tuple[dict[str, Program], dict[str, Any]]:
-    """The programs of a posterior, and what runs them: `log_prob(x, y)`, `sample(n, given=y)`, `encode(x, y)`."""
+    """The programs `log_prob(x, y)`, `sample(n, given=y)` and `encode(x, y)`, and the arguments to run them."""
     frame = posterior.prior.frame or plain_frame(posterior.prior.dim)
     x, y = Input("x", (frame.dim,)), Input("y", (posterior.frame.dim,))
     drawn_of = Input("y", y.shape, batch="k")

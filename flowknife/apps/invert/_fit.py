@@ -1,8 +1,8 @@
 """Applications 5, 6 and 7, inverse problems: parameters on the left, data and a latent on the right.
 
-All parameters that explain an observation are `sample(n, y=observation)`. Two forms of one model give the same density
-p(x | y): *conditional*, x <-> z with y fed to every coupling, and *partitioned*, x <-> [y, z], or (x, noise) <-> [y, z]
-for data with noise, where the same draw of the noise is added to y.
+`sample(n, y=observation)` draws parameters that explain an observation. Two forms of one model represent the same
+density p(x | y): *conditional*, x <-> z with y fed to every coupling, and *partitioned*, x <-> [y, z], or (x, noise)
+<-> [y, z] for data with noise, where the same draw of the noise is added to y.
 """
 
 import os
@@ -50,15 +50,15 @@ from flowknife.tracking import Track
 from flowknife.train import Checkpoints, FitResult, Part, StoredRows, Training, about_fit, fit, take
 
 _KEPT = 1000  # training pairs kept with the run
-_CALIBRATING, _NUMBERS = 4000, 1_000_000  # calibration pairs kept at most, and numbers of those beyond the first 1000
+_CALIBRATING, _NUMBERS = 4000, 1_000_000  # calibration pairs, at most, and numbers in those beyond the first 1000
 
-_HELD_OUT, _FIRST = 20_000, 200_000  # of pairs on disk, those that are held out, and those that start the model
+_HELD_OUT, _FIRST = 20_000, 200_000  # for pairs on disk: held-out pairs, and pairs for the closed-form start
 
-_START_ROWS = 20_000  # what has a closed form is fitted to at most this many pairs
+_START_ROWS = 20_000  # pairs to which the closed-form layers are fitted, at most
 
-_SHARP = 0.01  # noise added to data without any, in standard deviations
+_SHARP = 0.01  # noise added to noise-free data, in standard deviations
 
-_FEW = 50_000  # pairs; with more, nothing is gained by weight decay
+_FEW = 50_000  # pairs; beyond this, weight decay does not help
 
 
 @tracked
@@ -82,27 +82,26 @@ def invert(
     """Learn the posterior p(x | y) of an inverse problem, for every observation y at once.
 
     Args:
-        simulator: a Python function y = simulator(x) or simulator(x, key=...), of one row or of a batch, NumPy or JAX;
-            or a problem of `flowknife.problems`, which brings its prior and its noise along.
-        prior: the distribution of the parameters; its support is that of every posterior sample. With pairs alone it
-            is estimated from them, component by component (uniform, normal or log-normal, whichever is likeliest).
+        simulator: a Python function y = simulator(x) or simulator(x, key=...), of one row or of a batch, in NumPy or
+            JAX; or a problem of `flowknife.problems`, which includes its prior and noise.
+        prior: the distribution of the parameters; every posterior sample lies in its support. For pairs without a prior
+            it is estimated from them, component by component (uniform, normal or log-normal, whichever is likeliest).
         config: settings; default `InvertConfig()`.
-        pairs: pairs that exist already, instead of simulated ones: (x, y), arrays of equal length; an .npz file of the
-            arrays x and y; a table, a file or a DataFrame, some of whose columns are the parameters `names`; or the
-            folder of `simulate`, which brings its prior along. With a problem, its prior and its noise are those of the
-            pairs.
-        names: of the parameters; default those of the prior or of the columns.
-        y_names: of the data; default those of the problem or of the columns, all but the parameters.
-        executor: a pool for a slow simulator, with `submit` or `map`: of threads, or of spawned processes, as in
+        pairs: existing pairs instead of a simulator: (x, y), arrays of equal length; an .npz file with the arrays x and
+            y; a table (file or DataFrame) with the parameters `names` among its columns; or a folder of `simulate`,
+            which includes its prior. If a problem is given too, its prior and noise are those of the pairs.
+        names: names of the parameters; default those of the prior or of the columns.
+        y_names: names of the data; default those of the problem or of the columns, all but the parameters.
+        executor: a pool for a slow simulator, with `submit` or `map`: threads, or spawned processes, as in
             `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`.
-        log_likelihood: `f(x, y)`, log p(y | x) of parameters (n, d) and one observation (m,), shape (n,), where it is
-            known; it has no part in the fit, but `sample(refine=True)` and `evidence` use it. A simulator without
-            randomness and with Gaussian `noise` needs none.
+        log_likelihood: `f(x, y)`, log p(y | x) of parameters (n, d) and one observation (m,), shape (n,), if it is
+            known. The fit does not use it, but `sample(refine=True)` and `evidence` do. For a deterministic simulator
+            with Gaussian `noise` it is known already.
         key: int, JAX key or None; None means `config.seed`.
         show_progress: show progress bars.
-        checkpoints: a folder for checkpoints, a new one or, with `resume`, that of the same fit.
-        resume: go on from the checkpoints, if there are any.
-        track: where the fit is tracked, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; several in a list.
+        checkpoints: a folder for checkpoints: a new one or, with `resume`, that of the same fit.
+        resume: continue from the checkpoints, if there are any.
+        track: tracker of the fit, "tensorboard:DIR", "mlflow:URI" or a `tracking.Tracker`; or a list of trackers.
         **settings: fields of `InvertConfig`, merged over those in `config`; `train` may be a dict.
 
     Returns:
@@ -110,8 +109,8 @@ def invert(
 
     Raises:
         InputError: for a simulator or pairs that cannot be used, or settings without effect.
-        StorageError: `checkpoints` holds a fit and `resume` is False, or it holds another fit.
-        Interrupted: by Ctrl-C during training; its `result` is the posterior with the best weights so far.
+        StorageError: `checkpoints` belongs to another fit, or to this one while `resume` is False.
+        Interrupted: on Ctrl-C during training; its `result` is the posterior with the best weights so far.
 
     Warns:
         CalibrationWarning: without calibration pairs, or with too few to flag anything.
@@ -166,7 +165,7 @@ def invert(
     tails = tails_note(data.theta, filled(data.y), prior, task.estimated, y_names)
     note(tails, show_progress)
     note(failures_note(data, task), show_progress)
-    # from here on, all is in the units of the model
+    # from here on, everything is in the units of the model
     units = prior.frame or plain_frame(prior.dim)
     x, y = units.to_model(data.theta), frame.to_model(data.y)
     unlike = prior_note(x, prior, data) if task.pairs and not task.estimated else ""
@@ -176,16 +175,16 @@ def invert(
     if gaps:
         y = masked(y)
         spread = np.concatenate([frame.to_model(filled(data.y)).std(axis=0), np.zeros_like(noise)])
-        noise = np.concatenate([noise, np.zeros_like(noise)])  # a mask has none
+        noise = np.concatenate([noise, np.zeros_like(noise)])  # the mask has no noise
     sharp = data.exact and config.form == "conditional" and config.noise is None and not np.any(noise)
     noise_at = LocalSpread.constant(noise)
-    if sharp:  # p(x | y) of an exact y lies on a surface, where a density has no bound
+    if sharp:  # given a noise-free y, p(x | y) is concentrated on a surface, where its density is unbounded
         noise_at = LocalSpread.of(y, spread).scaled(_SHARP)
         user_noise = frame.widths_from_model(np.median(noise_at(y), axis=0)[: frame.dim])
     added = f"no noise in the data: {_SHARP:g} of their local spread was added" if sharp else ""
-    note(added, show_progress and not task.name)  # of a problem it is known
+    note(added, show_progress and not task.name)  # for a problem it is known
     training = used.train
-    if task.stored is not None:  # what stood for all pairs has told the units and the noise
+    if task.stored is not None:  # units and noise were computed from a subset of the pairs
         usable = task.stored.usable()
         x = StoredRows(_Converted(task.stored.theta, units, x.dtype), usable)
         y = StoredRows(_Converted(task.stored.y, frame, y.dtype), usable)
@@ -195,7 +194,7 @@ def invert(
     whole, stopping, held_out = ({"x": take(x, part), "y": take(y, part)} for part in rows)
     if task.stored is not None:
         stopping, held_out = ({name: part[:] for name, part in each.items()} for each in (stopping, held_out))
-    # of pairs on disk, those that starts in closed form are fitted to
+    # for pairs on disk, those to which the closed-form layers are fitted
     train = {name: part if task.stored is None else part[:_FIRST] for name, part in whole.items()}
 
     generator = as_generator(keys[2])
@@ -230,7 +229,7 @@ def invert(
         )
 
     def train_candidate(i, training):
-        # of the time, which the candidates before may not have used up
+        # share of the remaining time, since earlier candidates may not have used theirs
         share = 1 / (len(candidates) - i + config.ensemble - 1)
         which = f", {i + 1} of {len(candidates)}: weight decay {training.weight_decay:g}" if len(candidates) > 1 else ""
         rival = min(trained, key=lambda result: result.loss, default=None)
@@ -296,7 +295,7 @@ def invert(
 
 
 def _used(config: InvertConfig, task: Task) -> InvertConfig:
-    """These settings, with the defaults of the model where a field is open.
+    """These settings, with open fields set to the defaults of the model.
 
     Raises:
         InputError: for a setting without effect.
@@ -313,11 +312,11 @@ def _used(config: InvertConfig, task: Task) -> InvertConfig:
 
 
 def _candidates(training: Training, rows: int) -> list[Training]:
-    """Training settings by the number of pairs; of several candidates the held-out pairs choose.
+    """Training settings by the number of pairs; among several candidates, held-out pairs choose.
 
-    Few pairs of many parameters need a strong pull towards the linear-Gaussian posterior of the start; few pairs of a
-    posterior with fine structure are spoiled by it. Who asks for so many steps gets them once. Without held-out pairs
-    nothing can choose, and there is one candidate.
+    With few pairs and many parameters, strong weight decay towards the linear-Gaussian start helps; for posteriors with
+    fine structure it hurts. There is only one candidate if steps, epochs or weight decay are set, or if no pairs are
+    held out.
     """
     few, asked_for = rows <= _FEW, (training.weight_decay, training.steps, training.epochs)
     # half the steps at twice the rate reach the same held-out density: two moons, gaussian_linear

@@ -1,4 +1,4 @@
-"""Rounds of simulations near one observation: truncated proposals (Deistler et al. 2022, arXiv 2210.04815)."""
+"""Sequential rounds for one observation by truncated proposals (Deistler et al. 2022, arXiv 2210.04815)."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,10 +15,10 @@ from flowknife.diagnostics import Region
 from flowknife.errors import InputError
 from flowknife.priors import Prior
 
-_LEVEL = 0.999  # of the region that the prior is cut to, where there are calibration pairs enough
-_DRAWS = 4000  # of the posterior, by which the region is bounded
-_MARGIN = 0.05  # of the range of the draws, on either side
-_AT_ONCE, _TRIES = 20_000, 50  # proposals, and batches of them
+_LEVEL = 0.999  # level of the region to which the prior is truncated, if there are enough calibration pairs
+_DRAWS = 4000  # posterior draws that determine the bounds of the region
+_MARGIN = 0.05  # margin on either side, as a share of the range of the draws
+_AT_ONCE, _TRIES = 20_000, 50  # proposals per batch, and batches
 
 
 def focus(
@@ -44,7 +44,7 @@ def focus(
         kept = inside(x) if len(x) else np.zeros(0, bool)
         drawn = _proposals(prior, inside, max(count - int(kept.sum()), count // 2), generator)
         made = simulate(posterior.simulator, drawn, key=int(generator.integers(2**32)), gaps=posterior.gaps)
-        # earlier pairs inside of the region are draws of the same proposal
+        # earlier pairs inside the region are draws of the same proposal
         x, data = np.concatenate([x[kept], made.theta]), np.concatenate([data[kept], made.y])
         own_noise = {} if noise is None or not np.any(noise) else {"noise": noise}
         fitted = invert(
@@ -57,7 +57,7 @@ def focus(
             show_progress=False,
             **{**own, **own_noise, **settings},
         )
-        # they are draws of the region, which is a part of the box that stands for the prior
+        # they are draws of the region, which is part of the box that represents the prior
         notes = tuple(line for line in fitted.record.notes if not line.startswith(UNLIKE_PRIOR))
         record = fitted.record.model_copy(update={"notes": notes})
         found = replace(fitted, record=record, forward=posterior.forward, simulator=posterior.simulator)
@@ -65,7 +65,7 @@ def focus(
 
 
 def _truncated(posterior, y, generator):
-    """The prior cut to a box around the region of y, and a test of being inside of the region."""
+    """The prior truncated to a box around the region of y, and a test whether parameters are inside the region."""
     level = min(_LEVEL, 1 - 1.5 / (posterior.flagging.rows + 1))
     region: Region = posterior.region(y, level)
     prior = posterior.prior
@@ -94,7 +94,7 @@ def _truncated(posterior, y, generator):
 
 
 def _bounds(inner, low, high):
-    """Ends of the support and moments of a prior that is cut in its coordinates; wide where coordinates are mixed."""
+    """Support and moments of a prior truncated in its own coordinates; kept wide where coordinates are mixed."""
     if _mixed(inner):
         return {"low": np.asarray(inner.low), "high": np.asarray(inner.high)}
     ends = [np.asarray(inner.bijection.decode(jnp.asarray(end, float))[0]) for end in (low, high)]
@@ -110,7 +110,7 @@ def _mixed(inner):
 
 
 def _proposals(prior, inside, count, generator):
-    """Draws of the prior inside of the region."""
+    """Draws of the prior inside the region."""
     parts, found = [], 0
     for _ in range(_TRIES):
         rows = np.asarray(prior.sample(max(count, _AT_ONCE), key=int(generator.integers(2**32))), np.float64)

@@ -1,11 +1,11 @@
-"""Observations with missing numbers, NaN, as a model takes them: the numbers, zeros in the gaps, and a mask beside."""
+"""Observations with missing numbers (NaN): zeros in the gaps, with a mask as further columns."""
 
 import numpy as np
 from jaxtyping import Float
 
 
 def masked(rows: Float[np.ndarray, "... m"]) -> Float[np.ndarray, "... k"]:
-    """Rows with NaN as numbers and mask, 1 where there is a number."""
+    """Rows with NaN as numbers and mask; the mask is 1 for a number that is present."""
     known = ~np.isnan(rows)
     return np.concatenate([np.where(known, rows, 0.0), known], axis=-1).astype(rows.dtype)
 
@@ -18,7 +18,7 @@ def with_gaps(rows: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "... m"]:
 
 
 def filled(rows: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-    """Rows with the median of its column in place of each NaN; 0 in a column of nothing else."""
+    """Rows with each NaN replaced by the median of its column; 0 if the whole column is NaN."""
     known = ~np.isnan(rows)
     middle = np.array([np.median(c[k]) if k.any() else 0.0 for c, k in zip(rows.T, known.T, strict=True)])
     return np.where(known, rows, middle)

@@ -1,4 +1,4 @@
-"""Networks of inverse problems, and their objective.
+"""Networks for inverse problems, and their objective.
 
 conditional:   x          <->  z ~ N(0, I), given y
 partitioned:   x          <->  y ~ N(observation, scale^2 I),  z ~ N(0, I)         of data without noise
@@ -19,13 +19,13 @@ from flowknife.inn import INN, Block
 from flowknife.laws import Given, Noise
 from flowknife.objectives import Independence, Noisy, Objective, Weighted, matching_data, matching_latent, nll
 
-_ROBUST = 3.0  # robust spreads that the law of data without noise is relative to, at most
+_ROBUST = 3.0  # limit in robust spreads on the scale of the law of noise-free data
 
-_NOISE_SHARE = 0.1  # width of the law of noisy data, in units of the noise
+_NOISE_SHARE = 0.1  # width of the law of noisy data, relative to the noise
 
 
 def objective_of(config, prior, noise: LocalSpread) -> Objective:
-    """The negative log-likelihood with the optional terms; data of a conditional model get their noise here."""
+    """The negative log-likelihood with the optional terms; the data of a conditional model get their noise here."""
     terms: list[tuple[float, Objective]] = [(1.0, nll)]
     if config.matching:
         terms += [(config.matching, matching_latent), (config.matching, matching_data)]
@@ -86,7 +86,7 @@ def partitioned_model(config, prior, y, noise, key) -> INN:
 
 
 def _noisy_bijection(config, prior, y, spread, key) -> Bijection:
-    """(x, noise) -> (x, F(x) + noise) -> [y, z]: a forward model that is learned, then x given its noisy data.
+    """(x, noise) -> (x, F(x) + noise) -> [y, z]: a learned forward model F, followed by a flow of x given y.
 
     Both steps are triangular, so their log-determinants are exact and the noise keeps its law.
     """

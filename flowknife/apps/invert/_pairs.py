@@ -1,4 +1,4 @@
-"""What pairs, their prior and their noise must be, how they are standardised, and what a user is told about them."""
+"""Validation and standardisation of pairs, prior and noise, and notes about them."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +12,13 @@ from flowknife.diagnostics import ks_normal
 from flowknife.diagnostics._flows import there_and_back
 from flowknife.errors import InputError
 
-_LOOKED_AT = 20_000  # parameters that are compared with their prior, at most
+_LOOKED_AT = 20_000  # parameters to compare with their prior, at most
 
-_RESOLVED = 0.02  # standard deviations of a prior that single precision may blur
+_RESOLVED = 0.02  # largest rounding error of single precision, in standard deviations of the prior
 
-_FAILED = 0.01  # share of pairs left out, beyond which the others need not be draws of the prior
+_FAILED = 0.01  # if a larger share of pairs is left out, the others may not be draws of the prior
 
-_UNLIKE = 0.05  # Kolmogorov-Smirnov distance of the parameters from their prior, beyond chance, that matters
+_UNLIKE = 0.05  # relevant Kolmogorov-Smirnov distance of the parameters from their prior, in excess of chance
 
 UNLIKE_PRIOR = "the parameters of the pairs are not distributed like the prior"
 
@@ -27,7 +27,7 @@ def shape_of(pairs, y, config) -> tuple[int, ...]:
     """The shape of one observation.
 
     Raises:
-        InputError: that has not as many numbers, or is no image.
+        InputError: the shape does not match the number of data or the embedding.
     """
     own = np.shape(pairs[1])[1:] if isinstance(pairs, (tuple, list)) and len(pairs) == 2 else ()
     shape = config.observation or (own if len(own) > 1 else (y.shape[1],))
@@ -41,7 +41,7 @@ def shape_of(pairs, y, config) -> tuple[int, ...]:
 
 
 def frame_of(y, noise, used) -> Frame:
-    """Origin and scale of the data; elements of a set have the same, since they may be swapped."""
+    """Origin and scale of the data; elements of a set share them, since their order is arbitrary."""
     if used.embedding is None:
         return Frame.of(y, drop_constant=True, noise=noise)
     y = filled(y)
@@ -78,7 +78,7 @@ def require_inside(prior, theta):
 
 
 def require_resolved(prior):
-    """Refuse a prior whose values are too close together for single precision, even around its own origin."""
+    """Refuse a prior that is too narrow for single precision, even relative to its own origin."""
     inner = prior.inner
     if not inner.dim:
         raise InputError(
@@ -98,9 +98,9 @@ def require_resolved(prior):
 
 
 def tails_note(theta, y, prior, estimated, y_names):
-    """What is to be said about heavy tails, of data and of parameters whose prior was estimated; or ""."""
+    """A note about heavy tails of the data, and of parameters whose prior was estimated; "" if there are none."""
     found = [heavy_tails(y, y_names)]
-    if estimated:  # of a log-normal parameter the prior has taken the logarithm
+    if estimated:  # for a log-normal parameter the prior takes the logarithm already
         inside = (prior.frame or plain_frame(prior.dim)).to_model(theta)
         u = prior.inner.bijection.encode(jnp.asarray(inside))[0]
         found.append(heavy_tails(np.asarray(u), prior.inner.names))
@@ -108,7 +108,7 @@ def tails_note(theta, y, prior, estimated, y_names):
 
 
 def require_exact(config, exact):
-    """Refuse random numbers of a simulator's own in the partitioned form, whose noise is Gaussian, of a known size."""
+    """Refuse a random simulator in the partitioned form, which needs Gaussian noise of known size."""
     if config.form == "partitioned" and not exact:
         raise InputError(
             "got a simulator with random numbers of its own and form=partitioned; expected data without randomness, "
@@ -117,7 +117,7 @@ def require_exact(config, exact):
 
 
 def failures_note(data, task):
-    """What is to be said about pairs that were left out; or ""."""
+    """A note about pairs that were left out; "" if there are none."""
     if not data.failed:
         return ""
     what = "pairs" if task.pairs else "simulations"
@@ -128,8 +128,8 @@ def failures_note(data, task):
 
 
 def prior_note(x, prior, data):
-    """What is to be said about given parameters x, as the model takes them, that are no draws of the prior; or ""."""
-    if data.failed > _FAILED * len(x):  # those that are left are no draws of it, and that is said already
+    """A note if the given parameters x, in the units of the model, are not draws of the prior; else ""."""
+    if data.failed > _FAILED * len(x):  # the remaining ones are not draws of it, and `failures_note` already says so
         return ""
     u = np.asarray(prior.inner.bijection.encode(jnp.asarray(x[:_LOOKED_AT]))[0])
     distance = max(ks_normal(column) for column in u.T)

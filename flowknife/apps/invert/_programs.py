@@ -1,4 +1,4 @@
-"""Compiled programs of posteriors; several models of one posterior count as their average."""
+"""Compiled programs of posteriors; the models of an ensemble are averaged."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def sample(model: INN, key: Any, n: int, temperature: Any, y: Any) -> Any:
 
 @eqx.filter_jit
 def sample_common(model: INN, key: Any, n: int, temperature: Any, y: Any) -> Any:
-    """The same from the same latents for each observation."""
+    """Like `sample`, with the same latents for each observation."""
     return jax.vmap(lambda row: model.sample_left(key, n, temperature=temperature, y=row)["x"])(y)
 
 
@@ -40,19 +40,19 @@ def log_density(models: Sequence[INN], x: Any, y: Any) -> Any:
 
 
 def log_density_of(model: INN, x: Any, y: Any) -> Any:
-    """As `log_density`, of one model."""
+    """Like `log_density`, for one model."""
     names = [block.name for block in model.partition.left]
     if "noise" not in names:
         return model.log_prob(x, y=y)
     noise = y - model.encode({"x": x, "noise": jnp.zeros_like(y)})["y"]
     law = model.partition.right[0]
-    at_centre = law.law.log_prob(y, law.shape, y)  # what the law of y adds, a constant there
+    at_centre = law.law.log_prob(y, law.shape, y)  # contribution of the law of y, a constant there
     return model.log_prob({"x": x, "noise": noise}, y=y) - at_centre
 
 
 @eqx.filter_jit
 def forward(model: INN, x: Any) -> Any:
-    """Data of parameters without noise, of a model that has them on its right."""
+    """Noise-free data of parameters, from a model with the data on its right."""
     left = {"x": x}
     for block in model.partition.left[1:]:
         left[block.name] = jnp.zeros((*x.shape[:-1], *block.shape))
@@ -83,13 +83,13 @@ def climb(models: Sequence[INN], prior: Any, x: Any, y: Any, steps: Any, rate: A
 
 
 def pooled(models: Sequence[INN], n: int, key: Any, draw: Callable[..., tuple[np.ndarray, ...]]) -> Any:
-    """Arrays (k, n, d) of draws, an equal share of each model, in random order.
+    """Arrays (k, n, d) of draws, an equal share from each model, in random order.
 
     Args:
-        models: one or more.
-        n: draws in all.
+        models: one or more models.
+        n: total number of draws.
         key: JAX key.
-        draw: `draw(model, key, n)` gives a tuple of arrays (k, n, d).
+        draw: `draw(model, key, n)` returns a tuple of arrays (k, n, d).
     """
     if len(models) == 1:
         return draw(models[0], key, n)

@@ -1,4 +1,4 @@
-"""Draws of a posterior made exact where the likelihood is known: weights first, Markov chains where they fail."""
+"""Exact posterior draws for a known likelihood: importance sampling first, MCMC where it fails."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,16 +17,16 @@ from flowknife.errors import InputError
 from flowknife.sampling import TRUSTED, Target, Weighted, metropolis, posterior_chains, tempered, whitening
 
 _CHAINS = 4
-_PROPOSALS = 20  # for each draw, at most
-_FEWEST = 1000  # proposals
-_TAIL = 6.0  # degrees of freedom of the Student t that the evidence falls back on
+_PROPOSALS = 20  # proposals for each draw, at most
+_FEWEST = 1000  # smallest number of proposals
+_TAIL = 6.0  # degrees of freedom of the Student t proposal for the evidence
 
 
 class GaussianLikelihood(eqx.Module):
-    """log N(y; f(x), noise^2) of parameters x, f the noise-free simulator.
+    """log N(y; f(x), noise^2) of parameters x, where f is the noise-free simulator.
 
     Args:
-        forward: f, of rows or of one row.
+        forward: the simulator f, for rows or for one row.
         noise: standard deviations of the data.
     """
 
@@ -41,7 +41,7 @@ class GaussianLikelihood(eqx.Module):
 
 
 class OfOneRow(eqx.Module):
-    """A function of rows, as one of a single row."""
+    """Adapts a function of rows to a single row."""
 
     function: Callable[..., Any]
 
@@ -51,11 +51,11 @@ class OfOneRow(eqx.Module):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A likelihood that is known.
+    """A known likelihood.
 
     Attributes:
         rows: `(x (n, d), y (m,)) -> (n,)`.
-        one: the same of one row, differentiable by JAX; None where it is not.
+        one: the same for one row, differentiable by JAX; None if there is no such function.
     """
 
     rows: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -64,14 +64,14 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Refined:
-    """Draws of the exact posterior of one observation, and how they were made.
+    """Draws of the exact posterior of one observation, and the method that produced them.
 
     Attributes:
         draws: shape (n, d).
         method: "weights", "NUTS" or "Metropolis".
-        k_hat: shape of the tail of the weights of the flow's draws; they can be trusted up to 0.7.
-        effective: effective number of the proposals.
-        proposals: how many of the flow's draws were weighted.
+        k_hat: Pareto shape of the tail of the importance weights, which are reliable up to 0.7.
+        effective: effective sample size of the proposals.
+        proposals: number of weighted draws of the flow.
     """
 
     draws: Float[np.ndarray, "n d"] = field(repr=False)
@@ -82,12 +82,12 @@ class Refined:
 
     @property
     def verdict(self) -> str:
-        """A sentence."""
+        """A summary in one sentence."""
         share = f"k-hat {self.k_hat:.2f}, {self.effective:,.0f} of {self.proposals:,} draws effective"
         if self.method == "weights":
             return f"Resampled by weights ({share})."
         why = f"k-hat above {TRUSTED}" if self.k_hat > TRUSTED else "too few effective draws"
-        return f"Handed to {self.method}, started from the draws, since the weights cannot be trusted: {why} ({share})."
+        return f"Drawn by {self.method}, started from the flow, since the weights are unreliable: {why} ({share})."
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Evidence:
     Attributes:
         log_evidence: log p(y), in nats per unit of y.
         error: its standard error.
-        k_hat: shape of the tail of the weights; up to 0.7 the number and its error can be trusted.
+        k_hat: Pareto shape of the tail of the weights; up to 0.7 the estimate and its error are reliable.
     """
 
     log_evidence: float
@@ -125,7 +125,7 @@ def known_likelihood(posterior: Any) -> Likelihood:
     noise = np.asarray(posterior.noise, np.float64)
     forward = posterior.forward
     rows = GaussianLikelihood(forward, noise)
-    plain = [forward, *getattr(forward, "args", ())]  # beneath, a simulator that takes one row or many
+    plain = [forward, *getattr(forward, "args", ())]  # the wrapped simulator, of one row or of many
     single = jnp.asarray(noise, float)
     ones = [make(GaussianLikelihood(each, single)) for each in plain for make in (lambda f: f, OfOneRow)]
     return Likelihood(rows, _differentiable(ones, rows, start, y))
@@ -142,7 +142,7 @@ def _checked(function, x, y):
 
 
 def _differentiable(candidates, rows, x, y):
-    """The first of these functions of one row that JAX can differentiate and that gives what `rows` gives."""
+    """The first of these functions of one row that JAX can differentiate and that agrees with `rows`."""
     expected = float(rows(x[None], y)[0])
     for function in candidates:
         try:
@@ -161,7 +161,7 @@ def refine(posterior: Any, y: np.ndarray, n: int, key: Key) -> Refined:
     propose = partial(_propose, posterior, likelihood, y)
     weighted = Weighted.proposed(propose, generator, max(4 * n, _FEWEST))
     if weighted.k_hat <= TRUSTED:
-        # so many that hardly any is drawn twice: copies are no draws, and a classifier finds them
+        # enough that duplicates are rare: a classifier test would detect them
         needed = int(n * weighted.smoothed.weight.max() * weighted.count)
         more = min(needed, _PROPOSALS * n) - weighted.count
         weighted = weighted.joined(Weighted.proposed(propose, generator, more)) if more > 0 else weighted
@@ -196,7 +196,7 @@ def _standard(posterior, x):
 
 
 def _chains(posterior, likelihood, y, weighted, generator, n):
-    """How Markov chains went on from weighted proposals: the method and n draws."""
+    """Run Markov chains from weighted proposals; returns the method and n draws."""
     if not len(weighted.theta):
         raise InputError(
             "got an observation that no draw of the posterior explains; expected one that the simulator can produce; "
@@ -216,7 +216,7 @@ def _chains(posterior, likelihood, y, weighted, generator, n):
             as_key(int(generator.integers(2**32))),
             -(-n // _CHAINS),
         )
-        # chains one after the other would show in a plot of the first rows
+        # shuffled, since otherwise the first rows would come from one chain
         rows = np.asarray(drawn, np.float64).swapaxes(0, 1)
         return "NUTS", rows.reshape(-1, rows.shape[-1])[:n]
 
@@ -251,7 +251,7 @@ def evidence(posterior: Any, y: np.ndarray, n: int, key: Key) -> Evidence:
 
 
 def _propose_mixed(posterior, likelihood, y, drawn, generator, count):
-    """Half of the flow's draws, half of a Student t around draws of chains; weights by the mixture of both."""
+    """Proposals: half from the flow, half from a Student t fitted to MCMC draws, weighted by the mixture density."""
     prior, dim = posterior.prior, drawn.shape[1]
     drawn = drawn[np.isfinite(drawn).all(axis=1)]
     centre, factor = whitening(drawn, np.full(len(drawn), 1 / len(drawn)))

@@ -1,4 +1,4 @@
-"""Regions and intervals of a posterior whose coverage holds whatever the training was."""
+"""Conformal regions and intervals of a posterior; their coverage is valid for any model."""
 
 from functools import partial
 from typing import Any
@@ -8,13 +8,13 @@ from jaxtyping import Float
 
 from flowknife.diagnostics import Cells, Region, conformal_quantile
 
-LOCAL = 2000  # calibration pairs of local regions, at most: each takes draws of its own
+LOCAL = 2000  # calibration pairs of local regions, at most: each needs its own draws
 
-DRAWS = 200  # of each posterior, by which log densities are compared; of parameters five times as many
+DRAWS = 200  # draws of each posterior for comparing log densities; five times as many for intervals
 
 _FEWEST = 40  # calibration pairs of a cell
 
-_SPREAD = 1e-3  # nats, or a share of the prior's width: the least spread of draws
+_SPREAD = 1e-3  # smallest spread of draws, in nats or as a share of the prior's width
 
 
 def region(posterior: Any, y: np.ndarray, level: float, local: bool) -> Region:
@@ -24,7 +24,7 @@ def region(posterior: Any, y: np.ndarray, level: float, local: bool) -> Region:
 
 
 def bounds(posterior: Any, y: np.ndarray, level: float, local: bool) -> Float[np.ndarray, " k"]:
-    """Of the log density, for the regions of observations (k, m)."""
+    """Thresholds of the log density for the regions of observations (k, m)."""
     score = posterior.local_scores if local else posterior.calibration_scores
     overall = conformal_quantile(score, level)
     if not local:
@@ -35,22 +35,23 @@ def bounds(posterior: Any, y: np.ndarray, level: float, local: bool) -> Float[np
     cell = cells(posterior.features_of(y))
     for one in np.unique(cell):
         inside = score[own == one]
-        # a cell with too few calibration pairs would be everything
+        # the region of a cell with too few calibration pairs would be unbounded
         if len(inside) >= fewest:
             quantile[cell == one] = conformal_quantile(inside, _cautious(level, len(inside)))
     return centre - spread * quantile
 
 
 def _cautious(level, count):
-    """A level that is higher by one standard error of the coverage that `count` calibration pairs lead to.
+    """The level plus one standard error of the coverage that results from `count` calibration pairs.
 
-    Few pairs promise a level on average over themselves; so it is reached with these pairs, five times in six.
+    With few pairs, the coverage equals the level only on average over calibration sets. With this level it is reached
+    in five of six calibration sets.
     """
     return min(level + np.sqrt(level * (1 - level) / count), count / (count + 1))
 
 
 def scores(posterior: Any, local: bool, most: int | None = None) -> Float[np.ndarray, " m"]:
-    """How unlikely the parameters of calibration pairs are: -log p(x | y), or the same relative to draws."""
+    """Conformity scores of calibration pairs: -log p(x | y), or the same relative to draws."""
     pairs = {name: part[:most] for name, part in posterior.held_out_pairs.items()}
     log_prob = posterior.log_prob(pairs["x"], pairs["y"])
     if not local:
@@ -59,7 +60,7 @@ def scores(posterior: Any, local: bool, most: int | None = None) -> Float[np.nda
 
 
 def relative(log_prob: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """How far log densities are below those of draws, in spreads of these."""
+    """How far log densities lie below those of draws, in units of their spread."""
     return (centre - log_prob) / spread
 
 
@@ -84,7 +85,7 @@ def places_of(log_prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def intervals(posterior: Any, y: np.ndarray, level: float) -> Float[np.ndarray, "k 2 d"]:
-    """Lower and upper ends for observations (k, m); see `Posterior.intervals`."""
+    """Lower and upper ends of the intervals for observations (k, m); see `Posterior.intervals`."""
     pairs = posterior.held_out_pairs
     least = _SPREAD * np.ptp(pairs["x"], axis=0)
     low, high, width = _central(posterior, pairs["y"], level, least)
@@ -97,7 +98,7 @@ def intervals(posterior: Any, y: np.ndarray, level: float) -> Float[np.ndarray, 
 
 
 def _central(posterior, y, level, least):
-    """Ends of the central intervals of draws, and their widths, `least` at least."""
+    """Ends of the central intervals of draws, and their widths, at least `least`."""
     drawn = posterior.sample(5 * DRAWS, y=y, key=0)
     low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=1)
     return low, high, np.maximum(high - low, least)

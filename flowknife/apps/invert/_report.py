@@ -51,7 +51,7 @@ def report_invert(posterior: "Posterior", folder: str | Path) -> Path:
 
 
 def _problem(posterior) -> Problem | None:
-    """The problem that was inverted, if it is one of ours, with the noise it had."""
+    """The problem of `flowknife.problems` that was inverted, with its noise; None for any other."""
     found = problem_of(posterior.record.data.problem, posterior.prior.dim, len(posterior.y_names))
     if found is None:
         return None
@@ -79,7 +79,7 @@ def _one_observation(posterior, problem, drawn, y, truth, folder):
 
 
 def _explained(posterior, theta):
-    """Noise-free data of parameters, by the simulator or else the network; None if neither has a forward direction."""
+    """Noise-free data of parameters, from the simulator or the network; None if neither has a forward direction."""
     for forward in (posterior.forward, posterior.predict):
         try:
             if forward is not None:
@@ -106,7 +106,7 @@ def _predictions(posterior, problem, drawn, y, folder):
     return [
         Section(
             "Posterior predictive",
-            f"The draws, sent through the forward model{noise}, and the observation.",
+            f"Posterior predictive: the forward model of the draws{noise}, and the observation.",
             [keep(figure, folder, "predictive")],
         )
     ]
@@ -140,7 +140,7 @@ def _calibration(posterior, folder):
     if not posterior.flagging.rows:
         return Section(
             "Calibration of the posterior",
-            "Not measured, since no pairs were held out. Check the run with pairs that it was not trained on: "
+            "Not measured, since no pairs were held out. Check the run with pairs that were not used in training: "
             "`flowknife check RUN PAIRS`.",
         )
     found = posterior.calibration
@@ -170,7 +170,7 @@ def _calibration(posterior, folder):
 
 
 def _promises(posterior, folder):
-    """Coverage that is promised and reached, and how sharp posteriors are."""
+    """Nominal and empirical coverage, and the sharpness of posteriors."""
     if not posterior.flagging.rows:
         return []
     found = posterior.calibration
@@ -189,9 +189,9 @@ def _promises(posterior, folder):
         return [sharpness]
     regions = Section(
         "Promised and reached coverage",
-        "Calibrated regions, `region(y)`, hold the true parameters at the rate that they promise, if these are of the "
-        "prior and their data of the simulator. Each half of the held-out pairs judges regions that the other half "
-        f"calibrates. {found['regions'].verdict}",
+        "Calibrated regions, `region(y)`, contain the true parameters at their nominal rate, if these come from the "
+        "prior and the data from the simulator. Each half of the held-out pairs tests regions that the other half "
+        f"calibrated. {found['regions'].verdict}",
         [keep(plots.promised(found["regions"]), folder, "promised")],
     )
     return [regions, sharpness]

@@ -44,9 +44,9 @@ from flowknife.problems import problem_of
 
 NUMBERS_AT_ONCE = 2_000_000
 
-PAIRS_AT_ONCE = 1024  # densities of these sizes gain little from larger batches, and share their program
+PAIRS_AT_ONCE = 1024  # larger batches gain little; a fixed size shares one compiled program
 
-_FARTHEST = 1e30  # what networks are given of larger numbers
+_FARTHEST = 1e30  # larger numbers are clipped to this before they enter a network
 
 _IMPOSSIBLE = 1e3  # normal scores
 
@@ -57,23 +57,24 @@ _SHOWN = 4  # parameters of the figure
 class Posterior(Result[InvertConfig]):
     """The posterior p(x | y) of the parameters x of an inverse problem, for every observation y.
 
-    An observation is a vector of m numbers. Everywhere, one observation (m,) or many (k, m) may be given; with many,
-    results have a leading axis of length k, and what is at place i of it belongs to observation i alone.
+    An observation is a vector of m numbers. All methods accept one observation (m,) or many (k, m). With many, results
+    have a leading axis of length k, and entry i depends on observation i only.
 
     Attributes:
         model: the network, x <-> z given y, or x (and noise) <-> [y, z].
-        prior: of the parameters.
-        held_out: calibration pairs {"x", "y"}, as the model takes them, with the noise of the data in y, which had no
-            part in training, not even in the choice of when to stop; none with `train.validation=0`.
-            `held_out_pairs` has them in their units.
-        reference: training pairs, as the model takes them, with the noise of the data in y.
+        prior: the prior of the parameters.
+        held_out: calibration pairs {"x", "y"}, in the units of the model, with noise in y, used neither for training
+            nor for early stopping; none with `train.validation=0`. `held_out_pairs` has them in the user's units.
+        reference: training pairs, in the units of the model, with noise in y.
         frame: origin and scale of the data; those of the parameters are `prior.frame`.
         noise: standard deviation of the noise that was added to simulated data, one for each number.
-        members: further models, trained from other seeds, with which `model` is averaged; see `ensemble`.
+        members: the other models of an ensemble, trained from other seeds; the posterior is the average of all.
         forward: the noise-free simulator of a batch, if it is known.
-        simulator: what the pairs were simulated with, for `focus`; a run that is loaded has that of its problem.
+        simulator: the simulator of the pairs, for `focus`; a loaded run has it only for a problem of
+            `flowknife.problems`.
         log_likelihood: `f(x, y)`, log p(y | x) of parameters (n, d) and one observation (m,), shape (n,), if it is
-            known and not Gaussian noise around `forward`. Written in JAX it has gradients, which `refine` uses.
+            known and differs from Gaussian noise around `forward`. If it is written in JAX, `refine` uses its
+            gradients.
     """
 
     application: ClassVar[str] = "invert"
@@ -94,7 +95,7 @@ class Posterior(Result[InvertConfig]):
 
     @property
     def models(self) -> tuple[INN, ...]:
-        """The models whose average this posterior is."""
+        """The models of the ensemble; the posterior is their average."""
         return (self.model, *self.members)
 
     @property
@@ -119,7 +120,7 @@ class Posterior(Result[InvertConfig]):
 
     @property
     def example_pairs(self) -> dict[str, np.ndarray]:
-        """Pairs {"x", "y"} to show, in the user's units: held-out ones, or training pairs where none were held out."""
+        """Example pairs {"x", "y"}, in the user's units: held-out pairs, or training pairs if none were held out."""
         return self._in_units(self.examples)
 
     def _in_units(self, pairs):
@@ -153,10 +154,10 @@ class Posterior(Result[InvertConfig]):
             y: one observation (m,) or several (k, m).
             key: int, JAX key or None.
             temperature: scale of the latents; 1 is the posterior.
-            common: draw from the same latents for every observation, so that what is drawn for one does not depend on
-                the others, and differences between them are less noisy.
-            refine: where the likelihood is known, draw from the exact posterior, see `refine`; a note says of how many
-                observations Markov chains took over.
+            common: use the same latents for every observation. The draws for one observation then do not depend on the
+                others, and differences between observations are less noisy.
+            refine: draw from the exact posterior, if the likelihood is known, see `refine`; a note reports for how many
+                observations MCMC was needed.
 
         Raises:
             InputError: for an observation of another length, or with a number that is not finite; with `refine`,
@@ -179,8 +180,8 @@ class Posterior(Result[InvertConfig]):
 
     def _draw(self, rows, scale, model, key, n):
         size = bucket(n)
-        most = max(NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations at a time
-        # few draws of many observations: in batches of one size, since another would be compiled anew
+        most = max(NUMBERS_AT_ONCE // (size * self.prior.dim), 1)  # observations per batch
+        # few draws for many observations: in batches of one size, since every size is compiled separately
         most = min(most, len(rows) if len(rows) == 1 or size > bucket(1) else bucket(1))
         number = count()
 
@@ -203,16 +204,16 @@ class Posterior(Result[InvertConfig]):
         return _plain(np.stack([one.draws for one in found]), single)
 
     def refine(self, y: Any, n: int = 1000, *, key: Key = None) -> Any:
-        """Draw `n` parameters from the exact posterior of an observation, where the likelihood is known.
+        """Draw `n` parameters from the exact posterior of an observation, if the likelihood is known.
 
-        The flow's draws x get the weights p(y | x) p(x) / q(x | y), whose tail is smoothed by a generalised Pareto
-        distribution (Vehtari et al. 2024, arXiv 1507.02646), and are resampled by them. Where the shape k-hat of the
-        tail is above 0.7, or too few draws are effective, the flow has missed a part of the posterior, and Markov
-        chains go on from its draws: NUTS (extra `mcmc`) in the prior's coordinates, with a mass matrix from the draws;
-        Metropolis' random walk where the likelihood has no gradient in JAX.
+        Draws x of the flow are resampled with the importance weights p(y | x) p(x) / q(x | y), after Pareto smoothing
+        (Vehtari et al. 2024, arXiv 1507.02646). If the Pareto shape k-hat is above 0.7, or the effective sample size is
+        too small, the flow has missed a part of the posterior. Markov chains then continue from its draws: NUTS (extra
+        `mcmc`) in the prior's coordinates, with a mass matrix from the draws, or random-walk Metropolis if the
+        likelihood has no gradient in JAX.
 
-        The likelihood is known for a simulator without randomness with Gaussian noise (`noise`, or a problem's own),
-        and by `log_likelihood`.
+        The likelihood is known for a deterministic simulator with Gaussian noise (`noise`, or that of a problem), and
+        through `log_likelihood`.
 
         Args:
             y: one observation (m,), or several (k, m).
@@ -220,7 +221,7 @@ class Posterior(Result[InvertConfig]):
             key: int, JAX key or None.
 
         Returns:
-            the draws, k-hat, the effective number of draws, and the method; a list for several observations.
+            the draws, k-hat, the effective sample size, and the method; a list for several observations.
 
         Raises:
             InputError: where the likelihood is not known.
@@ -234,8 +235,7 @@ class Posterior(Result[InvertConfig]):
     def evidence(self, y: Any, n: int = 4000, *, key: Key = None) -> Any:
         """Log p(y), the log of the mean likelihood over the prior, from `n` weighted draws; see `refine`.
 
-        Where k-hat is above 0.7, chains find the posterior first, and half of the proposals come from a Student t
-        around their draws.
+        If k-hat is above 0.7, MCMC is run first, and half of the proposals come from a Student t fitted to its draws.
 
         Returns:
             log_evidence in nats, its standard error and k-hat; a list for several observations.
@@ -250,7 +250,7 @@ class Posterior(Result[InvertConfig]):
 
     @cached_property
     def likelihood(self) -> Likelihood:
-        """The likelihood, where it is known.
+        """The likelihood, if it is known.
 
         Raises:
             InputError: it is not.
@@ -260,19 +260,19 @@ class Posterior(Result[InvertConfig]):
     def focus(
         self, y: Any, rounds: int = 2, *, num_simulations: int | None = None, key: Key = None, **settings: Any
     ) -> "Posterior":
-        """Fit again to simulations near one observation, where the posterior is a small part of the prior.
+        """Refit sequentially to simulations near one observation, for posteriors much narrower than the prior.
 
-        In each round the prior is cut to the conformal region of y, a part that holds the parameters with a probability
-        of 99.9 % or what the calibration pairs allow. New parameters are drawn from it, and the posterior is fitted to
-        them (truncated proposals, Deistler et al. 2022, arXiv 2210.04815): no weights are needed, and densities stay
-        normalised. The result is good for y and observations like it, and for no others.
+        Each round truncates the prior to the conformal region of y, which contains the parameters with probability 99.9
+        %, or less if there are too few calibration pairs. New parameters are drawn from it, and the posterior is fitted
+        to them (truncated proposals, Deistler et al. 2022, arXiv 2210.04815). No importance weights are needed, and
+        densities stay normalised. The result is valid only for y and similar observations.
 
         Args:
             y: one observation (m,).
-            rounds: how many times to cut and to fit.
-            num_simulations: of each round; default as for this posterior.
+            rounds: number of rounds.
+            num_simulations: number of simulations per round; default as for this posterior.
             key: int, JAX key or None; None means `config.seed`.
-            **settings: of the fits, see `InvertConfig`; default those of this posterior.
+            **settings: settings of the fits, see `InvertConfig`; default those of this posterior.
 
         Raises:
             InputError: without a simulator or calibration pairs, or for several observations.
@@ -286,10 +286,9 @@ class Posterior(Result[InvertConfig]):
         return focus(self, rows[0], as_count(rounds, "round"), num_simulations, key, settings)
 
     def disagreement(self, y: Any, n: int = 500, *, key: Key = None) -> Float[np.ndarray, "*k d"]:
-        """How far the members of an ensemble are apart: the spread of their means, in standard deviations of the whole.
+        """Disagreement of the ensemble members: the spread of their means, in standard deviations of the posterior.
 
-        Where it is large, the flow is unsure, and another fit would give another answer: shape (d,) or (k, d), zero for
-        a single model.
+        If it is large, another fit would give a different posterior. Shape (d,) or (k, d); zero for a single model.
         """
         rows, single = self._observations(y)
         given, scale, key = self._given(rows), jnp.asarray(1.0), as_key(key)
@@ -357,7 +356,7 @@ class Posterior(Result[InvertConfig]):
         return np.moveaxis(np.quantile(self.sample(n, y=y, key=key), q, axis=-2), 0, -2)
 
     def map(self, y: Any, n: int = 200, *, key: Key = None) -> Float[np.ndarray, "*k d"]:
-        """The parameters of largest posterior density, (d,) or (k, d): from the best of `n` draws, uphill."""
+        """The maximum a posteriori (MAP) parameters, (d,) or (k, d), by gradient ascent from the best of `n` draws."""
         rows, single = self._observations(y)
         drawn = self.sample(n, y=rows, key=key)
         best = np.argmax(self.log_prob(drawn, rows), axis=1)
@@ -372,8 +371,8 @@ class Posterior(Result[InvertConfig]):
         """Noise-free data of parameters x of shape (..., d): the forward direction of the network, or the simulator.
 
         Raises:
-            InputError: for a conditional model, which has no forward direction, unless a simulator without randomness
-                is known.
+            InputError: for a conditional model, which has no forward direction, unless a deterministic simulator is
+                known.
         """
         x = np.asarray(self._named(x), np.float64)
         if self.config.form == "partitioned":
@@ -387,9 +386,9 @@ class Posterior(Result[InvertConfig]):
         return np.asarray(self.forward(x.reshape(-1, x.shape[-1])), float).reshape(*x.shape[:-1], -1)
 
     def misspecification(self, y: Any) -> Misspecification:
-        """P-value of each observation under the simulator; small where it cannot have made it.
+        """P-value of each observation under the simulator; small if the simulator cannot have produced it.
 
-        The distance is fitted to training pairs, and calibrated with pairs that had no part in training.
+        The distance is fitted to training pairs, and calibrated on pairs that were not used in training.
 
         Raises:
             InputError: without held-out pairs.
@@ -400,7 +399,7 @@ class Posterior(Result[InvertConfig]):
     def score(self, y: Any) -> Scores:
         """Anomaly score of observations under the simulator, with p-values; see `Scores`.
 
-        Without calibration pairs there are no p-values, and a `CalibrationWarning` says why; see `flagging`.
+        Without calibration pairs there are no p-values, and a `CalibrationWarning` gives the reason; see `flagging`.
         """
         found = self._misspecification(self._observations(y)[0])
         columns = {"row": np.arange(len(found.scores)), "score": found.scores}
@@ -409,25 +408,25 @@ class Posterior(Result[InvertConfig]):
     def _misspecification(self, rows):
         parts = self.reference["y"], self.held_out["y"], self._given(rows)
         reference, held_out, observed = (self._features(y) for y in parts)
-        # another value of a datum that never varies is farther than anything that the simulator makes
+        # another value of a constant datum is farther than anything that the simulator produces
         observed = observed + np.where(self.frame.possible(rows), 0.0, _IMPOSSIBLE)[:, None]
         return misspecification(reference, observed, calibration=held_out)
 
     @property
     def flagging(self) -> Flagging:
-        """How observations are flagged; its `note` says why nothing can be, where that is so."""
+        """How observations are flagged; if none can be flagged, its `note` gives the reason."""
         return Flagging(len(self.held_out["x"]), self.config.alpha, "pairs")
 
     @property
     def examples(self) -> dict[str, np.ndarray]:
-        """Pairs to show, as the model takes them: held-out ones, or training pairs where none were held out."""
+        """Example pairs, in the units of the model: held-out pairs, or training pairs if none were held out."""
         return self.held_out if self.flagging.rows else self.reference
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """`nll`: mean -log p(x | y) of held-out pairs, in nats; `prior_nll`: the same before y is known.
+        """`nll`: mean -log p(x | y) of held-out pairs, in nats; `prior_nll`: mean -log p(x) under the prior.
 
-        Where no pairs were held out `training_nll` and `training_prior_nll`, the same of training pairs.
+        If no pairs were held out: `training_nll` and `training_prior_nll`, the same for training pairs.
         """
         x, y = self.examples["x"], self.examples["y"]
         units = self.prior_frame.log_det
@@ -435,18 +434,18 @@ class Posterior(Result[InvertConfig]):
         return self.flagging.named({"nll": float(nll) - units, "prior_nll": float(prior_nll) - units})
 
     def region(self, y: Any, level: float = 0.9, *, local: bool = False) -> Region:
-        """Where log p(x | y) is high enough for the true parameters to lie there with a probability of `level`.
+        """The region of high posterior density that contains the true parameters with probability `level`.
 
-        The bound comes from calibration pairs, so that the promise holds however short training was: on average over
-        parameters of the prior and their data (split-conformal, see `diagnostics.conformal_quantile`).
+        The threshold comes from calibration pairs (split conformal prediction, see `diagnostics.conformal_quantile`),
+        so the coverage is valid even for a poorly trained model, on average over the prior and its simulated data.
 
         Args:
             y: one observation (m,).
             level: the coverage.
-            local: compare log p(x | y) with that of draws for the same y, and with calibration pairs of the same cell
-                of observations alone, so that observations of all kinds are covered alike (as in CP4SBI, arXiv
-                2508.17077). The promise holds in each cell, and is raised by one standard error, since a cell has few
-                calibration pairs; cells are found with training pairs.
+            local: calibrate locally, so that the coverage is valid for each kind of observation (as in CP4SBI, arXiv
+                2508.17077). log p(x | y) is compared with that of draws for the same y, and calibrated only with pairs
+                in the same cell of a partition of observations, which is fitted to training pairs. Since a cell has few
+                calibration pairs, the level is raised by one standard error.
 
         Raises:
             InputError: without calibration pairs, or for several observations.
@@ -458,10 +457,10 @@ class Posterior(Result[InvertConfig]):
         return region(self, rows[0], level, local)
 
     def intervals(self, y: Any, level: float = 0.9) -> Float[np.ndarray, "*k 2 d"]:
-        """Lower and upper end of each parameter, (2, d) or (k, 2, d), that hold the true one at a rate of `level`.
+        """Lower and upper end of an interval for each parameter, with coverage `level`: (2, d) or (k, 2, d).
 
-        Quantiles of the posterior, widened or narrowed by what calibration pairs show (conformalised quantiles, Romano
-        et al. 2019, arXiv 1905.03222), within the support of the prior.
+        Quantiles of the posterior are widened or narrowed to have this coverage on calibration pairs (conformalised
+        quantiles, Romano et al. 2019, arXiv 1905.03222), within the support of the prior.
 
         Raises:
             InputError: without calibration pairs.
@@ -476,17 +475,17 @@ class Posterior(Result[InvertConfig]):
         return cells(self)
 
     def features_of(self, y: Any) -> Float[np.ndarray, "n k"]:
-        """Normal scores of observations (n, m), in which a distance means something."""
+        """Normal scores of observations (n, m), in which distances are meaningful."""
         return self._features(self._given(self._observations(y)[0]))
 
     @cached_property
     def calibration_scores(self) -> Float[np.ndarray, " m"]:
-        """How unlikely the true parameters of each calibration pair are, -log p(x | y); see `region`."""
+        """Conformity score of each calibration pair, -log p(x | y); see `region`."""
         return scores(self, local=False)
 
     @cached_property
     def local_scores(self) -> Float[np.ndarray, " m"]:
-        """The same relative to log densities of draws for the same observation; see `region`."""
+        """Conformity scores relative to the log densities of draws for the same observation; see `region`."""
         return scores(self, local=True, most=LOCAL)
 
     @cached_property
@@ -500,7 +499,7 @@ class Posterior(Result[InvertConfig]):
         return _checks.calibration(self)
 
     def _checks(self, pairs, given, /):
-        """The worst round trip of a parameter, the calibration, and the likelihood against that of the prior."""
+        """The worst round trip of a parameter, calibration, and the likelihood against that of the prior."""
         self._without(given=given)
         judged = self
         if pairs is not None:
@@ -511,7 +510,7 @@ class Posterior(Result[InvertConfig]):
         return [*_checks.checks(judged), *self.flagging.checks_of()]
 
     def log_density(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Log density, as the model has it, of rows (..., d) given observations (..., m)."""
+        """Log density, in the units of the model, of rows (..., d) given observations (..., m)."""
         dim = x.shape[-1]
         rows = np.concatenate([x, y], axis=-1).reshape(-1, dim + y.shape[-1])
 
@@ -608,7 +607,7 @@ class Posterior(Result[InvertConfig]):
         return live_invert(self)
 
     def _observations(self, y) -> tuple[np.ndarray, bool]:
-        """Observations as rows (k, m), and whether there is only one, given without an axis for it."""
+        """Observations as rows (k, m), and whether a single one was passed, as (m,)."""
         if names_in(y) is not None:
             y = load_table(y, columns=self.y_names, min_rows=1).values
         elif (found := by_name(y, self.y_names)) is not None:
@@ -637,22 +636,22 @@ class Posterior(Result[InvertConfig]):
         return rows, single
 
     def _given(self, rows):
-        """Observations (k, m) as the model takes them; beyond single precision they are merely far."""
+        """Observations (k, m) in the units of the model, clipped to the range of single precision."""
         inside = np.clip(self.frame.to_model(rows), -_FARTHEST, _FARTHEST)
         return masked(inside) if self.gaps else inside
 
     def _named(self, x):
-        """Parameters, of a data frame by the names of its columns."""
+        """Parameters as an array; the columns of a DataFrame are matched by name."""
         return x if names_in(x) is None else load_table(x, columns=self.names, min_rows=1).values
 
     @cached_property
     def ordered_data(self) -> tuple[Float[np.ndarray, "n m"], Float[np.ndarray, " m"]]:
-        """Each datum of the training pairs in ascending order, and its standard deviation, as the model takes them."""
-        ordered = np.sort(self.reference["y"], axis=0)  # not of the pairs that calibrate: their ranks are no draws
+        """Each datum of the training pairs in ascending order, and its standard deviation, in units of the model."""
+        ordered = np.sort(self.reference["y"], axis=0)  # not of calibration pairs, whose ranks would be fixed
         return ordered, np.maximum(ordered.std(axis=0), 1e-12)
 
     def _features(self, y):
-        """Normal scores of observations, in which a distance means something."""
+        """Normal scores of observations, in which distances are meaningful."""
         ordered, spread = self.ordered_data
         count = len(ordered)
         below = np.stack([np.interp(c, o, np.arange(1, count + 1)) for c, o in zip(y.T, ordered.T, strict=True)], 1)

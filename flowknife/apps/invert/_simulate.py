@@ -1,4 +1,4 @@
-"""Simulations on disk: made by many workers or many machines, and larger than memory."""
+"""Simulations on disk, which may exceed memory and come from many workers or machines."""
 
 import os
 from functools import partial
@@ -35,26 +35,26 @@ def simulate(
 ) -> SimulationSet | None:
     """Simulate pairs of parameters and data, and keep them on disk: `invert(pairs=out)` trains with them.
 
-    The set is the same whoever makes it: no number depends on the executor, on its workers, or on how often it was
-    stopped. The same call again makes what is missing, and of a complete set nothing. A simulator that draws random
-    numbers takes a `key`, or draws from `np.random` or `random`, which are seeded for each chunk.
+    The simulations do not depend on the executor, the number of workers, or interruptions. The same call again
+    simulates only missing chunks. A random simulator takes a `key`, or uses `np.random` or `random`, which are seeded
+    for each chunk.
 
     Args:
         simulator: a function, or a problem, see `invert`.
         prior: the distribution of the parameters; default that of the problem.
         n: number of simulations.
         out: the folder.
-        executor: what runs the simulator, anything with `submit` or `map`: a pool of spawned processes, loky,
+        executor: runs the simulator, any object with `submit` or `map`: a pool of spawned processes, loky,
             `dask.distributed` (`client.get_executor()`), `mpi4py.futures`, executorlib; default this process.
         key: int or JAX key.
-        chunk: simulations of one file, and of one message to a worker; default a 128th of all, 10,000 at most.
-        shard: (i, k), from (1, k) to (k, k): only the i-th of k parts, where k processes with one folder share
-            the work.
-        y_names: of the data; default those of the problem.
+        chunk: simulations per file and per task of a worker; default a 128th of all, at most 10,000.
+        shard: (i, k), from (1, k) to (k, k): simulate only the i-th of k parts, so that k processes with one folder
+            share the work.
+        y_names: names of the data; default those of the problem.
         show_progress: show a progress bar.
 
     Returns:
-        the set; None while parts of other shards are missing.
+        the simulations; None while parts of other shards are missing.
 
     Raises:
         InputError: for a simulator that cannot be used.
@@ -105,7 +105,7 @@ def simulate(
     if not (place := Path(out) / PRIOR).exists():
         try:
             save_tree(place, task.prior)
-        except StorageError as error:  # a bijection of one's own
+        except StorageError as error:  # such as a user-defined bijection
             note(f"the prior is not kept with the simulations: {error}", show_progress)
     return made
 

@@ -1,4 +1,4 @@
-"""What is inverted: a simulator, a problem, or pairs that exist, in memory or on disk."""
+"""The task of `invert`: a simulator, a problem, or existing pairs in memory or on disk."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,19 +20,19 @@ from flowknife.data.tables import in_order
 from flowknife.errors import InputError, StorageError
 from flowknife.problems import PROBLEMS, Problem, problem_of
 
-_SHARE = 0.1  # of the memory, that pairs on disk are read into; fits hold some copies
+_SHARE = 0.1  # share of the memory for pairs read from disk; fits hold a few copies
 
-_STAND_FOR = 200_000  # pairs that stand for all in what is computed once, such as units and starts
+_STAND_FOR = 200_000  # subset of the pairs for computations before training, such as units and closed-form layers
 
 
 @dataclass(frozen=True)
 class Task:
-    """What there is to invert: pairs, or a way to simulate them."""
+    """An inverse problem: pairs, or a simulator with a prior."""
 
     prior: priors.Prior
-    estimated: bool = False  # the prior, from the pairs
+    estimated: bool = False  # whether the prior was estimated from the pairs
     pairs: Simulations | None = None
-    stored: SimulationSet | None = None  # pairs on disk, of which `pairs` are some
+    stored: SimulationSet | None = None  # pairs on disk; `pairs` is a subset
     simulator: Callable[..., Any] | None = None
     noise: float | Sequence[float] = 0.0
     name: str = ""
@@ -40,15 +40,15 @@ class Task:
     forward: Callable[..., Any] | None = None
 
     def forward_without_noise(self, made: Simulations) -> Callable[..., Any] | None:
-        """The noise-free simulator; None for a function that drew random numbers of its own when these were made."""
+        """The noise-free simulator; None for a function that drew its own random numbers for these simulations."""
         return self.forward if self.name or made.exact else None
 
 
 def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names: Any, y_names: Any) -> Task:
-    """What there is to invert.
+    """The task for the arguments of `invert`.
 
     Raises:
-        InputError: for a simulator, a prior or pairs that do not go together.
+        InputError: for a simulator, a prior or pairs that do not fit together.
     """
     noise = 0.0 if config.noise is None else config.noise
     names, y_names = ((each,) if isinstance(each, str) else each for each in (names, y_names))
@@ -86,15 +86,15 @@ def task_of(simulator: Any, prior: Any, pairs: Any, config: InvertConfig, names:
         raise InputError(f"got {type(simulator).__name__} as the simulator; expected a function y = simulator(x)")
     if prior is None:
         raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
-    # with noise of our own to add, a simulator without a key is the noise-free forward model
+    # if noise is added here, a simulator without a key is the noise-free forward model
     forward = partial(predicted, simulator) if np.any(noise) and not takes_key(simulator) else None
     return Task(prior, simulator=simulator, noise=noise, forward=forward, y_names=tuple(y_names or ()))
 
 
 def _as_numbers(pairs):
-    """How pairs with words or dates become numbers, in words; or "".
+    """Advice on encoding pairs with text or dates as numbers; or "".
 
-    Observations are conditions, and have no density here: of a category, columns of 0 and 1 say all.
+    Observations are conditions and have no density, so one-hot columns are sufficient for categories.
     """
     ways = []
     for part in (pairs,) if is_table(pairs) else pairs if isinstance(pairs, (tuple, list)) else ():
@@ -105,7 +105,7 @@ def _as_numbers(pairs):
 
 
 def of_problem(problem: Problem, prior: Any, noise: Any, y_names: Any) -> Task:
-    """The task of a problem, with a prior and a noise of its own or others."""
+    """The task of a problem, with its own prior and noise unless others are given."""
     noise = problem.noise if noise is None else noise
     task = Task(
         simulator=problem.forward,
@@ -115,13 +115,13 @@ def of_problem(problem: Problem, prior: Any, noise: Any, y_names: Any) -> Task:
         y_names=tuple(y_names or problem.y_names),
         forward=problem.forward,
     )
-    if noise is None:  # randomness of another kind, which only the simulation knows
+    if noise is None:  # non-Gaussian randomness, which only the simulator provides
         return replace(task, simulator=partial(_draw, problem), forward=None)
     return task
 
 
 def _of_set(stored: SimulationSet, problem, prior, noise, names, y_names) -> Task:
-    """Simulations on disk: all of them in memory where they fit well, else some that stand for the others."""
+    """Simulations on disk: all of them are read if they fit easily into memory, else a subset."""
     problem = problem or problem_of(stored.problem, stored.theta.shape[1], stored.y.shape[1])
     prior = prior or stored_prior(stored) or (None if problem is None else problem.prior)
     if prior is None:
@@ -145,7 +145,7 @@ def _of_set(stored: SimulationSet, problem, prior, noise, names, y_names) -> Tas
             f"got {stored.folder} with {len(stored.y_names)} names for {stored.y.shape[1]} data; expected one for each"
         )
     fits = len(usable) * size <= memory_budget() * _SHARE
-    if fits:  # what is read as a whole is compared with its checksums; more would take too long
+    if fits:  # checksums are verified if everything is read; for larger sets that would take too long
         stored.verify()
     rows = usable if fits else np.sort(np.random.default_rng(0).choice(usable, some, replace=False))
     pairs = replace(given_pairs(stored.theta[rows], stored.y[rows]), exact=stored.exact)
@@ -163,7 +163,7 @@ def _draw(problem, theta, key):
 
 
 def stored_prior(found: SimulationSet) -> priors.Prior | None:
-    """The prior of a set of simulations; None where it has none."""
+    """The prior of a set of simulations; None if it has none."""
     place = found.folder / PRIOR
     if not place.exists():
         return None
