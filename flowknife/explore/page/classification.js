@@ -2,10 +2,10 @@
 
 async function classificationPage(page) {
   const engine = engineOf(page), { names, classes } = page, size = names.length, { latent, carried } = engine;
-  const data = unpacked(page.rows), labels = unpacked(page.labels), n = labels.length, z = await engine.encode(data, n);
+  const data = unpacked(page.rows), labels = unpacked(page.labels), n = labels.length;
   const at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] };
   const shades = (k) => (k < 0 ? colour("quiet") : colour(`c${k % 10}`));
-  let row = data.slice(0, size), place = z.slice(0, latent), seen = classes.map(() => true), draws = null, shown = "data", seed = 1, temperature = 1, map = null;
+  let row = data.slice(0, size), z = null, place = null, seen = classes.map(() => true), draws = null, shown = "data", seed = 1, temperature = 1, map = null;
   const flat = size === 2;
 
   const top = section("Probabilities at the marker", "Drag the marker through the data. The bars are the calibrated probabilities of each class there; the p-value asks whether such a row belongs to any of them.");
@@ -31,6 +31,7 @@ async function classificationPage(page) {
   const right = new Plot(pair, {
     title: "Right end: classes and latent", label: "the same rows at the right end, by class", x: [0, 1], y: [0, 1],
     draw(plot) {
+      if (!z) return;
       plot.points(pick(z, latent, at.z), (i) => (labels[i] < 0 || seen[labels[i]] ? shades(labels[i]) : null), 3, 0.8);
       plot.ring(place[at.z[0]], at.z[0] === at.z[1] ? 0 : place[at.z[1]], colour("ink"), 9);
     },
@@ -75,13 +76,20 @@ async function classificationPage(page) {
     const range = (rows, width, j) => span(rows.filter((_, i) => i % width === j), 0.15, 0.002);
     const ends = (rows, width, [a, b]) => ({ x: range(rows, width, a), y: a === b ? [-1, 1] : range(rows, width, b) });
     Object.assign(left, ends(data, size, at.x), { xlabel: names[at.x[0]], ylabel: at.x[0] === at.x[1] ? "" : names[at.x[1]] });
-    Object.assign(right, ends(z, latent, at.z), { xlabel: zs[at.z[0]], ylabel: at.z[0] === at.z[1] ? "" : zs[at.z[1]] });
-    if (flat && at.x[0] !== at.x[1]) map = await probabilityMap(engine, left, at.x, shades, 72);
+    if (z) Object.assign(right, ends(z, latent, at.z), { xlabel: zs[at.z[0]], ylabel: at.z[0] === at.z[1] ? "" : zs[at.z[1]] });
+    redraw();
+    if (!z || !flat || at.x[0] === at.x[1]) return;
+    await painted();
+    map = await probabilityMap(engine, left, at.x, shades, 72);
     redraw();
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (map) map.paint(); redraw(); tell(); });
   await reframe();
   await tell();
+  await painted(); // the first answer is seen before all else is computed
+  z = await engine.encode(data, n);
+  await reframe();
+  await painted();
 
   const own = section("Your rows, explained", "The likeliest class of each row, whether it belongs to any, and the columns to blame where it does not: how many nats likelier it would be with another value of that column alone.");
   const tried = triedValues(data, size);
