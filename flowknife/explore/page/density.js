@@ -13,7 +13,7 @@ async function densityPage(page) {
   const top = section("One map, both ways",
     `Each row of the data (left) has a place in a standard normal space (right), and every place there is a row. ${
       flat ? "The straight grid on the right becomes the bent grid on the left." : "Choose which columns are shown."
-    } A row has the same colour on both sides; draws of the model are blue. Drag the marker, or mark rows, on either side.`);
+    } A row has the same colour on both sides. Drag the marker, or mark rows, on either side.`);
   const bar = element("div", { className: "controls" }, top), pair = element("div", { className: "pair" }, top);
 
   const pick = (rows, width, [a, b], spread = false) => {
@@ -65,6 +65,8 @@ async function densityPage(page) {
     },
   });
 
+  element("p", { className: "note", textContent: "In blue: draws of the model. Where it is right, they lie where the data do." }, left.figure);
+  element("p", { className: "note", textContent: "Where the model is right, all rows together are one round cloud, N(0, I)." }, right.figure);
   const moved = (lines) => lines.map((v, i) => v + marker[i % 2]);
   const redraw = () => { left.redraw(); right.redraw(); };
 
@@ -128,7 +130,7 @@ async function densityPage(page) {
   // -- controls -----------------------------------------------------------------------------------------------------------
   choice("Show", bar, ["data and draws", "data", "draws"], 0, (i) => { shown = ["both", "data", "draws"][i]; redraw(); });
   choice("Drag to", bar, ["move the marker", "mark rows"], 0, (i) => { mode = ["move", "brush"][i]; note(); redraw(); });
-  slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
+  slider("Temperature (1: as fitted)", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
   button("New draws", bar, () => { seed++; draw(); });
   if (size > 2) {
     ["across", "up"].forEach((way, k) => choice(`x ${way}`, bar, names, at.x[k], (j) => { at.x[k] = j; reframe(); }));
@@ -145,6 +147,7 @@ async function densityPage(page) {
   const line = element("p", { className: "readout" }, top), marked = element("p", { className: "readout" }, top);
   line.setAttribute("aria-live", "polite");
   const judged = verdict(top);
+  meaning(top, "rows that are at least as unusual as this one", page.alpha, engine.scores.length);
   caution(top);
   const tell = latest(async () => {
     const count = flat ? patch.length / 2 : 0, places = new Float64Array((count + 1) * latent);

@@ -54,6 +54,7 @@ async function imagesPage(page) {
   const card = element("figure", { className: "plot card" }, pair), title = element("h3", {}, card), faces = element("div", { className: "faces" }, card);
   const face = imageCanvas(null, shape, faces, "the chosen image"), heat = page.classifies ? null : imageCanvas(null, shape, faces, "its anomaly map");
   const judged = verdict(card), line = element("p", { className: "readout" }, card);
+  meaning(card, `images ${page.classifies ? "that fit their classes no better than this one" : "that are at least as unusual as this one"}`, page.alpha, page.held_out);
   caution(card);
   if (heat) element("p", { className: "note", textContent: "Anomaly map: orange where the image is less likely than held-out ones are there, blue where it is more likely." }, card);
   const likely = page.classifies ? bars(card, classes.slice(0, 20), (k) => colour(`c${k % 10}`)) : null;
