@@ -197,10 +197,10 @@ def classify_images(model):
         for k, share in enumerate(p[:10]):
             y = TOP + 14 + k * 18
             colour = "var(--blue)" if share == p.max() else "var(--rule)"
-            place = f'x="{RIGHT + 44:.1f}" y="{y}" width="{max(185 * share, 2):.1f}" height="12" rx="2"'
+            place = f'x="{RIGHT + 44:.1f}" y="{y}" width="{max(140 * share, 2):.1f}" height="12" rx="2"'
             rows.append(words(str(model.classes[k]), RIGHT + 34, y + 11, "end") + f'<rect {place} fill="{colour}"/>')
         frames.append(image(items[i], LEFT + 51, TOP + 16, 168) + "".join(rows))
-    return "image", "y: its class, and z", "", frames
+    return "image", "y: its class, and z", latent(RIGHT + CARD[0] - 70, TOP + CARD[1] - 84), frames
 
 
 def classify_rows(model):

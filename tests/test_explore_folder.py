@@ -59,7 +59,7 @@ def test_each_image_is_judged_once_and_stays_known(tmp_path):
     assert seen == [8, 8, 3] and all(np.array_equal(again[name], found[name]) for name in found)
     assert folder.gallery(19)["numbers"].size == 0
     about = folder.about
-    assert (about["name"], about["count"], about["found"], about["skipped"]) == (EVIL, 19, 20, 1)
+    assert (about["name"], about["count"], about["left_out"], about["skipped"]) == (EVIL, 19, 0, 1)
     assert about["some_skipped"][0][0] == "broken.png"
     images = folder.gallery_images(np.array([7, 2], np.int32))
     assert images["names"] == ["007.png", "002.png"]
@@ -69,7 +69,7 @@ def test_each_image_is_judged_once_and_stays_known(tmp_path):
 def test_of_many_images_some_are_read_evenly_spread(tmp_path, monkeypatch):
     monkeypatch.setattr(_folder, "_MOST_BYTES", 5 * SIZE)
     folder = Folder(written(tmp_path, 19), read, SIZE, score)
-    assert (folder.about["count"], folder.about["found"]) == (5, 20)
+    assert (folder.about["count"], folder.about["left_out"]) == (5, 15)
     assert folder.images.names == tuple(f"{i:03d}.png" for i in (0, 4, 8, 12, 16))
 
 

@@ -58,7 +58,8 @@ class Folder:
         conditional: bool = False,
     ):
         found = find_images(source)
-        self.images = read(found.choose(limit=max(min(_MOST_JUDGED, _MOST_BYTES // size), 1)))
+        most = max(min(_MOST_JUDGED, _MOST_BYTES // size), 1)
+        self.images = read(found.choose(limit=most))
         codes = codes_of(self.images.folders, classes) if classes else np.full(len(self.images), -1)
         self.codes = np.maximum(codes, -1).astype(np.int32)
         if conditional and np.any(self.codes < 0):
@@ -69,7 +70,7 @@ class Folder:
         self.order = np.random.default_rng(0).permutation(len(self.images)).astype(np.int32)
         self._conditional, self._score, self._known = conditional, score, []
         self._name = Path(source).name if isinstance(source, (str, Path)) else ""
-        self._found = len(found.candidates)
+        self._left_out = max(len(found.candidates) - most, 0)
 
     def added_to(self, parts: Mapping[str, Any], calls: Mapping[str, Call]) -> tuple[dict[str, Any], dict[str, Call]]:
         """What a page shows and may ask, with these images."""
@@ -83,7 +84,7 @@ class Folder:
         return {
             "name": self._name or "the images",
             "count": len(self.images),
-            "found": self._found,
+            "left_out": self._left_out,
             "skipped": len(skipped),
             "some_skipped": [list(each) for each in skipped[:_MOST_LISTED]],
         }

@@ -394,6 +394,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { main { padding: 1.5rem 1rem 3rem; } dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 0.6rem; } figure img { padding: 4px; }
   .wide:target svg.ends, .wide:target img { max-width: none; } th, td { padding-right: 0.6rem; }
+  table.words td:nth-child(n+2), table.words th:nth-child(n+2) { min-width: 4.2rem; }
   a.size, .wide:target ~ a.fit { display: inline-block; } a.fit, .wide:target ~ a.size:not(.fit) { display: none; } }
 @media print { :root { --page: #ffffff; --card: #ffffff; --ink: #000000; --quiet: #444444; --rule: #cccccc;
   --accent: #1d4f7a; --tint: #f2f5f8; } main { max-width: none; padding: 0; }

@@ -3,16 +3,16 @@
 const TILES = 48; // images that are shown at a time
 
 /**
- * @param page what the page reads; its `folder` has name, count, found, skipped and some_skipped
+ * @param page what the page reads; its `folder` has name, count, left_out (more than are read), skipped and some_skipped
  * @param parts of the page of images: shape, makeItem, choose, flagged, scoreOf (the score of the i-th of an answer)
  * @returns what starts the scoring; until then it waits
  */
 function folderGallery(page, { shape, makeItem, choose, flagged, scoreOf }) {
   const { classes } = page;
-  const { name, count, found, skipped, some_skipped: some } = page.folder, size = shape.reduce((a, b) => a * b, 1);
+  const { name, count, left_out: left, skipped, some_skipped: some } = page.folder, size = shape.reduce((a, b) => a * b, 1);
   const entries = []; // number, score, and item once it was shown
   const place = section(`Images of “${clipped(name, 40)}”, by p-value`,
-    `${count < found ? `${count} of the ${found} images, evenly spread over the folder,` : `All ${count} images`} are scored while this page is open, in random order, and sorted as they come. Click one to see it above${page.classifies ? "" : ", with its anomaly map"}.`);
+    `${left ? `${count} images, evenly spread over the folder (${left} more are left out),` : `All ${count} images`} are scored while this page is open, in random order, and sorted as they come. Click one to see it above${page.classifies ? "" : ", with its anomaly map"}.`);
   if (skipped) {
     const box = element("details", { className: "more" }, place);
     element("summary", { textContent: `${skipped} ${skipped === 1 ? "file" : "files"} could not be used` }, box);

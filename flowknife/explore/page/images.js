@@ -106,7 +106,7 @@ async function imagesPage(page) {
 
   // -- change it ---------------------------------------------------------------------------------------------------------
   const change = section("Change the chosen image", page.classifies ? "Move it in latent space towards the mean of a class."
-    : "Move it in latent space along the directions in which images vary most, in standard deviations; or draw one level of its latent again and keep the others.");
+    : `Move it in latent space along the directions in which images vary most, in standard deviations; or draw one level of its latent again and keep the others.${levels.length > 1 ? ` ${levels[0][0]} is the coarsest level: shape and light; ${levels[levels.length - 1][0]} holds the finest detail.` : ""}`);
   const changed = element("div", { className: "pair" }, change), left = element("figure", { className: "plot card" }, changed);
   element("h3", { textContent: "Changed" }, left);
   const result = imageCanvas(null, shape, element("div", { className: "faces" }, left), "the changed image"), took = element("p", { className: "note" }, left);
