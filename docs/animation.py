@@ -111,6 +111,31 @@ def grid_around(centre, half=0.5, count=4, length=15):
     return np.concatenate([across, across[..., ::-1]]) + centre
 
 
+class Inset(Axes):
+    """A small part of a card with its own coordinates and a name below: the part of an end that is no data."""
+
+    SIDE = 56.0
+
+    def __init__(self, x, y, half, name):
+        self.x0, self.y0, self.a, self.d = x, y, -half, half
+        self.sx = self.sy = self.SIDE / (2 * half)
+        self.frame = (
+            f'<rect x="{x}" y="{y}" width="{self.SIDE}" height="{self.SIDE}" rx="4" fill="none" stroke="var(--rule)"/>'
+            + words(name, x + self.SIDE / 2, y + self.SIDE + 14, "middle")
+        )
+
+    def points(self, xy, colour, size=3.0, opacity=0.8):
+        """Dots; those outside are left out."""
+        inside = np.asarray(xy)[np.abs(xy).max(axis=1) < -self.a]
+        return super().points(inside, colour, size, opacity)
+
+
+def latent(x, y):
+    """The latent next to what was measured: a round cloud, N(0, I)."""
+    inset = Inset(x, y, 3.0, "z")
+    return inset.frame + inset.points(np.random.default_rng(0).normal(size=(70, 2)), "var(--quiet)", 2.2, 0.7)
+
+
 # -- the seven jobs: what stands left, what stands right, what is always shown, and frames ---------------------------
 
 
@@ -172,10 +197,10 @@ def classify_images(model):
         for k, share in enumerate(p[:10]):
             y = TOP + 14 + k * 18
             colour = "var(--blue)" if share == p.max() else "var(--rule)"
-            place = f'x="{RIGHT + 44:.1f}" y="{y}" width="{max(185 * share, 2):.1f}" height="12" rx="2"'
+            place = f'x="{RIGHT + 44:.1f}" y="{y}" width="{max(140 * share, 2):.1f}" height="12" rx="2"'
             rows.append(words(str(model.classes[k]), RIGHT + 34, y + 11, "end") + f'<rect {place} fill="{colour}"/>')
         frames.append(image(items[i], LEFT + 51, TOP + 16, 168) + "".join(rows))
-    return "image", "y: its class, and z", "", frames
+    return "image", "y: its class, and z", latent(RIGHT + CARD[0] - 70, TOP + CARD[1] - 84), frames
 
 
 def classify_rows(model):
@@ -210,10 +235,11 @@ def parameters(posterior):
     left, right = (Axes(place, (-0.45, 2.2), (-1.0, 1.0), equal=True) for place in (LEFT, RIGHT))
     hands = [(1.55 + 0.25 * np.cos(a), 0.55 * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 18, endpoint=False)]
     cloud = right.points(posterior.example_pairs["y"][:250], "var(--quiet)", 2.5, 0.45)
+    cloud += latent(RIGHT + 14, TOP + CARD[1] - 84)
     frames = []
     for hand, drawn in zip(hands, posterior.sample(40, y=np.array(hands), key=0, common=True), strict=True):
         arms = left.lines(np.asarray(joints(drawn)), "var(--blue)", 1.1, 0.4) + left.ring(hand)
-        said = words("where the hand is", *(right.at([hand])[0] + [-12, -14]), "end")
+        said = words("hand", *(right.at([hand])[0] + [-12, -14]), "end")
         frames.append(arms + right.ring(hand) + said)
     return "x: the pose of an arm", "y: the hand, and z", cloud, frames
 
@@ -237,7 +263,8 @@ def inverse(posterior):
         middle = left.lines(_stairs(edges, -np.median(drawn, axis=0)[None]), "var(--ink)", 2)
         seen = right.lines([curve], "var(--warm)", 1.2, 0.6) + right.points(curve, "var(--warm)", 6, 1)
         frames.append(left.lines(_stairs(edges, -drawn), "var(--blue)", 0.9, 0.3) + middle + seen)
-    return "x: the depth of a basin", "y: its gravity anomaly, and z", "", frames
+    still = latent(RIGHT + 14, TOP + CARD[1] - 84)
+    return "x: the depth of a basin", "y: its gravity anomaly, and z", still, frames
 
 
 def noise(posterior):
@@ -246,15 +273,19 @@ def noise(posterior):
     depths, periods = np.concatenate([[0], np.cumsum(geometry["thickness"])]), np.log(geometry["periods"])
     pairs = posterior.example_pairs
     left = Axes(LEFT, range_of(pairs["x"][:100]), (-depths[-1], 0))
+    eps, places = Inset(LEFT + CARD[0] - 70, TOP + 14, 3.0, "noise"), np.linspace(-2.6, 2.6, len(periods))
     right = Axes(RIGHT, (periods[0] - 0.1, periods[-1] + 0.1), range_of(pairs["y"][:100]))
     frames = []
     for y in pairs["y"][:6]:
         drawn, wrong = posterior.sample_noise(40, y=y, key=0)
+        errors = np.stack([np.broadcast_to(places, wrong.shape), wrong / wrong.std()], axis=-1)[:15]
         clean = np.stack([np.broadcast_to(periods, wrong.shape), y - wrong], axis=-1)
         ground = left.lines(_stairs(depths, drawn)[..., ::-1] * [1, -1], "var(--blue)", 0.9, 0.35)
         waves = right.lines(clean, "var(--blue)", 0.8, 0.35)
-        frames.append(ground + waves + right.points(np.stack([periods, y], axis=1), "var(--warm)", 5, 1))
-    return "x: velocities below ground, and noise", "y: noisy surface waves, and z", "", frames
+        seen = right.points(np.stack([periods, y], axis=1), "var(--warm)", 5, 1)
+        frames.append(ground + waves + seen + eps.lines(errors, "var(--blue)", 0.8, 0.45))
+    still = eps.frame + latent(RIGHT + 14, TOP + 14)
+    return "x: velocities below ground, noise", "y: noisy surface waves, and z", still, frames
 
 
 JOBS = {

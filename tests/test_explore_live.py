@@ -20,7 +20,7 @@ from PIL import Image
 
 import flowknife as fk
 from flowknife.errors import InputError
-from flowknife.explore import Live, application, as_json, packed, seed_of, serve
+from flowknife.explore import Folder, Live, application, as_json, packed, seed_of, serve
 from flowknife.explore._images import Cloud
 from flowknife.explore._live import answer, unpacked
 from tests.fuzz import changed_bytes
@@ -300,8 +300,8 @@ def test_a_model_of_images_answers_as_in_python():
 # -- the page of images in a browser ----------------------------------------------------------------------------------
 
 
-def fake(classifies):
-    """A page of images whose model is a formula, which takes no time."""
+def fake(classifies, folder=None):
+    """A page of images whose model is a formula, which takes no time; with images of a folder, where one is named."""
     rng = np.random.default_rng(0)
     size = int(np.prod(SHAPE))
     images = rng.integers(256, size=(30, *SHAPE)).astype(np.uint8)
@@ -353,6 +353,9 @@ def fake(classifies):
         "held_out": True,
         "directions": [{"name": EVIL, "level": "z_1", "step": np.ones(27, np.float32)}],
     }
+    if folder is not None:
+        judged = Folder(folder, lambda found: fk.data.load_images(found, 6, channels=1), size, score)
+        content, calls = judged.added_to(content, calls)
     return Live(EVIL, as_json(content), calls)
 
 

@@ -77,6 +77,11 @@ def test_page_stands_alone(tmp_path):
     path = full(tmp_path)
     page, text = read(path), path.read_text(encoding="utf-8")
     sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data")]
+    fragments, sources = (
+        [source for source in sources if source.startswith("#") == within] for within in (True, False)
+    )
+    places = {value for name, value in page.attributes if name == "id"}
+    assert len(fragments) == 8 and {place.removeprefix("#") for place in fragments} == places
     assert [source.split(";")[0] for source in sources] == ["data:image/png", "data:image/png", "data:image/gif"]
     assert [base64.b64decode(source.split(",")[1]) for source in sources] == [DOT, DOT, GIF]
     assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}

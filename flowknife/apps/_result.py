@@ -326,6 +326,7 @@ class Result(ABC, Generic[Config]):
         host: str = "127.0.0.1",
         port: int | None = None,
         opened: Callable[[str], None] | None = None,
+        images: Any = None,
     ) -> None:
         """Serve an interactive page of this model, of images too, until Ctrl-C.
 
@@ -337,21 +338,23 @@ class Result(ABC, Generic[Config]):
                 token in its address.
             port: 0 for any free port; default 8765, or any free port if it is taken.
             opened: called with the page's address; default: print it.
+            images: for an image model, a folder, its address, or paths of image files: they are scored while the page
+                is open, and shown by p-value.
 
         Raises:
-            InputError: for an address that cannot be used, or without the packages.
+            InputError: for an address that cannot be used, images that cannot, or without the packages.
         """
         from flowknife.explore import require_server, serve
 
         require_server()
         self._require_one_model("an interactive page")
-        live = self._live()
+        live = self._live(images)
         live.prepare()
         serve(live, host, port, opened or (lambda address: note(f"{self.title} at {address}, until Ctrl-C")))
 
     @abstractmethod
-    def _live(self) -> "Live":
-        """The live page and the functions that it can call."""
+    def _live(self, images: Any = None) -> "Live":
+        """The live page and the functions that it can call; `images` are scored, for an image model."""
 
     @abstractmethod
     def _report(self, folder, others) -> Path: ...

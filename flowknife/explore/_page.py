@@ -27,7 +27,7 @@ EVALUATOR = ("numbers", "nets", "scalars", "layers", "model", "engines")
 
 _INTERFACE = (
     *("live", "plot", "parts", "explain", "density", "scenes", "corner", "inversion", "classification"),
-    *("pixels", "cloud", "images", "main"),
+    *("pixels", "cloud", "folder", "images", "main"),
 )
 _LARGEST = 5_000_000  # bytes of a page
 NAME = "explore.html"

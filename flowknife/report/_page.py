@@ -9,6 +9,7 @@ printed or sent by mail.
 
 import base64
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -133,8 +134,11 @@ def _warning(text: str) -> str:
 
 
 def _wide(content: str, name: str) -> str:
-    """A box that scrolls horizontally if the screen is narrower than its content."""
-    return f'<div class="wide" tabindex="0" role="group" aria-label="{escape(name)}">{content}</div>'
+    """An image that fits the screen; on a narrow one a link shows it in full size, in a box that scrolls sideways."""
+    place = f"image-{zlib.crc32(content.encode()):08x}"
+    links = f'<a class="size" href="#{place}">Full size</a><a class="size fit" href="#at-{place}">Fit to the screen</a>'
+    box = f'<div class="wide" id="{place}" tabindex="0" role="group" aria-label="{escape(name)}">{content}</div>'
+    return f'<div id="at-{place}">{box}{links}</div>'
 
 
 def _section(section: Section) -> str:
@@ -369,6 +373,7 @@ p { max-width: 44rem; margin: 0 0 0.9rem; }
 code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--tint);
   border-radius: 4px; padding: 0.1em 0.35em; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
+a.size { display: none; color: var(--accent); font-size: 0.85rem; padding: 0.3rem 0; }
 svg.ends { display: block; max-width: 100%; height: auto; margin: 0 0 0.5rem; }
 figure { margin: 1.25rem 0 1.75rem; }
 figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--rule);
@@ -388,9 +393,11 @@ dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { main { padding: 1.5rem 1rem 3rem; } dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 0.6rem; } figure img { padding: 4px; }
-  .wide svg.ends, .wide img { max-width: none; } th, td { padding-right: 0.6rem; } }
+  .wide:target svg.ends, .wide:target img { max-width: none; } th, td { padding-right: 0.6rem; }
+  table.words td:nth-child(n+2), table.words th:nth-child(n+2) { min-width: 4.2rem; }
+  a.size, .wide:target ~ a.fit { display: inline-block; } a.fit, .wide:target ~ a.size:not(.fit) { display: none; } }
 @media print { :root { --page: #ffffff; --card: #ffffff; --ink: #000000; --quiet: #444444; --rule: #cccccc;
   --accent: #1d4f7a; --tint: #f2f5f8; } main { max-width: none; padding: 0; }
   figure, table, svg, dl { break-inside: avoid; }
-  h1, h2 { break-after: avoid; } figure img { border: 0; padding: 0; } }
+  h1, h2 { break-after: avoid; } figure img { border: 0; padding: 0; } a.size { display: none !important; } }
 """

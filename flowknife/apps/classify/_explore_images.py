@@ -1,14 +1,14 @@
 """The live page of a classifier of images: the cloud of latents, images of every class, probabilities."""
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import logsumexp
 
 from flowknife._batches import map_batches
 from flowknife.errors import InputError
-from flowknife.explore import Live, live_page, rows_of, seed_of
+from flowknife.explore import Folder, Live, live_page, rows_of, seed_of
 from flowknife.explore._images import Cloud, compile_calls, few, image_in, in_cloud, pixels_of
 from flowknife.multiscale import decode_batch, encode_batch
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _DIRECTIONS = 12  # sliders, at most
 
 
-def live_images(classifier: "Classifier") -> Live:
-    """The live page: its content and the functions that it can call."""
+def live_images(classifier: "Classifier", images: Any = None) -> Live:
+    """The live page: its content and the functions that it can call; `images` are scored while it is open."""
     model, shape, classes = classifier.model, classifier.shape, classifier.classes
     size = int(np.prod(shape))
     ends = np.cumsum([block.size for block in model.partition.right])
@@ -87,11 +87,13 @@ def live_images(classifier: "Classifier") -> Live:
         ],
     }
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "score": score, "read": read}
+    if images is not None:
+        parts, calls = Folder(images, classifier._images, size, score, classes).added_to(parts, calls)
     return live_page(
         classifier,
         "images",
         parts,
         calls,
-        slow=frozenset({"log_prob", "score"}),
+        slow=frozenset({"log_prob", "score", "gallery"}),
         prepare=prepare,
     )

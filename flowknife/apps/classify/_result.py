@@ -368,11 +368,14 @@ class Classifier(Result[ClassifyConfig]):
 
         return super()._explore(folder) if self.of_images else explore_classify(self, folder)
 
-    def _live(self):
+    def _live(self, images=None):
         from flowknife.apps.classify._explore import live_rows
         from flowknife.apps.classify._explore_images import live_images
 
-        return live_images(self) if self.of_images else live_rows(self)
+        if self.of_images:
+            return live_images(self, images)
+        self._without(images=images)
+        return live_rows(self)
 
     # -- items in the units of the model --------------------------------------------------------------------------
 

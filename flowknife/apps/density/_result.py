@@ -393,9 +393,10 @@ class Density(Result[DensityConfig]):
             raise InputError("got an ensemble; expected one model; try ensemble=1")
         return explore_density(self, folder)
 
-    def _live(self):
+    def _live(self, images=None):
         from flowknife.apps.density._explore import live_density
 
+        self._without(images=images)
         return live_density(self)
 
     @property

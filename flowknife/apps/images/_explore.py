@@ -11,7 +11,7 @@ from flowknife.anomaly._features import bits_of
 from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
 from flowknife.apps.images._empirical import by_level
 from flowknife.errors import InputError
-from flowknife.explore import Live, live_page, rows_of, seed_of, trust_of
+from flowknife.explore import Folder, Live, live_page, rows_of, seed_of, trust_of
 from flowknife.explore._images import Cloud, compile_calls, few, image_in, in_cloud, pixels_of
 from flowknife.laws import LARGEST_TEMPERATURE
 from flowknife.multiscale import decode_batch, encode_batch
@@ -26,8 +26,8 @@ _CHECKED = 128  # held-out images for the checks
 _COMPARED = 96  # held-out images that the anomaly map compares with
 
 
-def live_images(model: "Images") -> Live:
-    """The live page: its content and the functions that it can call."""
+def live_images(model: "Images", images: Any = None) -> Live:
+    """The live page: its content and the functions that it can call; `images` are scored while it is open."""
     shape, levels, classes = model.shape, model.levels, model.classes
     size = int(np.prod(shape))
     shown = model.examples[: in_cloud(size)]
@@ -114,12 +114,15 @@ def live_images(model: "Images") -> Live:
         "read": read,
         "trust": trust,
     }
+    if images is not None:
+        folder = Folder(images, model._pixels, size, score, classes, conditional=bool(classes))
+        parts, calls = folder.added_to(parts, calls)
     return live_page(
         model,
         "images",
         parts,
         calls,
-        slow=frozenset({"log_prob", "score", "anomaly_map"}),
+        slow=frozenset({"log_prob", "score", "anomaly_map", "gallery"}),
         prepare=prepare,
     )
 

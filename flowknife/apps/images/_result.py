@@ -464,10 +464,10 @@ class Images(Result[ImagesConfig]):
         given = np.repeat(given, z.shape[1]) if np.ndim(given) else given
         return self.decode(z.reshape(-1, z.shape[-1]), given).reshape(*z.shape[:-1], *self.shape)
 
-    def _live(self):
+    def _live(self, images=None):
         from flowknife.apps.images._explore import live_images
 
-        return live_images(self)
+        return live_images(self, images)
 
     def _features(self, pixels, known, report: Report = unreported, most: int = IMAGES_AT_ONCE) -> Features:
         return features_of(self.model, pixels, self.neighbours, report=report, given=known, most=most)

@@ -601,9 +601,10 @@ class Posterior(Result[InvertConfig]):
             raise InputError("got an ensemble or an embedding by name; expected one model of plain observations")
         return explore_invert(self, folder)
 
-    def _live(self):
+    def _live(self, images=None):
         from flowknife.apps.invert._explore import live_invert
 
+        self._without(images=images)
         return live_invert(self)
 
     def _observations(self, y) -> tuple[np.ndarray, bool]:

@@ -2,15 +2,16 @@
 
 async function classificationPage(page) {
   const engine = engineOf(page), { names, classes } = page, size = names.length, { latent, carried } = engine;
-  const data = unpacked(page.rows), labels = unpacked(page.labels), n = labels.length, z = await engine.encode(data, n);
+  const data = unpacked(page.rows), labels = unpacked(page.labels), n = labels.length;
   const at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] };
   const shades = (k) => (k < 0 ? colour("quiet") : colour(`c${k % 10}`));
-  let row = data.slice(0, size), place = z.slice(0, latent), seen = classes.map(() => true), draws = null, shown = "data", seed = 1, temperature = 1, map = null;
+  let row = data.slice(0, size), z = null, place = null, seen = classes.map(() => true), draws = null, shown = "data", seed = 1, temperature = 1, map = null;
   const flat = size === 2;
 
   const top = section("Probabilities at the marker", "Drag the marker through the data. The bars are the calibrated probabilities of each class there; the p-value asks whether such a row belongs to any of them.");
   const bar = element("div", { className: "controls" }, top);
   const set = bars(top, classes, shades), judged = verdict(top), line = element("p", { className: "readout" }, top);
+  meaning(top, "rows that fit their classes no better than this one", page.alpha, engine.scores.length);
   caution(top);
   const pair = element("div", { className: "pair" }, top);
 
@@ -31,6 +32,7 @@ async function classificationPage(page) {
   const right = new Plot(pair, {
     title: "Right end: classes and latent", label: "the same rows at the right end, by class", x: [0, 1], y: [0, 1],
     draw(plot) {
+      if (!z) return;
       plot.points(pick(z, latent, at.z), (i) => (labels[i] < 0 || seen[labels[i]] ? shades(labels[i]) : null), 3, 0.8);
       plot.ring(place[at.z[0]], at.z[0] === at.z[1] ? 0 : place[at.z[1]], colour("ink"), 9);
     },
@@ -46,7 +48,7 @@ async function classificationPage(page) {
 
   const zs = Array.from({ length: latent }, (_, j) => (j < carried ? `y${j + 1}` : `z${j + 1 - carried}`));
   choice("Show", bar, ["data", "draws", "data and draws"], 0, (i) => { shown = ["data", "draws", "both"][i]; if (shown !== "data" && !draws) draw(); redraw(); });
-  slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
+  slider("Temperature (1: as fitted)", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
   button("New draws", bar, () => { seed++; draw(); });
   if (size > 2) ["across", "up"].forEach((way, k) => choice(`x ${way}`, bar, names, at.x[k], (j) => { at.x[k] = j; reframe(); }));
   if (latent > 2) ["across", "up"].forEach((way, k) => choice(`right end ${way}`, bar, zs, at.z[k], (j) => { at.z[k] = j; reframe(); }));
@@ -55,6 +57,7 @@ async function classificationPage(page) {
     const box = checkbox(clipped(name, 24), legend, true, (on) => { seen[k] = on; redraw(); });
     box.style.accentColor = shades(k);
   });
+  if (flat) element("p", { className: "note", textContent: `Colours of the plane: the likeliest class, stronger where it is surer${engine.scores.length ? `, and faint where a row would belong to no class (p < ${short(page.alpha)})` : ""}.` }, top);
 
   const draw = latest(async () => {
     const found = [], count = Math.ceil(1000 / classes.length);
@@ -75,13 +78,20 @@ async function classificationPage(page) {
     const range = (rows, width, j) => span(rows.filter((_, i) => i % width === j), 0.15, 0.002);
     const ends = (rows, width, [a, b]) => ({ x: range(rows, width, a), y: a === b ? [-1, 1] : range(rows, width, b) });
     Object.assign(left, ends(data, size, at.x), { xlabel: names[at.x[0]], ylabel: at.x[0] === at.x[1] ? "" : names[at.x[1]] });
-    Object.assign(right, ends(z, latent, at.z), { xlabel: zs[at.z[0]], ylabel: at.z[0] === at.z[1] ? "" : zs[at.z[1]] });
-    if (flat && at.x[0] !== at.x[1]) map = await probabilityMap(engine, left, at.x, shades, 72);
+    if (z) Object.assign(right, ends(z, latent, at.z), { xlabel: zs[at.z[0]], ylabel: at.z[0] === at.z[1] ? "" : zs[at.z[1]] });
+    redraw();
+    if (!z || !flat || at.x[0] === at.x[1]) return;
+    await painted();
+    map = await probabilityMap(engine, left, at.x, shades, 72, page.alpha);
     redraw();
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (map) map.paint(); redraw(); tell(); });
   await reframe();
   await tell();
+  await painted(); // the first answer is seen before all else is computed
+  z = await engine.encode(data, n);
+  await reframe();
+  await painted();
 
   const own = section("Your rows, explained", "The likeliest class of each row, whether it belongs to any, and the columns to blame where it does not: how many nats likelier it would be with another value of that column alone.");
   const tried = triedValues(data, size);
@@ -90,31 +100,32 @@ async function classificationPage(page) {
     const joint = await engine.joint(values, rows), p = engine.probabilitiesOf(joint), log = joint.map((each) => logSumExp(each));
     const odd = log.map((v) => engine.pValue(v)), order = log.map((_, i) => i).sort((a, b) => log[a] - log[b]).slice(0, MOST_EXPLAINED);
     const flagged = odd.filter((v) => v !== null && v < page.alpha).length;
-    element("p", { className: `verdict ${flagged ? "bad" : "good"}`, textContent: odd[0] === null ? "No p-values: no rows were held out." : `${flagged} of ${rows} rows belong to no class (p < ${short(page.alpha)}).` }, place);
+    element("p", { className: `verdict ${flagged ? "bad" : "good"}`, textContent: odd[0] === null ? "No p-values: no rows were held out." : flagged ? `${flagged} of ${rows} rows belong to no class (p < ${short(page.alpha)}).` : `Each of the ${rows} rows can belong to a class.` }, place);
     const most = order.map((i) => p[i].indexOf(Math.max(...p[i])));
     const reasons = [];
     for (const i of order) reasons.push(blamed(await blame(values.subarray(i * size, (i + 1) * size), tried, (candidates, count) => engine.logProb(candidates, count)), names));
     table([["row", "class", "probability", "p-value", "columns to blame"],
-      ...order.map((i, k) => [i + 1, classes[most[k]], p[i][most[k]], odd[i] === null ? "–" : odd[i], reasons[k]])],
+      ...order.map((i, k) => [i + 1, classes[most[k]], shareText(p[i][most[k]]), odd[i] === null ? "–" : odd[i], reasons[k]])],
     place, (k) => (odd[order[k]] !== null && odd[order[k]] < page.alpha ? "bad" : ""));
   });
   return engine;
 }
 
-/** The classes as colours of the plane: stronger where one is surer, pale where no class is likely at all. */
-async function probabilityMap(engine, plot, [a, b], shades, side) {
+/** The classes as colours of the plane: stronger where one is surer, faint where a row would belong to none. */
+async function probabilityMap(engine, plot, [a, b], shades, side, alpha) {
   const canvas = element("canvas", { width: side, height: side }), context = canvas.getContext("2d");
   const [x0, x1] = plot.x, [y0, y1] = plot.y, rows = new Float64Array(2 * side * side);
   for (let i = 0; i < side; i++) for (let j = 0; j < side; j++) {
     rows[2 * (i * side + j) + a] = x0 + ((x1 - x0) * (j + 0.5)) / side;
     rows[2 * (i * side + j) + b] = y1 - ((y1 - y0) * (i + 0.5)) / side;
   }
-  const p = engine.probabilitiesOf(await engine.joint(rows, side * side));
+  const joint = await engine.joint(rows, side * side), p = engine.probabilitiesOf(joint);
+  const strength = joint.map((each) => ((engine.pValue(logSumExp(each)) ?? 1) < alpha ? 0.1 : 0.4));
   function paint() {
     p.forEach((each, i) => {
       const k = each.indexOf(Math.max(...each));
       context.clearRect(i % side, (i / side) | 0, 1, 1);
-      context.globalAlpha = 0.35 * Math.max(0, (each[k] - 1 / each.length) / (1 - 1 / each.length));
+      context.globalAlpha = strength[i] * Math.max(0, (each[k] - 1 / each.length) / (1 - 1 / each.length));
       context.fillStyle = shades(k);
       context.fillRect(i % side, (i / side) | 0, 1, 1);
     });

@@ -14,7 +14,7 @@ class Corner {
 
   draw() {
     if (!this.x) return;
-    const { plot, size, ranges } = this, c = plot.context, left = 8, bottom = 34;
+    const { plot, size, ranges } = this, c = plot.context, left = 8, bottom = 36;
     const cell = [(plot.width - left) / size, (plot.height - bottom) / size];
     c.font = "11px system-ui, sans-serif";
     for (let row = 0; row < size; row++) {
@@ -43,15 +43,17 @@ class Corner {
           c.fillStyle = colour("quiet");
           c.textAlign = "left";
           c.textBaseline = "top";
-          c.fillText(short(ranges[column][0], 2), x0, y0 + h + 2);
+          const ends = ranges[column].map((v) => short(v, 2)), tight = ends.reduce((sum, text) => sum + c.measureText(text).width, 0) > w - 8;
+          c.fillText(ends[0], x0, y0 + h + 2);
           c.textAlign = "right";
-          c.fillText(short(ranges[column][1], 2), x0 + w, y0 + h + 2);
+          c.fillText(ends[1], x0 + w, y0 + h + (tight ? 15 : 2)); // below where both do not fit side by side
         }
         if (row === column) {
           c.fillStyle = colour("ink");
           c.textAlign = "left";
           c.textBaseline = "top";
-          c.fillText(clipped(this.names[column], Math.max(4, Math.floor(w / 7))), x0 + 4, y0 + 4);
+          const [whole, alone] = [this.names[column], this.names[column].replace(/ \([^()]*\)$/, "")]; // without its unit
+          c.fillText(c.measureText(whole).width < w - 6 ? whole : clipped(alone, Math.max(4, Math.floor(w / 6.5))), x0 + 4, y0 + 4);
         }
       }
     }
@@ -64,6 +66,6 @@ class Corner {
       if (k >= 0 && k < bins) counts[k]++;
     }
     const most = Math.max(...counts, 1), c = this.plot.context;
-    counts.forEach((count, k) => { const tall = (0.75 * h * count) / most; c.fillRect(x0 + (w * k) / bins, y0 + h - tall, w / bins + 0.5, tall); });
+    counts.forEach((count, k) => { const tall = (Math.min(0.75 * h, h - 17) * count) / most; c.fillRect(x0 + (w * k) / bins, y0 + h - tall, w / bins + 0.5, tall); });
   }
 }

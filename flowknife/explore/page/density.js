@@ -4,16 +4,16 @@ async function densityPage(page) {
   const engine = engineOf(page), { names } = page, size = names.length, { latent } = engine;
   const data = unpacked(page.rows), n = data.length / size, conditions = page.given_names.length ? unpacked(page.given) : null;
   const given = page.given_names.length ? Float64Array.from(page.given_usual) : null;
-  const z = await engine.encode(data, n, { given: conditions, rows: n });
   const at = { x: [0, Math.min(1, size - 1)], z: [0, Math.min(1, latent - 1)] }; // the columns that are shown
   const flat = size === 2 && latent === 2;
-  let temperature = 1, seed = 1, draws = null, shown = "both", brushed = null, mode = "move", marker = z.slice(0, latent);
+  let temperature = 1, seed = 1, draws = null, shown = "both", brushed = null, mode = "move";
   let row = data.slice(0, size), around = null; // of the marker: its row, and the rows of the small grid
+  let marker = await engine.encode(row, 1, { given }), z = null; // z: of all rows, which may take longer than the first answer
 
   const top = section("One map, both ways",
     `Each row of the data (left) has a place in a standard normal space (right), and every place there is a row. ${
       flat ? "The straight grid on the right becomes the bent grid on the left." : "Choose which columns are shown."
-    } A row has the same colour on both sides; draws of the model are blue. Drag the marker, or mark rows, on either side.`);
+    } A row has the same colour on both sides. Drag the marker, or mark rows, on either side.`);
   const bar = element("div", { className: "controls" }, top), pair = element("div", { className: "pair" }, top);
 
   const pick = (rows, width, [a, b], spread = false) => {
@@ -58,13 +58,15 @@ async function densityPage(page) {
     title: "Latents, z", label: "the same rows in latent space", xlabel: "z1", ylabel: latent > 1 ? "z2" : "", x: [-4, 4], y: [-4, 4],
     draw(plot) {
       if (grid && shown !== "none") plot.lines(grid, 61, colour("quiet"), 1, 0.35);
-      plot.points(pick(z, latent, at.z, true), shade, 3, 0.75);
+      if (z) plot.points(pick(z, latent, at.z, true), shade, 3, 0.75);
       if (flat) plot.lines(moved(patch), 41, colour("warm"), 1.5, 0.9);
       plot.ring(marker[at.z[0]], at.z[0] === at.z[1] ? 0 : marker[at.z[1]], colour("warm"));
       if (mode === "brush" && plot === drawn.plot) frameOf(plot);
     },
   });
 
+  element("p", { className: "note", textContent: "In blue: draws of the model. Where it is right, they lie where the data do." }, left.figure);
+  element("p", { className: "note", textContent: "Where the model is right, all rows together are one round cloud, N(0, I)." }, right.figure);
   const moved = (lines) => lines.map((v, i) => v + marker[i % 2]);
   const redraw = () => { left.redraw(); right.redraw(); };
 
@@ -78,13 +80,14 @@ async function densityPage(page) {
   function pointer(plot, rows, width, columns, move) {
     return (x, y, phase, event) => {
       if (mode === "move") { move(x, y); return; }
+      if (!rows()) return;
       if (phase === "key") byKey(plot, x, y, event);
       else {
         if (phase === "start") Object.assign(drawn, { plot, from: [x, y] });
         drawn.to = [x, y];
       }
       const [xs, ys] = [0, 1].map((k) => (drawn.from ? [drawn.from[k], drawn.to[k]].sort((a, b) => a - b) : [1, 0]));
-      const points = pick(rows, width, columns, true);
+      const points = pick(rows(), width, columns, true);
       brushed = Array.from({ length: n }, (_, i) => points[2 * i] >= xs[0] && points[2 * i] <= xs[1] && points[2 * i + 1] >= ys[0] && points[2 * i + 1] <= ys[1]);
       if (phase !== "start" && phase !== "move" && !brushed.some(Boolean)) brushed = null;
       if (phase === "end") drawn.from = null;
@@ -110,13 +113,13 @@ async function densityPage(page) {
     if (place.every(Number.isFinite)) await setMarker(place);
   });
   function connect() {
-    right.movable((...event) => pointer(right, z, latent, at.z, (x, y) => {
+    right.movable((...event) => pointer(right, () => z, latent, at.z, (x, y) => {
       const place = marker.slice();
       place[at.z[0]] = x;
       if (at.z[0] !== at.z[1]) place[at.z[1]] = y;
       setMarker(place);
     })(...event), () => held(right, [marker[at.z[0]], marker[at.z[1]]]), ofFrame);
-    left.movable((...event) => pointer(left, data, size, at.x, (x, y) => {
+    left.movable((...event) => pointer(left, () => data, size, at.x, (x, y) => {
       const wanted = row.slice();
       wanted[at.x[0]] = x;
       if (at.x[0] !== at.x[1]) wanted[at.x[1]] = y;
@@ -127,7 +130,7 @@ async function densityPage(page) {
   // -- controls -----------------------------------------------------------------------------------------------------------
   choice("Show", bar, ["data and draws", "data", "draws"], 0, (i) => { shown = ["both", "data", "draws"][i]; redraw(); });
   choice("Drag to", bar, ["move the marker", "mark rows"], 0, (i) => { mode = ["move", "brush"][i]; note(); redraw(); });
-  slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
+  slider("Temperature (1: as fitted)", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; draw(); });
   button("New draws", bar, () => { seed++; draw(); });
   if (size > 2) {
     ["across", "up"].forEach((way, k) => choice(`x ${way}`, bar, names, at.x[k], (j) => { at.x[k] = j; reframe(); }));
@@ -144,6 +147,7 @@ async function densityPage(page) {
   const line = element("p", { className: "readout" }, top), marked = element("p", { className: "readout" }, top);
   line.setAttribute("aria-live", "polite");
   const judged = verdict(top);
+  meaning(top, "rows that are at least as unusual as this one", page.alpha, engine.scores.length);
   caution(top);
   const tell = latest(async () => {
     const count = flat ? patch.length / 2 : 0, places = new Float64Array((count + 1) * latent);
@@ -178,8 +182,14 @@ async function densityPage(page) {
   reframe();
   connect();
   await tell();
+  await painted(); // the first answer is seen before all else is computed
+  z = await engine.encode(data, n, { given: conditions, rows: n });
+  redraw();
+  await painted();
   await bend();
+  await painted();
   await draw();
+  await painted();
 
   // -- the reader's rows ---------------------------------------------------------------------------------------------------
   const own = section("Your rows", "Each row gets its log density, a p-value, and the columns to blame: how many nats likelier it would be with another value of that column alone.");

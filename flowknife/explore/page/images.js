@@ -24,13 +24,12 @@ async function imagesPage(page) {
   function given(code) { return conditional ? { given: Math.max(code, 0) } : {}; }
   const judge = async (some) => {
     const found = await ask("score", { x: joinedPixels(some), n: some.length, ...(conditional ? { given: Int32Array.from(some, (item) => Math.max(item.code, 0)) } : {}) });
-    some.forEach((item, i) => {
-      item.score = {
-        p: found.p ? found.p[i] : null, score: found.score[i], bits: found.bits[i],
-        probability: found.probability ? found.probability.subarray(i * classes.length, (i + 1) * classes.length) : null,
-      };
-    });
+    some.forEach((item, i) => { item.score = scoreOf(found, i); });
   };
+  const scoreOf = (found, i) => ({
+    p: found.p ? found.p[i] : null, score: found.score[i], bits: found.bits[i],
+    probability: found.probability ? found.probability.subarray(i * classes.length, (i + 1) * classes.length) : null,
+  });
   const joinedPixels = (some) => { const all = new Uint8Array(some.length * size); some.forEach((item, i) => all.set(item.pixels, i * size)); return all; };
   const flagged = (item) => item.score && item.score.p !== null && item.score.p < page.alpha;
   const shade = (item) => (flagged(item) ? colour("bad") : item.code >= 0 && classes.length ? colour(`c${item.code % 10}`) : colour(item.own ? "warm" : "accent"));
@@ -55,6 +54,7 @@ async function imagesPage(page) {
   const card = element("figure", { className: "plot card" }, pair), title = element("h3", {}, card), faces = element("div", { className: "faces" }, card);
   const face = imageCanvas(null, shape, faces, "the chosen image"), heat = page.classifies ? null : imageCanvas(null, shape, faces, "its anomaly map");
   const judged = verdict(card), line = element("p", { className: "readout" }, card);
+  meaning(card, `images ${page.classifies ? "that fit their classes no better than this one" : "that are at least as unusual as this one"}`, page.alpha, page.held_out);
   caution(card);
   if (heat) element("p", { className: "note", textContent: "Anomaly map: orange where the image is less likely than held-out ones are there, blue where it is more likely." }, card);
   const likely = page.classifies ? bars(card, classes.slice(0, 20), (k) => colour(`c${k % 10}`)) : null;
@@ -90,20 +90,23 @@ async function imagesPage(page) {
     if (item === chosen && heat) paintMap(heat, item.map, item.pixels, shape);
   });
   function waiting(words) { line.textContent = words; judged(null, 1, "", "", "…"); }
-  function choose(item) {
+  function choose(item, seen = false) {
     chosen = item;
     title.textContent = `${item.name}${item.code >= 0 && classes.length ? `, ${classes[item.code]}` : ""}`;
     paintPixels(face, item.pixels, shape);
     if (heat) { if (item.map) paintMap(heat, item.map, item.pixels, shape); else paintPixels(heat, item.pixels.map((v) => v / 2 + 64), shape); }
     cloud.plot.redraw();
+    if (seen) card.scrollIntoView({ block: "center" });
     const told = judgeChosen(item);
     first ??= told;
     return Promise.all(refresh.map((follow) => follow()));
   }
 
+  const gallery = page.folder ? folderGallery(page, { shape, makeItem, choose, flagged, scoreOf }) : null;
+
   // -- change it ---------------------------------------------------------------------------------------------------------
   const change = section("Change the chosen image", page.classifies ? "Move it in latent space towards the mean of a class."
-    : "Move it in latent space along the directions in which images vary most, in standard deviations; or draw one level of its latent again and keep the others.");
+    : `Move it in latent space along the directions in which images vary most, in standard deviations; or draw one level of its latent again and keep the others.${levels.length > 1 ? ` ${levels[0][0]} is the coarsest level: shape and light; ${levels[levels.length - 1][0]} holds the finest detail.` : ""}`);
   const changed = element("div", { className: "pair" }, change), left = element("figure", { className: "plot card" }, changed);
   element("h3", { textContent: "Changed" }, left);
   const result = imageCanvas(null, shape, element("div", { className: "faces" }, left), "the changed image"), took = element("p", { className: "note" }, left);
@@ -219,8 +222,8 @@ async function imagesPage(page) {
   box.addEventListener("dragleave", () => box.classList.remove("over"));
   box.addEventListener("drop", (event) => { event.preventDefault(); box.classList.remove("over"); readFiles(event.dataTransfer.files); });
 
-  const gallery = section("Gallery by p-value", `The most anomalous first. ${page.held_out ? `Of images like those of training a share ${short(page.alpha)} is flagged (orange frame).` : "No images were held out, so there are scores and no p-values."}`);
-  const galleryBar = element("div", { className: "controls" }, gallery), progress = element("p", { className: "readout" }, gallery), wall = strip(gallery, shape, "image");
+  const kept = section(page.folder ? "Images of the run, by p-value" : "Gallery by p-value", `The most anomalous first. ${page.held_out ? `Of images like those of training a share ${short(page.alpha)} is flagged (orange frame).` : "No images were held out, so there are scores and no p-values."}`);
+  const galleryBar = element("div", { className: "controls" }, kept), progress = element("p", { className: "readout" }, kept), wall = strip(kept, shape, "image");
   progress.setAttribute("role", "status");
   let stopped = true, maps = false;
   const scorer = button(`Score ${Math.min(items.length, 64)} more images`, galleryBar, async () => {
@@ -253,7 +256,7 @@ async function imagesPage(page) {
   function showGallery() {
     wall.show(ranked().slice(0, 200).map((item) => ({
       pixels: item.pixels, words: item.score.p === null ? `score ${short(item.score.score)}` : pText(item.score.p), mark: flagged(item) ? "flagged" : "",
-      map: maps ? item.map : null, act: () => { choose(item); card.scrollIntoView({ block: "center" }); },
+      map: maps ? item.map : null, act: () => choose(item, true),
     })));
   }
 
@@ -262,5 +265,5 @@ async function imagesPage(page) {
   await choose(chosen);
   await walk();
   await draw();
-  return Object.assign(engine, { items, choose, first, change: (k, v) => { amounts[k] = v; return apply(); } });
+  return Object.assign(engine, { items, choose, first, gallery, change: (k, v) => { amounts[k] = v; return apply(); } });
 }

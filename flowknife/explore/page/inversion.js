@@ -12,9 +12,10 @@ async function inversionPage(page) {
     .reduce((best, i) => ((engine.pValue(exampleAt(i)) ?? 0) > (engine.pValue(exampleAt(best)) ?? 0) ? i : best), 0);
   let y = exampleAt(example);
   const top = section("Drag the observation",
-    "What you move is the observation; what follows are draws from the posterior, all the parameters that explain it.");
+    `What you move, in orange, is the observation; what follows, in blue, are ${DRAWN} draws from the posterior: all the parameters that explain it.`);
   const bar = element("div", { className: "controls" }, top);
   const possible = verdict(top);
+  meaning(top, "simulations whose observation is at least as unusual as this one", page.alpha, engine.detector);
   caution(top);
   const pair = element("div", { className: "pair" }, top);
   const scene = SCENES[page.scene.kind](page, pair, engine, (observed) => { setY(observed); });
@@ -53,7 +54,7 @@ async function inversionPage(page) {
     setY(exampleAt(example));
   });
   button("New draws", bar, () => { seed++; update(true); });
-  slider("Temperature", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; update(); });
+  slider("Temperature (1: as fitted)", bar, { low: 0, high: 1.5, value: 1, step: 0.05 }, (v) => { temperature = v; update(); });
 
   const few = length <= 24;
   const box = element("details", { className: "more", open: page.scene.kind === "plain" && length < 3 }, top);
@@ -65,7 +66,7 @@ async function inversionPage(page) {
       sliders.push(slider(page.y_units[j] ? `${name} (${page.y_units[j]})` : name, fields, { low, high, value: y[j] }, (v) => { const next = y.slice(); next[j] = v; setY(next); }));
     });
   }
-  const numbers = section("The posterior in numbers", "Median and central 90 % interval of each parameter, and how much narrower it is than before the observation.");
+  const numbers = section("The posterior in numbers", "Median and central 90 % interval of each parameter, and its width as a share of that before the observation: 100 % means that nothing was learnt.");
   const place = element("div", {}, numbers);
   const prior = names.map((_, j) => { const own = all.filter((_, i) => i % size === j).sort(); return own[Math.floor(0.95 * (own.length - 1))] - own[Math.floor(0.05 * (own.length - 1))]; });
   function summary() {

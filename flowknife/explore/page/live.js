@@ -13,8 +13,24 @@ function sendable(value) {
   return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, sendable(item)]));
 }
 
-/** Ask the server that this page came from. */
-async function ask(name, given = {}) {
+const asked = { open: 0, last: 0 }; // questions that the reader waits for
+
+/** Until the reader has waited for nothing for a moment. */
+async function resting() {
+  while (asked.open || performance.now() - asked.last < 300) await new Promise((done) => setTimeout(done, 50));
+}
+
+/** Ask the server that this page came from; `behind` for what the reader does not wait for. */
+async function ask(name, given = {}, behind = false) {
+  if (!behind) asked.open++;
+  try {
+    return await answered(name, given);
+  } finally {
+    if (!behind) { asked.open--; asked.last = performance.now(); }
+  }
+}
+
+async function answered(name, given) {
   const token = new URLSearchParams(location.search).get("token");
   const headers = { "Content-Type": "application/json", ...(token ? { "X-Token": token } : {}) };
   let reply;

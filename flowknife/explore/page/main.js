@@ -17,5 +17,9 @@ async function start() {
   document.documentElement.dataset.ready = "yes";
   if (!page.live) return;
   await window.explored?.first;
-  trusted(await ask("trust"));
+  try {
+    trusted(await ask("trust", {}, true));
+  } finally {
+    window.explored?.gallery?.();
+  }
 }

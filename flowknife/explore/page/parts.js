@@ -85,7 +85,7 @@ function bars(parent, names, shades) {
   });
 }
 
-const shareText = (p) => (p < 0.001 ? "< 0.001" : short(p, 3));
+const shareText = (p) => (p < 0.001 ? "< 0.001" : p > 0.999 ? "> 0.999" : short(p, 3));
 
 const pText = (p) => (p < 0.001 ? "p < 0.001" : `p = ${short(p, 2)}`);
 
@@ -107,9 +107,15 @@ function trouble(error) {
 }
 
 const cautions = [];
+let doubt = ""; // what is said there
 
-/** A line beside numbers that a failed check makes doubtful; empty until one has failed. */
-function caution(parent) { cautions.push(element("p", { className: "caution" }, parent)); }
+/** A line beside numbers that a failed check makes doubtful; empty unless one has failed. */
+function caution(parent) { cautions.push(element("p", { className: "caution", textContent: doubt }, parent)); }
+
+/** What a p-value beside this is. */
+function meaning(parent, held, alpha, calibrated = true) {
+  if (calibrated) element("p", { className: "note", textContent: `p is the share of held-out ${held}; below ${short(alpha)} it is flagged.` }, parent);
+}
 
 /** The top of the page: what this is, and whether it can be trusted; a live page learns that later. */
 function heading(page) {
@@ -125,18 +131,23 @@ function heading(page) {
         : `All ${checks.length} checks on held-out data passed.`;
     box.className = `trust ${checks.length && !failed.length && !partial ? "good" : "bad"}`;
     summary.textContent = partial ? `${partial} ${words}` : words;
-    const text = element("p", { textContent: flagging });
-    summary.after(text);
+    const list = element("ul", { className: "failed" });
+    for (const c of failed) element("li", { textContent: `${c.name}: ${short(c.value)}, at most ${short(c.limit)}${c.note ? `: ${c.note}` : ""}` }, list);
+    summary.after(...(failed.length ? [list] : []), element("p", { textContent: flagging }));
     if (checks.length) {
-      const ordered = [...failed, ...checks.filter((check) => check.passed)];
-      const rows = ordered.map((c) => [c.name, c.value, c.limit, c.passed ? "passed" : c.note ? `FAILED: ${c.note}` : "FAILED"]);
-      text.after(table([["Check", "Value", "At most", ""], ...rows], box));
+      const rows = [...failed, ...checks.filter((check) => check.passed)].map((c) => [c.name, c.value, c.limit, c.passed ? "passed" : "FAILED"]);
+      more.firstChild.after(table([["Check", "Value", "At most", ""], ...rows], more));
     }
+    more.hidden = !checks.length && !page.metrics.length;
+    more.open = !failed.length;
     if (failed.length) box.open = true;
-    const doubt = failed.length ? `Caution: this model failed ${failed.map((check) => `“${check.name}”`).slice(0, 2).join(" and ")}${failed.length > 2 ? ` and ${failed.length - 2} more` : ""}.` : "";
+    doubt = failed.length ? `Caution: this model failed ${failed.map((check) => `“${check.name}”`).slice(0, 2).join(" and ")}${failed.length > 2 ? ` and ${failed.length - 2} more` : ""}.` : partial;
+    document.body.classList.toggle("doubted", doubt !== "");
     for (const place of cautions) place.textContent = doubt;
   };
-  if (page.metrics.length) table([["Measured", "Value", "Unit"], ...page.metrics], box);
+  const more = element("details", { className: "more" }, box);
+  element("summary", { textContent: "All checks, and what was measured" }, more);
+  if (page.metrics.length) table([["Measured", "Value", "Unit"], ...page.metrics], more);
   summary.textContent = "The checks on held-out data are under way.";
   if (page.trust) trusted(page.trust);
   return trusted;

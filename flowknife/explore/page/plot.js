@@ -1,6 +1,12 @@
 // A plot on a canvas: axes, points, lines, bands and images in the units of the data, and a pointer that may be dragged,
 // by touch, mouse or arrow keys.
 
+/** Until the browser has shown what was drawn; a page that is not seen does not wait for it. */
+const painted = () => new Promise((done) => {
+  const unseen = setTimeout(done, 100);
+  requestAnimationFrame(() => setTimeout(() => { clearTimeout(unseen); done(); }));
+});
+
 /** A colour of the page, by the name of its variable. */
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 

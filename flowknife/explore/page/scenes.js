@@ -29,6 +29,7 @@ const SCENES = {
         if (y) own.ring(y[0], y[1], colour("warm"), 10);
       },
     });
+    element("p", { className: "note", textContent: "Drag the ring: the hand. A blue square is where a drawn pose puts the hand; where the model is right, within the ring." }, plot.figure);
     plot.movable((px, py) => changed(Float64Array.of(px, py)), () => y);
     return { plot, place(observed) { y = observed; plot.redraw(); }, show(observed, x, n) { arms = joints(x, n); plot.redraw(); } };
   },
@@ -99,6 +100,7 @@ function curves(page, place, { changed, along, xlabel, curve, unit, below, acros
       own.ring(along[held], y[held], warm(), 8);
     },
   });
+  element("p", { className: "note", textContent: `Drag a point, its neighbours follow.${predict ? " Blue lines are what some draws predict; where the model is right, near the points." : ""}` }, above.figure);
   above.movable((px, py, phase) => {
     if (phase === "start") held = along.reduce((best, v, i) => (Math.abs(above.px(v) - above.px(px)) < Math.abs(above.px(along[best]) - above.px(px)) ? i : best), 0);
     if (phase === "key" && Math.abs(above.px(px) - above.px(along[held])) > 1) {
