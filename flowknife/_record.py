@@ -13,6 +13,7 @@ import pydantic
 
 from flowknife import __version__
 from flowknife.data import White
+from flowknife.errors import counted
 
 FORMAT = 3
 """Version of the file format. Format 1 had other field names, format 2 a record in free text."""
@@ -83,8 +84,8 @@ class TrainingRecord(_Part):
         if self.steps >= MINIMUM_STEPS or self.stopped is Stopped.NON_FINITE:
             return reason
         return (
-            f"{reason} after {self.steps} steps, but training takes at least {MINIMUM_STEPS}: this model is not "
-            "trained; try more train.steps or train.minutes"
+            f"{reason} after {counted(self.steps, 'step')}, but training takes at least {MINIMUM_STEPS}: this model "
+            "is not trained; try more train.steps or train.minutes"
         )
 
 
@@ -195,7 +196,7 @@ class Record(_Part, Generic[Config]):
 
     def __repr__(self) -> str:
         of = f"{self.data.rows} {self.data.kind} of {self.data.source}"
-        return f"Record({self.application}: {of}, {self.training.steps} steps, {self.created:%Y-%m-%d})"
+        return f"Record({self.application}: {of}, {counted(self.training.steps, 'step')}, {self.created:%Y-%m-%d})"
 
 
 def _restored(config: Any, text: str) -> Any:

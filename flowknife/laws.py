@@ -238,7 +238,8 @@ class ClassMixture(Law):
     def class_log_probs(self, block: Array, shape: Shape) -> Array:
         """Log w_k + log N(z; mu_k, ...) for every class, of shape `(*batch, K)`."""
         flat = self._flat(block, shape)
-        white = jnp.einsum("kij,...kj->...ki", self.whitening.value, flat[..., None, :] - self.means)
+        # in this order: onnxruntime takes the size of the batch from the first operand
+        white = jnp.einsum("...kj,kij->...ki", flat[..., None, :] - self.means, self.whitening.value)
         distance = jnp.sum(white**2, axis=-1)
         diagonal = jnp.diagonal(self.whitening.value, axis1=-2, axis2=-1)
         normaliser = jnp.sum(jnp.log(diagonal), axis=-1) - 0.5 * flat.shape[-1] * _LOG_2PI

@@ -1,8 +1,10 @@
 """Exports: programs that run without flowknife and give the same numbers, to the last bit."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -198,6 +200,20 @@ def test_the_layout_of_a_model_file_is_as_documented(tmp_path, flow):
     for step in ("bijection", "bijections"):
         node, path = node["fields"][step] if isinstance(node, dict) else node, f"{path}/{step}"
     assert any(name.startswith(f"{path}/0/") for name in names)
+
+
+def test_the_program_of_the_page_computes_a_density_in_pytorch(tmp_path, monkeypatch, flow):
+    torch = pytest.importorskip("torch", reason="no torch: pip install torch")
+    monkeypatch.chdir(tmp_path)
+    flow.save("runs/moons")
+    page = (Path(__file__).parents[1] / "docs/howto/elsewhere.md").read_text(encoding="utf-8")
+    (code,) = (
+        block for block in re.findall(r"^``` \{\.python\}\n(.*?)^```", page, re.S | re.M) if "import torch" in block
+    )
+    names = {}
+    exec(code, names)
+    rows = np.insert(X[:50], 1, 3.0, axis=1)
+    np.testing.assert_allclose(names["log_prob"](torch.tensor(rows)).numpy(), flow.log_prob(rows), atol=1e-5, rtol=1e-5)
 
 
 # -- NumPyro ----------------------------------------------------------------------------------------------------------

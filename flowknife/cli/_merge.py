@@ -22,7 +22,7 @@ from flowknife._files import read_file, read_json, replacing, sha256_of
 from flowknife.cli._app import app, verb
 from flowknife.cli._files import Replace, require_output, write_columns
 from flowknife.cli._shards import Shard
-from flowknife.errors import InputError, StorageError, reason_of
+from flowknife.errors import InputError, StorageError, counted, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,14 +150,16 @@ def _merge(
     _require_all(out, rows + left_out + sum(len(said.skipped) for _, said in parts), first.total)
     if first.of.get("verb") == "sample":
         _write_draws(out, parts)
-        typer.echo(f"wrote {rows:,} draws of {len(parts)} parts to {out}")
+        typer.echo(f"wrote {counted(rows, 'draw')} of {counted(len(parts), 'part')} to {out}")
         return
     columns = _joined([_read(path, said) for path, said in parts])
     write_columns(out, _of_all(columns, parts))
     _tell(out, parts)
     flagged = sum(str(flag) == "True" for flag in columns.get("flag", ()))
     more = f"; {flagged:,} flagged (p < {first.alpha:g})" if "flag" in columns and first.alpha else ""
-    typer.echo(f"wrote {rows:,} scores of {len(parts)} parts to {out}{more}; none missing, none double")
+    typer.echo(
+        f"wrote {counted(rows, 'score')} of {counted(len(parts), 'part')} to {out}{more}; none missing, none double"
+    )
 
 
 def _write_draws(out, parts):

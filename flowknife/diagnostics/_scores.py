@@ -8,7 +8,7 @@ import numpy as np
 from flowknife.diagnostics._anomalies import adjusted_p_values
 from flowknife.diagnostics._check import Values
 from flowknife.diagnostics._conformal import Flagging
-from flowknife.errors import InputError
+from flowknife.errors import InputError, counted
 
 
 class Scores(Mapping[str, np.ndarray]):
@@ -55,7 +55,7 @@ class Scores(Mapping[str, np.ndarray]):
         return len(self._columns)
 
     def __repr__(self) -> str:
-        return f"Scores({self.rows} rows: {', '.join(self)})"
+        return f"Scores({counted(self.rows, 'row')}: {', '.join(self)})"
 
     @property
     def rows(self) -> int:

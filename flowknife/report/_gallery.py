@@ -54,7 +54,8 @@ def write_gallery(
     heat = heat_maps(pixels, maps)
     items = [_item(scores, i, pixel, hot) for i, pixel, hot in zip(order, pixels, heat, strict=True)]
     count = len(scores["score"])
-    shown = f"The {len(order)} most anomalous of {count:,} images" if len(order) < count else f"All {count:,} images"
+    some = f"The {len(order)} most anomalous of {count:,} images"
+    shown = some if len(order) < count else "The only image" if count == 1 else f"All {count:,} images"
     words = (
         f"<p>{shown}, {_flagged(scores, alpha)}</p><p>The map next to an image shows local surprisal compared with "
         "held-out images: orange where it is larger, blue where it is smaller.</p>"
@@ -70,9 +71,10 @@ def _flagged(scores, alpha):
     if "p_value" not in scores:
         return "largest score first. There are no p-values, since no images were held out to calibrate them."
     flags, found = int(scores["flag"].sum()), int(scores["discovery"].sum())
+    are, discoveries = "is" if flags == 1 else "are", "is a discovery" if found == 1 else "are discoveries"
     return (
-        f"smallest p-value first. {flags:,} are flagged, p &lt; {alpha:g} (orange frame); among normal "
-        f"images the rate is {100 * alpha:.3g}%. {found:,} are discoveries, q &le; {alpha:g} "
+        f"smallest p-value first. {flags:,} {are} flagged, p &lt; {alpha:g} (orange frame); among normal "
+        f"images the rate is {100 * alpha:.3g}%. {found:,} {discoveries}, q &le; {alpha:g} "
         f"(purple frame): of these at most {100 * alpha:.3g}% are expected to be normal."
     )
 

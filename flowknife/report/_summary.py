@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowknife._files import CARD_MARK
 from flowknife._settings import given, leaves
+from flowknife.errors import counted
 from flowknife.report._figures import ends
 from flowknife.report._run import about, item_of, measured
 
@@ -23,7 +24,7 @@ def in_one_line(result: Any) -> str:
     parts = [
         f"{'; '.join(_short(frame.left))} <-> {'; '.join(_short(frame.right))}",
         f"{data.rows:,} {data.kind}",
-        f"{training.steps:,} steps",
+        counted(training.steps, "step"),
         *(f"{name} {known[name]:.4g} {units[name]}" for name in units if known.get(name) is not None),
     ]
     return f"{type(result).__name__}({', '.join(parts)})"
@@ -47,7 +48,7 @@ def in_html(result: Any) -> str:
     record, frame = result.record, ends(result.model)
     rows = [(title, f"{value} {unit}") for title, value, unit in measured(result)]
     rows += [("Data", f"{record.data.rows:,} {record.data.kind}" + _of(record.data.source))]
-    rows += [("Training", f"{record.training.steps:,} steps, {record.training.seconds:g} s")]
+    rows += [("Training", f"{counted(record.training.steps, 'step')}, {record.training.seconds:g} s")]
     rows += [("p-values", result.flagging.note)] if result.flagging.note else []
     table = "".join(
         f'<tr><th style="{_CELL};font-weight:normal;opacity:0.7">{escape(name)}</th>'

@@ -126,7 +126,7 @@ class _End(Saved):
     history: History
     fault: str
     dropped: Count
-    stopped: Annotated[str, pydantic.AfterValidator(Stopped)]
+    stopped: Annotated[Stopped, pydantic.Field(strict=False)]  # by its value
 
 
 class Trainer:
