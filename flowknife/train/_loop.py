@@ -116,6 +116,11 @@ class _State(Said):
     minutes: Seconds | None
 
 
+def _reason(word):
+    # not the enum itself, which takes any number of values from Python 3.12 on, and pydantic refuses that
+    return Stopped(word)
+
+
 class _End(Said):
     """What a checkpoint of a finished training says: the plain values of a result."""
 
@@ -126,7 +131,7 @@ class _End(Said):
     history: History
     fault: str
     dropped: Count
-    stopped: Annotated[str, pydantic.AfterValidator(Stopped)]
+    stopped: Annotated[str, pydantic.AfterValidator(_reason)]
 
 
 class Trainer:
