@@ -65,11 +65,11 @@ def with_cluster(function: Callable[..., None]) -> Callable[..., None]:
             except (FlowknifeError, KeyboardInterrupt) as error:
                 # the others may wait for this process, or be gone: nothing is to be said to them at the end
                 _leave(error)
-            except RuntimeError as error:  # of JAX, before training begins
-                if type(error).__name__ != "JaxRuntimeError":
-                    raise
-                from flowknife._cluster import lost
+            except (RuntimeError, ValueError) as error:  # before training begins
+                from flowknife._cluster import is_of_runtime, lost
 
+                if not is_of_runtime(error):
+                    raise
                 _leave(lost(error))
 
     old = inspect.signature(function)
