@@ -7,6 +7,7 @@ from the first process, and only the first process writes files. With a single d
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -224,6 +225,23 @@ def plain_from_first(value: Any) -> Any:
     text = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_first() else np.zeros(0, np.uint8)
     (size,) = from_first(np.asarray([len(text)], np.int32))
     return json.loads(from_first(np.resize(text, int(size)) if len(text) else np.zeros(int(size), np.uint8)).tobytes())
+
+
+def is_of_runtime(error: Exception) -> bool:
+    """Whether an error comes from JAX's runtime, as where another process is gone.
+
+    Most are a `JaxRuntimeError`; from JAX 0.12 on a collective reports a `ValueError` that begins with its status.
+
+    Examples:
+        >>> is_of_runtime(ValueError("UNKNOWN: Gloo all-reduce failed")), is_of_runtime(ValueError("got rows"))
+        (True, False)
+    """
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(_STATUS.match(str(error)))
+
+
+_STATUS = re.compile(
+    r"(CANCELLED|UNKNOWN|DEADLINE_EXCEEDED|FAILED_PRECONDITION|ABORTED|INTERNAL|UNAVAILABLE|DATA_LOSS): "
+)
 
 
 def lost(error: Exception) -> TrainingError:

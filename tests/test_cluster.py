@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from command import call
 
+import flowknife as fk
 from flowknife import _cluster
 
 PROGRAM = """
@@ -126,6 +128,28 @@ def test_one_device_needs_nothing():
     tree = {"a": np.arange(3)}
     assert _cluster.everywhere(tree, None) is tree and _cluster.from_first(tree) is tree
     assert _cluster.agreed(1, 0.5) == [1.0, 0.5] and not _cluster.anywhere(False)
+
+
+def test_held_out_images_have_the_noise_that_they_have_on_one_device(monkeypatch):
+    """Noise within the bins of pixels depends on the size of a batch."""
+    images, shape = np.random.default_rng(0).integers(0, 256, (40, 2, 2, 1)).astype(np.uint8), (2, 2, 1)
+    flow = fk.bijections.Chain([fk.bijections.ActNorm(shape), fk.bijections.Reshape(shape, (4,))])
+    model = fk.INN([fk.Block("image", shape, fk.laws.Pixels())], [fk.Block("z", 4)], flow)
+
+    def trained():
+        settings = {"steps": 4, "batch_size": 8, "evaluate_every": 2, "validation": 0.5}
+        return fk.fit(model, images, key=0, **settings, show_progress=False).history["validation"]
+
+    expected = trained()
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (_cluster.BATCH,))  # of one device, in the way of several
+    monkeypatch.setattr(_cluster, "mesh", lambda: mesh)
+    np.testing.assert_allclose(trained(), expected, rtol=1e-6)
+
+
+def test_what_the_runtime_reports_is_told_from_other_errors():
+    assert _cluster.is_of_runtime(jax.errors.JaxRuntimeError("INTERNAL: nobody answers"))
+    assert _cluster.is_of_runtime(ValueError("UNKNOWN: Gloo all-reduce failed"))
+    assert not _cluster.is_of_runtime(ValueError("got 3 rows; expected INTERNAL: ones"))
 
 
 @pytest.mark.parametrize(

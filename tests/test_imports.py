@@ -133,3 +133,16 @@ def test_the_layers_in_the_guide_are_those_that_are_checked():
     assert drawn == checked
     assert "ignore_imports" not in layers
     assert independence["modules"] == [f"flowknife.apps.{name}" for name in sorted(APPLICATIONS)]
+
+
+def test_validators_are_functions():
+    """What pydantic sees of a class as a validator, such as an enum, differs among the versions of Python."""
+    used = [
+        argument.id
+        for path in Path(fk.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("Validator")
+        for argument in call.args
+        if isinstance(argument, ast.Name)
+    ]
+    assert used and [name for name in used if name.lstrip("_")[0].isupper()] == []

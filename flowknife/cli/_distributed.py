@@ -65,11 +65,11 @@ def with_cluster(function: Callable[..., None]) -> Callable[..., None]:
             except (FlowknifeError, KeyboardInterrupt) as error:
                 # the others may be waiting or gone, so they are not contacted at the end
                 _leave(error)
-            except RuntimeError as error:  # raised by JAX before training begins
-                if type(error).__name__ != "JaxRuntimeError":
-                    raise
-                from flowknife._cluster import lost
+            except (RuntimeError, ValueError) as error:  # raised by JAX before training begins
+                from flowknife._cluster import is_of_runtime, lost
 
+                if not is_of_runtime(error):
+                    raise
                 _leave(lost(error))
 
     old = inspect.signature(function)

@@ -14,7 +14,7 @@ import pydantic
 from jaxtyping import Array
 
 from flowknife import _cluster
-from flowknife._batches import ROWS_AT_ONCE, map_batches
+from flowknife._batches import ROWS_AT_ONCE, in_batches, map_batches
 from flowknife._record import Stopped
 from flowknife._threads import in_threads, raise_if_interrupted
 from flowknife._types import keys_of, split_trainable
@@ -23,7 +23,17 @@ from flowknife.objectives import log_probs, nll
 from flowknife.train._checkpoints import Count, Saved, Seconds
 from flowknife.train._faults import at_limits, first_fault
 from flowknife.train._result import FitResult
-from flowknife.train._steps import MATMUL, Numbers, Rules, advance, evaluate, fresh, join, step_shares
+from flowknife.train._steps import (
+    MATMUL,
+    Numbers,
+    Rules,
+    advance,
+    evaluate,
+    fresh,
+    join,
+    log_prob_of_first,
+    step_shares,
+)
 
 _SECONDS_PER_CALL = 0.5  # duration of one compiled call, so that progress and time budgets stay responsive
 
@@ -169,8 +179,8 @@ class Trainer:
                 raise
             self._save(reached)
             return self._interrupted(reached)
-        except jax.errors.JaxRuntimeError as error:
-            if not _cluster.many_processes():
+        except (RuntimeError, ValueError) as error:
+            if not _cluster.many_processes() or not _cluster.is_of_runtime(error):
                 raise
             raise _cluster.lost(error) from None
 
@@ -417,27 +427,32 @@ class Trainer:
 
     def evaluate(self, params):
         """The objective on the held-out rows, with fixed noise."""
+        rows = len(next(iter(self.held_out.values())))
         if self.held_out_objective is nll and self.devices is None:
             model = self._join(params)
             (found,) = map_batches(lambda part: [log_probs(model, part, self.valid_key)], self.held_out, ROWS_AT_ONCE)
             return -float(np.mean(found, dtype=np.float64))
-        rows = len(next(iter(self.held_out.values())))
+        if self.held_out_objective is nll:  # in the same batches as one device, whose noise is another for another size
+            fixed, total = (self.rules.where, params, self.rest), 0.0
+            for count, part in in_batches(self.held_out, ROWS_AT_ONCE):
+                first = self._everywhere(jnp.asarray(count))
+                total += float(log_prob_of_first(*fixed, self._shared(part), first, self.valid_key))
+            return -total / rows
         size = min(rows, max(self.training.batch_size, 1000) if rows > 10_000 else max(self.training.batch_size, 1))
         sums = 0.0
         for start in range(0, rows, size):
             stop = min(start + size, rows)
             # the last batch is filled with earlier rows, so that all batches share one compiled program
-            batch = self._held_out_batch(stop - size, stop)
+            batch = self._shared({name: array[stop - size : stop] for name, array in self.held_out.items()})
             loss = evaluate(self.held_out_objective, self.rules.where, params, self.rest, batch, self.valid_key)
             sums += float(loss) * (stop - start)
         return sums / rows
 
-    def _held_out_batch(self, start, stop):
+    def _shared(self, batch):
         """Held-out rows, divided among several devices if they divide evenly."""
-        batch = {name: array[start:stop] for name, array in self.held_out.items()}
         if self.devices is None:
             return batch
-        if (stop - start) % self.devices.size:
+        if len(next(iter(batch.values()))) % self.devices.size:
             return self._everywhere({name: jnp.asarray(array) for name, array in batch.items()})
         host = {name: np.asarray(array) for name, array in batch.items()}
         return {

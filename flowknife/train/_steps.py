@@ -14,7 +14,7 @@ from jaxtyping import Array
 from flowknife._cluster import BATCH, pinned
 from flowknife.bijections import LU, Matrix, Repeat
 from flowknife.inn import INN
-from flowknife.objectives import Objective
+from flowknife.objectives import Objective, log_probs
 
 _WIDE, _DEEP = 64, 32  # inputs of a linear mixing, and number of layers, beyond which steps are smaller
 
@@ -126,6 +126,13 @@ def advance(rules, numbers, shares, state, rest, arrays, order, total, first, co
 def evaluate(objective, where, params, rest, batch, key):
     """The objective of one batch."""
     return objective(join(where, params, rest), batch, key)
+
+
+@eqx.filter_jit
+def log_prob_of_first(where, params, rest, batch, count, key):
+    """The sum of the log densities of the first `count` rows of a batch, which devices may share."""
+    found = log_probs(join(where, params, rest), batch, key)
+    return jnp.sum(jnp.where(jnp.arange(len(found)) < count, found, 0.0))
 
 
 def step_shares(tree: Any, share: float = 1.0) -> Any:
