@@ -1,4 +1,4 @@
-"""Markov chains that start from draws of an approximation, whose spread they take as their scale."""
+"""Markov chains that start from draws of an approximation, whose spread sets their scale."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ _WARMUP = 300  # steps of NUTS
 
 
 def require_blackjax(what: str) -> None:
-    """Refuse to go on without blackjax, which is needed for `what`.
+    """Raise an error unless blackjax is installed, which is needed for `what`.
 
     Raises:
         InputError: it is not installed.
@@ -41,12 +41,12 @@ def nuts_chains(
     Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax. To be called inside a compiled function.
 
     Args:
-        log_density: of one position (d,), up to a constant, best in coordinates of about unit scale.
-        starts: of the chains.
+        log_density: log density of one position (d,), up to a constant, preferably in coordinates of about unit scale.
+        starts: starting points of the chains.
         key: JAX key.
-        draws: of each chain.
-        warmup: steps of adaptation.
-        finish: what is kept of a position.
+        draws: number of draws of each chain.
+        warmup: number of adaptation steps.
+        finish: transformation of each stored position.
     """
     import blackjax
     from blackjax.adaptation.base import get_filter_adapt_info_fn
