@@ -248,6 +248,6 @@ def lost(error: Exception) -> TrainingError:
     """The error that reports the loss of another process."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return TrainingError(
-        f"lost another process of this fit ({reason[:200]}); what was reached is in its checkpoints; try the same "
+        f"lost another process of this fit ({reason[:200]}); its progress is in the checkpoints; try the same "
         "command with --resume, with any number of processes"
     )

@@ -326,7 +326,7 @@ def _take(claim: Path) -> None:
         if not _has_ended(holder):
             raise StorageError(
                 f"got {claim.parent}, to which process {holder.get('process')} on {holder.get('host')} is writing a "
-                f"run; expected a folder of its own; try another --out, or delete {claim} if that process has ended"
+                f"run; expected a separate folder; try another --out, or delete {claim} if that process has ended"
             )
         stale = claim.with_name(f"{claim.name}-{secrets.token_hex(6)}")
         with suppress(FileNotFoundError):

@@ -161,7 +161,7 @@ def class_log_probs(
 ) -> Float[Array, "*batch k"]:
     """Log p(x | class k) of data for every class, in nats, of shape `(*batch, K)`.
 
-    Padding on the left is drawn and divided by its own density: with many draws the mean of exp(...) is p(x | k).
+    Padding on the left is sampled and its density divided out: the mean of exp(...) over many draws is p(x | k).
 
     Args:
         model: with a `ClassMixture`, or a one-hot `Given` vector, on the right.

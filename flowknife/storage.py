@@ -67,7 +67,7 @@ def write_run(folder: str | os.PathLike, record: Record, tree: Any, history: Map
     folder = Path(folder)
     taken = [] if is_run(folder) else [name for name in RUN_FILES if (folder / name).exists()]
     if taken:
-        raise StorageError(f"got {folder}, which has a {taken[0]} and is no run; expected a new folder")
+        raise StorageError(f"got {folder}, which has a {taken[0]}, but is not a run; expected a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder, prefix=WORK))
@@ -165,7 +165,7 @@ def read_run(folder: str | os.PathLike, settings: Any = dict[str, Any]) -> Recor
         return Record[settings].model_validate_json(text)
     except pydantic.ValidationError as error:
         first, *others = error.errors()
-        more = f" ({len(others)} more to mend)" if others else ""
+        more = f" ({len(others)} more errors)" if others else ""
         place = ".".join(map(str, first["loc"]))
         raise StorageError(
             f"got {folder / 'run.json'}, which is damaged or of another version ({place}: {first['msg']}{more}); "

@@ -120,7 +120,7 @@ def test_a_lost_process_ends_the_others_and_another_number_goes_on(victim, tmp_p
     assert running[1 - victim].returncode == 1
     assert sum(line.startswith("error: lost") for line in told.splitlines()) == 1 and "Check failure" not in told
     said = call(*words, "--resume")
-    assert "going on from the checkpoints" in said.stderr and (run / "run.json").exists()
+    assert "resuming from the checkpoints" in said.stderr and (run / "run.json").exists()
 
 
 def test_one_device_needs_nothing():

@@ -114,7 +114,7 @@ def test_a_condition_has_to_be_given_and_fit(flow, given, words):
     ("x", "given", "words"),
     [
         (np.zeros((9, 2)), "c", "the condition 'c'"),
-        (np.zeros((9, 2)), ["x1", "x2"], "nothing but conditions"),
+        (np.zeros((9, 2)), ["x1", "x2"], "only conditions"),
         (np.random.default_rng(0).normal(size=(9, 2)), np.zeros(9), "c1, which never varies"),
         (np.zeros((9, 2)), np.zeros(8), "8 rows of conditions c1 for 9 rows"),
     ],

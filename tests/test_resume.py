@@ -426,7 +426,7 @@ def test_an_interruption_names_the_command_that_goes_on(tmp_path, table, monkeyp
     finally:
         signal.signal(signal.SIGINT, before)
     for line, step in ((first, 1), (second, 2)):
-        assert f"partial run: training was interrupted at step {step}; to go on: " in line
+        assert f"partial run: training was interrupted at step {step}; to resume: " in line
         assert line.count("--resume") == 1 and line.count("interrupted: ") == 1 and line.rstrip().endswith("--resume")
     assert fk.load(run).record.training.steps == 2
     call(*command, "--resume")

@@ -1,6 +1,7 @@
-"""Ready stacks of bijections: vectors (`coupling_flow`, `realnvp`) and images (`wavelet`, `glow`, `jet`, `realnvp`).
+"""Architectures for vectors (`coupling_flow`, `realnvp`) and images (`wavelet`, `glow`, `jet`, `realnvp`).
 
-All start finite at any depth: couplings start as the identity, scales are bounded, linear layers start as rotations.
+All are finite at initialisation for any depth: couplings start as the identity, scales are bounded, linear layers start
+as rotations.
 """
 
 from flowknife.architectures._dequantiser import dequantiser

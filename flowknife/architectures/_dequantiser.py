@@ -13,24 +13,25 @@ from flowknife.errors import InputError
 
 
 def dequantiser(shape: Shape, *, layers: int = 2, width: int = 32, depth: int = 2, key: Key = None) -> Bijection:
-    """The noise within the bins of a discrete image: u in (0, 1)^shape <-> N(0, I), given the image.
+    """The dequantisation noise of a discrete image: u in (0, 1)^shape <-> N(0, I), given the image.
 
-    Ho et al. 2019, arXiv 1902.00275, sec. 3.1; for `laws.Pixels(noise=...)`. A residual network looks at the image
-    once; a coupling of splines moves everything given what it saw, the others one half of the channels of every 2x2
-    block, in turn, given the other half too. It starts as the uniform distribution, exactly.
+    Ho et al. 2019, arXiv 1902.00275, sec. 3.1; for `laws.Pixels(noise=...)`. A residual network computes features of
+    the image once. A first spline transforms all elements given the features; the following couplings alternately
+    transform one half of the channels of every 2x2 block, given the other half and the features. It starts exactly as
+    the uniform distribution.
 
     Args:
         shape: (height, width, channels).
         layers: couplings after the first.
         width: channels of the features and of each network.
-        depth: residual blocks that look at the image.
-        key: source of initial weights.
+        depth: residual blocks of the network of the image.
+        key: random key of the initial weights.
 
     Returns:
         a bijection of that shape with the image, scaled to (-1, 1), as its condition.
 
     Raises:
-        InputError: for what is not the shape of an image.
+        InputError: for a shape that is not that of an image.
     """
     shape = as_shape(shape)
     if len(shape) != 3:
@@ -41,7 +42,7 @@ def dequantiser(shape: Shape, *, layers: int = 2, width: int = 32, depth: int = 
     parts: list[Bijection] = [Squeeze(shape)] if even else []
     parts.append(HistogramToNormal(np.broadcast_to([0.0, 1.0], (*grid, 2)), np.ones((*grid, 1))))
     for i, couple in enumerate(keys):
-        # the first moves everything given the image; a single channel leaves nothing else to look at
+        # the first one transforms all elements given the image: a single channel has no identity part
         split = Channels(grid, 0 if i == 0 else None, swap=bool(i % 2))
         net = partial(nets.PatchMLP, width=width)
         parts.append(Coupling(split, scalar_named("spline"), net, cond_shape=(*grid[:2], width), key=couple))

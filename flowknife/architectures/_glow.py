@@ -43,13 +43,13 @@ def glow(
 
     Args:
         shape: (height, width, channels).
-        levels: default as many as the size allows, see `levels_for`.
+        levels: number of levels; default as many as the size allows, see `levels_for`.
         steps: steps per level.
         width: hidden channels of each network.
         scalar: "affine", "additive", "spline" or any `Scalar`.
-        cond_dim: length of a condition (a class, say) that every coupling and every learned prior sees, 0 for none.
-        memory: "reversible" rebuilds activations in the backward pass, see `Repeat`.
-        key: source of initial weights.
+        cond_dim: length of a condition (such as a class) of every coupling and every learned prior, 0 for none.
+        memory: "reversible" recomputes activations in the backward pass, see `Repeat`.
+        key: random key of the initial weights.
 
     Returns:
         a bijection from `shape` to one flat vector; the last-level latent comes first.
@@ -83,9 +83,10 @@ def glow(
 
 
 def _learned_prior(split, cond_dim, width, key):
-    """Affine map of the moved part, (z - t(kept, cond)) exp(-s(kept, cond)), and the context that joins kept and cond.
+    """Affine map of the moved part, (z - t(kept, cond)) exp(-s(kept, cond)), and its context of kept and cond.
 
-    The map is a coupling that keeps nothing. Without a condition there is no context: the kept part alone is given.
+    The map is a coupling with an empty identity part. Without a condition there is no context network, only the kept
+    part.
     """
     *grid, channels = split.kept_shape
     everything = Channels(split.moved_shape, kept=0)

@@ -37,9 +37,10 @@ def jet(
 ) -> Bijection:
     """Jet (Kolesnikov et al. 2024, arXiv 2412.15129): affine couplings of patches, parametrised by vision transformers.
 
-    One cut into patches, then `couplings` times: a fixed random permutation of the patches' channels, and a coupling
-    in which the first half of every patch moves the other one. No levels and no factor-out; the one actnorm at the
-    entrance is there for the units of the pixels. Couplings are equal in structure and scanned.
+    The image is divided into patches. Each of the `couplings` layers is a fixed random permutation of the patches'
+    channels, and a coupling in which the first half of every patch conditions the second half. There are no levels and
+    no factor-out; a single actnorm at the start standardises the pixels. Couplings have equal structure and are
+    scanned.
 
     Args:
         shape: (height, width, channels), height and width multiples of `patch`.
@@ -48,15 +49,15 @@ def jet(
         width: length of a token.
         depth: blocks of each transformer.
         heads: attention heads.
-        cond_dim: length of a condition (a class, say) that every coupling sees, 0 for none.
-        memory: "reversible" rebuilds activations in the backward pass, see `Repeat`.
-        key: source of initial weights.
+        cond_dim: length of a condition (such as a class) of every coupling, 0 for none.
+        memory: "reversible" recomputes activations in the backward pass, see `Repeat`.
+        key: random key of the initial weights.
 
     Returns:
         a bijection from `shape` to one flat vector.
 
     Raises:
-        InputError: for an image that cannot be cut into such patches.
+        InputError: for an image that cannot be divided into such patches.
     """
     shape = as_shape(shape)
     if patch < 1 or patch & (patch - 1) or len(shape) != 3 or shape[0] % patch or shape[1] % patch:

@@ -1,11 +1,11 @@
-"""How many scales an image has."""
+"""Number of levels of a multi-scale flow."""
 
 from flowknife._types import Shape
 from flowknife.errors import InputError
 
 
 def levels_for(shape: Shape) -> int:
-    """Levels of a multi-scale flow for an image size: halve while the grid is even and its half at least 4 pixels."""
+    """Levels of a multi-scale flow for an image size: halve while the grid is even and the half at least 4 pixels."""
     check_image(shape, 0, least=0)
     height, width, _ = shape
     levels = 0

@@ -35,17 +35,17 @@ def realnvp(
 ) -> Bijection:
     """Affine couplings with fixed alternating halves (Dinh et al. 2017, arXiv 1605.08803).
 
-    A vector: `layers` couplings whose kept half alternates, each after an actnorm. An image: three checkerboard
-    couplings, squeeze, three channel couplings, factor out half of the channels, and again while the grid is even and
-    at least 4 pixels; the right end is then one flat vector.
+    For a vector: `layers` couplings with alternating identity halves, each after an actnorm. For an image: three
+    checkerboard couplings, squeeze, three channel couplings, factor out half of the channels, repeated while the grid
+    is even and at least 4 pixels; the right end is then one flat vector.
 
     Args:
         shape: event shape, (dim,) or (height, width, channels).
-        layers: couplings of a vector flow; they come in pairs, an odd number is rounded up.
+        layers: couplings of a vector flow, in pairs: an odd number is rounded up.
         width: hidden units or channels of each network.
-        cond_dim: length of a condition that every coupling sees, 0 for none.
-        memory: of vector flows: "reversible" rebuilds activations in the backward pass, see `Repeat`.
-        key: source of initial weights.
+        cond_dim: length of a condition of every coupling, 0 for none.
+        memory: for vector flows, "reversible" recomputes activations in the backward pass, see `Repeat`.
+        key: random key of the initial weights.
     """
     shape, key = as_shape(shape), as_key(key)
     cond_shape = condition_shape(cond_dim)
@@ -61,7 +61,7 @@ def realnvp(
         net = partial(nets.MLP, width=width)
         parts = []
         for swap, coupling_key in zip((False, True), keys, strict=True):
-            # for odd lengths both roles cover everything: half rounded down, then half rounded up
+            # for odd lengths, the two halves are rounded down and up, so that all elements are transformed
             kept = shape[0] // 2 if not swap else shape[0] - shape[0] // 2
             split = Channels(shape, min(kept, shape[0] - 1), swap=swap)
             parts += [ActNorm(shape), Coupling(split, ShiftScale(), net, cond_shape=cond_shape, key=coupling_key)]

@@ -1,4 +1,4 @@
-"""Stacks for vectors, and the layers that all stacks choose by name."""
+"""Architectures for vectors, and layers that are chosen by name."""
 
 from functools import partial
 from typing import Any
@@ -41,7 +41,7 @@ def condition_shape(cond_dim: int) -> Shape | None:
 SCALARS = {"additive": Shift(), "affine": ShiftScale(), "spline": Composed([ShiftScale(), Spline()])}
 MIXINGS = ("lu", "orthogonal", "permute")
 
-_LONG = 32  # longer conditions are summarised
+_LONG = 32  # longer conditions are reduced to principal components
 
 
 def scalar_named(scalar: str | Scalar) -> Scalar:
@@ -75,21 +75,21 @@ def coupling_flow(
     memory: Memory = "standard",
     key: Key = None,
 ) -> Bijection:
-    """Couplings of a vector with a linear mixing before each: the default for tables.
+    """Couplings of a vector, each after a linear mixing: the default for tables.
 
     With "spline", each element goes through an affine map and a rational-quadratic spline (arXiv 1906.04032).
 
     Args:
-        dim: length of x; 1 is allowed, its couplings see the condition only.
+        dim: length of x; with 1, couplings depend only on the condition.
         cond_dim: length of the condition, 0 for none.
         layers: number of couplings, scanned.
         width: hidden units of each network.
         depth: hidden layers of each network.
         scalar: "spline", "affine", "additive" or any `Scalar`.
         mixing: "lu" (trained), "orthogonal" or "permute" (fixed).
-        net: constructor of the couplings' networks; default `MLP` of that width and depth.
-        memory: "reversible" rebuilds activations in the backward pass, see `Repeat`.
-        key: source of initial weights.
+        net: constructor of the couplings' networks; default `MLP` of this width and depth.
+        memory: "reversible" recomputes activations in the backward pass, see `Repeat`.
+        key: random key of the initial weights.
 
     Returns:
         a bijection of shape `(dim,)`.
@@ -119,17 +119,19 @@ def flow_given(
     key: Key = None,
     **couplings: Any,
 ) -> Bijection:
-    """A flow of a vector given y: linear regression on y, whitening, and couplings that take features of y.
+    """A flow of a vector given y: linear regression on y, whitening, and couplings conditioned on features of y.
 
-    The first two have a closed form (`initialise`): training starts at the linear-Gaussian density of x given y.
+    The first two are fitted in closed form (`initialise`), so training starts at the linear-Gaussian density of x given
+    y.
 
     Args:
         dim: length of x.
         y: training rows of the condition, shape (n, k).
         features: learned features of y in addition to its normal scores, see `nets.Embedding`.
         hidden: hidden units of the network that learns them.
-        embedding: features of y instead of these, with `in_shape` and `features`, such as `nets.ObservationEmbedding`.
-        key: source of initial weights.
+        embedding: a network of features of y that replaces these, with `in_shape` and `features`, such as
+            `nets.ObservationEmbedding`.
+        key: random key of the initial weights.
         **couplings: arguments of `coupling_flow`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The wavelet flow: global first, local after."""
+"""The wavelet flow and the polyphase (lattice) flow, from coarse to fine."""
 
 import math
 from collections.abc import Callable
@@ -33,11 +33,11 @@ from flowknife.bijections import (
     Squeeze,
 )
 
-_WHOLE = 32  # pixels a side, at most, of the image whose principal directions are sought
-_LEADING = 192  # principal directions: with half as many, samples have dull eyes
+_WHOLE = 32  # largest side in pixels of the image whose principal directions are computed
+_LEADING = 192  # principal directions; with half as many, samples of 64x64 faces lose global structure, such as eyes
 _LEADING_LAYERS = 2
-_DENSE = 1024  # details, at most, that are whitened as a whole
-_TAIL = 4.0  # standard deviations, beyond which a spline is the identity
+_DENSE = 1024  # largest number of details that are whitened jointly
+_TAIL = 4.0  # standard deviations beyond which a spline is the identity
 
 
 def wavelet(
@@ -53,13 +53,13 @@ def wavelet(
     leading: Callable[[int], Bijection] | None = None,
     key: Key = None,
 ) -> Bijection:
-    """Wavelet flow: global first, local after.
+    """Wavelet flow, from coarse to fine.
 
-    An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours, turned so that
-    its coarsest numbers are the coefficients of the leading principal directions of the whole image, which contain what
-    eyes and ears have to do with each other. These go through a small dense flow; the details of each level go through
-    local couplings, given the image as the coarser levels show it. One bijection, one latent per level; levels can be
-    trained one by one, since no level's parameters appear in another's term.
+    An orthonormal Haar pyramid (Yu et al. 2020, arXiv 2010.13821) of the image in its principal colours is rotated so
+    that its coarsest numbers are the coefficients of the leading principal directions of the whole image, which capture
+    global correlations. These are transformed by a small dense flow. The details of each level are transformed by local
+    couplings, conditioned on the image of the coarser levels. It is a single bijection with one latent per level.
+    Levels can be trained one by one, since each term depends on the parameters of its own level only.
 
     Args:
         shape: (height, width, channels).
@@ -69,16 +69,16 @@ def wavelet(
         depth: residual blocks of the context network.
         bins: bins of the splines.
         groups: groups of coefficients per level, each one coupling.
-        cond_dim: length of a condition (a class, say) that every level sees, 0 for none.
-        leading: builds the bijection of the coarsest numbers, from how many they are, with a condition if there is
-            one; default a small dense flow.
-        key: source of initial weights.
+        cond_dim: length of a condition (such as a class) of every level, 0 for none.
+        leading: builds the bijection of the coarsest numbers from their count (with a condition, if there is one);
+            default a small dense flow.
+        key: random key of the initial weights.
 
     Returns:
         a bijection from `shape` to one flat vector; the coarsest latent comes first.
     """
-    shape, levels, leading, key = _begun(shape, levels, leading, bins, cond_dim, key)
-    # couplings of whitened details need not enlarge much; what they enlarge at low temperatures runs away
+    shape, levels, leading, key = _with_defaults(shape, levels, leading, bins, cond_dim, key)
+    # couplings of whitened details need no large factors, which let samples diverge at low temperatures
     scalar = Composed([ShiftScale(bound=3.0, least=1.5), Spline(bins=bins, tail=_TAIL)])
     sizes = _Sizes(width, features, depth, groups, scalar, condition_shape(cond_dim))
     return Chain([PrincipalRotation(shape, whiten=False), _above(shape, levels, 1.0, sizes, leading, key)])
@@ -98,11 +98,11 @@ def lattice(
     leading: Callable[[int], Bijection] | None = None,
     key: Key = None,
 ) -> Bijection:
-    """Polyphase flow: every second pixel first, then those between given the first; for images that are mostly flat.
+    """Polyphase flow: every second pixel first, then the pixels between given these; for images mostly of one value.
 
-    As `wavelet`, but with pixels in the place of averages and differences (Reed et al. 2017, arXiv 1703.03664), each as
-    the normal score of its value. Where most pixels are black or white, the noise that makes them continuous stays
-    within one known interval of each number; a rotation (Haar, principal directions) would smear it over all of them.
+    Like `wavelet`, but with pixels in place of averages and differences (Reed et al. 2017, arXiv 1703.03664), each as
+    the normal score of its value. If most pixels are black or white, the dequantisation noise then stays within a known
+    interval of each number; a rotation (Haar, principal directions) would spread it over all of them.
 
     Args:
         shape: (height, width, channels).
@@ -113,16 +113,16 @@ def lattice(
         depth: residual blocks of the context network.
         bins: bins of the splines.
         groups: groups of pixels per level, each one coupling.
-        cond_dim: length of a condition (a class, say) that every level sees, 0 for none.
-        leading: builds the bijection of the coarsest pixels, from how many they are, with a condition if there is one;
+        cond_dim: length of a condition (such as a class) of every level, 0 for none.
+        leading: builds the bijection of the coarsest pixels from their count (with a condition, if there is one);
             default a small dense flow.
-        key: source of initial weights.
+        key: random key of the initial weights.
 
     Returns:
         a bijection from `shape` to one flat vector; the coarsest latent comes first.
     """
-    shape, levels, leading, key = _begun(shape, levels, leading, bins, cond_dim, key)
-    # normal scores need no scaling, which would carry what is far out further
+    shape, levels, leading, key = _with_defaults(shape, levels, leading, bins, cond_dim, key)
+    # normal scores need no scaling, which would move extreme values even further out
     sizes = _Sizes(width, features, depth, groups, Spline(bins=bins, tail=_TAIL), condition_shape(cond_dim))
     transform, grids = _pyramid(shape, levels, Squeeze)
     return Chain([PixelsToNormal(shape, values), _coarse_to_fine(transform, grids, 1.0, sizes, leading, _local, key)])
@@ -137,7 +137,7 @@ class _Sizes(NamedTuple):
     cond_shape: Shape | None
 
 
-def _begun(shape, levels, leading, bins, cond_dim, key):
+def _with_defaults(shape, levels, leading, bins, cond_dim, key):
     """The arguments of both flows, with their defaults."""
     shape = as_shape(shape)
     levels = _levels(shape) if levels is None else levels
@@ -147,7 +147,7 @@ def _begun(shape, levels, leading, bins, cond_dim, key):
 
 
 def _levels(shape):
-    """Until the coarsest grid has at most 8 pixels a side."""
+    """Number of levels until the coarsest grid has a side of at most 8 pixels."""
     levels = 1
     while min(shape[:2]) // 2**levels > 8 and shape[0] % 2 ** (levels + 1) == 0 == shape[1] % 2 ** (levels + 1):
         levels += 1
@@ -155,7 +155,7 @@ def _levels(shape):
 
 
 def _above(shape, levels, scale, sizes, leading, key):
-    """Levels above the grid on which principal directions are sought: details given the exact coarser image."""
+    """Levels above the grid of the principal directions: details given the exact coarser image."""
     if levels == 1 or min(shape[:2]) <= _WHOLE:
         transform, grids = _pyramid(shape, levels, Haar)
         dim = math.prod(shape)
@@ -172,7 +172,7 @@ def _above(shape, levels, scale, sizes, leading, key):
 
 
 def _pyramid(shape, levels, halve):
-    """Halve the grid of the coarse image again and again, to one vector; and the details' grids, coarsest first."""
+    """The pyramid as a bijection to one vector, and the grids of the details, coarsest first."""
     step = halve(shape)
     split = Channels(step.out_shape, kept=shape[2])
     if levels == 1:
@@ -183,7 +183,7 @@ def _pyramid(shape, levels, halve):
 
 
 def _coarse_to_fine(transform, grids, scale, sizes, leading, details, key):
-    """The leading numbers, then the details of each grid given the image that is known so far."""
+    """The leading numbers, then the details of each grid given the image of the coarser ones."""
     keys = jax.random.split(key, 2 * len(grids))
     parts, contexts = [leading(transform.out_shape[0] - sum(math.prod(grid) for grid in grids))], []
     for i, grid in enumerate(grids):
@@ -205,9 +205,9 @@ def _context(shape, squeeze, scale, sizes, key):
 
 
 def _leading(dim, bins, cond_dim, key):
-    """Whitened principal coefficients are nearly normal already: a small dense flow does the rest.
+    """A small dense flow of the whitened principal coefficients, which are already nearly normal.
 
-    Their linear regression on the condition (the mean of each class) has a closed form too.
+    Their linear regression on the condition (such as the mean of each class) is fitted in closed form too.
     """
     scalar = Composed([ShiftScale(bound=1.0), Spline(bins=bins, tail=_TAIL)])
     dense = coupling_flow(
@@ -233,10 +233,11 @@ def _details(shape, sizes, key):
 
 
 def _local(shape, sizes, key):
-    """Couplings over groups of coefficients of four interleaved grids, one after another, scanned.
+    """Sequential couplings over groups of coefficients of four interleaved grids, as a scan.
 
-    Each coupling moves the last group, steered by all others, and the channels roll on. What lies behind a group in the
-    row is latent by then, so this is an autoregression: each group given the ones before it as they are in the data.
+    Each coupling transforms the last group, conditioned on all others, and then the channels are rolled. The groups
+    after it are already latents, so this is an autoregression: each group is conditioned on the previous ones in data
+    space.
     """
     parts, grid, groups = [], shape, 3
     if _halves(shape):

@@ -81,7 +81,7 @@ def _data_of(run, record) -> str:
     ):
         return source
     raise InputError(
-        f"got --from {run}, whose data were {source or 'in memory'}, which is no file here; expected the data; try "
+        f"got --from {run}, whose data were {source or 'in memory'}, which does not exist here; expected the data; try "
         f"flowknife fit {record.application} DATA --from {run} --out ..."
     )
 

@@ -130,12 +130,12 @@ def run_to_write(
         if unfinished and not (overwrite or resume):
             raise StorageError(
                 f"got {run}, which holds checkpoints of an unfinished fit; expected a new folder; try --resume to go "
-                "on with it, or --overwrite to begin anew"
+                "on with it, or --overwrite to start again"
             )
         if content and not is_run(run) and not unfinished:
             raise StorageError(f"got {run}, which is not empty and no run; expected a new folder; try another --out")
         if resume and is_partial(run) and not (unfinished or overwrite):
-            raise StorageError(f"got {run}, a partial run without checkpoints; try --overwrite to begin anew")
+            raise StorageError(f"got {run}, a partial run without checkpoints; try --overwrite to start again")
         if content and not overwrite and not unfinished:
             raise StorageError(f"got {run}, which holds a run; expected a new folder; try another --out or --overwrite")
         own = _files_of(run)

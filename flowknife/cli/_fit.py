@@ -105,7 +105,7 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
                     if not is_checkpoints(checkpoints):
                         raise
                     done = f"{stop}; " if isinstance(stop, Written) else ""
-                    raise Written(f"{done}to go on: {_resume_command()}") from None
+                    raise Written(f"{done}to resume: {_resume_command()}") from None
 
         return verb(fit, application, *examples, cls=WithSettings)(with_cluster(with_claim))
 

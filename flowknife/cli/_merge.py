@@ -71,7 +71,9 @@ def run_digest(run: Path) -> str:
     try:
         return hashlib.sha256(read_file(run / "run.json")).hexdigest()
     except OSError:
-        raise InputError(f"got {run}, which is no run; expected a run directory, as flowknife fit writes it") from None
+        raise InputError(
+            f"got {run}, which is not a run; expected a run directory, as flowknife fit writes it"
+        ) from None
 
 
 def tell_part(out: Path, shard: Shard, said: Mapping[str, Any], total: int, rows: int, more: Mapping[str, Any]) -> None:
@@ -226,7 +228,7 @@ def _numbers(columns, name, low, high) -> "np.ndarray":
     except (ValueError, TypeError, OverflowError):
         pass
     raise StorageError(
-        f"got parts with a {name} that is no number from {low} to {high}; expected scores of flowknife score"
+        f"got parts with a {name} that is not a number from {low} to {high}; expected scores of flowknife score"
     )
 
 
@@ -265,7 +267,7 @@ def _parts(out) -> list[tuple[Path, _About]]:
         changed = [name for name in {**first.of, **said.of} if first.of.get(name) != said.of.get(name)]
         if changed or (said.total, said.alpha, said.ranked) != (first.total, first.alpha, first.ranked):
             what = changed[0] if changed else "total"
-            raise StorageError(f"got {path} with another {what} than {parts[0][0].name}; expected parts of one whole")
+            raise StorageError(f"got {path} with another {what} than {parts[0][0].name}; expected parts of one output")
         if said.part != [number, count]:
             own = " of ".join(map(str, said.part))
             raise StorageError(
@@ -296,7 +298,7 @@ def _read(path, said: _About) -> "dict[str, np.ndarray]":
     except InputError as error:
         raise StorageError(f"got a part that cannot be read: {error}") from None
     if any(len(column) != said.rows for column in found.values()):
-        raise StorageError(f"got {path} with other rows than are said to be in it; try its shard again")
+        raise StorageError(f"got {path} whose rows differ from its description; try its shard again")
     return found
 
 
@@ -309,7 +311,7 @@ def _array(path, said: _About) -> "np.ndarray":
     except (OSError, UnreadableError, KeyError) as error:
         raise StorageError(f"got {path}, which cannot be read ({reason_of(error)}); try its shard again") from None
     if not array.ndim or len(array) != said.rows:
-        raise StorageError(f"got {path} with other rows than are said to be in it; try its shard again")
+        raise StorageError(f"got {path} whose rows differ from its description; try its shard again")
     return array
 
 

@@ -116,7 +116,7 @@ def _sample(
         options["temperature"] = _temperature(temperature, fitted)
     if fitted.application == "invert":
         if given is None:
-            raise InputError("got a posterior and no observation; expected what it should explain; try --given FILE")
+            raise InputError("got a posterior and no observation; expected one to explain; try --given FILE")
         if refine and temperature is not None:
             raise InputError("got --temperature with --refine; expected one of them; try without --temperature")
         _explain(_refinable(fitted, refine, simulator), given, out, n, seed, refine=refine, **options)

@@ -60,7 +60,7 @@ def _simulate(
         try:
             made = simulate(function, its_prior, n, out=out, executor=executor, key=seed, chunk=chunk, shard=part)
         except KeyboardInterrupt:
-            raise Written(f"what was simulated is in {out}; the same command goes on") from None
+            raise Written(f"finished simulations are in {out}; the same command resumes") from None
     if made is None:
         typer.echo(f"simulated shard {part}; other shards of {out} are not complete yet")
         return

@@ -175,7 +175,7 @@ def _read_object(source: Any, label: str, keep: Sequence[str]) -> Columns:
     try:
         values = np.asarray(source)
     except (TypeError, ValueError):
-        raise InputError(f"got {label} that is no rectangular array; {_EXPECTED}") from None
+        raise InputError(f"got {label} that is not a rectangular array; {_EXPECTED}") from None
     return _read_array(values, label, keep)
 
 
@@ -188,7 +188,7 @@ def _read_array(values: np.ndarray, label: str, keep: Sequence[str]) -> Columns:
         and values.dtype == object
         and any(isinstance(row, (list, tuple, np.ndarray)) for row in values)
     ):
-        raise InputError(f"got {label} that is no rectangular array; {_EXPECTED}")
+        raise InputError(f"got {label} that is not a rectangular array; {_EXPECTED}")
     matrix = values[:, None] if values.ndim == 1 else values
     return _stack(matrix.T, [""] * matrix.shape[1], label, len(matrix), keep)
 

@@ -211,7 +211,7 @@ class Encoding:
         if name in self.dates:
             time = _days(found.kept[found.names[place]])
             if time is None:
-                raise InputError(f"got {found.source} with {name!r} that are no dates; expected such as 2024-01-31")
+                raise InputError(f"got {found.source} with {name!r} that are not dates; expected such as 2024-01-31")
             return time
         return found.values[:, place].copy()
 

@@ -49,7 +49,7 @@ def labels_of(data: ImageSet, labels: Any = None) -> Any:
     if data.unused_folders:
         raise InputError(
             f"got the class folders {', '.join(data.unused_folders[:5])} without a usable image; expected some in "
-            "each; try to mend or remove them"
+            "each; try to repair or remove them"
         )
     if not any(data.folders):
         raise InputError("got images without labels; expected labels=..., or a folder with one subfolder per class")

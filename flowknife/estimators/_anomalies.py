@@ -1,4 +1,4 @@
-"""Detectors of anomalous rows: for scikit-learn, and in the convention of PyOD."""
+"""Detectors of anomalous rows, with the interfaces of scikit-learn and PyOD."""
 
 import math
 import warnings
@@ -32,7 +32,7 @@ from flowknife.errors import CalibrationWarning, InputError
 from flowknife.estimators._density import DensityEstimator
 from flowknife.estimators._shift import Shift
 
-_ROUNDING = 1e-9  # 0.1 x 300 is 30, and not a little more
+_ROUNDING = 1e-9  # 0.1 x 300 must count as 30, despite rounding errors
 
 
 def _of_novelties(detector):
@@ -49,32 +49,33 @@ def _of_training(detector):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnomalyDetector(OutlierMixin, DensityEstimator):
-    """Detects rows that are unlike the training rows, at a chosen false-alarm rate.
+    """Detects anomalous rows at a chosen false-alarm rate.
 
-    A density is fitted to one part of the rows and calibrated with the other (split-conformal; Bates et al. 2023, arXiv
-    2104.08279): of new rows of the same kind a share `contamination` is flagged and no more, whatever the data.
+    A density is fitted to one part of the rows and calibrated on the other (split-conformal; Bates et al. 2023, arXiv
+    2104.08279). At most a share `contamination` of new normal rows is flagged, for any data.
 
-    With `novelty=False` the anomalies are looked for in the training rows themselves, of which a share `contamination`
-    is flagged, as in `LocalOutlierFactor` of scikit-learn; there are no p-values then.
+    With `novelty=False`, a share `contamination` of the training rows themselves is flagged, as in `LocalOutlierFactor`
+    of scikit-learn; then there are no p-values.
 
-    With `fdr`, `predict` judges all rows of a call together: of those that it flags a share `fdr` at most is expected
-    to be normal (Benjamini & Hochberg 1995 on conformal p-values; Bates et al. 2023, theorem 2). More exactly the bound
-    is `fdr` times the share of normal rows. `false_discoveries` bounds that share for one call, with some confidence.
+    With `fdr`, `predict` controls the false discovery rate over all rows of a call: at most a share `fdr` of the
+    flagged rows is expected to be normal (Benjamini & Hochberg 1995 on conformal p-values; Bates et al. 2023, theorem
+    2). More precisely, the bound is `fdr` times the share of normal rows. `false_discoveries` is a confidence bound of
+    this share for a single call.
 
-    Where new rows differ from the training rows for harmless reasons, `shifted` gives a detector for them; `monitor`
-    finds out when a stream began to differ.
+    If new rows differ from the training rows for harmless reasons, `shifted` returns a detector for them. `monitor`
+    detects changes in a stream.
 
     Args:
-        contamination: the rate of false alarms among normal rows, more than 0, at most 0.5.
-        fdr: the rate of false discoveries among flagged rows, instead of `contamination`; None: no.
-        calibration: share of the rows that is held out for calibration and for nothing else.
-        novelty: whether new rows are judged, or the training rows.
+        contamination: false-alarm rate among normal rows, above 0 and at most 0.5.
+        fdr: false discovery rate among flagged rows, which replaces `contamination`; default None.
+        calibration: share of the rows that is held out for calibration only.
+        novelty: detect anomalies in new rows (True) or in the training rows (False).
 
     Attributes:
         flow_: the fitted `Density`.
         calibration_scores_: log density of the calibration rows (of all rows with `novelty=False`), ascending.
-        offset_: rows of smaller log density are flagged, without `fdr`.
-        ratio_: of a detector that is `shifted`, how many times denser new rows are; None otherwise.
+        offset_: rows with a smaller log density are flagged (without `fdr`).
+        ratio_: for a `shifted` detector, the density ratio of new to old rows; None otherwise.
 
     Examples:
         >>> import numpy as np
@@ -93,7 +94,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         """Fit the density and calibrate it.
 
         Raises:
-            InputError: for a rate out of range, or too few rows to keep it.
+            InputError: for a rate out of range, or too few rows for the rate.
         """
         if not 0 < self.contamination <= 0.5:
             raise InputError(f"got contamination={self.contamination}; expected more than 0, at most 0.5; try 0.01")
@@ -108,7 +109,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         self.ratio_: Shift | None = None
         options = {"alpha": self.contamination, **self._options(DensityConfig, self._seed())}
         with warnings.catch_warnings():
-            # as many rows as are asked for below; at a rate of exactly 1 / (count + 1) `predict` flags, p < alpha not
+            # at a rate of exactly 1 / (count + 1), `predict` can flag rows, but p < alpha cannot
             warnings.simplefilter("ignore", CalibrationWarning)
             calibrate = self._fit_new if self.novelty else self._fit_training
             scores, self.offset_ = calibrate(X, options)
@@ -116,9 +117,9 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         return self
 
     def _fit_new(self, X, options):
-        """Log densities of the calibration rows, and that below which a row is flagged."""
+        """Log densities of the calibration rows, and the threshold below which a row is flagged."""
         count = round(self.calibration * len(X))
-        # the smallest p-value that m calibration rows can give is 1 / (m + 1)
+        # with m calibration rows the smallest p-value is 1 / (m + 1)
         least = math.ceil(1 / self.contamination - 1 - _ROUNDING)
         if count < least:
             raise InputError(
@@ -132,7 +133,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         return scores, -conformal_quantile(-scores, 1 - self.contamination)
 
     def _fit_training(self, X, options):
-        """Log densities of all rows, and that below which a row is flagged."""
+        """Log densities of all rows, and the threshold below which a row is flagged."""
         self.flow_ = density(X, **options)
         scores = self.flow_.log_prob(X).astype(np.float64)
         return scores, float(np.sort(scores)[math.floor(self.contamination * len(X) + _ROUNDING)])
@@ -144,7 +145,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
 
     @available_if(_of_novelties)
     def p_values(self, X: Any) -> Float[np.ndarray, " n"]:
-        """Split-conformal p-value of each row, weighted where the detector is `shifted`."""
+        """Split-conformal p-value of each row, weighted if the detector is `shifted`."""
         rows = self._rows(X)
         return self._p_values(rows, self.flow_.log_prob(rows).astype(np.float64))
 
@@ -160,7 +161,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
 
     @available_if(_of_novelties)
     def scores(self, X: Any) -> Scores:
-        """Columns of each row, with p_value, q_value and flag (as `predict` has it); see `Scores`."""
+        """Columns of each row, with p_value, q_value and flag (as by `predict`); see `Scores`."""
         rows = self._rows(X)
         log_prob = self.flow_.log_prob(rows).astype(np.float64)
         p_value = self._p_values(rows, log_prob)
@@ -182,10 +183,10 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
 
     @available_if(_of_novelties)
     def false_discoveries(self, X: Any, confidence: float = 0.9) -> float:
-        """An upper bound on the share of normal rows among those of X that `predict` flags.
+        """An upper bound on the share of normal rows among the rows of X that `predict` flags.
 
-        It holds with the probability `confidence` (over calibration rows and X), where new normal rows are like the
-        training rows; see `diagnostics.false_discovery_bound`.
+        It holds with probability `confidence` (over calibration rows and X), if new normal rows have the distribution
+        of the training rows; see `diagnostics.false_discovery_bound`.
 
         Raises:
             InputError: for a detector that is `shifted`.
@@ -200,10 +201,10 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
 
     @available_if(_of_novelties)
     def monitor(self, X: Any, alpha: float | int = 0.01) -> Monitoring:
-        """Find out whether and when the rows of a stream began to differ from the calibration rows.
+        """Detect whether and when the rows of a stream began to differ from the calibration rows.
 
         The probability of a false alarm is at most `alpha`, over the whole stream, however long it is; see
-        `diagnostics.monitored`. A single anomaly is no change: it is what `predict` is for.
+        `diagnostics.monitored`. A single anomaly is not a change; use `predict` to detect it.
 
         Args:
             X: rows in the order in which they arrived.
@@ -213,19 +214,19 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
 
     @available_if(_of_novelties)
     def shifted(self, X: Any, columns: Sequence[int | str] | None = None) -> "AnomalyDetector":
-        """The same detector for rows from other conditions, by weighted conformal p-values.
+        """A copy of the detector for rows from shifted conditions, with weighted conformal p-values.
 
-        Calibration rows count by the ratio of two densities, of `X` and of the training rows, in the columns that
-        describe the conditions. The promises hold if normal rows differ in nothing but how often these conditions
-        occur, as far as both densities are right. Anomalies must not show in these columns: where they do, they count
-        as a new condition, and are not found.
+        Calibration rows are weighted by the ratio of two densities, of `X` and of the training rows, in the columns
+        that describe the conditions. The guarantees hold if normal rows differ only in the distribution of these
+        conditions, as far as both densities are correct. Anomalies must not be visible in these columns: otherwise they
+        count as a new condition, and are not found.
 
         Args:
-            X: rows of the new conditions, a few hundred or more; anomalies among them do no harm.
-            columns: that describe the conditions, by place or name; default all.
+            X: rows of the new conditions, at least a few hundred; they may contain anomalies.
+            columns: the columns that describe the conditions, by position or name; default all.
 
         Raises:
-            InputError: for a column that there is not, or a detector of more than numbers.
+            InputError: for an unknown column, or a detector of non-numeric tables.
         """
         self._require_numbers("a shift")
         new = self._rows(X)
@@ -254,19 +255,19 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
-        """1 for rows like those of training, -1 for others, shape (n,); with `fdr` all rows are judged together."""
+        """1 for normal rows, -1 for anomalous ones, shape (n,); with `fdr` the decision is for all rows together."""
         rows = self._rows(X)
         return np.where(self._flagged(rows, self.flow_.log_prob(rows).astype(np.float64)), -1, 1)
 
     @available_if(_of_training)
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, and predict the training rows; with `novelty=False` only."""
+        """Fit, and predict the training rows; only with `novelty=False`."""
         return self.fit(X).predict(X)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PyODDetector(DensityEstimator):
-    """A detector in the convention of PyOD: larger scores are more anomalous, and 1 is the label of an anomaly.
+    """A detector with the interface of PyOD: larger scores are more anomalous, and the label of an anomaly is 1.
 
     Args:
         contamination: share of the training rows that is flagged.
@@ -275,7 +276,7 @@ class PyODDetector(DensityEstimator):
         detector_: the fitted `AnomalyDetector`, with `novelty=False`.
         decision_scores_: scores of the training rows.
         threshold_: larger scores are flagged.
-        labels_: of the training rows, 0 or 1.
+        labels_: labels of the training rows, 0 or 1.
 
     Examples:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""What all estimators share: settings as arguments, rows by the names of their columns, and seeds."""
+"""Base classes of the estimators: settings as arguments, matching of columns by name, and seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +23,7 @@ except ImportError:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FlowEstimator(BaseEstimator):
-    """Base of the estimators: how to train, and the sizes of the network.
+    """Base of the estimators: settings of training, and sizes of the network.
 
     Args:
         layers: couplings.
@@ -34,12 +34,12 @@ class FlowEstimator(BaseEstimator):
         minutes: time budget of the whole fit.
         batch_size: rows per step.
         learning_rate: peak learning rate.
-        optimiser: rule that turns gradients into steps.
-        schedule: course of the learning rate after the warm-up.
+        optimiser: optimisation algorithm.
+        schedule: schedule of the learning rate after the warm-up.
         decay: final / peak rate of the exponential schedule.
         warmup: steps of linear warm-up.
         clip: largest global norm of the gradient.
-        weight_decay: pull of the weights to zero, per unit of learning rate.
+        weight_decay: decoupled weight decay, per unit of learning rate.
         average: decay of the moving average of the weights.
         matmul: precision of the matrix products of training, on GPUs and TPUs.
         validation: share of the rows held out for early stopping and calibration.
@@ -72,18 +72,18 @@ class FlowEstimator(BaseEstimator):
     verbose: bool = False
 
     def _seed(self) -> int:
-        """The first seed of `random_state`; always the same one if that is a number."""
+        """The first seed of `random_state`; fixed if that is a number."""
         return seed_of(check_random_state(self.random_state))
 
     def _options(self, config: type[Settings], seed: int) -> dict[str, Any]:
-        """The arguments of a fit whose settings are of the class `config`."""
+        """The arguments of a fit with settings of the class `config`."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         settings = {name: value for name, value in own.items() if name in config.model_fields}
         train = {name: value for name, value in own.items() if name in Training.model_fields}
         return {**settings, "train": train, "key": seed, "show_progress": bool(self.verbose)}
 
     def _rows(self, X: Any, reset: bool = False) -> Any:
-        """Rows in the columns of training: an array of numbers, or a table as it is where it may hold more."""
+        """Rows in the columns of training: an array of numbers, or the original table if it may be non-numeric."""
         if not reset:
             check_is_fitted(self)
         X = self._by_name(X, reset)
@@ -92,15 +92,15 @@ class FlowEstimator(BaseEstimator):
         return self._validated(X, dtype=np.float64, reset=reset, ensure_min_samples=2 if reset else 1)
 
     def _models_more(self) -> bool:
-        """Whether rows may hold more than numbers."""
+        """Whether rows may be non-numeric."""
         return False
 
     def _remedy(self, X: Any) -> str:
-        """How rows that are no finite numbers can be used, in words; "" for others."""
+        """Advice on converting rows to finite numbers; "" for numeric rows."""
         return f"columns of numbers: {helps}" if (helps := in_numbers(X, None)) else ""
 
     def _validated(self, X: Any, *y: Any, **how: Any) -> Any:
-        """Rows of finite numbers, and targets; the error of other rows says what would help."""
+        """Validated rows of finite numbers, and targets; the error for other rows includes advice."""
 
         def advice():
             helps = self._remedy(X)
@@ -110,7 +110,7 @@ class FlowEstimator(BaseEstimator):
             return validate_data(self, X, *y, **how)
 
     def _by_name(self, X: Any, reset: bool = False) -> Any:
-        """The columns of a DataFrame in the order of training; scikit-learn compares names only where all are words."""
+        """The columns of a DataFrame in the order of training; scikit-learn compares names only if all are strings."""
         if reset:
             self._columns = names_in(X)
         elif self._columns is not None and not all(isinstance(name, str) for name in getattr(X, "columns", "x")):
@@ -120,12 +120,12 @@ class FlowEstimator(BaseEstimator):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TableEstimator(FlowEstimator):
-    """Base of the estimators of tables that may hold more than numbers; beside the settings of `FlowEstimator`.
+    """Base of the estimators for tables that may be non-numeric; in addition to the settings of `FlowEstimator`.
 
     Args:
-        categories: columns of categories, by name; "auto": those of words or truth values; None: none.
-        dates: columns of dates, by name; "auto": those that hold nothing but dates; None: none.
-        missing: "model" for missing values as part of the model; None: they are refused.
+        categories: names of categorical columns; "auto": all columns of text or booleans; None: none.
+        dates: names of date columns; "auto": all columns that hold only dates; None: none.
+        missing: "model" to model missing values; None: they are refused.
     """
 
     categories: Literal["auto"] | Sequence[str] | None = None
@@ -145,7 +145,7 @@ class TableEstimator(FlowEstimator):
         return remedy(X, None, drop_invalid=False, shell=False)
 
     def _require_numbers(self, what: str) -> None:
-        """Refuse what takes rows of numbers alone."""
+        """Refuse an operation that needs purely numeric rows."""
         if self._models_more():
             raise InputError(f"got categories, dates or missing values; {what} takes numbers; try a fit to numbers")
 

@@ -1,4 +1,4 @@
-"""A density, and the map to its latent, as scikit-learn estimators."""
+"""A density and a transformer as scikit-learn estimators."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from flowknife.estimators._base import TableEstimator
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class DensityEstimator(TableEstimator):
-    """Base of the estimators that fit a `Density`; beside the settings of `TableEstimator`.
+    """Base of the estimators that fit a `Density`; in addition to the settings of `TableEstimator`.
 
     Args:
         scalar: map that the couplings apply to each number.
@@ -74,9 +74,9 @@ class FlowDensity(DensityMixin, DensityEstimator):
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1) -> Any:
-        """New rows, shape (n_samples, d); always the same ones if `random_state` is a number.
+        """Draw new rows, shape (n_samples, d); reproducible if `random_state` is a number.
 
-        With categories, dates or missing values they come as a DataFrame.
+        With categories, dates or missing values the result is a DataFrame.
         """
         check_is_fitted(self)
         return self.flow_.sample(n_samples, key=self._seed())
@@ -86,7 +86,7 @@ class FlowDensity(DensityMixin, DensityEstimator):
 class FlowTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityEstimator):
     """Maps rows to the latent of a normalising flow, where they are standard normal and independent, and back.
 
-    Columns that are constant in training have no latent; they come back as they are.
+    Columns that are constant in training have no latent; `inverse_transform` restores them.
 
     Attributes:
         flow_: the fitted `Density`.

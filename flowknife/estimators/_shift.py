@@ -1,4 +1,4 @@
-"""Rows from other conditions: how many times denser they are there than among the training rows."""
+"""Density ratio between rows from shifted conditions and training rows."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from flowknife.apps import Density, density
 from flowknife.errors import CalibrationWarning
 
-_MOST = 10.0  # nats that a ratio may be away from its median, so that no row outweighs all others
+_MOST = 10.0  # log ratios are clipped at this distance from their median, in nats, so that no row dominates
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Shift:
     Attributes:
         old: density of the old rows.
         new: density of the new rows.
-        columns: places of the columns in a row.
+        columns: indices of the columns.
         centre: median of the log ratio among old rows.
-        calibration: anomaly scores of calibration rows.
-        rows: these rows.
+        calibration: anomaly scores of the calibration rows.
+        rows: the calibration rows.
     """
 
     old: Density
@@ -44,14 +44,14 @@ class Shift:
     ) -> "Shift":
         """Fit both densities with the same settings; calibration rows come with their scores."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CalibrationWarning)  # nothing is flagged by them
+            warnings.simplefilter("ignore", CalibrationWarning)  # these densities flag nothing
             before, after = (density(rows[:, columns], **options) for rows in (old, new))
         log_ratio = after.log_prob(old[:, columns]) - before.log_prob(old[:, columns])
         rows, scores = calibration
         return cls(before, after, columns, float(np.median(log_ratio[np.isfinite(log_ratio)])), scores, rows)
 
     def __call__(self, rows: np.ndarray) -> Float[np.ndarray, " n"]:
-        """The ratio at rows, relative to the median of old rows."""
+        """The ratio at rows, relative to its median among old rows."""
         rows = rows[:, self.columns]
         log_ratio = np.nan_to_num(self.new.log_prob(rows) - self.old.log_prob(rows), nan=0.0, posinf=_MOST)
         return np.exp(np.clip(log_ratio - self.centre, -_MOST, _MOST))

@@ -1,4 +1,4 @@
-"""A classifier and a regressor by densities, as scikit-learn estimators."""
+"""A generative classifier and a distributional regressor as scikit-learn estimators."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from flowknife.estimators._base import FlowEstimator, TableEstimator, seed_of
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FlowClassifier(ClassifierMixin, TableEstimator):
-    """A classifier with a density per class, which also detects rows of no class.
+    """A classifier with one density per class, which also detects rows of unknown classes.
 
     Args:
-        law: of the class: mixture, one Gaussian per class, or label, a one-hot block.
-        beta: weight of the labels; 1/dimensions is plain likelihood.
+        law: law of the class: mixture, one Gaussian per class, or label, a one-hot block.
+        beta: weight of the labels; 1/dimensions is the plain likelihood.
         scalar: map that the couplings apply to each number.
         smoothing: noise on the training rows, in standard deviations.
         alpha: rows with a p-value below it are flagged in `scores`.
 
     Attributes:
-        flow_: the fitted `Classifier`; its `score(X)["p_value"]` is small for rows of no class.
+        flow_: the fitted `Classifier`; its `score(X)["p_value"]` is small for rows of unknown classes.
         classes_: the labels, sorted.
 
     Examples:
@@ -56,7 +56,7 @@ class FlowClassifier(ClassifierMixin, TableEstimator):
         else:
             X, y = self._validated(X, y, dtype=np.float64)
         check_classification_targets(y)
-        # the places of the classes, in the order of scikit-learn, whatever the labels are
+        # class numbers in the order of scikit-learn
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(f"got labels of {len(self.classes_)} class; expected at least 2")
@@ -86,11 +86,11 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
     """Regression with the whole distribution p(y | X) of the targets.
 
     Args:
-        draws: from p(y | X) for each row, of which means and quantiles are taken; they come from the same latents for
-            every row, so that a prediction depends on its row alone.
-        form: where the features enter: as a condition of every coupling, or as a block on the right.
+        draws: number of draws from p(y | X) per row, for means and quantiles; all rows use the same latents, so that a
+            prediction depends on its row only.
+        form: the features are a condition of every coupling ("conditional"), or a block on the right ("partitioned").
         noise: standard deviation of Gaussian noise in the features (partitioned).
-        scale: width of the law of features without noise (partitioned), in standard deviations.
+        scale: width of the law of noise-free features (partitioned), in standard deviations.
         features: learned features of a row, in addition to its numbers (conditional).
         matching: weight of MMD terms, added to the likelihood.
         independence: weight of the independence of latent and features, added to the likelihood (partitioned).
@@ -128,14 +128,14 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         self._single = y.ndim == 1
         generator = check_random_state(self.random_state)
         options = self._options(InvertConfig, seed_of(generator))
-        self._draws_seed = seed_of(generator)  # predictions of one fitted model never change
+        self._draws_seed = seed_of(generator)  # predictions of a fitted model are reproducible
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)  # nothing is flagged here
             self.flow_ = invert(pairs=(y.reshape(len(y), -1), X), **options)
         return self
 
     def sample(self, X: Any, n: int = 1) -> np.ndarray:
-        """Draws from p(y | X), shape (rows, n) or (rows, n, k); always the same ones if `random_state` is a number."""
+        """Draws from p(y | X), shape (rows, n) or (rows, n, k); reproducible if `random_state` is a number."""
         rows = self._rows(X)
         drawn = self.flow_.sample(n, y=rows, key=self._seed())
         return drawn[..., 0] if self._single else drawn
@@ -145,7 +145,7 @@ class FlowRegressor(RegressorMixin, FlowEstimator):
         return self._common_draws(X).mean(axis=1)
 
     def predict_quantile(self, X: Any, q: Sequence[float | int] | float | int = (0.05, 0.5, 0.95)) -> np.ndarray:
-        """Quantiles of p(y | X), shape (n, len(q)) or (n, len(q), k); of a single q (n,) or (n, k)."""
+        """Quantiles of p(y | X), shape (n, len(q)) or (n, len(q), k); for a single q (n,) or (n, k)."""
         found = np.quantile(self._common_draws(X), q, axis=1)
         return np.moveaxis(found, 0, 1) if np.ndim(q) else found
 

@@ -1,4 +1,4 @@
-"""What data say about parameters and about simulators: p(y | x) learnt from pairs, and the odds of several models."""
+"""Learned likelihoods p(y | x) from pairs, and comparison of several simulators."""
 
 from flowknife.evidence._compare import Comparison, Odds, compare
 from flowknife.evidence._likelihood import LearnedLikelihood, likelihood

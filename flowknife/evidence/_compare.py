@@ -1,4 +1,4 @@
-"""Which simulator made these data? A classifier of data with one density for each simulator."""
+"""Comparison of simulators by a generative classifier with one density for each simulator."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,12 +20,14 @@ from flowknife.problems import Problem
 
 @dataclass(frozen=True)
 class Odds:
-    """What observations say about models.
+    """Posterior probabilities and evidences of models, given observations.
 
     Attributes:
-        names: of the models.
-        probability: of each model given each observation, calibrated, with the prior of the comparison, shape (k, n).
-        log_evidence: log p(y | model) of each, in nats per unit of y, shape (k, n); differences are log Bayes factors.
+        names: names of the models.
+        probability: calibrated probability of each model given each observation, with the prior of the comparison,
+            shape (k, n).
+        log_evidence: log p(y | model) of each model, in nats per unit of y, shape (k, n); differences are log Bayes
+            factors.
     """
 
     names: tuple[str, ...]
@@ -43,10 +45,10 @@ class Comparison:
     """A generative classifier of data whose classes are simulators.
 
     Attributes:
-        densities: of the data of each simulator, log p(y | model), by its name. Each has `check`, and its `score` says
-            whether an observation is one of this simulator.
-        prior: probability of each model.
-        temperature: by which log evidences are divided, fitted to data that had no part in training; about 1.
+        densities: density of the data of each simulator, log p(y | model), by name. Each has `check`, and its `score`
+            tests whether an observation comes from this simulator.
+        prior: prior probability of each model.
+        temperature: divisor of the log evidences, fitted to data that were not used in training; about 1.
     """
 
     densities: Mapping[str, Density]
@@ -61,7 +63,7 @@ class Comparison:
     def odds(self, y: Any) -> Odds:
         """Probabilities and evidences of all models, for observations (k, m) or one (m,).
 
-        Of an observation that is impossible under all models the probabilities are those of the prior.
+        For an observation that is impossible under all models, the probabilities are those of the prior.
         """
         rows = np.atleast_2d(np.asarray(y, np.float64))
         evidence = np.stack([flow.log_prob(rows) for flow in self.densities.values()], axis=1).astype(np.float64)
@@ -71,12 +73,12 @@ class Comparison:
 
     @cached_property
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Log evidences of held-out data under each model, and the places of the models that made them."""
+        """Log evidences of held-out data under each model, and the indices of the true models."""
         parts = [flow.joint_frame.from_model(flow.held_out) for flow in self.densities.values()]
         return self.odds(np.concatenate(parts)).log_evidence, np.repeat(np.arange(len(parts)), [len(p) for p in parts])
 
     def reliability(self) -> Reliability:
-        """Confidence against accuracy over held-out data, all models counted as equally probable."""
+        """Confidence against accuracy over held-out data, with equal prior probabilities."""
         evidence, made = self.held_out
         return reliability(softmax(evidence / self.temperature, axis=1), made)
 
@@ -95,18 +97,18 @@ def compare(
     show_progress: bool = True,
     **settings: Any,
 ) -> Comparison:
-    """Compare simulators: the probability that each made an observation, without fitting any of their parameters.
+    """Compare simulators: the probability that each one produced an observation, with parameters integrated out.
 
     Parameters are drawn from each simulator's prior, data are simulated, and a density of the data is learnt for each
     simulator, p(y | model), which is the evidence. The probabilities by Bayes' rule are calibrated by a temperature,
-    with data that had no part in training.
+    on data that were not used in training.
 
     Args:
         simulators: by name, each a problem of `flowknife.problems`, a pair (simulator, prior), or an array of simulated
-            data (n, m). Simulators have their noise themselves: data without noise may have no density.
+            data (n, m). Simulators must include their noise: noise-free data may have no density.
         config: settings of the densities; default `DensityConfig()`.
-        prior: probability of each model; default: all alike.
-        num_simulations: of each simulator.
+        prior: prior probability of each model; default: equal.
+        num_simulations: number of simulations of each simulator.
         key: int, JAX key or None.
         show_progress: show progress bars.
         **settings: fields of `DensityConfig`; see `density`.

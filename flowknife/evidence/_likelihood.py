@@ -1,4 +1,4 @@
-"""The likelihood p(y | x) learnt from pairs: a density with the ends exchanged."""
+"""The likelihood p(y | x) learnt from pairs, as a conditional density."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,7 @@ _CHAINS, _STARTS = 4, 1000
 
 
 class _OfRow(eqx.Module):
-    """log p(y | x) of one row of parameters, for gradients."""
+    """log p(y | x) of one row of parameters, for computing gradients."""
 
     density: Any
     frame: Any = eqx.field(static=True)
@@ -37,12 +37,12 @@ class _OfRow(eqx.Module):
 class LearnedLikelihood:
     """The density p(y | x) of data given parameters, learnt from pairs.
 
-    `likelihood(x, y)` is log p(y | x) of parameters (n, d) and one observation (m,), which is what
-    `fk.invert(log_likelihood=...)` takes.
+    `likelihood(x, y)` is log p(y | x) of parameters (n, d) and one observation (m,), as needed by
+    `fk.invert(log_likelihood=...)`.
 
     Attributes:
-        density: of y given x; save it with `density.save`, and make the likelihood again from `fk.load(...)`.
-        prior: of the parameters, if it is known.
+        density: density of y given x; save it with `density.save`, and recreate the likelihood from `fk.load(...)`.
+        prior: prior of the parameters, if it is known.
     """
 
     density: Density
@@ -57,27 +57,27 @@ class LearnedLikelihood:
         return self.density.log_prob(np.atleast_2d(np.asarray(y, np.float64)), given=x)
 
     def simulate(self, x: Any, *, key: Key = None) -> Float[np.ndarray, "n m"]:
-        """Draw data of each row of parameters (n, d): an emulator of the simulator."""
+        """Draw data for each row of parameters (n, d), as an emulator of the simulator."""
         x = np.atleast_2d(np.asarray(x, np.float64))
         return np.asarray(self.density.sample(len(x), given=x, key=key), np.float64)
 
     @cached_property
     def row(self) -> Any:
-        """`(x (d,), y (m,)) -> log p(y | x)`, written in JAX."""
+        """The JAX function `(x (d,), y (m,)) -> log p(y | x)`."""
         return _OfRow(self.density.model, self.density.frame, self.density.given_frame)
 
     def posterior(
         self, y: Any, n: int = 1000, *, prior: Prior | None = None, key: Key = None
     ) -> Float[np.ndarray, "n d"]:
-        """Draw `n` parameters from prior times likelihood, by NUTS (extra `mcmc`).
+        """Draw `n` parameters from the posterior by NUTS (extra `mcmc`).
 
-        Several observations of the same parameters, rows of `y` (k, m), count as independent: their log-likelihoods are
-        added. A posterior of `invert` cannot do that.
+        Several observations of the same parameters, rows of `y` (k, m), are treated as independent: their
+        log-likelihoods are added, which a posterior of `invert` does not support.
 
         Args:
             y: one observation (m,), or k of the same parameters (k, m).
             n: number of draws.
-            prior: default that of the fit.
+            prior: prior of the parameters; default that of the fit.
             key: int, JAX key or None.
 
         Raises:
@@ -95,7 +95,7 @@ class LearnedLikelihood:
         level = np.where(np.isfinite(level), level + 0.5 * np.sum(u**2, axis=1), -np.inf)  # the prior drew them
         if not np.isfinite(level).any():
             raise InputError("got data that no parameters of the prior explain; expected others; see density.score")
-        weight = np.exp(0.1 * (level - level.max()))  # a tenth of the likelihood: chains start apart
+        weight = np.exp(0.1 * (level - level.max()))  # tempered likelihood, so that chains have dispersed starts
         weight /= weight.sum()
         centre, factor = whitening(u, weight)
         starts = u[generator.choice(len(u), _CHAINS, p=weight)]
@@ -129,16 +129,16 @@ def likelihood(
 
     Args:
         simulator: y = simulator(x) or simulator(x, key=...), with noise, or a problem of `flowknife.problems`.
-        prior: of the parameters; a problem brings its own. Without a simulator it may be given for `posterior`.
+        prior: prior of the parameters; a problem includes its own. Without a simulator it is optional, for `posterior`.
         config: settings; default `DensityConfig()`.
-        pairs: pairs (x, y) that exist already, as for `invert`. Unlike there, x need not be drawn from the prior.
-        num_simulations: where a simulator is given.
+        pairs: existing pairs (x, y), as for `invert`; in contrast to `invert`, x need not be drawn from the prior.
+        num_simulations: number of simulations, if a simulator is given.
         key: int, JAX key or None.
         show_progress: show a progress bar.
         **settings: fields of `DensityConfig`; see `density`.
 
     Raises:
-        InputError: for pairs that cannot be used, or data without noise, which have no density.
+        InputError: for invalid pairs, or noise-free data, which have no density.
 
     Examples:
         >>> import flowknife as fk
@@ -160,7 +160,7 @@ def likelihood(
 def pairs_of(
     simulator: Any, prior: Prior | None, pairs: Any, count: int, key: Any
 ) -> tuple[np.ndarray, np.ndarray, Prior | None]:
-    """Parameters, data and the prior: given, or simulated.
+    """Parameters, data and the prior, from pairs or from a simulator.
 
     Raises:
         InputError: for neither or both, or a simulator without a prior.

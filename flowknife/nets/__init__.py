@@ -4,8 +4,8 @@ Every network is called as `net(x, cond)` on batch-first arrays, and is built by
 `Net(in_shape, out_shape, cond_shape=None, *, key, ...)`; its attribute `cond_shape` is the shape of its condition, None
 for none. Set its sizes with `functools.partial(MLP, width=128)`. The last layer starts at zero, so that a coupling
 starts as the identity. Vectors have shape (n,), images (height, width,
-channels). An `Embedding` turns an observation into the features that such networks are given, an
-`ObservationEmbedding` one that is a set, a series or an image, or has gaps.
+channels). An `Embedding` computes features of an observation for such networks; an `ObservationEmbedding` does so for
+sets, series, images and observations with gaps.
 """
 
 from flowknife.nets._embedding import Embedding

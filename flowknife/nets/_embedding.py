@@ -13,18 +13,19 @@ from flowknife.nets._vectors import MLP
 
 
 class Embedding(eqx.Module):
-    """Features of an observation: normal scores, which are fixed, and learned ones.
+    """Features of an observation: fixed normal scores, and learned features.
 
-    Each number y_i goes through a monotone map that makes its training distribution normal: piecewise linear between
-    the quantiles of the training observations, so that neither outliers nor decades of range reach the networks. Of a
-    long observation the leading principal components of the scores are kept, and an MLP learns further features.
+    Each number y_i is transformed by a monotone map that makes its training distribution normal. The map is piecewise
+    linear between the quantiles of the training observations, so that the networks do not see outliers or ranges of
+    many decades. For a long observation, the leading principal components of the scores are used. An MLP learns further
+    features.
 
     Args:
         y: training observations, shape (n, m).
-        most: longest observation whose scores are all kept; of a longer one as many principal components.
+        most: largest number of scores; longer observations are reduced to this number of principal components.
         learned: number of learned features, 0 for none.
         width: hidden units of the network that learns them.
-        key: source of its initial weights.
+        key: random key of its initial weights.
     """
 
     knots: Constant
@@ -67,7 +68,7 @@ def _scores(y, knots, scores):
 
 
 def _interpolate(y, knots, scores):
-    """The piecewise linear map through the knots, continued as lines, at most 3 beyond the outermost scores."""
+    """The piecewise linear map through the knots, extrapolated linearly up to 3 beyond the outermost scores."""
     inside = jnp.interp(y, knots, scores)
     low, high = _slope(knots[:2], scores[:2]), _slope(knots[-2:], scores[-2:])
     beyond = low * jnp.minimum(y - knots[0], 0.0) + high * jnp.maximum(y - knots[-1], 0.0)
@@ -85,7 +86,7 @@ def _normal_scores(y: np.ndarray, most: int = 64) -> tuple[np.ndarray, np.ndarra
     levels = ndtr(np.linspace(-1, 1, count) * ndtri(1 - 1 / max(len(y) / 4, 4)))
     knots = np.quantile(np.asarray(y, np.float64), levels, axis=0).T.astype(np.float32)
     scores = np.broadcast_to(ndtri(levels), knots.shape)
-    # ties (discrete numbers, a constant) have one score; values between them lie on lines from one to the next
+    # ties (discrete numbers, a constant) share one score; values between knots are interpolated linearly
     equal = [np.unique(row, return_inverse=True)[1] for row in knots]
     means = [np.bincount(place, own) / np.bincount(place) for place, own in zip(equal, scores, strict=True)]
     return knots, np.stack([mean[place] for mean, place in zip(means, equal, strict=True)])

@@ -2,10 +2,11 @@
 
 A 3x3 convolution is written as patches times a matrix: in a compiled training loop on a CPU, XLA's own convolution and
 its gradients run 20 to 50 times slower (measured for 32 images of 16x16 to 64x64 with 12 to 128 channels); outside of
-loops, and on accelerators, the two are alike.
+loops, and on accelerators, both are equally fast.
 
-The networks of couplings compute their hidden layers a second time for the gradient. To keep them, for every layer of a
-scan, takes longer: training steps of Glow and of wavelet flows became 20 to 30 % faster on a CPU, in half the memory.
+The networks of couplings recompute their hidden layers for the gradient. Storing them for every layer of a scan takes
+longer: with recomputation, training steps of Glow and of wavelet flows are 20 to 30 % faster on a CPU, with half the
+memory.
 """
 
 import functools
@@ -67,7 +68,7 @@ class Conv(eqx.Module):
 
 
 def _require_side(side, dense):
-    """Refuse a side whose square is no part of the inputs of a layer: one of a damaged file is traced forever."""
+    """Refuse a side whose square does not divide the inputs; tracing such a layer of a damaged file would not end."""
     inputs = dense.weight.shape[-2]
     if side < 1 or inputs % side**2:
         raise InputError(f"got {side} x {side} pixels for a layer of {inputs} inputs; expected a part of them")
@@ -146,8 +147,8 @@ class ConvNet(eqx.Module):
 class PatchMLP(eqx.Module):
     """An MLP of every pixel's 3x3 neighbourhood, its position and the condition there: 3x3 - a - 1x1 - a - 1x1.
 
-    A fraction of the cost of `ConvNet` where there are many outputs, or a wide condition that already covers the
-    surroundings. Args as for `ConvNet`.
+    It costs a fraction of `ConvNet` if there are many outputs, or if a wide condition already covers the surroundings.
+    Args as for `ConvNet`.
     """
 
     conv_in: Conv
@@ -190,7 +191,7 @@ class PatchMLP(eqx.Module):
 
 
 def check_grid(in_shape, out_shape, cond_shape=None):
-    """Refuse what is not two images on one grid, and a condition that is neither a vector nor an image on that grid."""
+    """Refuse shapes other than images on one grid, and conditions other than vectors or images on this grid."""
     if len(in_shape) != 3 or in_shape[:2] != out_shape[:2]:
         raise InputError(f"got shapes {in_shape} -> {out_shape}; expected (height, width, channels) on one grid")
     if cond_shape is not None and len(cond_shape) != 1 and (len(cond_shape) != 3 or cond_shape[:2] != in_shape[:2]):
@@ -204,7 +205,7 @@ class ConvResNet(eqx.Module):
     """Features of an image, on its own grid or on a coarser one: 3x3 + position, then blocks h + 1x1(a(3x3(a(h)))).
 
     The context network of a wavelet flow: it runs once on the coarse image, for all couplings of a level. A trained
-    feature vector for every position of the grid encodes the position, which convolutions cannot see.
+    feature vector for every position of the grid encodes the position, since convolutions are translation invariant.
 
     Args:
         shape: (height, width, channels) of the image.
@@ -214,7 +215,7 @@ class ConvResNet(eqx.Module):
         scale: multiplies the image, so that its numbers are of order one.
         cond_shape: (k,) of a condition, the same at every position, which is added to the first features; or None.
         activation: a name in `ACTIVATIONS`.
-        key: source of the initial weights.
+        key: random key of the initial weights.
     """
 
     conv_in: Conv

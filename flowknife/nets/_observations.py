@@ -14,17 +14,17 @@ from flowknife.errors import InputError
 from flowknife.nets._images import Conv
 from flowknife.nets._vectors import MLP, Dense
 
-_FARTHEST = 8.0  # spreads from the mean that a network sees
-_LONG = 32  # numbers of an observation that are features themselves; of more as many principal components
-_LAGS = 4  # of the products of a series that are features
-_COARSE = 8, 4  # steps of a series, and side of an image, at which a network stops halving
+_FARTHEST = 8.0  # inputs are clipped at this distance from the mean, in spreads
+_LONG = 32  # longer observations are reduced to this number of principal components
+_LAGS = 4  # number of lags of the products of a series
+_COARSE = 8, 4  # length of a series, and side of an image, at which a network stops halving
 
 
 class ObservationEmbedding(eqx.Module):
     """Features of observations that come with a mask: numbers first, then 1 for each that is there and 0 for a gap.
 
-    What stands in a gap has no influence. Every kind has fixed features, from which the linear-Gaussian posterior
-    starts, and learned ones:
+    The value in a gap has no influence. Every kind has fixed features, which the linear-Gaussian start of a posterior
+    uses, and learned ones:
 
     - numbers: the numbers and the mask, or principal components; an MLP.
     - set: mean and mean square over the elements, and how many there are; an MLP of each element, averaged, and an MLP
@@ -39,7 +39,7 @@ class ObservationEmbedding(eqx.Module):
         y: training observations with their masks, shape (n, 2 m), m the numbers of a shape.
         learned: number of learned features.
         width: hidden units.
-        key: source of the initial weights.
+        key: random key of the initial weights.
 
     Raises:
         InputError: for another kind, or a shape that does not fit.
@@ -124,7 +124,7 @@ class ObservationEmbedding(eqx.Module):
         return ()
 
     def _standard(self, y):
-        """Numbers in units of their spread, zero in the gaps, and the mask."""
+        """Standardised numbers, zero in the gaps, and the mask."""
         values, mask = jnp.split(y, 2, axis=-1)
         known = mask > 0.5
         inside = jnp.clip((values - self.mean.value) / self.scale.value, -_FARTHEST, _FARTHEST)
@@ -152,7 +152,7 @@ class ObservationEmbedding(eqx.Module):
         return elements, known, there, jnp.maximum(jnp.sum(there, axis=-2), 1.0)
 
     def _summary(self, y):
-        """What the head is given: the fixed features and what the layers make of the observation."""
+        """The input of the head: the fixed features and the output of the layers."""
         values, mask = self._standard(y)
         fixed = self._fixed(values, mask)
         if self.kind == "numbers":
@@ -176,7 +176,7 @@ class ObservationEmbedding(eqx.Module):
 
 
 def _halvings(length, coarse):
-    """How often a length is halved until it is at most `coarse`; once at least."""
+    """Number of halvings until a length is at most `coarse`; at least one."""
     return min(max(math.ceil(math.log2(max(length, 1) / coarse)), 1), 10)
 
 

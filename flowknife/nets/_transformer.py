@@ -19,7 +19,7 @@ class AttentionBlock(eqx.Module):
 
     Args:
         width: length of a token.
-        keys: of the two halves.
+        keys: random keys of the two halves.
     """
 
     qkv: Dense
@@ -37,9 +37,9 @@ class AttentionBlock(eqx.Module):
 class ViT(eqx.Module):
     """Every pixel is a token: h + attention(norm(h)), h + mlp(norm(h)), ..., and a head that starts at zero.
 
-    Dosovitskiy et al. 2021, arXiv 2010.11929, eqs. 1 to 4. Every output sees the whole image; positions differ by
-    a trained vector each. Blocks start as the identity. The norms have no parameters, since the layer after each could
-    undo them. An image is given as patches, see `architectures.jet`.
+    Dosovitskiy et al. 2021, arXiv 2010.11929, eqs. 1 to 4. Every output depends on the whole image; each position has a
+    trained vector. Blocks start as the identity. The norms have no parameters, since the following layers could absorb
+    them. Images are passed as patches, see `architectures.jet`.
 
     Args:
         in_shape: (height, width, channels).
@@ -48,7 +48,7 @@ class ViT(eqx.Module):
         width: length of a token.
         depth: blocks.
         heads: attention heads; `width` is a multiple of them.
-        key: source of the initial weights.
+        key: random key of the initial weights.
 
     Raises:
         InputError: for shapes that are not images on one grid, or a width that the heads do not divide.

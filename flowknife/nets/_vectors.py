@@ -31,7 +31,7 @@ class Dense(eqx.Module):
         inputs: length of the last axis of x.
         outputs: length of the last axis of y.
         zero: start at W = 0, otherwise at a variance of 2 / inputs (He et al. 2015, arXiv 1502.01852).
-        key: source of the initial weights.
+        key: random key of the initial weights.
     """
 
     weight: Float[Array, "inputs outputs"]
@@ -43,7 +43,8 @@ class Dense(eqx.Module):
         self.bias = jnp.zeros(outputs)
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        # as one matrix of rows: XLA takes the gradient of a product over many batch axes at half the speed on a CPU
+        # as one matrix of rows: on a CPU, XLA computes the gradient of a product over several batch axes at half the
+        # speed
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         return (rows @ self.weight + self.bias).reshape(*x.shape[:-1], self.weight.shape[-1])
 
@@ -76,7 +77,7 @@ class MLP(eqx.Module):
         depth: hidden layers.
         activation: a name in `ACTIVATIONS`.
         zero: start at output zero.
-        key: source of the initial weights.
+        key: random key of the initial weights.
     """
 
     layers: tuple[Dense, ...]
@@ -161,7 +162,7 @@ class ResidualMLP(eqx.Module):
 
 
 class MaskedMLP(eqx.Module):
-    """An MLP whose outputs for element i see elements 1 ... i-1 of x only (MADE, arXiv 1502.03509), and all of cond.
+    """An MLP whose outputs for element i depend on elements 1 ... i-1 of x (MADE, arXiv 1502.03509), and on cond.
 
     Args:
         dim: length n of x.
@@ -169,7 +170,7 @@ class MaskedMLP(eqx.Module):
         cond_dim: length of cond, 0 for none.
         width: hidden units.
         depth: hidden layers.
-        key: source of the initial weights.
+        key: random key of the initial weights.
 
     Returns (when called):
         array of shape (..., n, num_params), zero at the start.
@@ -185,7 +186,7 @@ class MaskedMLP(eqx.Module):
     def __init__(
         self, dim: int, num_params: int, cond_dim: int = 0, *, width: int = 64, depth: int = 2, key: Key = None
     ):
-        width = max(width, dim)  # every element needs a unit that looks at it
+        width = max(width, dim)  # every element needs a hidden unit
         self.dim, self.num_params, self.cond_dim, self.width = dim, num_params, cond_dim, width
         sizes = [dim + cond_dim, *[width] * depth, dim * num_params]
         keys = jax.random.split(as_key(key), depth + 1)
@@ -197,7 +198,7 @@ class MaskedMLP(eqx.Module):
         return (self.cond_dim,) if self.cond_dim else None
 
     def _masks(self):
-        # an order for every unit: a connection runs from order a to order b only if a <= b, at the output if a < b
+        # every unit has an order: a connection from order a to order b exists only if a <= b, at the output if a < b
         inputs = np.concatenate([np.zeros(self.cond_dim), np.arange(1, self.dim + 1)])
         hidden = np.arange(self.width) % self.dim
         outputs = np.repeat(np.arange(self.dim), self.num_params)

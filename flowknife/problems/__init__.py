@@ -6,7 +6,7 @@
 | `kinematics` | 5, ill-conditioned | 4 | 2 | exact |
 | `ballistics` | 5, ill-conditioned | 4 | 1 | exact |
 | `gravity` | 6 and 7, ill-posed | 32 depths | 16 anomalies | NUTS, needs blackjax |
-| `dispersion` | 7, noise in the data | 10 velocities | 14 velocities | weighted proposals, needs disba |
+| `dispersion` | 7, noise in the data | 10 velocities | 14 velocities | importance sampling and MCMC, needs disba |
 | `two_moons` | benchmark | 2 | 2 | exact |
 | `gaussian_linear` | benchmark | 10 | 10 | exact |
 
@@ -28,11 +28,11 @@ from flowknife.problems._problem import Problem
 from flowknife.problems._ring import Ring, ring
 
 PROBLEMS = {make.__name__: make for make in (kinematics, ballistics, gravity, dispersion, two_moons, gaussian_linear)}
-"""What makes each inverse problem, by name."""
+"""The constructor of each inverse problem, by name."""
 
 
 def problem_of(name: str | None, parameters: int, data: int) -> Problem | None:
-    """The problem of this name; None where there is none, or where it has other numbers of parameters or data.
+    """The problem of this name; None if there is none, or if it has other numbers of parameters or data.
 
     Examples:
         >>> problem_of("two_moons", 2, 2).name, problem_of("gaussian_linear", 3, 3)

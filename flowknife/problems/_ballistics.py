@@ -1,4 +1,4 @@
-"""The second test of application 5: from where, and how, was it thrown to land there?"""
+"""The second problem of application 5: infer the throw from the landing point."""
 
 from functools import partial
 
@@ -34,10 +34,10 @@ def path(theta, t):
 
 
 def flight_time(theta):
-    """When it hits the ground, in s, shape `batch`.
+    """Time of landing, in s, shape `batch`.
 
-    The height is concave in time, and at t = (y0 + T (g T + vy)) / (g T) already below the ground. From there Newton's
-    method comes down to the later root without ever passing it, for any throw.
+    The height is concave in time, and at t = (y0 + T (g T + vy)) / (g T) already below the ground. From there, Newton's
+    method converges monotonically to the later root, for any throw.
     """
     _, height, _, vy = _launch(theta)
 
@@ -61,19 +61,19 @@ def _landing(theta):
 
 
 def ballistics(noise: float | int = 0.0) -> Problem:
-    """A throw with air drag; y is where it lands, in m.
+    """A throw with air drag; y is the landing point, in m.
 
         x0 ~ N(0, 0.5^2) m, y0 = max(w, 0) with w ~ N(1.5, 0.5^2) m, angle ~ U(9, 81) degrees, v0 ~ Poisson(15) m/s
 
-    with g = 9.81 m/s^2, drag k = 0.25 kg/s and mass m = 0.2 kg. Two of these laws are no densities. So the second
-    parameter is w, of which the forward model takes the positive part, and v0 is dequantised: a speed uniform within
-    half a unit of the Poisson's whole number (cut at 44, where 5e-10 of it is left).
+    with g = 9.81 m/s^2, drag k = 0.25 kg/s and mass m = 0.2 kg. Two of these distributions have no density. So the
+    second parameter is w, of which the forward model uses the positive part, and v0 is dequantised: uniform within half
+    a unit of the Poisson count (truncated at 44, beyond which its probability is 5e-10).
 
     Args:
         noise: standard deviation of y, in m.
 
-    The reference is exact: all but x0 come from their prior, x0 is where the throw must have started to land at y, and
-    the prior density of that x0 is the weight. Kruse et al. 2021, arXiv 2101.10763, sec. 3.2.
+    The reference is exact: all parameters but x0 are drawn from their prior, x0 is the starting point for which the
+    throw lands at y, and the prior density of this x0 is the weight. Kruse et al. 2021, arXiv 2101.10763, sec. 3.2.
     """
     from scipy import stats
 

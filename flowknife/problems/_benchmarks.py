@@ -9,7 +9,7 @@ from flowknife.errors import InputError
 from flowknife.priors import Normal, Uniform
 from flowknife.problems._problem import Problem, check_count
 
-_VARIANCE = 0.1  # of the prior and of the noise of `gaussian_linear`
+_VARIANCE = 0.1  # variance of the prior and of the noise of `gaussian_linear`
 _RADIUS = 0.1, 0.01
 _CENTRE = 0.25
 
@@ -51,9 +51,10 @@ def two_moons() -> Problem:
 
     `forward` is the mean of y given theta; the noise is not Gaussian, so `noise` is None.
 
-    The reference is exact. The second term is a rotation of theta folded along t1 + t2 = 0: it keeps areas, so under a
-    flat prior theta has the density of the first term at what it leaves over from y, on either side of the fold. A
-    draw of (a, r) thus gives t1 + t2 up to its sign, drawn too, and is dropped if it falls outside of the square.
+    The reference is exact. The second term is a rotation of theta folded along t1 + t2 = 0, which preserves areas. So
+    under a flat prior, the density of theta is that of the first term at the difference of y and the second term, on
+    either side of the fold. A draw of (a, r) thus determines t1 + t2 up to its sign, which is drawn too, and is dropped
+    if theta falls outside of the square.
 
     Lueckmann et al. 2021, arXiv 2101.04653, T.8; Greenberg et al. 2019, arXiv 1905.07488.
     """
@@ -101,7 +102,7 @@ def _crescents_of(key, y, n):
 
 
 def _unfold(numbers: np.random.Generator, y: np.ndarray, m: int) -> np.ndarray:
-    """Those of m draws of theta given y that fall inside of the square."""
+    """Draws of theta given y, those of m proposals that fall inside the square."""
     angle = numbers.uniform(-np.pi / 2, np.pi / 2, m)
     radius = numbers.normal(*_RADIUS, m)
     rest = np.sqrt(2) * (y - np.stack([_CENTRE + radius * np.cos(angle), radius * np.sin(angle)], axis=-1))

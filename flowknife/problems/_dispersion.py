@@ -1,4 +1,4 @@
-"""Application 7, noise as an input: which shear velocities below ground disperse surface waves like this?"""
+"""Application 7, noise as an input: infer shear velocities below ground from the dispersion of surface waves."""
 
 from functools import cache, partial
 from importlib import resources
@@ -15,7 +15,7 @@ from flowknife.problems._problem import Problem
 from flowknife.sampling import tempered
 
 THICKNESS = np.repeat([0.1, 0.2], 5)
-"""Of the layers, in km; the last one is a half-space."""
+"""Thickness of the layers in km; the last one is a half-space."""
 
 PERIODS = np.logspace(-0.5, 0.5, 14)
 """In s."""
@@ -36,8 +36,8 @@ def dispersion(noise: float | int = 0.01) -> Problem:
 
         Vs ~ N((low + high) / 2, ((high - low) / 4)^2),    Vp = 1.16 Vs + 1.36,    density = 1.74 Vp^(1/4)
 
-    The forward model is the package disba (`pip install 'flowknife[dispersion]'`); where it finds no fundamental mode,
-    data are NaN. `pairs()` has simulations that need no disba.
+    The forward model is the package disba (`pip install 'flowknife[dispersion]'`); if it finds no fundamental mode,
+    data are NaN. `pairs()` returns stored simulations, without disba.
 
     Args:
         noise: standard deviation of the data, in km/s.
@@ -63,8 +63,8 @@ def dispersion(noise: float | int = 0.01) -> Problem:
 def pairs() -> tuple[np.ndarray, np.ndarray]:
     """Shear velocities, float32 of shape (20000, 10), and their noiseless phase velocities, (20000, 14), in km/s.
 
-    Drawn from the prior of `dispersion` by `python -m flowknife.problems.make_dispersion`, kept as whole numbers: the
-    rounding is 2e-5 km/s at most.
+    Drawn from the prior of `dispersion` by `python -m flowknife.problems.make_dispersion`, stored as integers, with a
+    rounding error of at most 2e-5 km/s.
     """
     with resources.files("flowknife.problems").joinpath(_FILE).open("rb") as file, np.load(file) as stored:
         columns = [
@@ -75,7 +75,7 @@ def pairs() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _phase_dispersion():
-    """Disba's model and its error; the first model of a process compiles it, which takes seconds."""
+    """Disba's model class and error class; the first use in a process compiles them, which takes seconds."""
     try:
         from disba import DispersionError, PhaseDispersion  # ty: ignore[import-not-found]
     except ImportError:
@@ -91,8 +91,8 @@ def phase_velocities(theta: np.ndarray, step: float = 1e-4) -> np.ndarray:
 
     Args:
         theta: shear velocities in km/s.
-        step: of the search for the slowest wave, in km/s: 3 ms per model with 1e-4; 0.4 ms with 1e-3, which misses the
-            fundamental mode of 1 in 1,000 models of the prior.
+        step: step of the search for the slowest wave, in km/s: 3 ms per model with 1e-4; 0.4 ms with 1e-3, which misses
+            the fundamental mode of 1 in 1,000 models of the prior.
     """
     curve, failure = _phase_dispersion()
     rows = np.asarray(theta, np.float64).reshape(-1, len(THICKNESS))
@@ -127,10 +127,10 @@ def _reference(noise, key, y, n):
 def _sample_posterior(numbers, y, noise, n):
     """Draws given y, in units of the prior, u.
 
-    The posterior is far from normal. So a Student t, at first with the mode and the curvature there, is fitted to its
+    The posterior is far from normal. So a Student t, initially at the mode with the curvature there, is refitted to its
     own weighted draws for some rounds (adaptive importance sampling, Bugallo et al. 2017, doi
-    10.1109/MSP.2017.2699226). Draws of the last round are resampled by weight, then moved by Metropolis' random walk
-    (resample-move, Gilks & Berzuini 2001, doi 10.1111/1467-9868.00280), which reaches the tails that the t misses.
+    10.1109/MSP.2017.2699226). Draws of the last round are resampled by weight, then moved by random-walk Metropolis
+    (resample-move, Gilks & Berzuini 2001, doi 10.1111/1467-9868.00280), which also covers tails that the t misses.
     """
     dim = len(_MEAN)
 
@@ -148,7 +148,7 @@ def _sample_posterior(numbers, y, noise, n):
         level = log_posterior(u)
         weight = tempered(level + 0.5 * (_TAIL + dim) * np.log1p(np.sum(v**2, axis=-1) / _TAIL), enough=10 * dim)
         centre = weight @ u
-        # a tenth wider, so that the tails are reached
+        # a tenth wider, to cover the tails
         root = np.linalg.cholesky(1.1 * (u - centre).T @ (weight[:, None] * (u - centre)) + 1e-4 * np.eye(dim))
 
     chosen = numbers.choice(_ROUND, n, p=weight)
@@ -162,7 +162,7 @@ def _sample_posterior(numbers, y, noise, n):
 
 
 def _laplace(residual, dim):
-    """Mode of |u|^2 + |residual(u)|^2 by Gauss and Newton's method, and the root of the inverse curvature there."""
+    """Mode of |u|^2 + |residual(u)|^2 by the Gauss-Newton method, and the root of the inverse curvature there."""
     step, sizes = 1e-2 * np.eye(dim), np.array([1.0, 0.5, 0.25, 0.1])[:, None]
     mode, best = np.zeros(dim), np.inf
     while True:

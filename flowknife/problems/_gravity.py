@@ -1,4 +1,4 @@
-"""Applications 6 and 7: how deep is the basin below this gravity anomaly?"""
+"""Applications 6 and 7: infer the depth of a basin from a gravity anomaly."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ WIDTH, CONTRAST, HEIGHT = 16.0, -300.0, 0.001
 """Width of the basin in km, density contrast of its filling in kg/m^3, height of the stations above it in km."""
 
 ATTRACTION = CONTRAST * NEWTON * 1e3 * 1e5
-"""Of the filling, in mGal per km: metres per km, mGal per m/s^2."""
+"""Attraction of the filling, in mGal per km: metres per km, mGal per m/s^2."""
 _SMALL_NOISE = 0.1
 
 
@@ -30,8 +30,8 @@ def prism_anomaly(x: ArrayLike, edges: ArrayLike, depth: ArrayLike) -> Array:
 
     Args:
         x: stations, km, shape (m,).
-        edges: of the prisms, km, shape (n + 1,).
-        depth: of the prisms, km, shape (*batch, n).
+        edges: edges of the prisms, km, shape (n + 1,).
+        depth: depths of the prisms, km, shape (*batch, n).
 
     Returns:
         shape (*batch, m).
@@ -40,7 +40,7 @@ def prism_anomaly(x: ArrayLike, edges: ArrayLike, depth: ArrayLike) -> Array:
     top, bottom = HEIGHT, HEIGHT + jnp.asarray(depth)[..., None, :]  # (*batch, 1, n)
 
     def term(t):
-        # the two logarithms as one, of a ratio near 1: their difference would lose digits far away
+        # the logarithm of the ratio, since the difference of two logarithms would lose digits far away
         logarithm = t * jnp.log1p((bottom**2 - top**2) / (t**2 + top**2))
         return logarithm + 2 * bottom * jnp.arctan(t / bottom) - 2 * top * jnp.arctan(t / top)
 
@@ -58,8 +58,8 @@ def gravity(prisms: int = 32, stations: int = 16, noise: float | int = 0.0) -> P
         stations: number of data, in mGal, in the middle of equal shares of the width.
         noise: standard deviation of the data, in mGal. A good survey reaches 0.1 to 0.5.
 
-    The reference is Hamiltonian Monte Carlo (NUTS). Without noise it takes a standard deviation of 0.1 mGal, about 1 %
-    of the anomaly, since the posterior of exact data has no density.
+    The reference is Hamiltonian Monte Carlo (NUTS). Without noise it assumes a standard deviation of 0.1 mGal, about 1
+    % of the anomaly, since the posterior of noise-free data has no density.
     """
     check_count("prisms", prisms)
     check_count("stations", stations)

@@ -1,4 +1,4 @@
-"""Application 5, ill-conditioned parameter estimation: which poses of a robot arm put its hand there?"""
+"""Application 5, ill-conditioned parameter estimation: infer the pose of a robot arm from the position of its hand."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from flowknife.problems._problem import Problem
 from flowknife.sampling._importance import Weighted
 
 LENGTHS = (0.5, 0.5, 1.0)
-"""Of the three segments."""
+"""Lengths of the three segments."""
 
 _SCALE = np.array([0.25, 0.5, 0.5, 0.5])
 
@@ -39,11 +39,11 @@ def kinematics(noise: float | int = 0.0) -> Problem:
     Args:
         noise: standard deviation of y.
 
-    The reference is exact: two parameters come from their prior, the other two are the poses that then reach y,
-    weighted by their prior over the area dy that they cover. With t1, t2 drawn that area is l2 l3 |sin t4| dt3 dt4,
-    which vanishes for a stretched arm; with t2, t4 drawn it vanishes for a level one. So both are drawn, and weighted
-    by the mean of their densities (the balance heuristic, Veach & Guibas 1995, doi 10.1145/218380.218498). Ardizzone
-    et al. 2019, arXiv 1808.04730; constants of Kruse et al. 2021, arXiv 2101.10763, sec. 3.1.
+    The reference is exact: two parameters are drawn from their prior, and the other two are solved for y, weighted by
+    their prior divided by the area dy that they cover. If t1, t2 are drawn, this area is l2 l3 |sin t4| dt3 dt4, which
+    vanishes for a stretched arm; if t2, t4 are drawn, it vanishes for a horizontal one. So both proposals are used,
+    weighted by the mean of their densities (the balance heuristic, Veach & Guibas 1995, doi 10.1145/218380.218498).
+    Ardizzone et al. 2019, arXiv 1808.04730; constants of Kruse et al. 2021, arXiv 2101.10763, sec. 3.1.
     """
     return Problem(
         name="kinematics",
@@ -63,7 +63,7 @@ def _hand(theta):
 
 def _reference(noise, key, y, n):
     numbers = as_generator(key)
-    # many more than n: few of them are then drawn twice
+    # many more than n, so that few are drawn twice
     return Weighted.gather(lambda g, m: propose(g, m, y, noise), numbers, 12 * n).draw(numbers, n)
 
 
@@ -79,12 +79,12 @@ def propose(numbers: np.random.Generator, m: int, y: np.ndarray, noise: float | 
         """Length and angle of the line from the elbow to the hand, the angle relative to the second segment."""
         return np.hypot(l2 + l3 * np.cos(t4), l3 * np.sin(t4)), np.arctan2(l3 * np.sin(t4), l2 + l3 * np.cos(t4))
 
-    # t1 and t2 drawn: a forearm of the right length, bent either way
+    # t1 and t2 drawn: a forearm of the required length, bent in either direction
     reach = hand - np.stack([l1 * np.cos(t2), base + l1 * np.sin(t2)], axis=-1)
     bent = _arccos((np.sum(reach**2, axis=-1) - l2**2 - l3**2) / (2 * l2 * l3)) * sign
     first = base, t2, np.arctan2(reach[..., 1], reach[..., 0]) - forearm(bent)[1] - t2, bent
 
-    # t2 and t4 drawn: a forearm of known length, rising or falling, and the base where it then has to be
+    # t2 and t4 drawn: a forearm of known length, pointing up or down, and the resulting height of the base
     length, offset = forearm(t4)
     tilt = _arccos((hand[..., 0] - l1 * np.cos(t2)) / length) * sign
     second = hand[..., 1] - l1 * np.sin(t2) - length * np.sin(tilt), t2, tilt - offset - t2, t4
@@ -102,5 +102,5 @@ def propose(numbers: np.random.Generator, m: int, y: np.ndarray, noise: float | 
 
 
 def _arccos(cosine):
-    """NaN where there is no such angle."""
+    """The arc cosine, NaN if it is not defined."""
     return np.arccos(np.where(np.abs(cosine) < 1, cosine, np.nan))

@@ -1,12 +1,12 @@
-"""The No-U-Turn sampler for posteriors with a Gaussian likelihood, in coordinates in which they are nearly round.
+"""The No-U-Turn sampler for posteriors with a Gaussian likelihood, in nearly isotropic coordinates.
 
 The prior makes theta = decode(u), u ~ N(0, I). With r(u) = (y - forward(decode(u))) / noise, the log posterior is
 -|u|^2/2 - |r(u)|^2/2. Its mode u* is found by Levenberg and Marquardt's method, and NUTS moves v in
 
     u = u* + L^-T v,    L L^T = I + J^T J,    J = dr/du at u*,
 
-in which the posterior would be N(0, I) if the forward model were linear; so short trajectories and few steps of warm-up
-do. Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax.
+in which the posterior would be N(0, I) if the forward model were linear. So short trajectories and few warm-up steps
+are sufficient. Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax.
 """
 
 import math
@@ -36,7 +36,7 @@ def nuts_posterior(
     """Draws of theta given one observation; with the first three arguments bound, a `Reference`.
 
     Args:
-        prior: of theta.
+        prior: prior of theta.
         forward: theta -> noiseless data, differentiable.
         noise: standard deviation of the data.
         key: JAX key.
@@ -46,7 +46,7 @@ def nuts_posterior(
     require_blackjax("draws this reference posterior")
     sd = jnp.broadcast_to(jnp.asarray(noise, float), y.shape)
     theta = sample_chains(key, prior, forward, jnp.asarray(y, float), sd, math.ceil(n / _CHAINS))
-    # chains one after the other would show in a plot of the first rows
+    # shuffled, since otherwise the first rows would come from one chain
     return np.asarray(theta).swapaxes(0, 1).reshape(-1, prior.dim)[:n]
 
 
@@ -74,7 +74,7 @@ def sample_chains(key: Array, prior: Prior, forward: Any, y: Array, noise: Array
 
 
 def _mode(residual: Callable[[Array], Array], dim: int) -> Array:
-    """The u of least |u|^2 + |residual(u)|^2 by Levenberg and Marquardt's method, from u = 0."""
+    """The u that minimises |u|^2 + |residual(u)|^2, by the Levenberg-Marquardt method from u = 0."""
 
     def objective(u):
         return jnp.sum(u**2) + jnp.sum(residual(u) ** 2)

@@ -23,18 +23,18 @@ class Problem:
 
     Attributes:
         name: its key in `PROBLEMS`.
-        prior: of the parameters theta.
+        prior: prior of the parameters theta.
         forward: parameters of shape (*batch, dim) -> noiseless data of shape (*batch, y_dim), written in JAX.
         reference: draws from the posterior, see `Reference`.
-        y_names: of the data.
-        y_units: of the data.
-        noise: standard deviation of the data, one number or one for each; 0 for a deterministic problem, None where
-            `draw` has randomness of another kind.
+        y_names: names of the data.
+        y_units: units of the data.
+        noise: standard deviation of the data, one number or one for each; 0 for a deterministic problem, None if the
+            noise of `draw` is not Gaussian.
         draw: (key, theta) -> y, if it is not forward + Gaussian noise.
-        geometry: what an image needs to know, arrays by name.
-        source: where the definition comes from.
+        geometry: arrays for drawing the problem, by name.
+        source: reference of the definition.
 
-    A problem whose functions belong to a module can be pickled, and thus simulated in a pool of processes.
+    A problem with module-level functions can be pickled, and so simulated in a pool of processes.
 
     Raises:
         InputError: for a prior, forward model or noise of another kind, or names and units that do not fit.
@@ -89,10 +89,10 @@ class Problem:
             key: int, JAX key or None.
 
         Returns:
-            data of shape (*batch, y_dim); NaN where a forward model found none.
+            data of shape (*batch, y_dim); NaN if the forward model has no solution.
 
         Raises:
-            InputError: for parameters of another number.
+            InputError: for another number of parameters.
         """
         theta = jnp.asarray(theta if isinstance(theta, jax.Array) else as_numbers(theta, "parameters"), float)
         if theta.ndim == 0 or theta.shape[-1] != self.dim:
@@ -125,6 +125,6 @@ class Problem:
 
 
 def check_count(name: str, value: Any, what: str = "") -> None:
-    """Refuse anything but a whole number of at least 1."""
+    """Refuse anything but a positive integer."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise InputError(f"got {name}={value!r}; expected a whole number, at least 1{f' {what}' if what else ''}")

@@ -1,4 +1,4 @@
-"""Application 4, generative classification: eight modes on a ring under three ways of labelling."""
+"""Application 4, generative classification: eight modes on a ring with three labellings."""
 
 from dataclasses import dataclass
 
@@ -25,8 +25,8 @@ class Ring:
     Attributes:
         mode_labels: class of each of the eight modes.
         sd: standard deviation of each mode.
-        entropy: of x, in nats: the floor of the mean of -log_prob under any model.
-        source: where the definition comes from.
+        entropy: entropy of x in nats, a lower bound of the mean of -log_prob under any model.
+        source: reference of the definition.
     """
 
     mode_labels: tuple[int, ...]
@@ -37,7 +37,7 @@ class Ring:
 
     @property
     def centres(self) -> np.ndarray:
-        """Of the modes, shape (8, 2)."""
+        """Centres of the modes, shape (8, 2)."""
         return CENTRES
 
     @property

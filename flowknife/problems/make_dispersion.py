@@ -15,7 +15,7 @@ LEVELS = 2**16 - 1
 
 
 def simulate(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
-    """Parameters, noiseless data, and how many models had to be drawn again."""
+    """Parameters, noiseless data, and the number of models that had to be drawn again."""
     prior = dispersion().prior
     parts, missing, failed, draw = [], count, 0, 0
     while missing:
@@ -28,7 +28,7 @@ def simulate(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def scaled(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whole numbers of 16 bits, with the lowest value and the step of each column."""
+    """Values as 16-bit integers, with the lowest value and the step of each column."""
     low, step = values.min(axis=0), np.ptp(values, axis=0) / LEVELS
     return np.round((values - low) / step).astype(np.uint16), low, step
 

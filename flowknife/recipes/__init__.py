@@ -1,4 +1,4 @@
-"""Recipes: named configurations that state what they cost and what number to expect.
+"""Recipes: named configurations with a known cost and an expected result.
 
 Examples:
     >>> from flowknife.recipes import recipe
@@ -24,10 +24,10 @@ def recipe(name: str, application: str | None = None) -> Recipe:
 
     Args:
         name: as in `RECIPES`.
-        application: density, images, classify or invert, if it has to be one for this.
+        application: density, images, classify or invert, if the recipe must be for this application.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such recipe.
     """
     known = {each.name: each for each in RECIPES.values() if application in (None, each.application)}
     if name in known:

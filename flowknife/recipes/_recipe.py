@@ -1,4 +1,4 @@
-"""A recipe: a named configuration that states what it costs and what number to expect."""
+"""A recipe: a named configuration with a known cost and an expected result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Expected:
-    """A number that was measured.
+    """A measured result.
 
     Attributes:
         value: the measured number.
@@ -77,7 +77,7 @@ class Recipe:
 
     @property
     def reaches(self) -> str:
-        """The expected number in short."""
+        """The expected result in short form."""
         if self.expected is None:
             return "not measured"
         after = "" if self.expected.minutes == self.minutes else f" after {_time(self.expected.minutes)}"

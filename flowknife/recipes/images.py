@@ -15,7 +15,7 @@ _CELEBA = (
 )
 _CELEBA_CROP = 148 / 178  # the square around the face that papers take (Dinh et al. 2016, arXiv 1605.08803, sec. 4.1)
 _IN_ITS_FORM = "181 cat faces, laid out as the test images of CelebA"
-_NOT_CELEBA = "on one core; a trial of the form, CelebA itself was not at hand"
+_NOT_CELEBA = "on one core; tests the setup only, as CelebA itself was not available"
 _MNIST = "the 60,000 training digits: a folder of PNG files, or FILE.npz:NAME that holds uint8 (n, 28, 28)"
 _NEW_CATS = "181 new cat faces, of 2,081"
 _ANY = "a folder of images, its address, or a file that holds an array of them"

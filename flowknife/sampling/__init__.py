@@ -1,4 +1,4 @@
-"""Draws from densities that are known up to a constant: weighted proposals, and Markov chains.
+"""Sampling from unnormalised densities: importance sampling and Markov chains.
 
 `Weighted` holds proposals with their importance weights, smoothed by a generalised Pareto tail; `nuts_chains` is
 Hamiltonian Monte Carlo and needs gradients; `metropolis` needs none.

@@ -1,4 +1,4 @@
-"""Markov chains that start from draws of an approximation, whose spread they take as their scale."""
+"""Markov chains that start from draws of an approximation, whose spread sets their scale."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ _WARMUP = 300  # steps of NUTS
 
 
 def require_blackjax(what: str) -> None:
-    """Refuse to go on without blackjax, which is needed for `what`.
+    """Raise an error unless blackjax is installed, which is needed for `what`.
 
     Raises:
         InputError: it is not installed.
@@ -41,12 +41,12 @@ def nuts_chains(
     Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax. To be called inside a compiled function.
 
     Args:
-        log_density: of one position (d,), up to a constant, best in coordinates of about unit scale.
-        starts: of the chains.
+        log_density: log density of one position (d,), up to a constant, preferably in coordinates of about unit scale.
+        starts: starting points of the chains.
         key: JAX key.
-        draws: of each chain.
-        warmup: steps of adaptation.
-        finish: what is kept of a position.
+        draws: number of draws of each chain.
+        warmup: number of adaptation steps.
+        finish: transformation of each stored position.
     """
     import blackjax
     from blackjax.adaptation.base import get_filter_adapt_info_fn
@@ -75,17 +75,17 @@ def metropolis(
     generator: np.random.Generator,
     moves: int = 100,
 ) -> Float[np.ndarray, "n d"]:
-    """Move many positions by Metropolis' random walk, for densities without gradients.
+    """Random-walk Metropolis for many chains, for densities without gradients.
 
     Each proposal is normal with the covariance (2.38^2 / d) L L^T (Gelman, Roberts & Gilks 1996), at a random fifth to
     twice that scale.
 
     Args:
-        log_density: of positions (n, d), shape (n,), up to a constant; NaN counts as impossible.
-        starts: one chain from each; the last position of each is returned.
+        log_density: log density of positions (n, d), shape (n,), up to a constant; NaN counts as impossible.
+        starts: starting point of each chain; the last position of each chain is returned.
         factor: L, a root of the covariance of the density.
-        generator: of random numbers.
-        moves: of each chain.
+        generator: random generator.
+        moves: number of steps of each chain.
     """
 
     def level_of(u):
@@ -104,7 +104,7 @@ def metropolis(
 
 
 def whitening(rows: Float[np.ndarray, "n d"], weight: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of weighted rows and a lower triangular root of their covariance, kept away from zero."""
+    """Mean of weighted rows and a lower triangular root of their regularised covariance."""
     centre = weight @ rows
     covariance = (rows - centre).T @ (weight[:, None] * (rows - centre))
     ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
@@ -115,8 +115,8 @@ class Target(eqx.Module):
     """A posterior in the coordinates u in which the prior is N(0, I): log N(u; 0, I) + log p(y | x(u)).
 
     Args:
-        prior: of the parameters, with `bijection` and `frame`.
-        log_likelihood: `(x, y) -> log p(y | x)` of one row of parameters in their units, differentiable.
+        prior: prior of the parameters, with `bijection` and `frame`.
+        log_likelihood: `(x, y) -> log p(y | x)` for one row of parameters in their units, differentiable.
         y: the observation.
     """
 

@@ -1,8 +1,8 @@
-"""Draws from a posterior by weighted proposals, exact up to the number of proposals.
+"""Importance sampling of a posterior, exact in the limit of many proposals.
 
-Proposals theta_i ~ q carry the weights w_i = p(theta_i, y) / q(theta_i). Their mean is the evidence p(y), their
-effective number is (sum w)^2 / sum w^2 (Kong 1992), and drawing among them by weight gives draws from the posterior
-(Rubin 1988, sampling-importance-resampling).
+Proposals theta_i ~ q carry the weights w_i = p(theta_i, y) / q(theta_i). Their mean estimates the evidence p(y), the
+effective sample size is (sum w)^2 / sum w^2 (Kong 1992), and resampling by weight gives draws from the posterior (Rubin
+1988, sampling-importance-resampling).
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ _MOST_AT_ONCE = 2**17
 
 @dataclass(frozen=True)
 class Weighted:
-    """Proposals of shape (m, d) and their log weights, those of weight zero left out.
+    """Proposals of shape (m, d) and their log weights, without those of zero weight.
 
     Attributes:
-        theta: proposals with a weight.
-        log_weight: their weights.
-        count: how many proposals there were, also those without weight.
+        theta: proposals with positive weight.
+        log_weight: their log weights.
+        count: total number of proposals, including those of zero weight.
     """
 
     theta: np.ndarray
@@ -38,7 +38,7 @@ class Weighted:
     def gather(
         cls, propose: Propose, generator: np.random.Generator, enough: float | int, most: int = 2**23
     ) -> "Weighted":
-        """Propose until the effective number is `enough`, or `most` proposals were made."""
+        """Propose until the effective sample size is `enough`, or until `most` proposals."""
         size = min(_MOST_AT_ONCE, max(1024, int(2 * enough)))
         weighted = cls.proposed(propose, generator, size)
         while weighted.effective < enough and weighted.count < most:
@@ -54,7 +54,7 @@ class Weighted:
         return cls(theta[kept], log_weight[kept], len(theta))
 
     def joined(self, other: "Weighted") -> "Weighted":
-        """The proposals of both, whose weights have one scale."""
+        """The proposals of both; their weights have a common scale."""
         theta, log_weight = (
             np.concatenate([getattr(one, name) for one in (self, other)]) for name in ("theta", "log_weight")
         )
@@ -62,7 +62,7 @@ class Weighted:
 
     @property
     def weight(self) -> np.ndarray:
-        """Weights that add up to one."""
+        """Normalised weights."""
         if self.log_weight.size == 0:
             return self.log_weight
         weight = np.exp(self.log_weight - self.log_weight.max())
@@ -70,7 +70,7 @@ class Weighted:
 
     @property
     def effective(self) -> float:
-        """Effective number of proposals."""
+        """Effective sample size."""
         return 1 / float(np.sum(self.weight**2)) if self.log_weight.size else 0.0
 
     @cached_property
@@ -79,12 +79,12 @@ class Weighted:
 
     @property
     def k_hat(self) -> float:
-        """Shape of the tail of the weights, which can be trusted up to 0.7; see `pareto_smoothed`."""
+        """Pareto shape of the tail of the weights, which are reliable up to 0.7; see `pareto_smoothed`."""
         return float(self._pareto[1])
 
     @property
     def smoothed(self) -> "Weighted":
-        """The same with a smooth tail of weights."""
+        """A copy with Pareto-smoothed weights."""
         return replace(self, log_weight=self._pareto[0])
 
     @property
@@ -95,11 +95,11 @@ class Weighted:
 
     @property
     def log_evidence_error(self) -> float:
-        """Standard error of `log_evidence`, as far as the weights that were seen tell."""
+        """Standard error of `log_evidence`, estimated from the weights."""
         return float(np.sqrt(max(1 / self.effective - 1 / self.count, 0.0))) if self.log_weight.size else np.inf
 
     def draw(self, generator: np.random.Generator, n: int) -> np.ndarray:
-        """Draw n by systematic resampling, which repeats proposals as little as possible.
+        """Draw n by systematic resampling, with as few repetitions as possible.
 
         Raises:
             InputError: if no proposal has a weight.
@@ -115,7 +115,7 @@ class Weighted:
 
 
 def tempered(log_weight: np.ndarray, enough: float | int) -> np.ndarray:
-    """Weights to the power b, which add up to one; b is 1, or so small that `enough` draws are effective."""
+    """Normalised weights to the power b; b is 1, or smaller to reach an effective sample size of `enough`."""
 
     def weight(b):
         raised = np.exp(b * (log_weight - log_weight.max()))

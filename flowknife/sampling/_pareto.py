@@ -4,24 +4,24 @@ import numpy as np
 from jaxtyping import Float
 
 TRUSTED = 0.7
-"""The largest k-hat at which weighted proposals can be trusted (Vehtari et al. 2024, sec. 3.3)."""
+"""The largest k-hat at which importance weights are reliable (Vehtari et al. 2024, sec. 3.3)."""
 
-_SHARE, _ROOTS = 0.2, 3.0  # of n weights the tail has min(n / 5, 3 sqrt(n))
-_FEWEST = 5  # weights of a tail
+_SHARE, _ROOTS = 0.2, 3.0  # the tail has min(n / 5, 3 sqrt(n)) of n weights
+_FEWEST = 5  # smallest number of weights of a tail
 
 
 def pareto_smoothed(log_weight: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], float]:
     """Log weights with a smooth tail, and k-hat, the shape of that tail.
 
-    The largest weights are replaced by the expected order statistics of a generalised Pareto distribution that is
-    fitted to them, at most the largest raw one. The weights have 1 / k-hat moments: below 0.5 their mean has a
-    variance, above 0.7 no practical number of proposals is enough.
+    The largest weights are replaced by the expected order statistics of a generalised Pareto distribution fitted to
+    them, truncated at the largest raw weight. The weights have 1 / k-hat moments: below 0.5 their mean has a variance,
+    above 0.7 no practical number of proposals is enough.
 
     Args:
-        log_weight: finite, up to a constant; it stays.
+        log_weight: finite log weights, up to a constant.
 
     Returns:
-        the smoothed weights, and k-hat; infinite where there are too few weights to tell.
+        the smoothed log weights, and k-hat, which is infinite if there are too few weights.
     """
     raw = np.asarray(log_weight, np.float64)
     count = int(np.ceil(min(_SHARE * len(raw), _ROOTS * len(raw) ** 0.5)))
@@ -31,7 +31,7 @@ def pareto_smoothed(log_weight: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarr
     order = np.argsort(raw)
     tail, below = order[-count:], raw[order[-count - 1]] - top
     beyond = np.exp(raw[tail] - top) - np.exp(below)
-    if beyond[0] <= 0 or np.ptp(beyond) < 1e-12 * beyond[-1]:  # ties: all weights of the tail are alike
+    if beyond[0] <= 0 or np.ptp(beyond) < 1e-12 * beyond[-1]:  # ties: all weights of the tail are equal
         return raw, -np.inf if np.ptp(raw) < 1e-9 else 0.0
     shape, scale = _pareto_fit(beyond)
     if not np.isfinite(shape):
@@ -46,7 +46,7 @@ def pareto_smoothed(log_weight: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarr
 def _pareto_fit(ordered):
     """Shape and scale of a generalised Pareto distribution (Zhang & Stephens 2009, doi 10.1198/tech.2009.08017).
 
-    The shape is shrunk towards 0.5 as ten more observations would do (Vehtari et al. 2024, appendix C).
+    The shape is shrunk towards 0.5 with the weight of ten observations (Vehtari et al. 2024, appendix C).
     """
     n = len(ordered)
     points = 30 + int(n**0.5)

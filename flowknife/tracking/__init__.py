@@ -1,4 +1,4 @@
-"""Where fits are tracked: TensorBoard, MLflow, or a tracker of your own. Nothing is written that was not asked for.
+"""Tracking of fits: TensorBoard, MLflow, or your own tracker. Nothing is tracked by default.
 
 fk.density(x, track="tensorboard:runs/logs")
 fk.density(x, track="mlflow:http://localhost:5000#experiment")

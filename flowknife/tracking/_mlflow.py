@@ -14,7 +14,7 @@ from flowknife.errors import InputError
 from flowknife.tracking._tracker import Tracker
 
 MODEL = Path(__file__).with_name("_pyfunc.py")
-"""The program by which MLflow loads a run."""
+"""The program with which MLflow loads a run."""
 
 _LONGEST = 500  # characters of a parameter
 
@@ -23,11 +23,11 @@ class MLflow(Tracker):
     """A run of MLflow: parameters, metrics, curves, figures, and the model as a pyfunc.
 
     Args:
-        uri: of the tracking server, or a folder or database: http://..., sqlite:///mlflow.db, file:mlruns.
-        experiment: its name; made where there is none.
+        uri: URI of the tracking server, or a folder or database: http://..., sqlite:///mlflow.db, file:mlruns.
+        experiment: name of the experiment; created if it does not exist.
 
     Raises:
-        InputError: mlflow is not installed, or there is no server.
+        InputError: mlflow is not installed, or the server does not respond.
     """
 
     def __init__(self, uri: str, experiment: str = "flowknife"):
@@ -81,12 +81,12 @@ class MLflow(Tracker):
 
 
 def save_pyfunc(run: str | Path, folder: str | Path) -> None:
-    """Write a run directory as a model that `mlflow.pyfunc.load_model` reads; nothing of it is pickled.
+    """Write a run directory as a model for `mlflow.pyfunc.load_model`; nothing is pickled.
 
-    Its `predict` gives the scores of rows, or with params={"method": "sample", "n": 100, "key": 1} draws.
+    Its `predict` returns the scores of rows, or draws with params={"method": "sample", "n": 100, "key": 1}.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, about its own annotations
+        warnings.simplefilter("ignore")  # warnings of MLflow about its own annotations
         from mlflow import pyfunc
         from mlflow.models import ModelSignature
         from mlflow.types import DataType, ParamSchema, ParamSpec

@@ -17,10 +17,10 @@ class Flow(mlflow.pyfunc.PythonModel):
 
         self.fitted = fk.load(context.artifacts["run"])
 
-    def predict(self, context, model_input, params=None):  # MLflow checks data by annotations
-        """The scores of rows, as a table; params={"method": "log_prob"} calls another method with the rows.
+    def predict(self, context, model_input, params=None):  # MLflow would check data against annotations
+        """The table of scores of rows; params={"method": "log_prob"} calls another method with the rows.
 
-        {"method": "sample", "n": 100, "key": 1} draws; of a posterior the rows are then the observations.
+        {"method": "sample", "n": 100, "key": 1} draws samples; for a posterior the rows are the observations.
         """
         asked = {"method": "score", "n": 100, "key": 0, **(params or {})}
         method = asked["method"]

@@ -13,7 +13,7 @@ class TensorBoard(Tracker):
     """Event files in a folder, which `tensorboard --logdir FOLDER` shows: curves, metrics, settings and a figure.
 
     Args:
-        folder: made where there is none.
+        folder: the folder; created if it does not exist.
 
     Raises:
         InputError: tensorboardX is not installed.

@@ -1,4 +1,4 @@
-"""The interface of trackers, and which of them the fits in this process have."""
+"""The interface of trackers, and the active trackers of this process."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from flowknife.errors import InputError
 
 
 class Tracker(ABC):
-    """What is logged of a fit: numbers while it trains, and the result.
+    """Receives the numbers of a fit during training, and its result.
 
     Examples:
         >>> class Printed(Tracker):
@@ -25,24 +25,24 @@ class Tracker(ABC):
 
     @abstractmethod
     def measured(self, part: str, step: int, values: Mapping[str, float]) -> None:
-        """Numbers after some steps of training; `part` is what was trained, as progress bars call it."""
+        """Receive numbers after some steps of training; `part` is the label of the progress bar."""
 
     @abstractmethod
     def fitted(self, result: Any) -> None:
-        """The result of the fit, such as a `flowknife.Density`."""
+        """Receive the result of the fit, such as a `flowknife.Density`."""
 
     def close(self) -> None:  # noqa: B027, most have nothing to do
-        """The fit has ended, with a result or without."""
+        """Called when the fit has ended, with or without a result."""
 
 
 Track = str | Tracker | Sequence[str | Tracker] | None
-"""Where a fit is tracked: texts such as "tensorboard:DIR" and "mlflow:URI", or trackers; None for nowhere."""
+"""Trackers of a fit: texts such as "tensorboard:DIR" and "mlflow:URI", or trackers; None for none."""
 
 _KINDS = ("tensorboard:DIR", "mlflow:URI", "mlflow:URI#EXPERIMENT")
 
 
 def as_trackers(track: Track) -> list[Tracker]:
-    """Trackers of what a caller asks for.
+    """Convert the argument `track` to trackers.
 
     Raises:
         InputError: for an unknown kind, or one whose package is not installed.
@@ -74,13 +74,13 @@ def _tracker(of: Any) -> Tracker:
     return MLflow(uri, experiment or "flowknife")
 
 
-_lock = threading.Lock()  # parts of a fit may train in threads of their own
+_lock = threading.Lock()  # parts of a fit may train in separate threads
 _listening: list[Tracker] = []
 
 
 @contextmanager
 def tracked_by(*trackers: Tracker) -> Generator[None, None, None]:
-    """Tell these trackers of the fits in the block, and close them at its end."""
+    """Send the fits in the block to these trackers, and close them at its end."""
     with ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)
@@ -93,7 +93,7 @@ def tracked_by(*trackers: Tracker) -> Generator[None, None, None]:
 
 
 def measured(part: str, step: int, values: Mapping[str, float]) -> None:
-    """Tell the trackers of this fit of numbers after some steps."""
+    """Send numbers after some steps to the trackers of this fit."""
     if _listening:
         with _lock:
             for tracker in _listening:

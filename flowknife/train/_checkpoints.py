@@ -177,7 +177,7 @@ class Checkpoints:
                 f"got {folder}, the checkpoints of another fit ({what}); expected the same settings, data and "
                 "versions; try the earlier ones, or a new folder"
             )
-        note(f"going on from the checkpoints in {folder}", self.show)
+        note(f"resuming from the checkpoints in {folder}", self.show)
         self._about = stored
         if self.key is not None:
             if said.key is None or len(said.key) != jax.random.key_data(self.key).size:

@@ -148,7 +148,7 @@ def _finite_rows(array):
 
 
 def _initialise(model, batch, key):
-    # the first step reports a non-finite row; here it would only spoil the closed-form fit
+    # the first step reports a non-finite row; here it would only make the closed-form fit non-finite
     finite = np.all([_finite_rows(array) for array in batch.values()], axis=0)
     if not finite.any():
         return model

@@ -260,7 +260,7 @@ class Trainer:
         reached = self.reached = self._begin()
         t = self.training
         if reached.step:
-            report(0.0, f"going on from step {reached.step}")
+            report(0.0, f"resuming from step {reached.step}")
         per_call, fault = 1, ""
         total = min(t.steps or np.inf, (t.epochs or np.inf) * feed.steps_per_epoch)
         rate = 1.0 / total if np.isfinite(total) else 0.0

@@ -25,7 +25,9 @@ class Training(Settings):
     minutes: float | None = pydantic.Field(None, gt=0, description="time budget of the whole fit in minutes")
     batch_size: int | None = pydantic.Field(None, ge=1, le=10_000_000, description="rows per step")
     learning_rate: float | None = pydantic.Field(None, gt=0, description="peak learning rate")
-    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = pydantic.Field("adam", description="optimiser")
+    optimiser: Literal["adam", "adamax", "nadam", "amsgrad"] = pydantic.Field(
+        "adam", description="optimisation algorithm"
+    )
     schedule: Literal["cosine", "exponential", "constant"] = pydantic.Field(
         "cosine", description="schedule of the learning rate after the warm-up"
     )

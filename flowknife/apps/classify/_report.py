@@ -145,19 +145,19 @@ def _latents(classifier, held, labels, anomalous, folder):
     )
 
 
-def _outliers(classifier, held, scores, anomalous, spoilt, folder):
+def _outliers(classifier, held, scores, anomalous, synthetic, folder):
     others, alpha, figures = _scored(classifier, anomalous), classifier.config.alpha, []
     if classifier.flagging.rows:
         figures.append(keep(plots.anomaly_scores(scores["p_value"], others["p_value"], alpha), folder, "p_values"))
     if classifier.flagging.rows and classifier.of_images:
         figure = (
             plots.outliers(held, scores["p_value"], alpha=alpha)
-            if spoilt
+            if synthetic
             else plots.outliers(anomalous.pixels, others["p_value"], list(others["path"]), alpha=alpha)
         )
         figures.append(keep(figure, folder, "outliers", "The most anomalous first."))
     kind = "inverted held-out images" if classifier.of_images else "held-out rows with each column shuffled"
-    what = f"the others are {kind}, some of which may still look like a class" if spoilt else "the others were given"
+    what = f"the others are {kind}, some of which may still look like a class" if synthetic else "the others were given"
     return Section(
         "Outliers",
         "The p-value tests whether an item belongs to any of the classes. "

@@ -77,7 +77,7 @@ def read_joined(x: Any, given: Any, names: Sequence[str] | None, drop_invalid: b
             raise InputError(f"got the conditions {', '.join(named)}; expected different columns; try each once")
         missing = [name for name in named if name not in found.names]
         if missing or not rest:
-            got = f"the condition {missing[0]!r}" if missing else "nothing but conditions"
+            got = f"the condition {missing[0]!r}" if missing else "only conditions"
             raise InputError(f"got {got} of {found.source}; expected some of its columns: {', '.join(found.names)}")
         return table_of(found, (*rest, *named), drop_invalid=drop_invalid, min_rows=2), named
     beside = read_columns(given)

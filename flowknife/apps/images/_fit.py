@@ -54,7 +54,7 @@ _FEWEST_CALIBRATING = 300
 
 _CALIBRATION_SHARE = 0.15  # largest share of the time budget, unless a share of the images is set
 
-_ENOUGH_CALIBRATING = 1000  # images that calibrate whatever the time: p-values down to 0.001
+_ENOUGH_CALIBRATING = 1000  # images that calibrate, regardless of the time budget: p-values down to 0.001
 
 _MOST_STOPPING = 1000  # images: they are evaluated often
 

@@ -257,7 +257,7 @@ class Images(Result[ImagesConfig]):
         if folder is not None:
             known = Neighbours.fit(thumbnails(self._pixels(folder).pixels), known.mirrored)
         if not 1 <= k <= len(known.images):
-            raise InputError(f"got k={k}; expected 1 to {len(known.images)}, the images that there are")
+            raise InputError(f"got k={k}; expected 1 to {len(known.images)}, the number of images")
         return known.nearest(self._pixels(images).pixels, k)
 
     def log_prob(self, images: Any, given: Any = None) -> Float[np.ndarray, " n"]:
@@ -480,7 +480,7 @@ class Images(Result[ImagesConfig]):
 
 def _one(image):
     if isinstance(image, (str, Path)) and not Path(image).is_file():
-        raise InputError(f"got {str(image)!r}, where there is no file; expected an image; check the name")
+        raise InputError(f"got {str(image)!r}, which does not exist; expected an image; check the name")
     return image
 
 

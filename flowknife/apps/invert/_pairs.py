@@ -111,7 +111,7 @@ def require_exact(config, exact):
     """Refuse a random simulator in the partitioned form, which needs Gaussian noise of known size."""
     if config.form == "partitioned" and not exact:
         raise InputError(
-            "got a simulator with random numbers of its own and form=partitioned; expected data without randomness, "
+            "got a simulator with its own random numbers and form=partitioned; expected data without randomness, "
             "and Gaussian noise as noise=...; try form=conditional"
         )
 

@@ -75,7 +75,7 @@ def simulate(
     if chunk is not None:
         chunk = as_count(chunk, "simulation of a chunk")
     if key is None:
-        raise InputError("got key=None; expected a seed, so that the same call can go on; try key=0")
+        raise InputError("got key=None; expected a seed, so that the call can be resumed; try key=0")
     part, parts = (1, 1) if shard is None else shard
     if not 1 <= part <= parts:
         raise InputError(f"got shard=({part}, {parts}); expected from (1, {parts}) to ({parts}, {parts})")
