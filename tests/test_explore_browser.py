@@ -199,3 +199,15 @@ def test_a_page_opens_within_a_second(opened):
     start = time.monotonic()
     opened("density")
     assert time.monotonic() - start < 5
+
+
+def test_what_is_dragged_stays_in_sight_and_draws_beyond_the_axes_are_said(opened):
+    page = opened("arm")
+    page.query_selector("canvas.movable").focus()
+    for _ in range(40):
+        page.keyboard.press("Shift+ArrowRight")
+    settled(page)
+    page.click("text=The observation as numbers")
+    page.wait_for_function("() => +document.querySelector('.more .control output').textContent > 2")
+    assert float(page.inner_text("details.more .controls output >> nth=0")) < 3.5
+    assert re.search(r"draws lie beyond these axes|The axes span the prior", page.inner_text("main"))

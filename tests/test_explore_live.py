@@ -236,6 +236,12 @@ def ask(live, name, **given):
 CLOSE = np.testing.assert_allclose
 
 
+def live_image(live):
+    """The first image of a page."""
+    content = unpacked(json.loads(live.content))
+    return content["images"][: np.prod(content["shape"])]
+
+
 def test_a_density_answers_as_in_python():
     flow = fk.load(RUNS / "density")
     live, x = flow._live(), items_of("density")
@@ -287,6 +293,9 @@ def test_a_model_of_images_answers_as_in_python():
     assert ask(live, "anomaly_map", x=x[:1], n=1).size == 64
     cold = ask(live, "sample", n=2, seed=1, temperature={"z_0": 0.0})
     assert cold.size == 128 and set(json.loads(live.content)["places"]) >= {"z_0"}
+    own = ask(live, "encode", x=live_image(live), n=1)
+    for name, place in ask(live, "places", z=own, n=1).items():
+        CLOSE(place, unpacked(json.loads(live.content))["places"][name][:2], atol=1e-3)
     file = io.BytesIO()
     Image.fromarray(x[0, ..., 0]).save(file, "PNG")
     read = ask(live, "read", file=np.frombuffer(file.getvalue(), np.uint8))
@@ -333,6 +342,7 @@ def fake(classifies, folder=None):
 
     cloud = Cloud(encode(images, 30), levels)
     calls = {"encode": encode, "decode": decode, "sample": sample, "score": score, "read": read, "trust": trust}
+    calls["places"] = lambda z, n: cloud.places(z.reshape(n, size))
     calls["anomaly_map"] = lambda x, n, given=None: x.astype(np.float32) / 32 - 4
     content = {
         "title": EVIL,

@@ -70,6 +70,9 @@ def live_images(classifier: "Classifier", images: Any = None) -> Live:
         pixels = image_in(file, shape, 1.0, classifier.white)
         return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
 
+    def places(z, n):
+        return cloud.places(rows_of(z, n, size))
+
     prepare = partial(compile_calls, encode, decode, shown)
     parts = {
         "shape": list(shape),
@@ -87,6 +90,7 @@ def live_images(classifier: "Classifier", images: Any = None) -> Live:
         ],
     }
     calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "score": score, "read": read}
+    calls["places"] = places
     if images is not None:
         parts, calls = Folder(images, classifier._images, size, score, classes).added_to(parts, calls)
     return live_page(

@@ -89,6 +89,9 @@ def live_images(model: "Images", images: Any = None) -> Live:
         pixels = image_in(file, shape, model.config.crop, model.white)
         return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
 
+    def places(z, n):
+        return cloud.places(rows_of(z, n, size))
+
     def trust():  # on some of the held-out images, since all of them take minutes
         part = slice(0, _CHECKED)
         return trust_of(replace(model, held_out=model.held_out[part], example_codes=model.example_codes[part]))
@@ -112,6 +115,7 @@ def live_images(model: "Images", images: Any = None) -> Live:
         "score": score,
         "anomaly_map": anomaly_map,
         "read": read,
+        "places": places,
         "trust": trust,
     }
     if images is not None:

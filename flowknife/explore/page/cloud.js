@@ -4,7 +4,7 @@ class ImageCloud {
   /**
    * @param parent element that the plot is put into
    * @param options items (each with canvas(), its picture), xy (item => [x, y] or null), shade (item => colour),
-   *   chosen (item => whether it is marked), pick (called with the item that is chosen), title, label
+   *   chosen (item => whether it is marked), also (returns one more item that is shown), pick (called with the item that is chosen), title, label
    */
   constructor(parent, options) {
     Object.assign(this, options, { pointed: null });
@@ -26,7 +26,7 @@ class ImageCloud {
 
   draw() {
     const { plot } = this, c = plot.context;
-    for (const item of this.items) {
+    for (const item of new Set([...this.items, this.also()])) {
       const p = this.xy(item);
       if (!p) continue;
       const marked = this.chosen(item), size = marked ? 9 : 5;

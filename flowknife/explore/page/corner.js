@@ -8,9 +8,16 @@ class Corner {
       margins: [2, 2, 2, 2], draw: () => this.draw(),
     });
     this.plot.axes = () => {};
+    this.beyond = element("p", { className: "note" }, this.plot.figure);
   }
 
-  show(x, n, width, columns) { Object.assign(this, { x, n, width, columns }); this.plot.redraw(); }
+  show(x, n, width, columns) {
+    Object.assign(this, { x, n, width, columns });
+    const out = (row) => columns.some((j, k) => { const v = x[row * width + j]; return !(v >= this.ranges[k][0] && v <= this.ranges[k][1]); });
+    const count = Array.from({ length: n }, (_, row) => row).filter(out).length;
+    this.beyond.textContent = count > 0.02 * n ? `${count} of ${n} draws lie beyond these axes, which span the prior.` : "The axes span the prior.";
+    this.plot.redraw();
+  }
 
   draw() {
     if (!this.x) return;

@@ -58,8 +58,8 @@ function folderGallery(page, { shape, makeItem, choose, flagged, scoreOf }) {
   const compared = (a, b) => (a.score.p ?? 0) - (b.score.p ?? 0) || b.score.score - a.score.score;
   /** What stands below an image: its p-value, of a classifier its likeliest class, and its name. */
   const wordsOf = ({ score, item }) => {
-    const likely = score.probability ? `${clipped(classes[score.probability.indexOf(Math.max(...score.probability))], 12)}, ` : "";
-    return `${likely}${score.p === null ? `score ${short(score.score)}` : pText(score.p)}\n${item.name}`;
+    const likely = score.probability ? `class ${classes[score.probability.indexOf(Math.max(...score.probability))]}\n` : "";
+    return `${score.p === null ? `score ${short(score.score)}` : pText(score.p)}\n${likely}${item.name}`;
   };
   const show = latest(async () => {
     const ranked = entries.slice().sort(usual ? (a, b) => compared(b, a) : compared);

@@ -39,7 +39,7 @@ async function imagesPage(page) {
     classes.length ? " Colours are classes." : ""}`);
   const bar = element("div", { className: "controls" }, top), pair = element("div", { className: "pair" }, top);
   const cloud = new ImageCloud(pair, {
-    title: "Latents", label: "latents of images", items, shade, xy: (item) => item.where && item.where[level], chosen: (item) => item === chosen, pick: (item) => choose(item),
+    title: "Latents", label: "latents of images", items, shade, xy: (item) => item.where && item.where[level], chosen: (item) => item === chosen, also: () => chosen, pick: (item) => choose(item),
   });
   const names = Object.keys(places);
   if (names.length > 1) choice("Latents of", bar, names.map((name) => (name === "all" ? "all levels" : name)), 0, (i) => { level = names[i]; cloud.frame(); });
@@ -89,6 +89,11 @@ async function imagesPage(page) {
     if (heat && !item.map) item.map = await ask("anomaly_map", { x: item.pixels, n: 1, ...given(item.code) });
     if (item === chosen && heat) paintMap(heat, item.map, item.pixels, shape);
   });
+  /** Where an image that is not of the run lies in the cloud. */
+  async function placeOf(item) {
+    item.where = await ask("places", { z: await item.latent(), n: 1 });
+    cloud.plot.redraw();
+  }
   function waiting(words) { line.textContent = words; judged(null, 1, "", "", "…"); }
   function choose(item, seen = false) {
     chosen = item;
@@ -97,6 +102,7 @@ async function imagesPage(page) {
     if (heat) { if (item.map) paintMap(heat, item.map, item.pixels, shape); else paintPixels(heat, item.pixels.map((v) => v / 2 + 64), shape); }
     cloud.plot.redraw();
     if (seen) card.scrollIntoView({ block: "center" });
+    if (!item.where) placeOf(item);
     const told = judgeChosen(item);
     first ??= told;
     return Promise.all(refresh.map((follow) => follow()));
@@ -146,7 +152,7 @@ async function imagesPage(page) {
 
   let which = 0;
   const again = element("div", { className: "controls" }, side), variants = strip(side, shape, "redrawn image");
-  choice("Level to redraw", again, levels.map(([name], i) => `${name}${i ? "" : ", the coarsest"}`), 0, (i) => { which = i; });
+  choice("Level to redraw", again, levels.map(([name], i) => `${name}${i || page.classifies ? "" : ", the coarsest"}`), 0, (i) => { which = i; });
   button("Redraw it", again, () => redraw());
   const redraw = latest(async () => {
     const item = chosen, [, from, to] = levels[which], random = new Random(seed++), base = await item.latent(), z = new Float32Array(SHOWN * size);

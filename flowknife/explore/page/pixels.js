@@ -47,7 +47,7 @@ function strip(parent, shape, label) {
         const own = element("button", { type: "button", className: `tile ${mark}` });
         const canvas = imageCanvas(pixels, shape, own, `${label} ${i + 1}`);
         if (map) paintMap(canvas, map, pixels, shape);
-        for (const line of words ? words.split("\n", 2) : []) element("span", { textContent: line, title: line }, own);
+        for (const line of words ? words.split("\n", 3) : []) element("span", { textContent: line, title: line }, own);
         own.addEventListener("click", act);
         return own;
       }));

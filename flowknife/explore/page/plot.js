@@ -102,6 +102,12 @@ class Plot {
     return [this.log ? Math.exp(x) : x, (this.height - this.margins[2] - (event.clientY - box.top)) / this.perY + this.y0];
   }
 
+  /** A place within the axes: what is moved is never out of sight. */
+  within(x, y) {
+    const between = (v, a, b) => Math.min(Math.max(v, Math.min(a, b)), Math.max(a, b));
+    return [between(x, ...(this.log ? [Math.exp(this.x0), Math.exp(this.x1)] : [this.x0, this.x1])), between(y, this.y0, this.y1)];
+  }
+
   axes() {
     const c = this.context, [top, right, bottom, left] = this.margins, base = this.height - bottom, end = this.width - right;
     c.lineWidth = 1;
@@ -193,7 +199,7 @@ class Plot {
 
   /**
    * Let something be moved.
-   * @param moved called with (x, y, phase), phase "start", "move" or "end"
+   * @param moved called with (x, y, phase), a place within the axes, and phase "start", "move" or "end"
    * @param where returns the present place, from which arrow keys go on
    * @param other says of a key event whether `moved` is called for it too, with the present place
    */
@@ -207,11 +213,11 @@ class Plot {
     canvas.addEventListener("pointerdown", (event) => {
       held = true;
       canvas.setPointerCapture(event.pointerId);
-      moved(...this.at(event), "start", event);
+      moved(...this.within(...this.at(event)), "start", event);
     });
-    canvas.addEventListener("pointermove", (event) => { if (held) moved(...this.at(event), "move", event); });
+    canvas.addEventListener("pointermove", (event) => { if (held) moved(...this.within(...this.at(event)), "move", event); });
     for (const name of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(name, (event) => { if (held) { held = false; moved(...this.at(event), "end", event); } });
+      canvas.addEventListener(name, (event) => { if (held) { held = false; moved(...this.within(...this.at(event)), "end", event); } });
     }
     canvas.addEventListener("keydown", (event) => {
       const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key] || (other(event) ? [0, 0] : null);
@@ -219,7 +225,7 @@ class Plot {
       event.preventDefault();
       const [x, y] = where(), step = event.shiftKey ? 20 : 4;
       const shown = this.log ? Math.exp(Math.log(x) + (way[0] * step) / this.perX) : x + (way[0] * step) / this.perX;
-      moved(shown, y + (way[1] * step) / Math.abs(this.perY) * Math.sign(this.perY), "key", event);
+      moved(...this.within(shown, y + (way[1] * step) / Math.abs(this.perY) * Math.sign(this.perY)), "key", event);
     });
   }
 }
