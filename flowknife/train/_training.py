@@ -29,7 +29,7 @@ class Training(Settings):
         "adam", description="optimisation algorithm"
     )
     schedule: Literal["cosine", "exponential", "constant"] = pydantic.Field(
-        "cosine", description="schedule of the learning rate after the warm-up"
+        "cosine", description="schedule of the learning rate after warm-up"
     )
     decay: float | None = pydantic.Field(
         None, gt=0, le=1, description="final / peak rate of the exponential schedule; default 0.01"
