@@ -339,3 +339,5 @@ def test_edges_of_the_caller_are_left_alone():
 
 def test_a_prior_prints_the_bounds_of_its_components():
     assert repr(Uniform([1, 0], [3, 2], names=["mass", "speed"])) == ("Prior(mass from 1 to 3, speed from 0 to 2)")
+    assert repr(Normal([0.0], [1.0], names=["angle"])) == "Prior(angle)"
+    assert repr(LogNormal([0.0], [1.0], names=["mass"])) == "Prior(mass from 0)"
