@@ -85,16 +85,22 @@ def assert_same(found, expected, devices):
         assert found["metrics"][name] == pytest.approx(expected["metrics"][name], abs=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["table", "images", "inversion"])
-def test_four_devices_train_as_one(kind, tmp_path):
-    assert_same(trained(kind, tmp_path, devices=4), trained(kind, tmp_path), devices=4)
+@pytest.fixture(scope="module", params=["table", "images", "inversion"])
+def alone(request, tmp_path_factory):
+    """A kind of model, and what one device trained."""
+    return request.param, trained(request.param, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["table", "images", "inversion"])
-def test_two_processes_train_as_one(kind, tmp_path):
-    assert_same(trained(kind, tmp_path, processes=2), trained(kind, tmp_path), devices=2)
+def test_four_devices_train_as_one(alone, tmp_path):
+    kind, expected = alone
+    assert_same(trained(kind, tmp_path, devices=4), expected, devices=4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(alone, tmp_path):
+    kind, expected = alone
+    assert_same(trained(kind, tmp_path, processes=2), expected, devices=2)
 
 
 @pytest.mark.slow
