@@ -6,7 +6,7 @@ effective number is (sum w)^2 / sum w^2 (Kong 1992), and drawing among them by w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,8 +30,8 @@ class Weighted:
         count: how many proposals there were, also those without weight.
     """
 
-    theta: np.ndarray
-    log_weight: np.ndarray
+    theta: np.ndarray = field(repr=False)
+    log_weight: np.ndarray = field(repr=False)
     count: int
 
     @classmethod

@@ -24,7 +24,7 @@ class FitResult:
         dropped: steps that were left out, since a number was not finite.
     """
 
-    model: INN
+    model: INN = field(repr=False)
     loss: float
     step: int
     steps: int
