@@ -1,5 +1,6 @@
 """What people meet first: representations, notebooks, cards, settings as files, fits again, completion, --quiet."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import equinox as eqx
 import numpy as np
 import pytest
 import yaml
@@ -42,6 +44,23 @@ def run(tmp_path_factory):
 def test_a_result_says_what_it_is_in_one_line(flow):
     text = repr(flow)
     assert text.startswith("Density(x 2 <-> z 2, 200 rows, 3 steps") and len(text) < 120 and "\n" not in text
+
+
+def test_arrays_of_what_is_returned_are_not_printed(flow):
+    rooms = (fk.diagnostics, fk.data, fk.train, fk.sampling)
+    kinds = [kind for room in rooms for kind in vars(room).values() if isinstance(kind, type)]
+    printed = [
+        part
+        for kind in kinds
+        if dataclasses.is_dataclass(kind) and not issubclass(kind, eqx.Module) and "__repr__" in vars(kind)
+        for part in dataclasses.fields(kind)
+        if part.repr and kind.__repr__.__qualname__ != "ImageSet.__repr__"
+    ]
+    assert len(printed) > 20
+    assert not [part.name for part in printed if re.search("ndarray|Array|INN", str(part.type))]
+    assert repr(flow.explain(X[:2])) == "Explanation(2 rows of x1, x2)"
+    pixels = fk.data.load_images(np.zeros((1, 4, 4), np.uint8), size=4)
+    assert repr(pixels) == "ImageSet(1 image of 4x4x1)"
 
 
 def test_a_notebook_shows_metrics_and_a_figure(flow):

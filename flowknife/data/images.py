@@ -31,7 +31,7 @@ from flowknife.data._decode import EIGHT_BITS, Channels, Form, White, decode, la
 from flowknife.data._find import IMAGE_SUFFIXES, Candidate, Found, Partition, Skipped, find_images
 from flowknife.data._memory import memory_budget
 from flowknife.data._stores import Entry
-from flowknife.errors import InputError
+from flowknife.errors import InputError, counted
 
 _BATCH_FILES, _BATCH_BYTES = 256, 2**26  # per read; three such batches are in memory
 
@@ -63,6 +63,11 @@ class ImageSet:
     skipped: tuple[Skipped, ...] = ()
     unused_folders: tuple[str, ...] = ()
     white: White = EIGHT_BITS
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.pixels.shape[1:]))
+        left_out = f", {len(self.skipped):,} skipped" if self.skipped else ""
+        return f"ImageSet({counted(len(self), 'image')} of {size}{left_out})"
 
     def __len__(self) -> int:
         return len(self.pixels)

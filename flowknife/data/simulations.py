@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -34,8 +34,8 @@ class Simulations:
         exact: whether the simulator is deterministic.
     """
 
-    theta: np.ndarray
-    y: np.ndarray
+    theta: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
     failed: int = 0
     reason: str = ""
     exact: bool = False

@@ -62,11 +62,11 @@ class Table:
         kept: columns kept as written, by name, for the same n rows.
     """
 
-    values: np.ndarray
+    values: np.ndarray = field(repr=False)
     names: tuple[str, ...]
     dropped: int = 0
     dropped_rows: tuple[int, ...] = ()
-    kept: dict[str, np.ndarray] = field(default_factory=dict)
+    kept: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def columns(self, names: Sequence[str], source: str = "a table") -> np.ndarray:
         """The columns of these names, in this order; matched by position if one side has no names.

@@ -16,7 +16,7 @@ Examples:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,8 @@ class Toy:
     name: str
     entropy: float
     source: str
-    draw: Callable[[int, np.random.Generator], np.ndarray]
-    log_density: Callable[[np.ndarray], np.ndarray]
+    draw: Callable[[int, np.random.Generator], np.ndarray] = field(repr=False)
+    log_density: Callable[[np.ndarray], np.ndarray] = field(repr=False)
 
     def sample(self, n: int, *, key: "Key" = None) -> Float[np.ndarray, "n 2"]:
         """Draw n independent points, float32 of shape (n, 2).

@@ -1,6 +1,6 @@
 """Diagnostics of classifiers: accuracy, confusion, calibration of probabilities."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -70,10 +70,10 @@ class Reliability:
         counts: items in each bin, shape (bins,).
     """
 
-    edges: Float[np.ndarray, " k_plus_1"]
-    confidence: Float[np.ndarray, " k"]
-    accuracy: Float[np.ndarray, " k"]
-    counts: Int[np.ndarray, " k"]
+    edges: Float[np.ndarray, " k_plus_1"] = field(repr=False)
+    confidence: Float[np.ndarray, " k"] = field(repr=False)
+    accuracy: Float[np.ndarray, " k"] = field(repr=False)
+    counts: Int[np.ndarray, " k"] = field(repr=False)
 
     @property
     def error(self) -> float:

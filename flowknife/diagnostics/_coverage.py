@@ -1,7 +1,7 @@
 """Nominal and empirical coverage of regions, before and after calibration, and sharpness of posteriors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -28,9 +28,9 @@ class Reached:
         count: number of items.
     """
 
-    levels: Float[np.ndarray, " k"]
-    before: Float[np.ndarray, " k"]
-    after: Mapping[str, Float[np.ndarray, " k"]]
+    levels: Float[np.ndarray, " k"] = field(repr=False)
+    before: Float[np.ndarray, " k"] = field(repr=False)
+    after: Mapping[str, Float[np.ndarray, " k"]] = field(repr=False)
     count: int
 
     @property
@@ -103,13 +103,13 @@ class Sharpness:
     """
 
     names: tuple[str, ...]
-    truth: Float[np.ndarray, "n d"]
-    mean: Float[np.ndarray, "n d"]
-    spread: Float[np.ndarray, "n d"]
-    prior_spread: Float[np.ndarray, " d"]
-    exact_ratio: Float[np.ndarray, "k d"]
-    exact_shift: Float[np.ndarray, "k d"]
-    k_hat: Float[np.ndarray, " m"]
+    truth: Float[np.ndarray, "n d"] = field(repr=False)
+    mean: Float[np.ndarray, "n d"] = field(repr=False)
+    spread: Float[np.ndarray, "n d"] = field(repr=False)
+    prior_spread: Float[np.ndarray, " d"] = field(repr=False)
+    exact_ratio: Float[np.ndarray, "k d"] = field(repr=False)
+    exact_shift: Float[np.ndarray, "k d"] = field(repr=False)
+    k_hat: Float[np.ndarray, " m"] = field(repr=False)
 
     @property
     def contraction(self) -> Float[np.ndarray, " d"]:

@@ -5,7 +5,7 @@ like another draw from its posterior. They differ in the statistic by which thet
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,9 +31,9 @@ class Ranks:
 
     name: str
     names: tuple[str, ...]
-    ranks: Int[np.ndarray, "n d"]
+    ranks: Int[np.ndarray, "n d"] = field(repr=False)
     draws: int
-    p_values: Float[np.ndarray, " d"]
+    p_values: Float[np.ndarray, " d"] = field(repr=False)
     verdict: str
 
     @property
@@ -247,11 +247,11 @@ class Coverage:
     """
 
     names: tuple[str, ...]
-    levels: Float[np.ndarray, " k"]
-    observed: Float[np.ndarray, "k d"]
-    low: Float[np.ndarray, " k"]
-    high: Float[np.ndarray, " k"]
-    p_values: Float[np.ndarray, "k d"]
+    levels: Float[np.ndarray, " k"] = field(repr=False)
+    observed: Float[np.ndarray, "k d"] = field(repr=False)
+    low: Float[np.ndarray, " k"] = field(repr=False)
+    high: Float[np.ndarray, " k"] = field(repr=False)
+    p_values: Float[np.ndarray, "k d"] = field(repr=False)
     verdict: str
 
     @property

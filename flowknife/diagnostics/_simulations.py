@@ -1,6 +1,6 @@
 """Data against simulations: re-simulation error and misspecification."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -22,7 +22,7 @@ class Resimulation:
     """
 
     mean_squared: float
-    components: Float[np.ndarray, " m"]
+    components: Float[np.ndarray, " m"] = field(repr=False)
     failed: float
 
 
@@ -67,8 +67,8 @@ class Misspecification:
         verdict: a summary in one sentence.
     """
 
-    p_values: Float[np.ndarray, " n"]
-    scores: Float[np.ndarray, " n"]
+    p_values: Float[np.ndarray, " n"] = field(repr=False)
+    scores: Float[np.ndarray, " n"] = field(repr=False)
     verdict: str
 
     @property

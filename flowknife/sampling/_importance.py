@@ -6,7 +6,7 @@ effective sample size is (sum w)^2 / sum w^2 (Kong 1992), and resampling by weig
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,8 +30,8 @@ class Weighted:
         count: total number of proposals, including those of zero weight.
     """
 
-    theta: np.ndarray
-    log_weight: np.ndarray
+    theta: np.ndarray = field(repr=False)
+    log_weight: np.ndarray = field(repr=False)
     count: int
 
     @classmethod

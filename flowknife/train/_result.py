@@ -24,7 +24,7 @@ class FitResult:
         dropped: number of steps that were skipped because of a non-finite number.
     """
 
-    model: INN
+    model: INN = field(repr=False)
     loss: float
     step: int
     steps: int

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from scipy.special import logsumexp
 
 from flowknife.data._cells import array_of
+from flowknife.errors import counted
 
 if TYPE_CHECKING:
     from flowknife.apps.density._result import Density
@@ -33,6 +34,9 @@ class Explanation(NamedTuple):
     names: tuple[str, ...]
     gains: Float[np.ndarray, "n d"]
     likely: Mapping[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        return f"Explanation({counted(len(self.gains), 'row')} of {', '.join(self.names)})"
 
     def reasons(self, most: int = _REASONS) -> dict[str, np.ndarray]:
         """The columns with the largest gains, as columns reason_1, gain_1, likely_1, reason_2, ... for each row."""
