@@ -18,7 +18,8 @@ import flowknife as fk
 from flowknife import _cluster
 
 PROGRAM = """
-import json, sys
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (600, 600))
 from types import SimpleNamespace
 import jax, jax.numpy as jnp, numpy as np
 from flowknife import _cluster
@@ -73,7 +74,9 @@ def trained(kind, folder, devices=1, processes=1):
     address = f"127.0.0.1:{free_port()}"
     clusters = [(address, processes, i) for i in range(processes)] if processes > 1 else [()]
     running = [started(program, kind, out, *cluster, devices=devices) for cluster in clusters]
-    assert [process.wait(timeout=600) for process in running] == [0] * len(running)
+    # as long as it takes where others use the machine: the program itself ends after so much time of computing, and one
+    # that waits for another one ends within the heartbeat
+    assert [process.wait() for process in running] == [0] * len(running)
     return json.loads(out.read_text())
 
 
@@ -116,9 +119,8 @@ def test_a_lost_process_ends_the_others_and_another_number_goes_on(victim, tmp_p
         started("-m", "flowknife", *words, *cluster, i, stderr=subprocess.PIPE, text=True, start_new_session=True)
         for i in range(2)
     ]
-    deadline = time.monotonic() + 300
     while not list(run.glob("checkpoints/training/step-*")):
-        assert time.monotonic() < deadline
+        assert [process.poll() for process in running] == [None, None]
         time.sleep(0.2)
     os.killpg(running[victim].pid, signal.SIGKILL)
     _, told = running[1 - victim].communicate(timeout=120)
