@@ -211,3 +211,27 @@ def test_what_is_dragged_stays_in_sight_and_draws_beyond_the_axes_are_said(opene
     page.wait_for_function("() => +document.querySelector('.more .control output').textContent > 2")
     assert float(page.inner_text("details.more .controls output >> nth=0")) < 3.5
     assert re.search(r"draws lie beyond these axes|The axes span the prior", page.inner_text("main"))
+
+
+def test_classes_are_faint_where_a_row_would_belong_to_none(opened):
+    page = opened("classes")
+    settled(page)
+    far, near = page.evaluate(
+        """() => {
+          const canvas = document.querySelector("canvas.movable"), c = canvas.getContext("2d");
+          const dense = canvas.width / canvas.clientWidth, wide = canvas.clientWidth, high = canvas.clientHeight;
+          const { data } = c.getImageData(0, 0, canvas.width, canvas.height);
+          // how far the colours of a small square are from that of the card, in the median
+          const colour = (x, y) => {
+            const found = [];
+            for (let dx = -6; dx < 6; dx++) for (let dy = -6; dy < 6; dy++) {
+              const i = 4 * (Math.round(dense * y + dy) * canvas.width + Math.round(dense * x + dx));
+              found.push((255 - Math.min(data[i], data[i + 1], data[i + 2])) * data[i + 3] / 255);
+            }
+            return found.sort((a, b) => a - b)[found.length >> 1];
+          };
+          // the classes lie at (4, 0), (0, 4) and (0, 0): the upper right corner is far from all, the lower left is not
+          return [colour(wide - 22, 24), colour(46 + 0.3 * (wide - 58), high - 38 - 0.3 * (high - 52))];
+        }"""
+    )
+    assert far < 30 < near, (far, near)

@@ -51,9 +51,9 @@ class Corner {
           c.textAlign = "left";
           c.textBaseline = "top";
           const ends = ranges[column].map((v) => short(v, 2)), tight = ends.reduce((sum, text) => sum + c.measureText(text).width, 0) > w - 8;
-          c.fillText(ends[0], x0, y0 + h + 2);
+          c.fillText(ends[0], x0 + 2, y0 + h + 2);
           c.textAlign = "right";
-          c.fillText(ends[1], x0 + w, y0 + h + (tight ? 15 : 2)); // below where both do not fit side by side
+          c.fillText(ends[1], x0 + w - (tight ? 0 : 4), y0 + h + (tight ? 15 : 2)); // below where both do not fit side by side
         }
         if (row === column) {
           c.fillStyle = colour("ink");

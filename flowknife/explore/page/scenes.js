@@ -1,6 +1,9 @@
 // What an inverse problem looks like: the observation, which can be dragged, and the parameters that explain it.
 // A scene has `place(y)`, which moves the observation at once, and `show(y, x, n)`: redraw with n draws x of its posterior.
 
+/** The opacity of one line of many, on a dark ground more. */
+const faint = (alpha) => (matchMedia("(prefers-color-scheme: dark)").matches ? 1.8 * alpha : alpha);
+
 const SCENES = {
   /** A robot arm whose hand is at y. */
   arm(page, place, engine, changed) {
@@ -24,7 +27,7 @@ const SCENES = {
       xlabel: page.y_names[0], ylabel: page.y_names[1],
       draw(own) {
         own.lines(Float64Array.of(0, -9, 0, 9), 2, colour("rule"), 3);
-        own.lines(arms, size, colour("accent"), 1, 0.22);
+        own.lines(arms, size, colour("accent"), 1, faint(0.22));
         own.points(arms.filter((_, i) => i % (2 * size) >= 2 * size - 2), colour("accent"), 4, 0.8);
         if (y) own.ring(y[0], y[1], colour("warm"), 10);
       },
@@ -93,7 +96,7 @@ function curves(page, place, { changed, along, xlabel, curve, unit, below, acros
   const above = new Plot(place, {
     title: curve, label: `${curve}: the observation; drag its points`, x: ends, y: span(examples, 0.15, 0.002), log, xlabel, ylabel: unit, aspect: upright ? 1 : 0.6,
     draw(own) {
-      own.lines(pairs(fitted), size, colour("accent"), 1, 0.3);
+      own.lines(pairs(fitted), size, colour("accent"), 1, faint(0.3));
       if (!y) return;
       own.lines(pairs(y), size, warm(), 1.5, 0.6);
       own.points(pairs(y), warm(), 7);
@@ -130,7 +133,7 @@ function curves(page, place, { changed, along, xlabel, curve, unit, below, acros
       if (!x) return;
       const lines = [];
       for (let row = 0; row < Math.min(n, 300); row++) lines.push(...stairs(x, row * count));
-      own.lines(Float64Array.from(lines), 2 * count, colour("accent"), 1, 0.12);
+      own.lines(Float64Array.from(lines), 2 * count, colour("accent"), 1, faint(0.12));
       const middle = Array.from({ length: count }, (_, j) => Float64Array.from({ length: n }, (_, i) => x[i * count + j]).sort()[n >> 1]);
       own.lines(Float64Array.from(stairs(middle, 0)), 2 * count, colour("ink"), 2);
     },
