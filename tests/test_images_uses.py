@@ -10,6 +10,7 @@ from flowknife.anomaly._maps import standardise_maps
 from flowknife.anomaly._neighbours import Neighbours, thumbnails
 from flowknife.anomaly._scores import png_bits
 from flowknife.apps.images._empirical import Empirical
+from flowknife.apps.images._fit import _Detector
 from flowknife.apps.images._latents import way
 from flowknife.errors import InputError
 from tests.catalogue import quick_jit
@@ -70,6 +71,17 @@ def test_a_low_temperature_varies_less(model):
 def test_a_temperature_that_is_no_number_is_refused(model, temperature, prior):
     with pytest.raises(InputError, match="temperature"):
         model.sample(2, temperature=temperature, prior=prior)
+
+
+def test_the_time_that_may_be_used_limits_the_images_that_calibrate(model):
+    train, held_out = faces(40), faces(120, key=2)
+    kept = {}
+    for seconds in (0.0, 1e6):
+        detector = _Detector((train, {}), (held_out, {}), True, False)
+        needed = detector.within(seconds, 60, model.model)
+        kept[seconds] = len(detector.held_out)
+        assert 0 < needed
+    assert kept == {0.0: 60, 1e6: 120}
 
 
 # -- ways and directions ----------------------------------------------------------------------------------------------
