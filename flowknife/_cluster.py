@@ -43,7 +43,7 @@ def join(
         **options: passed to `jax.distributed.initialize`, such as certificates where the installed JAX supports them.
 
     Raises:
-        InputError: no cluster is found, or the other processes do not connect in time.
+        InputError: no cluster is found, or the other processes do not connect in time or cannot reach each other.
     """
     _register_batch()
     settings: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "initialization_timeout": _WAIT, **options}
@@ -54,6 +54,18 @@ def join(
         raise InputError(
             f"got no cluster to join ({reason}); expected Slurm, Open MPI, Kubernetes, Cloud TPU or a multi-node job "
             "of AWS Batch, or the same HOST:PORT for all; try --coordinator HOST:PORT --processes N --process-id I"
+        ) from None
+    # Connections between the processes are made by their first sum, for which each waits half a minute at most. Now all
+    # are here; later one may still read its data. Sums after the first wait for as long as the others live.
+    try:
+        from_first(np.zeros(1))
+    except (RuntimeError, ValueError) as error:
+        if not is_of_runtime(error):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(
+            f"got processes that cannot reach each other ({reason}); expected open ports between all of them, and host "
+            "names that others resolve; try without a firewall between them"
         ) from None
 
 
