@@ -80,7 +80,7 @@ def test_the_time_that_may_be_used_limits_the_images_that_calibrate(model):
         detector = _Detector((train, {}), (held_out, {}), True, False)
         needed = detector.within(seconds, 60, model.model)
         kept[seconds] = len(detector.held_out)
-        assert 0 < needed
+        assert needed > 0
     assert kept == {0.0: 60, 1e6: 120}
 
 
