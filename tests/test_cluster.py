@@ -106,6 +106,25 @@ def test_two_processes_train_as_one(alone, tmp_path):
     assert_same(trained(kind, tmp_path, processes=2), expected, devices=2)
 
 
+LATE = """
+import sys, time
+import jax, numpy as np
+from flowknife import _cluster
+_cluster.join(sys.argv[1], 2, int(sys.argv[2]))
+jax.devices()
+time.sleep(35 * int(sys.argv[2]))
+assert _cluster.from_first(np.asarray([5.0 + int(sys.argv[2])])) == [5.0]
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_read_its_data_for_longer_than_another(tmp_path):
+    """Longer than the half minute that JAX waits while connections are made."""
+    address = f"127.0.0.1:{free_port()}"
+    running = [started("-c", LATE, address, i) for i in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_process_ends_the_others_and_another_number_goes_on(victim, tmp_path):
