@@ -28,6 +28,12 @@ Numbers = ArrayLike | Sequence[Any]
 Words = Sequence[str] | None
 
 
+def _within(name, low, high):
+    """A parameter and its bounds, in words."""
+    bounds = [f"from {low:.6g}"] * bool(np.isfinite(low)) + [f"to {high:.6g}"] * bool(np.isfinite(high))
+    return " ".join([name, *bounds])
+
+
 class Prior(eqx.Module):
     """The distribution of `theta` that `bijection` maps to N(0, I).
 
@@ -101,7 +107,7 @@ class Prior(eqx.Module):
 
     def __repr__(self) -> str:
         components = zip(self.names, np.asarray(self.low), np.asarray(self.high), strict=True)
-        return f"Prior({', '.join(f'{name} from {low:.6g} to {high:.6g}' for name, low, high in components)})"
+        return f"Prior({', '.join(_within(*component) for component in components)})"
 
     @property
     def inner(self) -> "Prior":
