@@ -844,7 +844,8 @@ def main() -> None:
     for (target, _), found in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
         seed, first = found[0]
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / f"{target}-{first.seed}-{seed}-{first.number}").write_bytes(first.content)
+        place = f"{target}-{first.seed}-{seed}-{first.number}".replace("/", "-")
+        (given.out / place).write_bytes(first.content)
         print(f"  {len(found)} x {target}: {first.why}  ({first.seed}, seed {seed}, number {first.number})")
     raise SystemExit(bool(failures))
 
