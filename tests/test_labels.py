@@ -69,7 +69,7 @@ def test_truth_values_come_back_as_truth_values(tmp_path):
     assert all(isinstance(name, bool) for name in fk.load(tmp_path / "run").classes)
 
 
-@pytest.mark.parametrize("unknown", [None, float("nan"), np.nan, pd.NA, pd.NaT, "", np.datetime64("NaT")])
+@pytest.mark.parametrize("unknown", [None, float("nan"), np.nan, pd.NA, pd.NaT, "", np.datetime64("NaT", "s")])
 def test_only_objects_and_empty_cells_are_unknown(unknown, classifier):
     labels = [unknown if i < 5 else ("cat", "dog", "nan")[k] for i, k in enumerate(PLACE)]
     classes, codes = label_codes(labels, 60)

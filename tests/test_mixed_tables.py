@@ -508,5 +508,5 @@ def test_a_fit_learns_what_categories_and_gaps_depend_on():
 
 
 def test_a_report_shows_what_is_missing_in_words():
-    cells = [None, np.float64("nan"), np.datetime64("NaT"), np.float32(0.5), "Bern", np.datetime64("2024-01-31")]
+    cells = [None, np.float64("nan"), np.datetime64("NaT", "s"), np.float32(0.5), "Bern", np.datetime64("2024-01-31")]
     assert [_shown(cell) for cell in cells] == ["missing", "missing", "missing", "0.5", "Bern", "2024-01-31"]

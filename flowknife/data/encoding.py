@@ -234,7 +234,7 @@ class Encoding:
         return np.where(values[:, flag] > 0.5, _MISSING[name in self.dates], column)
 
 
-_MISSING = {False: np.float64(np.nan), True: np.datetime64("NaT")}
+_MISSING = {False: np.float64(np.nan), True: np.datetime64("NaT", "D")}
 
 
 def to_frame(columns: Mapping[str, np.ndarray]) -> Any:
