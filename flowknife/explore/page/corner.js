@@ -13,9 +13,12 @@ class Corner {
 
   show(x, n, width, columns) {
     Object.assign(this, { x, n, width, columns });
-    const out = (row) => columns.some((j, k) => { const v = x[row * width + j]; return !(v >= this.ranges[k][0] && v <= this.ranges[k][1]); });
-    const count = Array.from({ length: n }, (_, row) => row).filter(out).length;
-    this.beyond.textContent = count > 0.02 * n ? `${count} of ${n} draws lie beyond these axes, which span the prior.` : "The axes span the prior.";
+    let count = 0;
+    for (let row = 0; row < n; row++) {
+      count += columns.some((j, k) => { const v = x[row * width + j]; return !(v >= this.ranges[k][0] && v <= this.ranges[k][1]); });
+    }
+    const text = count > 0.02 * n ? `${count} of ${n} draws lie beyond these axes, which span the prior.` : "The axes span the prior.";
+    if (this.beyond.textContent !== text) this.beyond.textContent = text; // the same text again would lay out the page again
     this.plot.redraw();
   }
 
