@@ -1,6 +1,6 @@
-"""Images that the reader named, such as a folder, judged a few at a time while a page asks for it.
+"""Images of a folder that the user named, scored a few at a time while the page is open.
 
-A question holds numbers of images, never a path: what may be asked for was read before the page was served.
+A request contains indices of images, never a path: all images were read before the page was served.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,21 +26,21 @@ _MOST_ASKED = 64  # images of one question
 _MOST_LISTED = 20  # files that could not be used
 
 Score = Callable[[UInt8[np.ndarray, " d"], int, Any], Mapping[str, Any]]
-"""What a page is told of n images, by column, as it asks for it: `score(x, n, given)`."""
+"""`score(x, n, given)`: the scores of n images, by column."""
 
 
 class Folder:
-    """Images to judge, and what is known of them so far.
+    """Images to score, with the scores computed so far.
 
-    They are judged in random order, so that the first ones stand for all. What is known is kept: a page that is opened
-    again need not wait for it.
+    Images are scored in random order, so that the first ones are representative. Scores are kept for a page that is
+    opened again.
 
     Args:
         source: a folder, or anything else that `load_images` reads. Of more images than 5,000, or than fit in 256 MiB,
             as many are read, evenly spread.
-        read: reads them in the form of the model.
-        size: numbers of an image.
-        score: judges them.
+        read: reads images in the size and colours of the model.
+        size: number of values of an image.
+        score: scores images.
         classes: of the model; the images of a subfolder with such a name are of this class.
         conditional: the model needs the class of each image.
 
@@ -73,13 +73,13 @@ class Folder:
         self._left_out = max(len(found.candidates) - most, 0)
 
     def added_to(self, parts: Mapping[str, Any], calls: Mapping[str, Call]) -> tuple[dict[str, Any], dict[str, Call]]:
-        """What a page shows and may ask, with these images."""
+        """The content and the functions of a page, with those of this gallery added."""
         own = {"gallery": self.gallery, "gallery_images": self.gallery_images}
         return {**parts, "folder": self.about}, {**calls, **own}
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the page is told at the start."""
+        """A summary for the page: name and counts."""
         skipped = self.images.skipped
         return {
             "name": self._name or "the images",
@@ -91,11 +91,11 @@ class Folder:
 
     @property
     def done(self) -> int:
-        """How many have been judged."""
+        """Number of scored images."""
         return sum(len(numbers) for numbers, _ in self._known)
 
     def gallery(self, start: int) -> dict[str, Any]:
-        """What is known from the `start`-th judged image on; if that is nothing, a few more are judged first.
+        """Scores from the `start`-th scored image on; if there are none yet, a few more images are scored first.
 
         Raises:
             InputError: for a number beyond the images.
