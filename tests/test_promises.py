@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import flowknife as fk
 from flowknife.diagnostics import (
     Check,
     advised,
@@ -56,7 +57,28 @@ def test_false_discoveries_stay_below_the_rate_under_the_shift():
         shares.append(chosen[20:].sum() / max(chosen.sum(), 1))
         found.append(chosen[:20].mean())
     assert np.mean(shares) <= 0.2 + 2 * np.std(shares) / 10
-    assert np.mean(found) > 0.3
+    assert np.mean(found) > 0.6
+
+
+def test_a_detector_finds_anomalies_among_rows_of_a_new_condition():
+    pytest.importorskip("sklearn")
+    generator = np.random.default_rng(0)
+
+    def rows(count, mean):
+        condition = generator.normal(mean, 1.0, count)
+        return np.stack([condition, 2 * condition + 0.3 * generator.normal(size=count)], axis=1)
+
+    detector = fk.AnomalyDetector(fdr=0.1, layers=2, width=16, steps=60, random_state=0).fit(rows(2000, 0.0))
+    new = rows(300, 1.0)
+    new[:30, 1] += 3.0
+    own = detector.shifted(new, columns=[0])
+    flagged = own.predict(new) == -1
+    assert flagged[:30].mean() > 0.5 and flagged[30:].sum() <= 0.2 * flagged.sum()
+    assert np.mean(own.p_values(new)[30:] <= 0.1) < 0.15 < 0.18 < np.mean(detector.p_values(new)[30:] <= 0.1)
+    # a rare condition alone is no anomaly
+    rare, odd = own.score_samples(np.array([[3.5, 7.0], [0.0, 3.0]])), own.scores(np.array([[3.5, 7.0], [0.0, 3.0]]))
+    assert rare.shape == (2,) and odd["score"][0] < odd["score"][1]
+    np.testing.assert_array_equal(flagged, own.scores(new)["flag"])
 
 
 def test_the_bound_on_false_discoveries_holds_as_often_as_it_says():

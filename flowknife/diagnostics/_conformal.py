@@ -139,13 +139,16 @@ def weighted_discoveries(
     weights: Float[np.ndarray, " n"],
     held_out_weights: Float[np.ndarray, " m"],
     level: float | int = 0.1,
+    key: Key = 0,
 ) -> Bool[np.ndarray, " n"]:
     """Anomalous items under distribution shift, with a false discovery rate of at most `level`.
 
-    For the dependence among weighted p-values, the Benjamini-Hochberg procedure alone is not proven to be valid. So a
-    number of rejections is computed for each item, with that item counted as rejected and as a further calibration item
-    for the others, and the rejections are pruned (weighted conformalised selection, Jin & Candès 2023, arXiv
-    2307.09291, algorithm 1, deterministic pruning). With the true weights, the false discovery rate is at most `level`.
+    Weighted p-values depend on each other, and the Benjamini-Hochberg procedure alone is not proven to be valid for
+    them. So a number of rejections is computed for each item, with that item counted as rejected and as a further
+    calibration item for the others. An item is a candidate if its p-value is small enough for its number. With one
+    random u in (0, 1) for all items, the candidates whose number is at most r / u remain, for the largest r with at
+    least r of them (weighted conformalised selection, Jin & Candès 2023, arXiv 2307.09291, algorithm 1, homogeneous
+    pruning). With the true weights, the false discovery rate is at most `level`.
 
     Args:
         scores: scores of new items, see `weighted_conformal_p_values`.
@@ -153,6 +156,7 @@ def weighted_discoveries(
         weights: weights of the new items.
         held_out_weights: weights of the held-out items.
         level: false discovery rate.
+        key: key of u.
     """
     if not 0 < level < 1:
         raise InputError(f"got level={level}; expected a rate between 0 and 1; try 0.1")
@@ -170,11 +174,12 @@ def weighted_discoveries(
         beside[j] = 0.0
         passed = np.flatnonzero(np.sort(beside) <= thresholds)
         size[j] = passed[-1] + 1 if len(passed) else 0
-    chosen = (p <= level * size / n) & (size > 0)
-    ordered = np.sort(size[chosen])
-    # the largest r with at least r items whose own number of rejections is at most r
-    enough = np.flatnonzero(np.searchsorted(ordered, np.arange(n + 1), side="right") >= np.arange(n + 1))
-    return chosen & (size <= enough[-1])
+    candidates = (p <= level * size / n) & (size > 0)
+    # without u, 26 candidates whose numbers are all 27 would all be dropped
+    number = size * as_generator(key).random()
+    ordered, r = np.sort(number[candidates]), np.arange(n + 1)
+    enough = np.flatnonzero(np.searchsorted(ordered, r, side="right") >= r)
+    return candidates & (number <= enough[-1])
 
 
 def false_discovery_bound(

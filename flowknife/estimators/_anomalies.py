@@ -30,7 +30,7 @@ from flowknife.diagnostics import (
 )
 from flowknife.errors import CalibrationWarning, InputError
 from flowknife.estimators._density import DensityEstimator
-from flowknife.estimators._shift import Shift
+from flowknife.estimators._shift import Shift, Shifted
 
 _ROUNDING = 1e-9  # 0.1 x 300 must count as 30, despite rounding errors
 
@@ -76,6 +76,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         calibration_scores_: log density of the calibration rows (of all rows with `novelty=False`), ascending.
         offset_: rows with a smaller log density are flagged (without `fdr`).
         ratio_: for a `shifted` detector, the density ratio of new to old rows; None otherwise.
+        held_out_: for a `shifted` detector, scores and weights of the calibration rows; None otherwise.
 
     Examples:
         >>> import numpy as np
@@ -107,6 +108,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
             )
         X = self._rows(X, reset=True)
         self.ratio_: Shift | None = None
+        self.held_out_: Shifted | None = None
         options = {"alpha": self.contamination, **self._options(DensityConfig, self._seed())}
         with warnings.catch_warnings():
             # at a rate of exactly 1 / (count + 1), `predict` can flag rows, but p < alpha cannot
@@ -146,40 +148,42 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
     @available_if(_of_novelties)
     def p_values(self, X: Any) -> Float[np.ndarray, " n"]:
         """Split-conformal p-value of each row, weighted if the detector is `shifted`."""
-        rows = self._rows(X)
-        return self._p_values(rows, self.flow_.log_prob(rows).astype(np.float64))
+        return self._p_values(self._judged(self._rows(X)))
 
-    def _p_values(self, rows, log_prob):
-        if self.ratio_ is None:
-            return conformal_p_values(-log_prob, -self.calibration_scores_)
-        return weighted_conformal_p_values(-log_prob, *self._weighted(rows))
+    def _judged(self, rows):
+        """Scores of rows, larger for anomalous ones, and their weights, which are equal without a shift."""
+        log_prob = self.flow_.log_prob(rows).astype(np.float64)
+        return Shifted(-log_prob, np.ones(len(rows))) if self.ratio_ is None else self.ratio_(rows, log_prob)
 
-    def _weighted(self, rows):
-        """Calibration scores, and the weights of rows and of calibration rows."""
-        shift: Any = self.ratio_
-        return shift.calibration, shift(rows), shift.weights
+    def _p_values(self, judged):
+        if self.held_out_ is None:
+            return conformal_p_values(judged.score, -self.calibration_scores_)
+        held_out = self.held_out_
+        return weighted_conformal_p_values(judged.score, held_out.score, judged.weight, held_out.weight)
 
     @available_if(_of_novelties)
     def scores(self, X: Any) -> Scores:
         """Columns of each row, with p_value, q_value and flag (as by `predict`); see `Scores`."""
         rows = self._rows(X)
-        log_prob = self.flow_.log_prob(rows).astype(np.float64)
-        p_value = self._p_values(rows, log_prob)
+        judged = self._judged(rows)
+        p_value = self._p_values(judged)
         q_value, rate = adjusted_p_values(p_value), self.contamination if self.fdr is None else self.fdr
-        flag = self._flagged(rows, log_prob)
+        flag = self._flagged(judged)
         decisions = {"flag": flag, "q_value": q_value, "discovery": q_value <= rate if self.fdr is None else flag}
-        columns = {"row": np.arange(len(log_prob)), "log_prob": log_prob, "score": -log_prob}
+        log_prob = -judged.score if self.ratio_ is None else self.flow_.log_prob(rows).astype(np.float64)
+        columns = {"row": np.arange(len(rows)), "log_prob": log_prob, "score": judged.score}
         return Scores({**columns, "p_value": p_value, **decisions})
 
-    def _flagged(self, rows, log_prob):
+    def _flagged(self, judged):
         if self.fdr is None and self.ratio_ is None:
-            return log_prob < self.offset_
+            return -judged.score < self.offset_
         if self.fdr is None:
-            return self._p_values(rows, log_prob) <= self.contamination
-        if self.ratio_ is None:
-            return benjamini_hochberg(self._p_values(rows, log_prob), self.fdr)
-        held_out, own, others = self._weighted(rows)
-        return weighted_discoveries(-log_prob, held_out, own, others, self.fdr)
+            return self._p_values(judged) <= self.contamination
+        if self.ratio_ is None or self.held_out_ is None:
+            return benjamini_hochberg(self._p_values(judged), self.fdr)
+        held_out = self.held_out_
+        weights = judged.weight, held_out.weight
+        return weighted_discoveries(judged.score, held_out.score, *weights, self.fdr, self.ratio_.key)
 
     @available_if(_of_novelties)
     def false_discoveries(self, X: Any, confidence: float = 0.9) -> float:
@@ -193,10 +197,8 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         """
         if self.ratio_ is not None:
             raise InputError("got a shifted detector; expected one of rows like the training rows; try fdr=0.1")
-        rows = self._rows(X)
-        log_prob = self.flow_.log_prob(rows).astype(np.float64)
-        p_value = self._p_values(rows, log_prob)
-        flagged = self._flagged(rows, log_prob)
+        judged = self._judged(self._rows(X))
+        p_value, flagged = self._p_values(judged), self._flagged(judged)
         return false_discovery_bound(p_value, flagged, len(self.calibration_scores_), confidence, self._seed())
 
     @available_if(_of_novelties)
@@ -217,7 +219,8 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         """A copy of the detector for rows from shifted conditions, with weighted conformal p-values.
 
         Calibration rows are weighted by the ratio of two densities, of `X` and of the training rows, in the columns
-        that describe the conditions. The guarantees hold if normal rows differ only in the distribution of these
+        that describe the conditions. Rows are scored by the density of the other columns given the conditions, so that
+        a rare condition is not an anomaly. The guarantees hold if normal rows differ only in the distribution of these
         conditions, as far as both densities are correct. Anomalies must not be visible in these columns: otherwise they
         count as a new condition, and are not found.
 
@@ -232,11 +235,9 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         new = self._rows(X)
         places = self._places(columns)
         old = self.flow_.frame.from_model(self.flow_.reference)
-        calibration = self.flow_.frame.from_model(self.flow_.held_out)
-        scores = -self.flow_.log_prob(calibration).astype(np.float64)
-        options = self._options(DensityConfig, self._seed())
         detector = copy(self)
-        detector.ratio_ = Shift.fit(old, new, places, (calibration, scores), options)
+        detector.ratio_ = Shift.fit(old, new, places, self._options(DensityConfig, self._seed()))
+        detector.held_out_ = detector._judged(self.flow_.frame.from_model(self.flow_.held_out))
         return detector
 
     def _places(self, columns):
@@ -256,8 +257,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """1 for normal rows, -1 for anomalous ones, shape (n,); with `fdr` the decision is for all rows together."""
-        rows = self._rows(X)
-        return np.where(self._flagged(rows, self.flow_.log_prob(rows).astype(np.float64)), -1, 1)
+        return np.where(self._flagged(self._judged(self._rows(X))), -1, 1)
 
     @available_if(_of_training)
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:

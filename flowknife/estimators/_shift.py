@@ -2,61 +2,67 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from flowknife._types import Key
 from flowknife.apps import Density, density
 from flowknife.errors import CalibrationWarning
 
 _MOST = 10.0  # log ratios are clipped at this distance from their median, in nats, so that no row dominates
 
 
-@dataclass(frozen=True)
-class Shift:
-    """The ratio of the densities of new and of old rows in some columns, up to a constant.
+class Shifted(NamedTuple):
+    """Rows as a detector under shift judges them.
 
     Attributes:
-        old: density of the old rows.
-        new: density of the new rows.
-        columns: indices of the columns.
+        score: anomaly score of each row.
+        weight: density ratio of new to old rows at each row, up to a constant.
+    """
+
+    score: Float[np.ndarray, " n"]
+    weight: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The ratio of the densities of new and of old rows in the columns that describe the conditions.
+
+    The anomaly score is that of the other columns given the conditions, -log p(rest | conditions), for a new condition
+    is no anomaly; if the conditions are all columns, it is -log p.
+
+    Attributes:
+        old: density of the conditions of old rows.
+        new: density of the conditions of new rows.
+        columns: indices of the conditions.
         centre: median of the log ratio among old rows.
-        calibration: anomaly scores of the calibration rows.
-        rows: the calibration rows.
+        partial: whether there are other columns.
+        key: key of the random number by which discoveries are selected.
     """
 
     old: Density
     new: Density
     columns: np.ndarray
     centre: float
-    calibration: np.ndarray
-    rows: np.ndarray
+    partial: bool
+    key: Key
 
     @classmethod
-    def fit(
-        cls,
-        old: np.ndarray,
-        new: np.ndarray,
-        columns: np.ndarray,
-        calibration: tuple[np.ndarray, np.ndarray],
-        options: dict[str, Any],
-    ) -> "Shift":
-        """Fit both densities with the same settings; calibration rows come with their scores."""
+    def fit(cls, old: np.ndarray, new: np.ndarray, columns: np.ndarray, options: dict[str, Any]) -> "Shift":
+        """Fit both densities with the same settings."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)  # these densities flag nothing
             before, after = (density(rows[:, columns], **options) for rows in (old, new))
         log_ratio = after.log_prob(old[:, columns]) - before.log_prob(old[:, columns])
-        rows, scores = calibration
-        return cls(before, after, columns, float(np.median(log_ratio[np.isfinite(log_ratio)])), scores, rows)
+        centre = float(np.median(log_ratio[np.isfinite(log_ratio)]))
+        return cls(before, after, columns, centre, len(set(columns.tolist())) < old.shape[1], options["key"])
 
-    def __call__(self, rows: np.ndarray) -> Float[np.ndarray, " n"]:
-        """The ratio at rows, relative to its median among old rows."""
-        rows = rows[:, self.columns]
-        log_ratio = np.nan_to_num(self.new.log_prob(rows) - self.old.log_prob(rows), nan=0.0, posinf=_MOST)
-        return np.exp(np.clip(log_ratio - self.centre, -_MOST, _MOST))
-
-    @property
-    def weights(self) -> Float[np.ndarray, " m"]:
-        """The ratio at the calibration rows."""
-        return self(self.rows)
+    def __call__(self, rows: np.ndarray, log_prob: np.ndarray) -> Shifted:
+        """Scores and weights of rows, from their log densities; weights are relative to their median among old rows."""
+        conditions = rows[:, self.columns]
+        before = self.old.log_prob(conditions).astype(np.float64)
+        log_ratio = np.nan_to_num(self.new.log_prob(conditions) - before, nan=0.0, posinf=_MOST)
+        weight = np.exp(np.clip(log_ratio - self.centre, -_MOST, _MOST))
+        return Shifted((before if self.partial else 0.0) - log_prob, weight)
