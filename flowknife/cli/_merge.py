@@ -76,23 +76,25 @@ def run_digest(run: Path) -> str:
         ) from None
 
 
-def tell_part(out: Path, shard: Shard, said: Mapping[str, Any], total: int, rows: int, more: Mapping[str, Any]) -> None:
+def tell_part(
+    out: Path, shard: Shard, source: Mapping[str, Any], total: int, rows: int, more: Mapping[str, Any]
+) -> None:
     """Write the description of the finished part `out`.
 
     Args:
         out: the part.
         shard: number of the part.
-        said: the common description of all parts: run, data, options.
+        source: the common description of all parts: run, data, options.
         total: number of items of all parts.
         rows: number of rows of this part.
         more: further fields of this part.
     """
-    found = {"part": [*shard], "of": dict(said), "total": total, "rows": rows, "sha256": sha256_of(out), **more}
+    found = {"part": [*shard], "of": dict(source), "total": total, "rows": rows, "sha256": sha256_of(out), **more}
     with replacing(_about_file(out)) as place:
         place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def is_done(out: Path, shard: Shard, said: Mapping[str, Any]) -> bool:
+def is_done(out: Path, shard: Shard, source: Mapping[str, Any]) -> bool:
     """Whether this part exists and is complete.
 
     Raises:
@@ -102,7 +104,7 @@ def is_done(out: Path, shard: Shard, said: Mapping[str, Any]) -> bool:
         out.unlink(missing_ok=True)  # from a process that was killed before it wrote the description
         return False
     found = _read_about(_about_file(out))
-    if found.of != json.loads(json.dumps(dict(said))):
+    if found.of != json.loads(json.dumps(dict(source))):
         raise StorageError(
             f"got {out}, a part of something else; expected a new file; try another --out or --overwrite"
         )
@@ -148,13 +150,13 @@ def _merge(
     parts = _parts(out)
     require_output(out, *(path for path, _ in parts), overwrite=overwrite)
     first = parts[0][1]
-    rows, left_out = (sum(getattr(said, name) for _, said in parts) for name in ("rows", "left_out"))
-    _require_all(out, rows + left_out + sum(len(said.skipped) for _, said in parts), first.total)
+    rows, left_out = (sum(getattr(about, name) for _, about in parts) for name in ("rows", "left_out"))
+    _require_all(out, rows + left_out + sum(len(about.skipped) for _, about in parts), first.total)
     if first.of.get("verb") == "sample":
         _write_draws(out, parts)
         typer.echo(f"wrote {counted(rows, 'draw')} of {counted(len(parts), 'part')} to {out}")
         return
-    columns = _joined([_read(path, said) for path, said in parts])
+    columns = _joined([_read(path, about) for path, about in parts])
     write_columns(out, _of_all(columns, parts))
     _tell(out, parts)
     flagged = sum(str(flag) == "True" for flag in columns.get("flag", ()))
@@ -168,9 +170,9 @@ def _write_draws(out, parts):
     import numpy as np
 
     if out.suffix != ".npy":
-        write_columns(out, _joined([_read(path, said) for path, said in parts]))
+        write_columns(out, _joined([_read(path, about) for path, about in parts]))
         return
-    found = [_array(path, said) for path, said in parts]
+    found = [_array(path, about) for path, about in parts]
     if len({(array.shape[1:], array.dtype) for array in found}) > 1:
         raise StorageError(f"got parts of {out} of other shapes; expected the same in all")
     with replacing(out) as place, place.open("wb") as stream:
@@ -181,8 +183,8 @@ def _tell(out, parts):
     from flowknife.cli._kinds import Items, tell_left_out
     from flowknife.data import Skipped
 
-    skipped = tuple(sorted(Skipped(*item) for _, said in parts for item in said.skipped))
-    tell_left_out(Items(None, skipped=skipped, left_out=sum(said.left_out for _, said in parts)), out)
+    skipped = tuple(sorted(Skipped(*item) for _, about in parts for item in about.skipped))
+    tell_left_out(Items(None, skipped=skipped, left_out=sum(about.left_out for _, about in parts)), out)
 
 
 def _require_all(out, found, total):
@@ -263,19 +265,19 @@ def _parts(out) -> list[tuple[Path, _About]]:
         (part_file(out, Shard(number, count)), _read_about(found[number, count])) for number in range(1, count + 1)
     ]
     first = parts[0][1]
-    for number, (path, said) in enumerate(parts, start=1):
-        changed = [name for name in {**first.of, **said.of} if first.of.get(name) != said.of.get(name)]
-        if changed or (said.total, said.alpha, said.ranked) != (first.total, first.alpha, first.ranked):
+    for number, (path, about) in enumerate(parts, start=1):
+        changed = [name for name in {**first.of, **about.of} if first.of.get(name) != about.of.get(name)]
+        if changed or (about.total, about.alpha, about.ranked) != (first.total, first.alpha, first.ranked):
             what = changed[0] if changed else "total"
             raise StorageError(f"got {path} with another {what} than {parts[0][0].name}; expected parts of one output")
-        if said.part != [number, count]:
-            own = " of ".join(map(str, said.part))
+        if about.part != [number, count]:
+            own = " of ".join(map(str, about.part))
             raise StorageError(
                 f"got {path}, which is part {own}; expected part {number} of {count}; try its shard again"
             )
         if path.is_file():
             require_room(path, path.stat().st_size, "parts")
-        if not path.is_file() or sha256_of(path) != said.sha256:
+        if not path.is_file() or sha256_of(path) != about.sha256:
             raise StorageError(
                 f"got {path}, which is not as it was written; expected its checksum; try its shard again"
             )
@@ -289,7 +291,7 @@ def _read_about(path) -> _About:
         raise StorageError(f"got {path}, which cannot be read ({reason_of(error)}); try its shard again") from None
 
 
-def _read(path, said: _About) -> "dict[str, np.ndarray]":
+def _read(path, about: _About) -> "dict[str, np.ndarray]":
     """The columns of a part, text as written."""
     from flowknife.data.tables import columns_as_written
 
@@ -297,12 +299,12 @@ def _read(path, said: _About) -> "dict[str, np.ndarray]":
         found = columns_as_written(path)
     except InputError as error:
         raise StorageError(f"got a part that cannot be read: {error}") from None
-    if any(len(column) != said.rows for column in found.values()):
+    if any(len(column) != about.rows for column in found.values()):
         raise StorageError(f"got {path} whose rows differ from its description; try its shard again")
     return found
 
 
-def _array(path, said: _About) -> "np.ndarray":
+def _array(path, about: _About) -> "np.ndarray":
     from flowknife.data._arrays import UnreadableError, arrays_in
 
     try:
@@ -310,7 +312,7 @@ def _array(path, said: _About) -> "np.ndarray":
             array = content[""]
     except (OSError, UnreadableError, KeyError) as error:
         raise StorageError(f"got {path}, which cannot be read ({reason_of(error)}); try its shard again") from None
-    if not array.ndim or len(array) != said.rows:
+    if not array.ndim or len(array) != about.rows:
         raise StorageError(f"got {path} whose rows differ from its description; try its shard again")
     return array
 

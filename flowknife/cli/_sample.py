@@ -87,7 +87,7 @@ def _sample(
     from flowknife.apps import load
 
     own, total, key = shard_of(shard), n, seed
-    said: dict[str, Any] = {
+    source: dict[str, Any] = {
         "verb": "sample",
         "given": given,
         "temperature": temperature,
@@ -97,9 +97,9 @@ def _sample(
     }
     if own is not None:
         whole, out = out, part_file(out, own)
-        said |= {"run": run_digest(run), "shrink": shrink}
+        source |= {"run": run_digest(run), "shrink": shrink}
         n, key = draws_in_shard(whole, own, n, seed, given)
-        if not overwrite and is_done(out, own, said | {"n": total}):
+        if not overwrite and is_done(out, own, source | {"n": total}):
             typer.echo(f"{out} holds shard {own} already: there is nothing to draw")
             return
     require_output(out, given, run=run, overwrite=overwrite)
@@ -133,7 +133,7 @@ def _sample(
     drawn = draw(n, key=key, **options)
     write(np.column_stack([drawn, options["given"]]) if kind is ROWS and given is not None else drawn)
     if own is not None:
-        tell_part(out, own, said | {"n": total}, total, n, {})
+        tell_part(out, own, source | {"n": total}, total, n, {})
     say(f"wrote {counted(n, kind.word.removesuffix('s'))} to {out}")
 
 

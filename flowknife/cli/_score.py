@@ -67,7 +67,7 @@ def _score(
     from flowknife.diagnostics import ranked
 
     whole, own = out, shard_of(shard)
-    said: dict[str, Any] = {
+    source: dict[str, Any] = {
         "verb": "score",
         "data": data,
         "given": given,
@@ -79,8 +79,8 @@ def _score(
         if gallery is not None:
             raise InputError("got --gallery with --shard; expected one of them; try a gallery of the images themselves")
         out = part_file(whole, own)
-        said |= {"run": run_digest(run), "drop_invalid": drop_invalid, "partition": partition}
-        if not overwrite and is_done(out, own, said):
+        source |= {"run": run_digest(run), "drop_invalid": drop_invalid, "partition": partition}
+        if not overwrite and is_done(out, own, source):
             typer.echo(f"{out} holds shard {own} already: there is nothing to score")
             return
     _require_table(out, data, run, overwrite)
@@ -104,7 +104,7 @@ def _score(
         alpha = fitted.config.alpha if "flag" in columns else None
         more = {"skipped": [list(item) for item in items.skipped], "left_out": items.left_out, "alpha": alpha}
         more["ranked"] = fitted.application == "images"
-        tell_part(out, own, said, items.total or 0, len(next(iter(columns.values()))), more)
+        tell_part(out, own, source, items.total or 0, len(next(iter(columns.values()))), more)
     if gallery is not None:
         _write_gallery(gallery, fitted, items, columns)
     tell_left_out(items, out)

@@ -62,17 +62,17 @@ class Manifest(_FileModel):
     chunks: list[Entry] | None = None
 
     @property
-    def said(self) -> About:
+    def description(self) -> About:
         return About.model_validate(self.about)
 
     @pydantic.model_validator(mode="after")
     def _adds_up(self) -> "Manifest":
-        said = self.said
+        found = self.description
         if self.way is not None:
             way_of(self.way)
         if self.chunks is not None:
             rows = [entry.rows for entry in self.chunks]
-            if not rows or sum(rows) != said.rows or set(rows[:-1]) - {said.chunk} or not 0 < rows[-1] <= said.chunk:
+            if not rows or sum(rows) != found.rows or set(rows[:-1]) - {found.chunk} or not 0 < rows[-1] <= found.chunk:
                 raise ValueError("chunks of another number of rows")
         return self
 
@@ -98,7 +98,7 @@ class ArrayEntry(_FileModel):
 class Head:
     """The head of a chunk: its metadata, and the position of its arrays in the file."""
 
-    said: Made
+    metadata: Made
     places: dict[str, tuple[tuple[int, int], int]]  # by name, shape and first byte
 
 
@@ -130,7 +130,7 @@ def head_of(path, rows: int | None = None) -> Head:
             if size > min(_MOST_HEADER, whole):
                 raise ValueError(f"a header of {size:,} bytes")
             header = plain_values(stream.read(size))
-        said = Made.model_validate(plain_values(header["__metadata__"][HEADER].encode()))
+        metadata = Made.model_validate(plain_values(header["__metadata__"][HEADER].encode()))
         places = {name: _place(ArrayEntry.model_validate(header[name]), 8 + size, whole) for name in ("theta", "y")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, reason_of(error)) from None
@@ -139,9 +139,9 @@ def head_of(path, rows: int | None = None) -> Head:
         raise damaged(path, f"{whole:,} bytes instead of {max(ends):,}")
     if places["y"][0][0] != count or rows not in (None, count):
         raise damaged(path, f"{count:,} rows of parameters and {places['y'][0][0]:,} of data")
-    if any(not 0 <= row < count for row in said.failed) or len(set(said.failed)) != len(said.failed):
+    if any(not 0 <= row < count for row in metadata.failed) or len(set(metadata.failed)) != len(metadata.failed):
         raise damaged(path, "rows that failed and are not there")
-    return Head(said, places)
+    return Head(metadata, places)
 
 
 def _place(array: ArrayEntry, start: int, whole: int) -> tuple[tuple[int, int], int]:

@@ -107,9 +107,9 @@ class _Job:
             return
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise StorageError(f"got {self.folder} for simulations, which holds other files; expected a new folder")
-        self._say({})
+        self._write_manifest({})
 
-    def _say(self, more):
+    def _write_manifest(self, more):
         text = json.dumps({"simulations": FORMAT, "about": self.about, **more}, indent=1)
         with replacing(self.folder / MANIFEST) as place:
             place.write_text(text + "\n", encoding="utf-8")
@@ -127,7 +127,7 @@ class _Job:
                 "their random numbers; expected a key, or processes; try def simulator(theta, key)"
             )
         way = replace(way, first=("", ""))
-        self._say({"way": plain_way(way)})
+        self._write_manifest({"way": plain_way(way)})
         return way
 
     def made_of(self, number: int) -> Chunk:
@@ -144,10 +144,10 @@ class _Job:
         path, rows = chunk_file(self.folder, number), self._rows(number)
         try:
             head = head_of(path, rows)
-            said, theta, y = head.said, *(array_at(path, head.places[name]) for name in ("theta", "y"))
+            metadata, theta, y = head.metadata, *(array_at(path, head.places[name]) for name in ("theta", "y"))
             failed = np.flatnonzero(~np.isfinite(y).all(axis=1)) if y.shape[1] else range(rows)
-            as_made = said.batch == way.batch and said.digest == digest_of([theta, y])
-            return as_made and sorted(said.failed) == list(failed)
+            as_made = metadata.batch == way.batch and metadata.digest == digest_of([theta, y])
+            return as_made and sorted(metadata.failed) == list(failed)
         except StorageError:
             return False
 
@@ -165,7 +165,7 @@ class _Job:
         try:
             for number, outcomes in zip(todo, found, strict=True):
                 if outcomes is None:
-                    self._say({"way": plain_way(replace(way, batch=""))})
+                    self._write_manifest({"way": plain_way(replace(way, batch=""))})
                     return False
                 if isinstance(outcomes[0], LostWorker):
                     raise StorageError(
@@ -202,8 +202,8 @@ class _Job:
                 failed.append(row)
                 reason = reason or (outcome if isinstance(outcome, str) else "a number that is not finite")
         theta = np.ascontiguousarray(theta, np.float64)
-        said = {"failed": failed, "reason": reason, "batch": way.batch, "digest": digest_of([theta, y])}
-        content = save({"theta": theta, "y": y}, metadata={HEADER: json.dumps(said)})
+        metadata = {"failed": failed, "reason": reason, "batch": way.batch, "digest": digest_of([theta, y])}
+        content = save({"theta": theta, "y": y}, metadata={HEADER: json.dumps(metadata)})
         with replacing(chunk_file(self.folder, number)) as place:
             place.write_bytes(content)
 
@@ -224,12 +224,12 @@ class _Job:
             path = chunk_file(self.folder, number)
             if number not in mine and not self.has(number, way):
                 return None
-            said = head_of(path, self._rows(number)).said
-            entry = {"rows": self._rows(number), "failed": len(said.failed), "sha256": sha256_of(path)}
-            entries.append(entry | ({"reason": said.reason} if said.reason else {}))
+            metadata = head_of(path, self._rows(number)).metadata
+            entry = {"rows": self._rows(number), "failed": len(metadata.failed), "sha256": sha256_of(path)}
+            entries.append(entry | ({"reason": metadata.reason} if metadata.reason else {}))
         whole = hashlib.sha256("".join(entry["sha256"] for entry in entries).encode()).hexdigest()
         exact = not takes_key(self.simulator) and way.noisy is False
-        self._say({"way": plain_way(way), "exact": exact, "sha256": whole, "chunks": entries})
+        self._write_manifest({"way": plain_way(way), "exact": exact, "sha256": whole, "chunks": entries})
         remove_drafts(self.folder, *(chunk_file(self.folder, number).name for number in range(self.chunks)))
         return read_set(self.folder)
 

@@ -65,7 +65,7 @@ class SimulationSet:
         start = 0
         for entry, path in self._chunks():
             if entry.failed:
-                failed.append(start + np.asarray(head_of(path, entry.rows).said.failed, np.int64))
+                failed.append(start + np.asarray(head_of(path, entry.rows).metadata.failed, np.int64))
             start += entry.rows
         return np.delete(np.arange(self.rows), np.concatenate(failed)) if failed else np.arange(self.rows)
 
@@ -154,7 +154,7 @@ def read_set(folder: str | os.PathLike[str]) -> SimulationSet:
     """
     folder = Path(folder).expanduser()
     found = manifest_of(folder)
-    about, entries = found.said, found.chunks
+    about, entries = found.description, found.chunks
     if entries is None:
         made = sum(1 for _ in folder.glob("chunk-*.safetensors"))
         raise StorageError(

@@ -1,6 +1,6 @@
 """What live pages of images share: a few images at a time, places in the cloud of latents, files of the reader."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from flowknife.data import White
 from flowknife.data._decode import Form, decode
 from flowknife.diagnostics import principal_plane
 from flowknife.errors import InputError
+from flowknife.explore._live import rows_of
 
 FEW = 8
 """Images of one call, computed at once; a single one is computed alone, so that it follows a slider."""
@@ -44,15 +45,16 @@ class Cloud:
 
     Attributes:
         z: latents of the images, shape (n, d).
-        parts: the columns of each level by name.
+        levels: the columns of each level by name.
+        parts: those of each level, and of all levels together.
         centres: mean latents of classes, (k, d).
     """
 
     def __init__(
-        self, z: Float[np.ndarray, "n d"], parts: Mapping[str, slice], centres: Float[np.ndarray, "k d"] | None = None
+        self, z: Float[np.ndarray, "n d"], levels: Mapping[str, slice], centres: Float[np.ndarray, "k d"] | None = None
     ):
-        every = {"all": slice(0, z.shape[1])} if len(parts) > 1 else {}
-        self.z, self.parts, self.centres = z, {**parts, **every}, centres
+        every = {"all": slice(0, z.shape[1])} if len(levels) > 1 else {}
+        self.z, self.levels, self.parts, self.centres = z, levels, {**levels, **every}, centres
 
     def places(self, z: Any = None) -> dict[str, np.ndarray]:
         """Where latents lie, by level, shape (n, 2) each; default: those of the cloud."""
@@ -66,6 +68,58 @@ class Cloud:
         mean, spread = own.mean(axis=0), np.maximum(own.std(axis=0), 1e-6)
         apart = (self.centres[:, columns] - self.centres[:, columns].mean(axis=0)) / spread
         return (z - mean) / spread @ np.linalg.svd(apart, full_matrices=False)[2][:2].T
+
+
+def cloud_parts(
+    cloud: Cloud, shown: UInt8[np.ndarray, "n h w c"], codes: Any, classes: Sequence[Any], held_out: bool
+) -> dict[str, Any]:
+    """The content of a page about the cloud of some images.
+
+    Args:
+        cloud: their latents.
+        shown: the images.
+        codes: the number of each image's class, -1 without one.
+        classes: labels of the classes.
+        held_out: whether there are held-out images, and so p-values.
+    """
+    return {
+        "shape": list(shown.shape[1:]),
+        "levels": [[name, columns.start, columns.stop] for name, columns in cloud.levels.items()],
+        "images": shown.tobytes(),
+        "codes": np.asarray(codes, int),
+        "classes": [str(name) for name in classes],
+        "places": cloud.places(),
+        "held_out": held_out,
+    }
+
+
+def cloud_calls(
+    cloud: Cloud,
+    encode: Callable[..., Any],
+    decode: Callable[..., Any],
+    shape: tuple[int, int, int],
+    crop: float,
+    white: White,
+) -> dict[str, Callable[..., Any]]:
+    """The functions by which a page moves between images, latents and places in the cloud.
+
+    Args:
+        cloud: the latents of some images.
+        encode: images of the page -> latents.
+        decode: latents of the page -> images.
+        shape: (height, width, channels) of the model's images.
+        crop: the share of an image of the reader that is kept.
+        white: the pixel values that become 255.
+    """
+
+    def read(file):
+        pixels = image_in(file, shape, crop, white)
+        return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
+
+    def places(z, n):
+        return cloud.places(rows_of(z, n, cloud.z.shape[1]))
+
+    return {"encode": encode, "decode": decode, "read": read, "places": places}
 
 
 def image_in(file: Any, shape: tuple[int, int, int], crop: float, white: White) -> UInt8[np.ndarray, "1 h w c"]:

@@ -14,7 +14,7 @@ Node = dict[str, Any]
 
 
 def unknown(part: Any) -> InputError:
-    """What is said of a part that the page cannot evaluate."""
+    """The note on a part that the page cannot evaluate."""
     return InputError(
         f"got a model with a {type(part).__name__}, which the interactive page cannot evaluate; expected layers of "
         "vectors; try the report without interactive"

@@ -96,7 +96,7 @@ def _require_agreement(path, program, model):
         return
     generator = np.random.default_rng(0)
     arrays = [_tried(each, generator) for each in program.inputs]
-    onnxruntime.set_default_logger_severity(4)  # what it cannot run is said below
+    onnxruntime.set_default_logger_severity(4)  # what it cannot run is reported below
     session = onnxruntime.InferenceSession(path)
     names = [each.name for each in session.get_inputs()]
     (found,) = session.run(None, dict(zip(names, arrays, strict=True)))

@@ -164,15 +164,15 @@ class Checkpoints:
     def _resume(self, folder):
         try:
             stored = read_json(folder / ABOUT)
-            said = _Fit.model_validate(stored)
+            recorded = _Fit.model_validate(stored)
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"got {folder / ABOUT}, which is damaged ({reason_of(error)}); expected that of a fit; try a new folder"
             ) from None
         asked = json.loads(json.dumps(self._about["fit"]))
-        changed = _changed(said.fit, asked)
-        if changed or said.checkpoints != FORMAT:
-            what = changed or f"format={said.checkpoints} then, {FORMAT} now"
+        changed = _changed(recorded.fit, asked)
+        if changed or recorded.checkpoints != FORMAT:
+            what = changed or f"format={recorded.checkpoints} then, {FORMAT} now"
             raise StorageError(
                 f"got {folder}, the checkpoints of another fit ({what}); expected the same settings, data and "
                 "versions; try the earlier ones, or a new folder"
@@ -180,9 +180,9 @@ class Checkpoints:
         note(f"resuming from the checkpoints in {folder}", self.show)
         self._about = stored
         if self.key is not None:
-            if said.key is None or len(said.key) != jax.random.key_data(self.key).size:
+            if recorded.key is None or len(recorded.key) != jax.random.key_data(self.key).size:
                 raise StorageError(f"got {folder / ABOUT} without the key of the fit; expected it; try a new folder")
-            self.key = as_key(jnp.asarray(said.key, jnp.uint32))
+            self.key = as_key(jnp.asarray(recorded.key, jnp.uint32))
         with contextlib.suppress(OSError, ValueError):
             self.began -= _Clock.model_validate(read_json(folder / _CLOCK)).seconds
 

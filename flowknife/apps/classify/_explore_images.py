@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from flowknife._batches import map_batches
 from flowknife.errors import InputError
 from flowknife.explore import Folder, Live, live_page, rows_of, seed_of
-from flowknife.explore._images import Cloud, compile_calls, few, image_in, in_cloud, pixels_of
+from flowknife.explore._images import Cloud, cloud_calls, cloud_parts, compile_calls, few, in_cloud, pixels_of
 from flowknife.multiscale import decode_batch, encode_batch
 
 if TYPE_CHECKING:
@@ -66,31 +66,17 @@ def live_images(classifier: "Classifier", images: Any = None) -> Live:
     means = {name: z[codes == k].mean(axis=0) for k, name in enumerate(classes) if np.any(codes == k)}
     cloud = Cloud(z, levels, np.array(list(means.values())))
 
-    def read(file):
-        pixels = image_in(file, shape, 1.0, classifier.white)
-        return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
-
-    def places(z, n):
-        return cloud.places(rows_of(z, n, size))
-
     prepare = partial(compile_calls, encode, decode, shown)
-    parts = {
-        "shape": list(shape),
-        "levels": [[name, columns.start, columns.stop] for name, columns in levels.items()],
-        "images": shown.tobytes(),
-        "codes": codes,
-        "classes": [str(name) for name in classes],
+    parts = cloud_parts(cloud, shown, codes, classes, bool(classifier.flagging.rows)) | {
         "classifies": True,
-        "places": cloud.places(),
-        "held_out": bool(classifier.flagging.rows),
         # from the mean of all latents to that of each class
         "directions": [
             {"name": f"towards {name}", "level": "", "step": (mean - z.mean(axis=0)).astype(np.float32)}
             for name, mean in list(means.items())[:_DIRECTIONS]
         ],
     }
-    calls = {"sample": sample, "encode": encode, "decode": decode, "log_prob": log_prob, "score": score, "read": read}
-    calls["places"] = places
+    calls = cloud_calls(cloud, encode, decode, shape, 1.0, classifier.white)
+    calls |= {"sample": sample, "log_prob": log_prob, "score": score}
     if images is not None:
         parts, calls = Folder(images, classifier._images, size, score, classes).added_to(parts, calls)
     return live_page(

@@ -12,7 +12,7 @@ from flowknife.anomaly._maps import anomaly_maps_of, maps_by_position
 from flowknife.apps.images._empirical import by_level
 from flowknife.errors import InputError
 from flowknife.explore import Folder, Live, live_page, rows_of, seed_of, trust_of
-from flowknife.explore._images import Cloud, compile_calls, few, image_in, in_cloud, pixels_of
+from flowknife.explore._images import Cloud, cloud_calls, cloud_parts, compile_calls, few, in_cloud, pixels_of
 from flowknife.laws import LARGEST_TEMPERATURE
 from flowknife.multiscale import decode_batch, encode_batch
 
@@ -85,39 +85,15 @@ def live_images(model: "Images", images: Any = None) -> Live:
     data = (shown, known(shown_codes, len(shown)))
     cloud = Cloud(map_batches(lambda part: [encode_batch(model.model, *part)], data)[0], levels)
 
-    def read(file):
-        pixels = image_in(file, shape, model.config.crop, model.white)
-        return {"pixels": pixels, "places": cloud.places(encode(pixels.ravel(), 1))}
-
-    def places(z, n):
-        return cloud.places(rows_of(z, n, size))
-
     def trust():  # on some of the held-out images, since all of them take minutes
         part = slice(0, _CHECKED)
         return trust_of(replace(model, held_out=model.held_out[part], example_codes=model.example_codes[part]))
 
     prepare = partial(compile_calls, encode, decode, shown)
-    parts = {
-        "shape": list(shape),
-        "levels": [[name, columns.start, columns.stop] for name, columns in levels.items()],
-        "images": shown.tobytes(),
-        "codes": np.asarray(shown_codes, int),
-        "classes": [str(name) for name in classes],
-        "places": cloud.places(),
-        "held_out": bool(model.flagging.rows),
-        "directions": _directions(model, cloud),
-    }
-    calls = {
-        "sample": sample,
-        "encode": encode,
-        "decode": decode,
-        "log_prob": log_prob,
-        "score": score,
-        "anomaly_map": anomaly_map,
-        "read": read,
-        "places": places,
-        "trust": trust,
-    }
+    parts = cloud_parts(cloud, shown, shown_codes, classes, bool(model.flagging.rows))
+    parts["directions"] = _directions(model, cloud)
+    calls = cloud_calls(cloud, encode, decode, shape, model.config.crop, model.white)
+    calls |= {"sample": sample, "log_prob": log_prob, "score": score, "anomaly_map": anomaly_map, "trust": trust}
     if images is not None:
         folder = Folder(images, model._pixels, size, score, classes, conditional=bool(classes))
         parts, calls = folder.added_to(parts, calls)
