@@ -334,7 +334,9 @@ def _request(content: bytes, path: str) -> tuple[str, dict[str, str], bytes]:
     with contextlib.suppress(ValueError, RecursionError, TypeError, AttributeError):
         asked = json.loads(content)
         if {"path", "headers"} & set(asked):
-            headers = {str(name): str(value) for name, value in dict(asked.get("headers", {})).items()}
+            headers: dict[str, str] = {}
+            for name, value in dict(asked.get("headers", {})).items():
+                headers.setdefault(str(name).lower(), str(value))  # names of headers do not depend on the case
             return str(asked.get("path", path)), headers, json.dumps(asked.get("body")).encode()
     return path, _OWN, content
 
