@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from html import escape
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,10 +42,23 @@ def is_silenced() -> bool:
     return _silent > 0
 
 
+_job: ContextVar[str] = ContextVar("job", default="")
+
+
+@contextmanager
+def of_job(name: str) -> Generator[None, None, None]:
+    """Begin the labels of progress and notes inside the block with a name, where several jobs run at a time."""
+    token = _job.set(f"{name}: ")
+    try:
+        yield
+    finally:
+        _job.reset(token)
+
+
 def note(text: str, show: bool = True) -> None:
     """Write a line about a running fit to standard error; nothing if `text` is empty."""
     if text and show and not _silent:
-        sys.stderr.write(f"note: {text}\n")
+        sys.stderr.write(f"note: {_job.get()}{text}\n")
         sys.stderr.flush()
 
 
@@ -59,6 +73,7 @@ def progress(label: str, show: bool = True) -> Generator[Report, None, None]:
     Yields:
         a function of the finished fraction in [0, 1] and a short text.
     """
+    label = f"{_job.get()}{label}"
     if not show or _silent:
         yield unreported
     elif _is_notebook():

@@ -1,6 +1,7 @@
 """Threads: prefetching, and calls that run in parallel."""
 
 import contextlib
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -58,7 +59,8 @@ def raise_if_interrupted() -> None:
 def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
     """Results of the calls, run in `threads` threads; with one, in the calling thread.
 
-    An interruption reaches the threads through `raise_if_interrupted`. A second one does not wait for them.
+    An interruption reaches the threads, and the threads that they start in this way, through `raise_if_interrupted`. A
+    second one does not wait for them. The threads see the context variables of the caller.
 
     Raises:
         Interrupted: its `result` lists the results of the calls, complete or partial; None for calls without one.
@@ -74,6 +76,7 @@ def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
         return results
     todo: queue.SimpleQueue = queue.SimpleQueue()
     interrupted, stirred = threading.Event(), threading.Event()
+    outer: threading.Event | None = getattr(_worker, "interrupted", None)
     errors: list[BaseException] = []
     ended: list[int] = []
     for place in range(len(calls)):
@@ -94,14 +97,17 @@ def in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
                 ended.append(place)
                 stirred.set()
 
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(calls)))]
+    workers = [
+        threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+        for _ in range(min(threads, len(calls)))
+    ]
     with deferred() as late:
         while not errors and len(ended) < len(calls):
             while workers:
                 workers.pop().start()
             stirred.wait(_LOOKS)  # a signal that is only recorded wakes no thread
             stirred.clear()
-            if late:
+            if late or (outer is not None and outer.is_set()):
                 interrupted.set()
     if errors:
         raise errors[0]

@@ -4,13 +4,17 @@ A demo is a function of (folder, quick). It writes a run with its report into th
 page of all demos. To add a demo, add an entry to `DEMOS`.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowknife._files import is_run
+from flowknife._progress import of_job
+from flowknife._threads import in_threads
 from flowknife.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,14 +47,14 @@ def moons(folder: Path, quick: bool) -> "Section":
 
 
 def images(folder: Path, quick: bool) -> "Section":
-    """Application 2: handwritten digits, generated, and outliers detected; quick, 90 seconds at half the size."""
+    """Application 2: handwritten digits, generated, and outliers detected; quick, 75 seconds at half the size."""
     from flowknife.apps import images
     from flowknife.data import load_images
 
     digits = _digits()
     unseen, rest = digits[:32], digits[32:]
     half = max(digits.shape[1] // 2, 8)
-    budget = {"minutes": 1.5, "batch_size": 128}
+    budget = {"minutes": 1.25, "batch_size": 128}
     small: dict[str, Any] = {"image_size": half, "bits": 4, "levels": 1, "width": 64, "train": budget}
     model = images(rest, **(small if quick else {}))
     unusual, names = other_images(unseen[:8])
@@ -76,7 +80,7 @@ def classify_images(folder: Path, quick: bool) -> "Section":
     from flowknife.data import digits
 
     images, labels = digits()
-    model = classify(images, labels, train=_short(1500) if quick else {})
+    model = classify(images, labels, train=_short(1000) if quick else {})
     model.save(folder, demo=True)
     model.report(folder)
     text = (
@@ -98,7 +102,7 @@ def ring(folder: Path, quick: bool) -> "Section":
 
     toy = ring("some")
     points, labels = toy.sample(8000, key=0)
-    model = classify(points, labels, train=_short(2500) if quick else {})
+    model = classify(points, labels, train=_short(1200) if quick else {})
     model.save(folder, demo=True)
     model.report(folder)
     text = (
@@ -128,7 +132,7 @@ def kinematics(folder: Path, quick: bool) -> "Section":
     from flowknife.apps import invert
     from flowknife.problems import kinematics
 
-    posterior = invert(kinematics(), form="partitioned", train=_short(2500) if quick else {})
+    posterior = invert(kinematics(), form="partitioned", train=_short(2000) if quick else {})
     text = (
         "Four joints on the left, the position of the hand and a latent on the right. With the observed position of "
         "the hand set, every draw of the latent decodes to a pose that reaches it"
@@ -145,7 +149,7 @@ def gravity(folder: Path, quick: bool) -> "Section":
     from flowknife.apps import invert
     from flowknife.problems import gravity
 
-    posterior = invert(gravity(), train=_short(1500) if quick else {})
+    posterior = invert(gravity(), train=_short(700) if quick else {})
     text = (
         "32 depths on the left, a latent on the right, and the 16 gravity anomalies condition every coupling. The "
         "data determine only part of the depths, and the draws show the remaining uncertainty"
@@ -199,6 +203,8 @@ DEMOS: "dict[str, Callable[[Path, bool], Section]]" = {
 }
 """Every demo by name, in the order in which the page shows them."""
 
+_LONG = frozenset({"images", "gravity", "noise"})  # these start first, so that no processor is idle at the end
+
 
 def run(name: str, folder: Path, quick: bool = True) -> Path:
     """Run one demo into a folder; return the path of its report."""
@@ -209,17 +215,15 @@ def run(name: str, folder: Path, quick: bool = True) -> Path:
 def run_all(folder: Path, quick: bool = True) -> Path:
     """Run every demo into `folder/NAME` and write `folder/report.html`: the ends of all models, then the results.
 
-    A demo whose data are not installed is skipped, and the page says so.
+    Two demos run at a time, since much of the time of each is compiled and drawn by one processor. A demo whose data
+    are not installed is skipped, and the page says so.
     """
     from flowknife.report import Section, write_report
 
-    sections = []
-    for name, demo in DEMOS.items():
-        try:
-            sections.append(demo(folder / name, quick))
-        except InputError as error:
-            sections.append(Section(name, f"Left out: {error}."))
-            sys.stderr.write(f"{name}: left out, {error}\n")
+    names = sorted(DEMOS, key=lambda name: name not in _LONG)
+    calls = [partial(_section_of, name, folder / name, quick) for name in names]
+    found = dict(zip(names, in_threads(calls, min(2, os.cpu_count() or 1)), strict=True))
+    sections = [found[name] for name in DEMOS]
     shown = [section for section in sections if section.figures]
     overview = Section(
         f"{len(shown)} jobs, one network",
@@ -228,6 +232,18 @@ def run_all(folder: Path, quick: bool = True) -> Path:
     )
     results = [replace(section, figures=section.figures[1:]) for section in sections]
     return write_report(folder, "One invertible model: only the two ends differ", [overview, *results])
+
+
+def _section_of(name: str, folder: Path, quick: bool) -> "Section":
+    """The section of one demo, or the reason why it was left out."""
+    from flowknife.report import Section
+
+    with of_job(name):
+        try:
+            return DEMOS[name](folder, quick)
+        except InputError as error:
+            sys.stderr.write(f"{name}: left out, {error}\n")
+            return Section(name, f"Left out: {error}.")
 
 
 def other_images(digits: "np.ndarray") -> "tuple[np.ndarray, tuple[str, ...]]":

@@ -1,13 +1,16 @@
 """Work in threads: results in their order, errors where they are awaited, one display for all bars."""
 
+import os
+import signal
 import sys
 import threading
 import time
 
 import pytest
 
-from flowknife._progress import progress
-from flowknife._threads import in_threads
+from flowknife._progress import note, of_job, progress
+from flowknife._threads import in_threads, raise_if_interrupted
+from flowknife.errors import Interrupted
 
 
 @pytest.mark.parametrize("threads", [1, 2, 9])
@@ -24,6 +27,46 @@ def test_results_come_in_the_order_of_the_calls(threads):
 def test_an_error_in_a_thread_is_raised_here():
     with pytest.raises(ZeroDivisionError):
         in_threads([lambda: 1, lambda: 1 / 0], 2)
+
+
+def test_an_interruption_reaches_the_threads_of_threads():
+    inside, stopped = threading.Event(), []
+
+    def innermost():
+        inside.set()
+        for _ in range(200):
+            try:
+                raise_if_interrupted()
+            except KeyboardInterrupt:
+                stopped.append(True)
+                raise
+            time.sleep(0.05)
+
+    def outermost():
+        return in_threads([innermost, lambda: None], 2)
+
+    def interrupt():
+        inside.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted):
+        in_threads([outermost, lambda: None], 2)
+    assert stopped == [True]
+
+
+def test_progress_of_jobs_side_by_side_is_labelled(capsys):
+    def work(name):
+        with of_job(name), progress("fitting") as report:
+            report(1.0, "done")
+            note("few rows")
+            in_threads([lambda: note("from a thread"), lambda: None], 2)
+
+    in_threads([lambda name=name: work(name) for name in ("moons", "ring")], 2)
+    shown = capsys.readouterr().err
+    for name in ("moons", "ring"):
+        assert f"{name}: fitting: 100 %" in shown
+        assert f"note: {name}: few rows" in shown and f"note: {name}: from a thread" in shown
 
 
 def test_bars_of_two_threads_share_a_display(monkeypatch, capsys):
