@@ -381,9 +381,10 @@ def _has_ended(holder: dict[str, Any]) -> bool:
 
 
 def _began(process: int) -> str | None:
-    """Start time of a process, where the system provides it (Linux)."""
+    """Start time of a process that has not ended, where the system provides it (Linux)."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return fields[19]
+        # a zombie has ended; in a container without an init process it keeps its number
+        return None if fields[0] in ("Z", "X") else fields[19]
     except (OSError, IndexError):
         return None

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +252,14 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path):
         with pytest.raises(StorageError, match="delete"), claimed(tmp_path / "run"):
             pass
         claim.unlink()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_the_claim_of_a_process_that_nobody_waits_for_is_taken_over(tmp_path):
+    """A zombie, which in a container without an init process stays."""
+    with subprocess.Popen([sys.executable, "-c", DYING, tmp_path / "run"]) as process:
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.05)
+        with claimed(tmp_path / "run"):
+            (claim,) = (tmp_path / "run").iterdir()
+            assert json.loads(claim.read_text())["process"] == os.getpid()
