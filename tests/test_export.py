@@ -240,7 +240,7 @@ def test_a_posterior_is_a_distribution_within_the_support_of_its_prior(key, post
     assert (abs(drawn) <= 2).all() and bool(law.support(drawn).all())
     from numpyro.distributions import biject_to
 
-    u = np.array([[0.3, -5.0]])
+    u = np.array([[0.3, -4.0]])  # at -5 the distance to the edge is a few steps of float32
     inside = biject_to(law.support)(u)
     assert (abs(np.asarray(inside)) <= 2).all()
     np.testing.assert_allclose(biject_to(law.support).inv(inside), u, rtol=1e-3)
