@@ -102,19 +102,26 @@ def test_an_unknown_name_is_an_attribute_error():
         fk.no_such_name  # noqa: B018
 
 
+OLDER, FAST = "--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=1"
+
+
 @pytest.mark.parametrize(
-    ("chosen", "then"),
+    ("chosen", "accelerator", "then"),
     [
-        ("", "--xla_cpu_use_fusion_emitters=false"),
-        ("--xla_a=1", "--xla_a=1 --xla_cpu_use_fusion_emitters=false"),
-        ("--xla_cpu_use_fusion_emitters=true", "--xla_cpu_use_fusion_emitters=true"),
+        ("", False, f"{OLDER} {FAST}"),
+        ("", True, OLDER),
+        ("--xla_a=1", False, f"--xla_a=1 {OLDER} {FAST}"),
+        ("--xla_cpu_use_fusion_emitters=true", False, f"--xla_cpu_use_fusion_emitters=true {FAST}"),
+        ("--xla_backend_optimization_level=3", False, f"--xla_backend_optimization_level=3 {OLDER}"),
     ],
 )
-def test_the_compiler_flag_of_the_user_stays(chosen, then, monkeypatch):
+def test_the_compiler_flags_of_the_user_stay(chosen, accelerator, then, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", chosen)
     monkeypatch.setattr(_xla.jaxlib, "__version__", "0.10.2")
-    _xla.choose()
-    assert os.environ["XLA_FLAGS"] == then
+    monkeypatch.setattr(_xla, "_has_accelerator", lambda: accelerator)
+    for _ in range(2):
+        _xla.choose()
+        assert os.environ["XLA_FLAGS"] == then
 
 
 def test_other_versions_of_the_compiler_are_left_alone(monkeypatch):

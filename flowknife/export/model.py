@@ -17,6 +17,7 @@ whose checksum is not that of about.json is refused.
 import argparse
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -26,14 +27,18 @@ from typing import Any
 
 import numpy as np
 
-_FLAG = "xla_cpu_use_fusion_emitters"
-if importlib.metadata.version("jaxlib").startswith("0.10.") and _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    # flowknife compiles with this code generator; the other one may round the last digit differently
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_FLAG}=false".strip()
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # flowknife compiles with these options; others may round the last digit differently
+    _CHOSEN = {"xla_cpu_use_fusion_emitters": "false"}
+    if not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu")):
+        _CHOSEN["xla_backend_optimization_level"] = "1"
+    _FLAGS = os.environ.get("XLA_FLAGS", "")
+    _OWN = [f"--{name}={value}" for name, value in _CHOSEN.items() if name not in _FLAGS]
+    os.environ["XLA_FLAGS"] = " ".join([*_FLAGS.split(), *_OWN])
 
-import jax  # noqa: E402
-import jax.export  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+import jax
+import jax.export
+import jax.numpy as jnp
 
 _NUMBERS_AT_ONCE = 800_000  # of a batch, at most
 
