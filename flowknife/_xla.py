@@ -31,10 +31,10 @@ def choose() -> None:
     fast, since matrix products come from a library. Other versions of jaxlib may not know the flags, and abort on
     unknown ones.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if not jaxlib.__version__.startswith("0.10."):
-        return
-    chosen = {_EMITTERS: "false"} | ({} if _has_accelerator() else {_LEVEL: "1"})
+    flags, version = os.environ.get("XLA_FLAGS", ""), ".".join(jaxlib.__version__.split(".")[:2])
+    chosen = {_EMITTERS: "false"} if version == "0.10" else {}
+    if version in ("0.10", "0.11", "0.12") and not _has_accelerator():
+        chosen[_LEVEL] = "1"
     own = [f"--{name}={value}" for name, value in chosen.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *own])
 

@@ -124,11 +124,13 @@ def test_the_compiler_flags_of_the_user_stay(chosen, accelerator, then, monkeypa
         assert os.environ["XLA_FLAGS"] == then
 
 
-def test_other_versions_of_the_compiler_are_left_alone(monkeypatch):
+@pytest.mark.parametrize(("version", "then"), [("0.12.0.1", FAST), ("0.13.0", "")])
+def test_versions_of_the_compiler_that_may_not_know_a_flag_are_left_alone(version, then, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr(_xla.jaxlib, "__version__", "0.12.0")
+    monkeypatch.setattr(_xla.jaxlib, "__version__", version)
+    monkeypatch.setattr(_xla, "_has_accelerator", lambda: False)
     _xla.choose()
-    assert os.environ["XLA_FLAGS"] == ""
+    assert os.environ["XLA_FLAGS"] == then
 
 
 def test_the_layers_in_the_guide_are_those_that_are_checked():

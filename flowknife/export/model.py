@@ -27,14 +27,15 @@ from typing import Any
 
 import numpy as np
 
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    # flowknife compiles with these options; others may round the last digit differently
-    _CHOSEN = {"xla_cpu_use_fusion_emitters": "false"}
-    if not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu")):
-        _CHOSEN["xla_backend_optimization_level"] = "1"
-    _FLAGS = os.environ.get("XLA_FLAGS", "")
-    _OWN = [f"--{name}={value}" for name, value in _CHOSEN.items() if name not in _FLAGS]
-    os.environ["XLA_FLAGS"] = " ".join([*_FLAGS.split(), *_OWN])
+# flowknife compiles with these options; others may round the last digit differently
+_VERSION = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
+_CHOSEN = {"xla_cpu_use_fusion_emitters": "false"} if _VERSION == "0.10" else {}
+_ACCELERATED = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+if _VERSION in ("0.10", "0.11", "0.12") and not _ACCELERATED:
+    _CHOSEN["xla_backend_optimization_level"] = "1"
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+_OWN = [f"--{name}={value}" for name, value in _CHOSEN.items() if name not in _FLAGS]
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS.split(), *_OWN])
 
 import jax
 import jax.export
