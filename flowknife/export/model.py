@@ -37,9 +37,9 @@ _FLAGS = os.environ.get("XLA_FLAGS", "")
 _OWN = [f"--{name}={value}" for name, value in _CHOSEN.items() if name not in _FLAGS]
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS.split(), *_OWN])
 
-import jax
-import jax.export
-import jax.numpy as jnp
+import jax  # noqa: E402
+import jax.export  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 
 _NUMBERS_AT_ONCE = 800_000  # of a batch, at most
 
