@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 def moons(folder: Path, quick: bool) -> "Section":
-    """Application 1: the two half moons and N(0, I) mapped to each other; quick, 20 seconds of training."""
+    """Application 1: the two half moons and N(0, I) mapped to each other; quick, 15 seconds of training."""
     from flowknife.apps import density
     from flowknife.data import TOYS
 
     toy = TOYS["moons"]
-    flow = density(toy.sample(5000, key=0), train={"minutes": 20 / 60} if quick else {})
+    flow = density(toy.sample(5000, key=0), train={"minutes": 15 / 60} if quick else {})
     flow.save(folder, demo=True)
     flow.report(folder)
     text = (
@@ -47,14 +47,14 @@ def moons(folder: Path, quick: bool) -> "Section":
 
 
 def images(folder: Path, quick: bool) -> "Section":
-    """Application 2: handwritten digits, generated, and outliers detected; quick, 75 seconds at half the size."""
+    """Application 2: handwritten digits, generated, and outliers detected; quick, 96 seconds at half the size."""
     from flowknife.apps import images
     from flowknife.data import load_images
 
     digits = _digits()
     unseen, rest = digits[:32], digits[32:]
     half = max(digits.shape[1] // 2, 8)
-    budget = {"minutes": 1.25, "batch_size": 128}
+    budget = {"minutes": 1.6, "batch_size": 128}
     small: dict[str, Any] = {"image_size": half, "bits": 4, "levels": 1, "width": 64, "train": budget}
     model = images(rest, **(small if quick else {}))
     unusual, names = other_images(unseen[:8])
@@ -132,7 +132,7 @@ def kinematics(folder: Path, quick: bool) -> "Section":
     from flowknife.apps import invert
     from flowknife.problems import kinematics
 
-    posterior = invert(kinematics(), form="partitioned", train=_short(2000) if quick else {})
+    posterior = invert(kinematics(), form="partitioned", train=_short(1800) if quick else {})
     text = (
         "Four joints on the left, the position of the hand and a latent on the right. With the observed position of "
         "the hand set, every draw of the latent decodes to a pose that reaches it"
@@ -149,7 +149,7 @@ def gravity(folder: Path, quick: bool) -> "Section":
     from flowknife.apps import invert
     from flowknife.problems import gravity
 
-    posterior = invert(gravity(), train=_short(700) if quick else {})
+    posterior = invert(gravity(), train=_short(600) if quick else {})
     text = (
         "32 depths on the left, a latent on the right, and the 16 gravity anomalies condition every coupling. The "
         "data determine only part of the depths, and the draws show the remaining uncertainty"
@@ -166,7 +166,7 @@ def noise(folder: Path, quick: bool) -> "Section":
     from flowknife.apps import invert
     from flowknife.problems import dispersion, pairs
 
-    posterior = invert(dispersion(), pairs=pairs(), form="partitioned", train=_short(1200) if quick else {})
+    posterior = invert(dispersion(), pairs=pairs(), form="partitioned", train=_short(1000) if quick else {})
     text = (
         "Ten velocities and the noise of the data on the left, the noisy data and a latent on the right. Each draw "
         "explains the observation, partly by the ground and partly by the noise"
