@@ -125,12 +125,17 @@ def weighted_conformal_p_values(
         weights: weights w of the new items, not negative.
         held_out_weights: weights w of the held-out items.
     """
+    above, total = _weight_above(scores, held_out, held_out_weights)
+    own = np.asarray(weights, float)
+    return np.minimum((own + above) / np.maximum(own + total, 1e-300), 1.0)
+
+
+def _weight_above(scores, held_out, weights):
+    """The weight of the held-out items with a score of at least each of `scores`, and the weight of all of them."""
     order = np.argsort(held_out, kind="stable")
-    ordered = np.asarray(held_out, float)[order]
-    mass = np.append(np.cumsum(np.asarray(held_out_weights, float)[order][::-1])[::-1], 0.0)
+    mass = np.append(np.cumsum(np.asarray(weights, float)[order][::-1])[::-1], 0.0)
     scores = np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf)
-    above, own = mass[np.searchsorted(ordered, scores, side="left")], np.asarray(weights, float)
-    return np.minimum((own + above) / np.maximum(own + mass[0], 1e-300), 1.0)
+    return mass[np.searchsorted(np.asarray(held_out, float)[order], scores, side="left")], mass[0]
 
 
 def weighted_discoveries(
@@ -163,14 +168,12 @@ def weighted_discoveries(
     scores = np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf)
     own, n = np.asarray(weights, float), len(scores)
     p = weighted_conformal_p_values(scores, held_out, own, held_out_weights)
-    order = np.argsort(held_out, kind="stable")
-    mass = np.append(np.cumsum(np.asarray(held_out_weights, float)[order][::-1])[::-1], 0.0)
-    above = mass[np.searchsorted(np.asarray(held_out, float)[order], scores, side="left")]
+    above, total = _weight_above(scores, held_out, held_out_weights)
     size = np.zeros(n, int)
     thresholds = level * np.arange(1, n + 1) / n
     for j in np.flatnonzero(p <= level):
         # p-values of the other items, with item j as a further held-out item
-        beside = (above + own[j] * (scores[j] >= scores)) / (mass[0] + own[j])
+        beside = (above + own[j] * (scores[j] >= scores)) / (total + own[j])
         beside[j] = 0.0
         passed = np.flatnonzero(np.sort(beside) <= thresholds)
         size[j] = passed[-1] + 1 if len(passed) else 0

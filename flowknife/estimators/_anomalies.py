@@ -153,7 +153,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
     def _judged(self, rows):
         """Scores of rows, larger for anomalous ones, and their weights, which are equal without a shift."""
         log_prob = self.flow_.log_prob(rows).astype(np.float64)
-        return Shifted(-log_prob, np.ones(len(rows))) if self.ratio_ is None else self.ratio_(rows, log_prob)
+        return Shifted(log_prob, -log_prob, np.ones(len(rows))) if self.ratio_ is None else self.ratio_(rows, log_prob)
 
     def _p_values(self, judged):
         if self.held_out_ is None:
@@ -164,19 +164,17 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
     @available_if(_of_novelties)
     def scores(self, X: Any) -> Scores:
         """Columns of each row, with p_value, q_value and flag (as by `predict`); see `Scores`."""
-        rows = self._rows(X)
-        judged = self._judged(rows)
+        judged = self._judged(self._rows(X))
         p_value = self._p_values(judged)
         q_value, rate = adjusted_p_values(p_value), self.contamination if self.fdr is None else self.fdr
         flag = self._flagged(judged)
         decisions = {"flag": flag, "q_value": q_value, "discovery": q_value <= rate if self.fdr is None else flag}
-        log_prob = -judged.score if self.ratio_ is None else self.flow_.log_prob(rows).astype(np.float64)
-        columns = {"row": np.arange(len(rows)), "log_prob": log_prob, "score": judged.score}
+        columns = {"row": np.arange(len(p_value)), "log_prob": judged.log_prob, "score": judged.score}
         return Scores({**columns, "p_value": p_value, **decisions})
 
     def _flagged(self, judged):
         if self.fdr is None and self.ratio_ is None:
-            return -judged.score < self.offset_
+            return judged.log_prob < self.offset_
         if self.fdr is None:
             return self._p_values(judged) <= self.contamination
         if self.ratio_ is None or self.held_out_ is None:

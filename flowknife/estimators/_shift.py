@@ -18,10 +18,12 @@ class Shifted(NamedTuple):
     """Rows as a detector under shift judges them.
 
     Attributes:
+        log_prob: log density of each row.
         score: anomaly score of each row.
         weight: density ratio of new to old rows at each row, up to a constant.
     """
 
+    log_prob: Float[np.ndarray, " n"]
     score: Float[np.ndarray, " n"]
     weight: Float[np.ndarray, " n"]
 
@@ -65,4 +67,4 @@ class Shift:
         before = self.old.log_prob(conditions).astype(np.float64)
         log_ratio = np.nan_to_num(self.new.log_prob(conditions) - before, nan=0.0, posinf=_MOST)
         weight = np.exp(np.clip(log_ratio - self.centre, -_MOST, _MOST))
-        return Shifted((before if self.partial else 0.0) - log_prob, weight)
+        return Shifted(log_prob, (before if self.partial else 0.0) - log_prob, weight)

@@ -46,7 +46,7 @@ class Cloud:
     Attributes:
         z: latents of the images, shape (n, d).
         levels: the columns of each level by name.
-        parts: those of each level, and of all levels together.
+        parts: the columns of each level by name, and all columns as "all" if there are several levels.
         centres: mean latents of classes, (k, d).
     """
 
