@@ -1,7 +1,7 @@
 """What an accelerator does: one script for a machine with JAX, this folder, and what `make bench-gpu` put into it.
 
     python benchmarks/gpu.py                                  # all parts, in at most 8 minutes
-    PARTS="train memory" python benchmarks/gpu.py             # some of train, memory, bf16, mnist, cats
+    PARTS="train memory" python benchmarks/gpu.py             # some of train, memory, bf16, precision, mnist, cats
     MNIST=mnist.npz CATS=cats.npz MINUTES=5 PARTS=cats ...    # images: arrays `x_train` and `x_test`, or `x`
     SMALL=1 JAX_PLATFORMS=cpu python benchmarks/gpu.py        # a trial
 
@@ -124,6 +124,46 @@ def bf16():
         yield {"row": row, "ms": step, "nll": loss}
 
 
+def precision():
+    """Milliseconds per gradient of image flows, by the precision of matrix products."""
+    import jax
+    import numpy as np
+
+    import flowknife as fk
+
+    for shape, batch in (((8, 8, 3), 4),) if SMALL else (((64, 64, 3), 64), ((28, 28, 1), 256)):
+        for build in (fk.architectures.wavelet, fk.architectures.glow):
+            model = fk.INN(
+                [fk.Block("image", shape, fk.laws.Pixels())], [fk.Block("z", int(np.prod(shape)))], build(shape, key=0)
+            )
+            x = np.zeros((batch, *shape), np.uint8)
+            for products in ("tensorfloat32", "float32"):
+                if left() < 40:
+                    return
+                with jax.default_matmul_precision(products):
+                    seconds = _gradient_seconds(model, x)
+                words = f"{build.__name__}, {shape[0]}x{shape[1]}, gradient of {batch} images"
+                yield {"row": f"{words}, products in {products}", "ms": 1000 * seconds}
+
+
+def _gradient_seconds(model, x):
+    """Median time of the gradient of a batch."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    from flowknife._types import split_trainable
+
+    trained, rest = split_trainable(model)
+    compiled = jax.jit(jax.grad(lambda t: -jnp.mean(eqx.combine(t, rest).log_prob(x, key=1)))).lower(trained).compile()
+    times = []
+    for _ in range(3 if SMALL else 11):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(trained))
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
 def _images(name, side, channels, bits):
     import numpy as np
 
@@ -176,7 +216,7 @@ def cats():
     return _images("CATS", 64, 3, 5)
 
 
-PARTS = {"train": train, "memory": memory, "bf16": bf16, "mnist": mnist, "cats": cats}
+PARTS = {"train": train, "memory": memory, "bf16": bf16, "precision": precision, "mnist": mnist, "cats": cats}
 
 
 def _parts() -> list[str]:

@@ -96,7 +96,11 @@ def section(results: Mapping[str, Mapping[str, Any]], names: list[str]) -> str:
 
 
 _PARTS = {
-    ("train", "bf16"): {"ms": ("ms per step", 2), "gflops": ("GFLOP/s", 0), "nll": ("loss after 500 steps", 2)},
+    ("train", "bf16", "precision"): {
+        "ms": ("ms per step", 2),
+        "gflops": ("GFLOP/s", 0),
+        "nll": ("loss after 500 steps", 2),
+    },
     ("memory",): {"temporary_mebibytes": ("temporary MiB", 0), "s": ("s per gradient", 3)},
     ("mnist", "cats"): {
         "minutes": ("minutes in all", 2),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from flowknife import bijections, nets
 from flowknife._types import split_trainable
@@ -223,6 +224,43 @@ def test_single_precision_and_parts_of_a_batch_give_nearly_the_same(facts):
     _close(decoded[1], encoded[1], loose)
     _close(encoded[0], run["encoded"][0], loose)
     _close(encoded[1], run["encoded"][1], loose)
+
+
+def _products(function, *args):
+    """The precision of every matrix product and convolution of a function and its gradient."""
+    jaxpr, found = jax.make_jaxpr(jax.value_and_grad(function))(*args), []
+    todo = [jaxpr.jaxpr]
+    while todo:
+        for equation in todo.pop().eqns:
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                found.append(equation.params["precision"])
+            todo += jaxprs_in_params(equation.params)
+    return found
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name in ("LU", "coupling_flow, 2, affine", "glow, one level")]
+)
+def test_products_are_in_float32_on_every_device(row):
+    bijection = row.make(jax.random.key(0))
+    cond = None if row.cond_shape is None else jnp.ones((2, *row.cond_shape))
+
+    def total(method, x):
+        y, log_det = method(x, cond)
+        return jnp.sum(y) + jnp.sum(log_det)
+
+    calls = [(bijection.encode, bijection.shape), (bijection.decode, bijection.out_shape)]
+    found = [
+        precision for method, shape in calls for precision in _products(partial(total, method), jnp.ones((2, *shape)))
+    ]
+    assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
+
+
+def test_the_precision_of_products_that_the_user_chooses_is_kept():
+    flow = LU(3, key=0)
+    with jax.default_matmul_precision("tensorfloat32"):
+        found = _products(lambda x: jnp.sum(flow.encode(x)[0]), jnp.ones((2, 3)))
+    assert found and {str(precision) for precision in found} == {"(Precision.HIGH, Precision.HIGH)"}
 
 
 def test_the_condition_is_stated(facts):

@@ -14,6 +14,7 @@ compares it with its own conditions, so that no condition is ignored.
 number again and callers never negate it.
 - `initialise(x, cond)` fits closed-form parameters to one batch (actnorm, principal rotations) and returns the new
 bijection together with `encode(x)`. By default there are none.
+- Matrix products of these methods, and of the networks that they call, are in float32 on every device (`precise`).
 
 Two parts of the contract are optional; the defaults are correct for a right end of one block.
 
@@ -28,6 +29,7 @@ condition, and the two methods; export it in `bijections/__init__.py` and add a 
 """
 
 import abc
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -38,6 +40,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowknife._types import Shape
+from flowknife._xla import precise
 from flowknife.errors import InputError
 
 Cond = Float[Array, "..."] | None
@@ -57,10 +60,20 @@ class BlockParts(NamedTuple):
     own: tuple[tuple[Any, ...], ...]
 
 
+_PRECISE = ("encode", "decode", "initialise", "encode_blocks", "encode_coarsest", "encode_local")
+
+
 class Bijection(eqx.Module):
     """An invertible map with a tractable Jacobian determinant; see the module's docstring for the contract."""
 
     shape: eqx.AbstractVar[Shape]
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in _PRECISE:
+            own = cls.__dict__.get(name)
+            if inspect.isfunction(own):
+                setattr(cls, name, precise(own))
 
     @property
     def out_shape(self) -> Shape:

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._types import Constant, Key, Shape, as_key, as_shape
+from flowknife._xla import precise
 from flowknife.bijections._base import Bijection, batch_of, promoted
 from flowknife.errors import InputError
 
@@ -268,6 +269,7 @@ class PrincipalRotation(Bijection):
         return x + self.mean.value, self._log_det(y)
 
     @eqx.filter_jit
+    @precise
     def fit(self, x: ArrayLike) -> "PrincipalRotation":
         """Fit mean, rotation and variances to rows `x` of shape `(rows, ..., n)`."""
         rows = jnp.reshape(jnp.asarray(x), (-1, self.shape[-1]))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from flowknife._types import Constant, Shape
+from flowknife._xla import precise
 from flowknife.bijections._base import Bijection, batch_of
 from flowknife.errors import InputError
 
@@ -64,6 +65,7 @@ class LeadingRotation(Bijection):
         return self._turn(y, -1.0) + self.mean.value, jnp.zeros(batch_of(y, self.shape), y.dtype)
 
     @eqx.filter_jit
+    @precise
     def fit(self, x: ArrayLike) -> "LeadingRotation":
         """Fit mean and rotation to rows `x` of shape `(rows, dim)`; with few rows, to fewer directions."""
         rows = jnp.asarray(x)

@@ -26,7 +26,7 @@ OPTIMISERS = {
 }
 
 
-MATMUL = {None: None, "float32": "F32_F32_F32", "tensorfloat32": "TF32_TF32_F32", "bfloat16": "BF16_BF16_F32"}
+MATMUL = {None: "default", "float32": "F32_F32_F32", "tensorfloat32": "TF32_TF32_F32", "bfloat16": "BF16_BF16_F32"}
 """Algorithms for matrix products: the precision of the factors and of the sums."""
 
 
