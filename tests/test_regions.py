@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import flowknife as fk
+from flowknife.apps.invert._regions import exceeded, ranked
 from flowknife.diagnostics import Cells, Region, conformal_quantile
 from flowknife.errors import InputError
 from tests.test_golden import GOLDEN
@@ -111,4 +112,15 @@ def test_cells_divide_observations_where_scores_differ():
     cells = Cells.of(features, scores)
     assert cells.splits and cells.splits[0][1] == 1 and abs(cells.splits[0][2]) < 0.2
     assert len(np.unique(cells(features))) == len(cells.splits) + 1
-    assert Cells.of(features, RNG.normal(size=2000)).splits == ()
+    assert len(Cells.of(features, scores, most=3).splits) == 2
+    assert Cells.of(features[:100], scores[:100]).splits == ()  # too few to divide
+
+
+def test_the_threshold_of_a_rank_is_the_inverse_of_the_rank():
+    drawn = RNG.normal(size=(50, 200))
+    log_prob = drawn.max(axis=1) - RNG.exponential(2.0, size=50)
+    rank = ranked(log_prob, drawn)
+    np.testing.assert_allclose(exceeded(drawn, rank), log_prob, atol=1e-9)
+    assert (rank > 1).any() and (rank < 1).any() and np.all((rank > 1) == (log_prob < drawn.min(axis=1)))
+    np.testing.assert_allclose(exceeded(drawn, np.full(50, 0.25)), np.quantile(drawn, 0.75, axis=1))
+    assert exceeded(drawn, np.full(50, np.inf))[0] == -np.inf

@@ -53,24 +53,24 @@ class Cells:
     splits: tuple[tuple[int, int, float], ...] = ()
 
     @classmethod
-    def of(cls, features: Float[np.ndarray, "n k"], scores: Float[np.ndarray, " n"]) -> "Cells":
+    def of(cls, features: Float[np.ndarray, "n k"], scores: Float[np.ndarray, " n"], most: int = _CELLS) -> "Cells":
         """Split greedily where the ranks of the scores, or their tails, differ most, as in a regression tree.
 
-        Tails are compared too, since they determine the thresholds of regions and may differ if means do not.
+        Tails are compared too, since they determine the thresholds of regions and may differ if means do not. Splits
+        need not be significant: differences that are too small to be found here can still reduce coverage by some
+        percent.
 
         The items must not be calibration items. Then regions calibrated cell by cell have valid coverage in each cell
         (Cabezas et al. 2025, arXiv 2402.07357, LOCART).
         """
-        n, columns = features.shape
+        n = len(features)
         ranks = np.argsort(np.argsort(scores)) / max(n, 1)
         targets = np.column_stack([ranks, *(ranks > tail for tail in _TAILS)])
-        # the largest gain expected among this many splits of pure noise
-        significant = 2 * np.log(len(_CUTS) * targets.shape[1] * columns + 1) + 4
         cell, splits, found = np.zeros(n, int), [], [_best_split(features, targets, np.arange(n))]
-        while len(splits) + 1 < _CELLS:
+        while len(splits) + 1 < min(most, _CELLS):
             best = int(np.argmax([gain for gain, *_ in found]))
             gain, column, threshold = found[best]
-            if gain < significant:
+            if gain == -np.inf:
                 break
             new = len(splits) + 1
             cell[(cell == best) & (features[:, column] > threshold)] = new

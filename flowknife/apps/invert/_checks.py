@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from flowknife.apps.invert._refine import weighed
-from flowknife.apps.invert._regions import DRAWS, places_of, relative
+from flowknife.apps.invert._regions import DRAWS, ranked
 from flowknife.diagnostics import (
     Check,
     Sharpness,
@@ -48,7 +48,7 @@ def calibration(posterior: Any) -> dict[str, Any]:
     if posterior.config.form == "conditional" or any(posterior.noise):
         found["highest density"] = highest
     if len(x) > 1:
-        unlikely = {"global": -density[1], "local": relative(density[1], *places_of(density[0]))}
+        unlikely = {"global": -density[1], "local": ranked(density[1], density[0])}
         mass = (highest.ranks[:, 0] + 0.5) / (highest.draws + 1)
         found["regions"] = reached_coverage(mass, unlikely)
     found["sharpness"] = _sharpness(posterior, x, y, drawn)

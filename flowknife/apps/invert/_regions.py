@@ -14,7 +14,7 @@ DRAWS = 200  # draws of each posterior for comparing log densities; five times a
 
 _FEWEST = 40  # calibration pairs of a cell
 
-_SPREAD = 1e-3  # smallest spread of draws, in nats or as a share of the prior's width
+_SPREAD = 1e-3  # smallest range of draws, in nats or as a share of the prior's width
 
 
 def region(posterior: Any, y: np.ndarray, level: float, local: bool) -> Region:
@@ -29,7 +29,6 @@ def bounds(posterior: Any, y: np.ndarray, level: float, local: bool) -> Float[np
     overall = conformal_quantile(score, level)
     if not local:
         return np.full(len(y), -overall)
-    centre, spread = _places(posterior, y)
     cells, own = posterior.calibration_cells
     quantile, fewest = np.full(len(y), overall), max(_FEWEST, 2 / (1 - level))
     cell = cells(posterior.features_of(y))
@@ -38,7 +37,7 @@ def bounds(posterior: Any, y: np.ndarray, level: float, local: bool) -> Float[np
         # the region of a cell with too few calibration pairs would be unbounded
         if len(inside) >= fewest:
             quantile[cell == one] = conformal_quantile(inside, _cautious(level, len(inside)))
-    return centre - spread * quantile
+    return exceeded(_drawn(posterior, y), quantile)
 
 
 def _cautious(level, count):
@@ -51,37 +50,48 @@ def _cautious(level, count):
 
 
 def scores(posterior: Any, local: bool, most: int | None = None) -> Float[np.ndarray, " m"]:
-    """Conformity scores of calibration pairs: -log p(x | y), or the same relative to draws."""
+    """Conformity scores of calibration pairs: -log p(x | y), or its rank among draws."""
     pairs = {name: part[:most] for name, part in posterior.held_out_pairs.items()}
     log_prob = posterior.log_prob(pairs["x"], pairs["y"])
-    if not local:
-        return -log_prob
-    return relative(log_prob, *_places(posterior, pairs["y"]))
+    return ranked(log_prob, _drawn(posterior, pairs["y"])) if local else -log_prob
 
 
-def relative(log_prob: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """How far log densities lie below those of draws, in units of their spread."""
-    return (centre - log_prob) / spread
+def ranked(log_prob: Float[np.ndarray, " m"], drawn: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " m"]:
+    """The share of draws with a higher log density, interpolated; below all draws, the distance is added.
+
+        r = 1 - F(log p),   r = 1 + (min - log p) / (max - min)  below the lowest draw
+
+    If the posterior is exact, r is uniform for every observation (as in CP4SBI, arXiv 2508.17077).
+    """
+    drawn = np.sort(drawn, axis=1)
+    share = np.linspace(1.0, 0.0, drawn.shape[1])
+    inside = np.array([np.interp(one, levels, share) for one, levels in zip(log_prob, drawn, strict=True)])
+    return inside + np.maximum(drawn[:, 0] - log_prob, 0.0) / _range(drawn)
+
+
+def exceeded(drawn: Float[np.ndarray, "k n"], rank: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """The log density of this rank, the inverse of `ranked`."""
+    drawn = np.sort(drawn, axis=1)
+    share = np.linspace(0.0, 1.0, drawn.shape[1])
+    inside = np.array([np.interp(1 - one, share, levels) for one, levels in zip(rank, drawn, strict=True)])
+    return inside - np.maximum(rank - 1, 0.0) * _range(drawn)
+
+
+def _range(drawn):
+    return np.maximum(drawn[:, -1] - drawn[:, 0], _SPREAD)
 
 
 def cells(posterior: Any) -> tuple[Cells, np.ndarray]:
     """A partition of observations, by training pairs, and the cell of each calibration pair."""
-    pairs = posterior.training_pairs
-    log_prob = posterior.log_prob(pairs["x"], pairs["y"])
-    centre, spread = _places(posterior, pairs["y"])
-    found = Cells.of(posterior.features_of(pairs["y"]), relative(log_prob, centre, spread))
-    return found, found(posterior.features_of(posterior.held_out_pairs["y"][:LOCAL]))
+    pairs, held = posterior.training_pairs, posterior.held_out_pairs["y"][:LOCAL]
+    rank = ranked(posterior.log_prob(pairs["x"], pairs["y"]), _drawn(posterior, pairs["y"]))
+    found = Cells.of(posterior.features_of(pairs["y"]), rank, most=len(held) // (2 * _FEWEST))
+    return found, found(posterior.features_of(held))
 
 
-def _places(posterior, y):
-    """Median and spread of the log density of draws, for each observation (k, m)."""
-    return places_of(posterior.log_prob(posterior.sample(DRAWS, y=y, key=0), y))
-
-
-def places_of(log_prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and spread of log densities of draws (k, n)."""
-    low, centre, high = np.quantile(log_prob, (0.1, 0.5, 0.9), axis=1)
-    return centre, np.maximum(high - low, _SPREAD)
+def _drawn(posterior, y):
+    """Log densities of draws for each observation, (k, n)."""
+    return posterior.log_prob(posterior.sample(DRAWS, y=y, key=0), y)
 
 
 def intervals(posterior: Any, y: np.ndarray, level: float) -> Float[np.ndarray, "k 2 d"]:

@@ -443,9 +443,9 @@ class Posterior(Result[InvertConfig]):
             y: one observation (m,).
             level: the coverage.
             local: calibrate locally, so that the coverage is valid for each kind of observation (as in CP4SBI, arXiv
-                2508.17077). log p(x | y) is compared with that of draws for the same y, and calibrated only with pairs
-                in the same cell of a partition of observations, which is fitted to training pairs. Since a cell has few
-                calibration pairs, the level is raised by one standard error.
+                2508.17077). The score is the rank of log p(x | y) among draws for the same y, and only pairs in the
+                same cell of a partition of observations calibrate it; the partition is fitted to training pairs. Since
+                a cell has few calibration pairs, the level is raised by one standard error.
 
         Raises:
             InputError: without calibration pairs, or for several observations.
@@ -485,7 +485,7 @@ class Posterior(Result[InvertConfig]):
 
     @cached_property
     def local_scores(self) -> Float[np.ndarray, " m"]:
-        """Conformity scores relative to the log densities of draws for the same observation; see `region`."""
+        """Conformity scores: ranks of log p among draws for the same observation; see `region`."""
         return scores(self, local=True, most=LOCAL)
 
     @cached_property
