@@ -280,9 +280,13 @@ _COUPLINGS = [
     Row("Coupling, image given a vector", _couple(Channels(IMAGE), ShiftScale(), CONV, (3,)), (3,)),
     Row("Coupling, image given an image", _couple(Channels(IMAGE), ShiftScale(), CONV, (4, 4, 2)), (4, 4, 2)),
     Row("Coupling, transformer given a vector", _couple(Channels(IMAGE), SigmoidScale(), VIT, (3,)), (3,)),
-    Row("Coupling, transformer given an image", _couple(Channels(IMAGE), Shift(), VIT, (4, 4, 2)), (4, 4, 2)),
+    Row(
+        "Coupling, transformer given an image", _couple(Channels(IMAGE), Shift(), VIT, (4, 4, 2)), (4, 4, 2), slow=True
+    ),
     Row("Coupling, patches given a vector", _couple(Channels(IMAGE), ShiftScale(), PATCH, (3,)), (3,)),
-    Row("Coupling, patches given an image", _couple(Channels((2, 2, 2)), SPLINE, PATCH, (2, 2, 2)), (2, 2, 2)),
+    Row(
+        "Coupling, patches given an image", _couple(Channels((2, 2, 2)), SPLINE, PATCH, (2, 2, 2)), (2, 2, 2), slow=True
+    ),
 ]
 
 _AUTOREGRESSIVE = [

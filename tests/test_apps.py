@@ -136,7 +136,7 @@ def test_the_couplings_of_glow_are_chosen(scalar):
         pytest.param(
             lambda key: wavelet((40, 36, 1), levels=2, width=4, features=4, key=key), True, 2, marks=pytest.mark.slow
         ),
-        (lambda key: lattice((8, 8, 1), 32, width=8, features=8, key=key), True, 1),
+        pytest.param(lambda key: lattice((8, 8, 1), 32, width=8, features=8, key=key), True, 1, marks=pytest.mark.slow),
         (lambda key: glow((8, 8, 3), levels=2, steps=1, width=8, key=key), False, 2),
         pytest.param(lambda key: realnvp((8, 8, 1), width=8, key=key), False, 2, marks=pytest.mark.slow),
     ],

@@ -5,6 +5,7 @@ which has the same effect on everything but the smallest files.
 """
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -123,7 +124,9 @@ def test_checkpoints_of_a_training(disk, room, fitted, capsys):
     assert not [path for path in files(folder) if path.name.startswith(".")]
 
 
-VERBS = [(verb, room) for verb in ("sample", "score", "fit") for room in ROOMS] + [("report", 4096)]
+OFTEN = [("sample", 0), ("fit", 0), ("score", 12_288), ("report", 4096)]
+SELDOM = [pair for pair in itertools.product(("sample", "score", "fit"), ROOMS) if pair not in OFTEN]
+VERBS = [*OFTEN, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SELDOM)]
 
 
 @pytest.mark.parametrize(("verb", "room"), VERBS)

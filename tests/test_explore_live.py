@@ -280,6 +280,7 @@ def test_a_posterior_answers_as_in_python():
     assert np.ptp(drawn.reshape(7, -1), axis=0).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_model_of_images_answers_as_in_python():
     model = fk.load(RUNS / "images")
     live, x = model._live(), items_of("images").astype(np.uint8)

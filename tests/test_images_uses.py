@@ -1,7 +1,9 @@
 """What one does with a trained image model: ways, directions, levels, neighbours, other priors, and where it is odd."""
 
+import os
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -25,8 +27,16 @@ def faces(n, key=0):
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimised():
+    """Programs as they are in use: here, running them takes longer than compiling."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+
+
 @pytest.fixture(scope="module")
-def model():
+def model(optimised):
     """A small model of faces, with what it keeps of the training images."""
     settings = {"architecture": "glow", "levels": 2, "steps_per_level": 2, "width": 12, "alpha": 0.1}
     fitted = fk.images(faces(240), train={"steps": 60, "batch_size": 24}, key=1, show_progress=False, **settings)

@@ -355,6 +355,7 @@ def test_a_classifier_has_the_columns_of_the_table(classifier, labelled, table, 
         classifier.export(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_labels_beside_such_a_table_may_be_an_array(labelled, table):
     beside = fk.classify(table, labelled["kind"], **MODELLED, **OF_CLASSES)
     assert beside.record.data.label_column is None and beside.encoding.columns[-1] == "missing(spent)"
@@ -412,6 +413,7 @@ def test_a_classifier_learns_what_categories_and_gaps_say():
 # -- scikit-learn and inverse problems --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_estimators_take_such_tables_as_they_are(table):
     pytest.importorskip("sklearn")
     sizes = {"layers": 1, "width": 8, "depth": 1, "steps": 3, "batch_size": 32, "random_state": 0}

@@ -20,7 +20,10 @@ def with_holes(shape, count=40):
     return rows
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+_OFTEN = [kind if kind == "series" else pytest.param(kind, marks=pytest.mark.slow) for kind in SHAPES]
+
+
+@pytest.mark.parametrize("kind", _OFTEN)
 def test_gaps_have_no_influence_but_that_they_are_there(kind):
     rows = with_holes(SHAPES[kind])
     net = ObservationEmbedding(kind, SHAPES[kind], masked(rows), learned=3, width=8, key=0)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from flowknife.errors import InputError
 
 _WARMUP = 300  # steps of NUTS
+_APART = 5  # steps between two draws that are kept, so that draws are nearly independent
 
 
 def require_blackjax(what: str) -> None:
@@ -38,7 +39,8 @@ def nuts_chains(
 ) -> Float[Array, "c n k"]:
     """Draws of the no-U-turn sampler, one chain from each start, with step size and mass matrix adapted first.
 
-    Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax. To be called inside a compiled function.
+    Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax. Every fifth step is a draw: a classifier tells
+    neighbours in a chain from independent draws. To be called inside a compiled function.
 
     Args:
         log_density: log density of one position (d,), up to a constant, preferably in coordinates of about unit scale.
@@ -60,7 +62,8 @@ def nuts_chains(
         step = blackjax.nuts(log_density, **settings).step
 
         def move(state, key):
-            state, _ = step(key, state)
+            keys = jax.random.split(key, _APART)
+            state = jax.lax.fori_loop(0, _APART, lambda i, state: step(keys[i], state)[0], state)
             return state, finish(state.position)
 
         return jax.lax.scan(move, state, jax.random.split(key, draws))[1]

@@ -17,7 +17,7 @@ from flowknife.errors import InputError
 from flowknife.sampling import TRUSTED, Target, Weighted, metropolis, posterior_chains, tempered, whitening
 
 _CHAINS = 4
-_PROPOSALS = 20  # proposals for each draw, at most
+_PROPOSALS = 20  # proposals for each draw, at most; chains are faster than more of them
 _FEWEST = 1000  # smallest number of proposals
 _TAIL = 6.0  # degrees of freedom of the Student t proposal for the evidence
 
@@ -160,13 +160,14 @@ def refine(posterior: Any, y: np.ndarray, n: int, key: Key) -> Refined:
     generator = as_generator(key)
     propose = partial(_propose, posterior, likelihood, y)
     weighted = Weighted.proposed(propose, generator, max(4 * n, _FEWEST))
-    if weighted.k_hat <= TRUSTED:
-        # enough that duplicates are rare: a classifier test would detect them
-        needed = int(n * weighted.smoothed.weight.max() * weighted.count)
-        more = min(needed, _PROPOSALS * n) - weighted.count
-        weighted = weighted.joined(Weighted.proposed(propose, generator, more)) if more > 0 else weighted
+    # with as many proposals no draw is repeated, and a classifier would find repeated draws
+    needed = int(n * weighted.smoothed.weight.max() * weighted.count) if weighted.k_hat <= TRUSTED else 0
+    enough = weighted.k_hat <= TRUSTED and (needed <= _PROPOSALS * n or not _has_nuts(likelihood))
+    more = min(needed, _PROPOSALS * n) - weighted.count
+    if enough and more > 0:
+        weighted = weighted.joined(Weighted.proposed(propose, generator, more))
     found = {"k_hat": weighted.k_hat, "effective": weighted.effective, "proposals": weighted.count}
-    if weighted.k_hat <= TRUSTED and weighted.effective >= n / 2:
+    if enough and weighted.k_hat <= TRUSTED and weighted.effective >= n / 2:
         return Refined(weighted.smoothed.draw(generator, n), "weights", **found)
     method, draws = _chains(posterior, likelihood, y, weighted, generator, n)
     return Refined(draws, method, **found)
@@ -208,7 +209,7 @@ def _chains(posterior, likelihood, y, weighted, generator, n):
     weight = tempered(level, enough=min(10 * u.shape[1], len(u) / 4))
     centre, factor = whitening(u, weight)
     target = Target(posterior.prior, likelihood.one, jnp.asarray(y, float))
-    if likelihood.one is not None and _has_blackjax():
+    if _has_nuts(likelihood):
         starts = u[generator.choice(len(u), _CHAINS, p=weight)]
         drawn = posterior_chains(
             target,
@@ -228,7 +229,10 @@ def _chains(posterior, likelihood, y, weighted, generator, n):
     return "Metropolis", np.asarray(jax.vmap(target.parameters)(jnp.asarray(moved, float)), np.float64)
 
 
-def _has_blackjax():
+def _has_nuts(likelihood):
+    """Whether the no-U-turn sampler can be used: there is a gradient, and blackjax."""
+    if likelihood.one is None:
+        return False
     try:
         import blackjax  # noqa: F401
     except ImportError:
