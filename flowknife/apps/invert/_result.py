@@ -207,10 +207,10 @@ class Posterior(Result[InvertConfig]):
         """Draw `n` parameters from the exact posterior of an observation, if the likelihood is known.
 
         Draws x of the flow are resampled with the importance weights p(y | x) p(x) / q(x | y), after Pareto smoothing
-        (Vehtari et al. 2024, arXiv 1507.02646). If the Pareto shape k-hat is above 0.7, or the effective sample size is
-        too small, the flow has missed a part of the posterior. Markov chains then continue from its draws: NUTS (extra
-        `mcmc`) in the prior's coordinates, with a mass matrix from the draws, or random-walk Metropolis if the
-        likelihood has no gradient in JAX.
+        (Vehtari et al. 2024, arXiv 1507.02646). If the Pareto shape k-hat is above 0.7, or the weights would repeat
+        draws, Markov chains continue from them: NUTS (extra `mcmc`) in the prior's coordinates, with a mass matrix from
+        the draws. Without a gradient in JAX, random-walk Metropolis is used where k-hat is above 0.7 or fewer than n/2
+        draws are effective.
 
         The likelihood is known for a deterministic simulator with Gaussian noise (`noise`, or that of a problem), and
         through `log_likelihood`.
