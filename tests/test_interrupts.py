@@ -88,7 +88,10 @@ def test_before_the_first_step_there_is_nothing_to_keep(tmp_path, table, monkeyp
 
     monkeypatch.setattr(train._fit, "progress", progress)
     result = call("fit", "density", table, "--out", tmp_path / "run", *OPTIONS, status=130)
-    assert result.stderr == "interrupted\n" and not (tmp_path / "run").exists()
+    assert (
+        result.stderr == "interrupted: nothing was written, since training had not begun\n"
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_an_interruption_while_the_start_is_evaluated_is_one_before_the_first_step(monkeypatch):
@@ -235,11 +238,11 @@ def test_weights_are_said_to_be_kept_only_where_they_are():
 
 
 def test_the_status_says_which_signal_ended_a_command():
-    from flowknife.cli._app import Written, ended_by, received
+    from flowknife.cli._app import Explained, ended_by, received
 
     received.clear()
     assert ended_by(KeyboardInterrupt()) == (130, "interrupted")
     received[signal.SIGTERM] = 0.0
     assert ended_by(KeyboardInterrupt()) == (143, "terminated")
-    assert ended_by(Written("there")) == (143, "interrupted: there")
+    assert ended_by(Explained("there")) == (143, "interrupted: there")
     received.clear()

@@ -110,8 +110,8 @@ class _Verbs(Group):
         return [*first, *(name for name in super().list_commands(ctx) if name not in first)]
 
 
-class Written(KeyboardInterrupt):
-    """An interruption after output was written; its text contains the path."""
+class Explained(KeyboardInterrupt):
+    """An interruption whose text says what was written."""
 
 
 received: dict[int, float] = {}
@@ -123,7 +123,7 @@ _SAME = 2.0  # a signal repeated within so many seconds counts once
 def ended_by(stop: KeyboardInterrupt) -> tuple[int, str]:
     """The exit status after an interruption, with a one-line message."""
     status = 128 + next(iter(received), signal.SIGINT)
-    if isinstance(stop, Written):
+    if isinstance(stop, Explained):
         return status, f"interrupted: {stop}"
     return status, "terminated" if received else "interrupted"
 

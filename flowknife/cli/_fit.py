@@ -19,8 +19,8 @@ from flowknife._progress import is_silenced
 from flowknife.cli._again import Source, again, configuration_of
 from flowknife.cli._app import (
     DropInvalid,
+    Explained,
     Group,
-    Written,
     app,
     arguments,
     say,
@@ -102,10 +102,11 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
                 try:
                     function(**given)
                 except KeyboardInterrupt as stop:
+                    done = str(stop) if isinstance(stop, Explained) else ""
                     if not is_checkpoints(checkpoints):
-                        raise
-                    done = f"{stop}; " if isinstance(stop, Written) else ""
-                    raise Written(f"{done}to resume: {_resume_command()}") from None
+                        raise Explained(done or "nothing was written, since training had not begun") from None
+                    told = [done] if done else []
+                    raise Explained("; ".join([*told, f"to resume: {_resume_command()}"])) from None
 
         return verb(fit, application, *examples, cls=WithSettings)(with_cluster(with_claim))
 
@@ -353,7 +354,7 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
         recipe: the name of the recipe.
 
     Raises:
-        Written: after an interruption.
+        Explained: after an interruption.
     """
     from flowknife.recipes import RECIPES
     from flowknife.report import about
@@ -376,7 +377,7 @@ def _keep(found: tuple[Any, bool], run: Path, following: tuple[str, ...], recipe
         finish(write, interrupted)
     except Interrupted:
         how = f"a partial run: {training.sentence}" if training.partial else "the whole run"
-        raise Written(f"{run} holds {how}") from None
+        raise Explained(f"{run} holds {how}") from None
     expected = {"recipe": recipe, "expected": RECIPES[recipe].expected or "not measured"} if recipe else {}
     if is_silenced():
         return

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowknife.cli._app import Written, app, show, verb
+from flowknife.cli._app import Explained, app, show, verb
 from flowknife.cli._shards import ShardText, shard_of
 from flowknife.errors import InputError, printable
 
@@ -60,7 +60,7 @@ def _simulate(
         try:
             made = simulate(function, its_prior, n, out=out, executor=executor, key=seed, chunk=chunk, shard=part)
         except KeyboardInterrupt:
-            raise Written(f"finished simulations are in {out}; the same command resumes") from None
+            raise Explained(f"finished simulations are in {out}; the same command resumes") from None
     if made is None:
         typer.echo(f"simulated shard {part}; other shards of {out} are not complete yet")
         return
