@@ -378,7 +378,7 @@ def test_version_is_shown():
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing was written"),
         (InputError("got one\nand two"), 1, "error: got one and two\n"),
         (OSError(errno.ENOSPC, "No space left on device", "model"), 1, "error: No space left on device: model; "),
         (MemoryError(), 1, "error: got more than fits in memory; "),
