@@ -76,19 +76,22 @@ def metropolis(
     starts: Float[np.ndarray, "n d"],
     factor: Float[np.ndarray, "d d"],
     generator: np.random.Generator,
-    moves: int = 100,
+    moves: int = 50,
+    most: int = 12,
 ) -> Float[np.ndarray, "n d"]:
     """Random-walk Metropolis for many chains, for densities without gradients.
 
     Each proposal is normal with the covariance (2.38^2 / d) L L^T (Gelman, Roberts & Gilks 1996), at a random fifth to
-    twice that scale.
+    twice that scale. After each round of moves, L is fitted to the positions of all chains, if there are at least ten
+    for each dimension. The chains end when the mean log density over chains has stopped rising.
 
     Args:
         log_density: log density of positions (n, d), shape (n,), up to a constant; NaN counts as impossible.
         starts: starting point of each chain; the last position of each chain is returned.
         factor: L, a root of the covariance of the density.
         generator: random generator.
-        moves: number of steps of each chain.
+        moves: number of steps of each chain in a round.
+        most: largest number of rounds; the smallest is two.
     """
 
     def level_of(u):
@@ -97,12 +100,20 @@ def metropolis(
 
     u = np.asarray(starts, np.float64)
     level, (n, dim) = level_of(u), u.shape
-    for _ in range(moves):
-        size = 2.38 / dim**0.5 * np.exp(generator.uniform(np.log(0.2), np.log(2.0), (n, 1)))
-        moved = u + size * (generator.standard_normal((n, dim)) @ factor.T)
-        moved_level = level_of(moved)
-        accepted = np.log(generator.random(n)) < moved_level - level
-        u, level = np.where(accepted[:, None], moved, u), np.where(accepted, moved_level, level)
+    for round_ in range(most):
+        before = level
+        for _ in range(moves):
+            size = 2.38 / dim**0.5 * np.exp(generator.uniform(np.log(0.2), np.log(2.0), (n, 1)))
+            moved = u + size * (generator.standard_normal((n, dim)) @ factor.T)
+            moved_level = level_of(moved)
+            accepted = np.log(generator.random(n)) < moved_level - level
+            u, level = np.where(accepted[:, None], moved, u), np.where(accepted, moved_level, level)
+        with np.errstate(invalid="ignore"):  # chains at impossible positions: the comparison is false
+            settled = np.mean(level) - np.mean(before) <= 2 * np.std(level) * (2 / n) ** 0.5
+        if round_ and settled:
+            break
+        if n >= 10 * dim:
+            _, factor = whitening(u, np.full(n, 1 / n))
     return u
 
 
