@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import logsumexp
 
-from flowknife.sampling import Weighted, metropolis, pareto_smoothed, tempered, whitening
+from flowknife.sampling import Weighted, annealed, metropolis, pareto_smoothed, tempered, whitening
 
 RNG = np.random.default_rng(0)
 
@@ -56,6 +57,27 @@ def test_metropolis_goes_on_from_bad_starts_to_the_density():
     drawn = metropolis(law.logpdf, starts, factor, np.random.default_rng(2))
     np.testing.assert_allclose(drawn.mean(axis=0), [1.0, -1.0], atol=0.1)
     np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.15)
+
+
+def test_annealing_finds_both_modes_and_their_shares():
+    modes, width = np.array([[1.5, 0.0], [-1.5, 0.0]]), 0.1
+
+    def log_likelihood(u):
+        return logsumexp(
+            [
+                np.log(share) - 0.5 * np.sum((u - mode) ** 2, axis=1) / width**2
+                for share, mode in zip((0.3, 0.7), modes, strict=True)
+            ],
+            axis=0,
+        )
+
+    generator = np.random.default_rng(0)
+    drawn = annealed(generator.standard_normal((4000, 2)), log_likelihood, generator)
+    right = drawn[:, 0] > 0
+    assert right.mean() == pytest.approx(0.3, abs=0.04)
+    for mode, own in zip(modes, (drawn[right], drawn[~right]), strict=True):
+        np.testing.assert_allclose(own.mean(axis=0), mode / (1 + width**2), atol=0.02)
+        np.testing.assert_allclose(own.std(axis=0), width / (1 + width**2) ** 0.5, rtol=0.1)
 
 
 @pytest.mark.slow

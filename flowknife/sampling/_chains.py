@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowknife.errors import InputError
+from flowknife.sampling._importance import Weighted, tempering
 
 _WARMUP = 300  # steps of NUTS
 _APART = 5  # steps between two draws that are kept, so that draws are nearly independent
@@ -114,6 +115,48 @@ def metropolis(
             break
         if n >= 10 * dim:
             _, factor = whitening(u, np.full(n, 1 / n))
+    return u
+
+
+def annealed(
+    particles: Float[np.ndarray, "n d"],
+    log_likelihood: Callable[[np.ndarray], np.ndarray],
+    generator: np.random.Generator,
+    moves: int = 8,
+) -> Float[np.ndarray, "n d"]:
+    """Draws of N(u; 0, I) L(u), from draws of N(0, I), also with several modes.
+
+        p_b(u) ~ N(u; 0, I) L(u)^b,  b from 0 to 1
+
+    b grows such that the weights L^(change of b) keep half of the effective sample size; particles are resampled by
+    these weights and moved by `metropolis` (Del Moral, Doucet & Jasra 2006, doi 10.1111/j.1467-9868.2006.00553.x).
+
+    Args:
+        particles: draws of N(0, I).
+        log_likelihood: log L of positions (n, d), shape (n,), up to a constant; NaN counts as impossible.
+        generator: random generator.
+        moves: number of Metropolis steps after each change of b.
+    """
+
+    def level_of(u):
+        found = np.asarray(log_likelihood(u), np.float64)
+        return np.where(np.isnan(found), -np.inf, found)
+
+    u, power = particles, 0.0
+    while power < 1:
+        level = level_of(u)
+        rest = (1 - power) * level
+        change = tempering(rest, len(u) / 2)
+        power = 1.0 if change == 1 else power + change * (1 - power)
+        kept = np.isfinite(rest)
+        u = Weighted(u[kept], change * rest[kept], len(u)).draw(generator, len(u))
+        equal = np.full(len(u), 1 / len(u))
+
+        def log_density(u, power=power):
+            return power * level_of(u) - 0.5 * np.sum(u**2, axis=-1)
+
+        rounds = {"moves": 4 * moves, "most": 4} if power == 1 else {"moves": moves, "most": 1}
+        u = metropolis(log_density, u, whitening(u, equal)[1], generator, **rounds)
     return u
 
 

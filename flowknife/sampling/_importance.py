@@ -115,16 +115,21 @@ class Weighted:
 
 
 def tempered(log_weight: np.ndarray, enough: float | int) -> np.ndarray:
-    """Normalised weights to the power b; b is 1, or smaller to reach an effective sample size of `enough`."""
+    """Normalised weights to the power `tempering` gives: 1, or smaller to reach this effective sample size."""
+    return _raised(log_weight, tempering(log_weight, enough))
 
-    def weight(b):
-        raised = np.exp(b * (log_weight - log_weight.max()))
-        return raised / raised.sum()
 
+def tempering(log_weight: np.ndarray, enough: float | int) -> float:
+    """The largest power, at most 1, at which the weights have an effective sample size of `enough`."""
     low, high = 0.0, 1.0
-    if 1 / np.sum(weight(high) ** 2) >= enough:
-        return weight(high)
+    if 1 / np.sum(_raised(log_weight, high) ** 2) >= enough:
+        return high
     for _ in range(30):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if 1 / np.sum(weight(middle) ** 2) >= enough else (low, middle)
-    return weight(low)
+        low, high = (middle, high) if 1 / np.sum(_raised(log_weight, middle) ** 2) >= enough else (low, middle)
+    return low
+
+
+def _raised(log_weight, power):
+    raised = np.exp(power * (log_weight - log_weight.max()))
+    return raised / raised.sum()
