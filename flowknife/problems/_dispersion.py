@@ -25,7 +25,7 @@ HIGH = np.array([0.63, 0.79, 0.88, 0.95, 1.05, 1.20, 1.28, 1.36, 1.36, 1.40])
 """Bounds of the shear velocities, in km/s; half their distance is two standard deviations of the prior."""
 
 _MEAN, _SCALE = (LOW + HIGH) / 2, (HIGH - LOW) / 4
-_PARTICLES = 2000  # at least, so that the shares of several modes are right to a few percent
+_PARTICLES = 2000  # at least: with fewer, modes are lost
 _COARSE = 1e-3  # km/s
 _FILE = "dispersion.npz"
 
@@ -42,7 +42,8 @@ def dispersion(noise: float | int = 0.01) -> Problem:
         noise: standard deviation of the data, in km/s.
 
     The reference is annealed from the prior (`sampling.annealed`), with a coarser search of the forward model (see
-    `phase_velocities`): three minutes for up to 2,000 draws. After Zhang & Curtis 2021, doi 10.1029/2021JB022320;
+    `phase_velocities`): three minutes for up to 2,000 draws. Some observations have two modes, whose shares differ
+    between runs. After Zhang & Curtis 2021, doi 10.1029/2021JB022320;
     constants of a public replication.
     """
     return Problem(
