@@ -105,8 +105,8 @@ def _fits(application: str, *examples: str) -> Callable[[Callable], Callable]:
                     done = str(stop) if isinstance(stop, Explained) else ""
                     if not is_checkpoints(checkpoints):
                         raise Explained(done or "nothing was written, since training had not begun") from None
-                    told = [done] if done else []
-                    raise Explained("; ".join([*told, f"to resume: {_resume_command()}"])) from None
+                    resume_with = f"to resume: {_resume_command()}"
+                    raise Explained(f"{done}; {resume_with}" if done else resume_with) from None
 
         return verb(fit, application, *examples, cls=WithSettings)(with_cluster(with_claim))
 

@@ -40,8 +40,8 @@ def nuts_chains(
 ) -> Float[Array, "c n k"]:
     """Draws of the no-U-turn sampler, one chain from each start, with step size and mass matrix adapted first.
 
-    Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax. Every fifth step is a draw: a classifier tells
-    neighbours in a chain from independent draws. To be called inside a compiled function.
+    Hoffman & Gelman 2014, arXiv 1111.4246, as implemented by blackjax. Every fifth step is kept, since consecutive
+    steps are correlated. To be called inside a compiled function.
 
     Args:
         log_density: log density of one position (d,), up to a constant, preferably in coordinates of about unit scale.
@@ -83,7 +83,7 @@ def metropolis(
     """Random-walk Metropolis for many chains, for densities without gradients.
 
     Each proposal is normal with the covariance (2.38^2 / d) L L^T (Gelman, Roberts & Gilks 1996), at a random fifth to
-    twice that scale. After each round of moves, L is fitted to the positions of all chains, if there are at least ten
+    twice that scale. Between two rounds of moves, L is fitted to the positions of all chains, if there are at least ten
     for each dimension. The chains end when the mean log density over chains has stopped rising.
 
     Args:
@@ -92,30 +92,31 @@ def metropolis(
         factor: L, a root of the covariance of the density.
         generator: random generator.
         moves: number of steps of each chain in a round.
-        most: largest number of rounds; the smallest is two.
+        most: largest number of rounds; the chains do not end before the second one.
     """
-
-    def level_of(u):
-        found = np.asarray(log_density(u), np.float64)
-        return np.where(np.isnan(found), -np.inf, found)
-
     u = np.asarray(starts, np.float64)
-    level, (n, dim) = level_of(u), u.shape
+    level, (n, dim) = _level(log_density, u), u.shape
     for round_ in range(most):
+        if round_ and n >= 10 * dim:
+            _, factor = whitening(u, np.full(n, 1 / n))
         before = level
         for _ in range(moves):
             size = 2.38 / dim**0.5 * np.exp(generator.uniform(np.log(0.2), np.log(2.0), (n, 1)))
             moved = u + size * (generator.standard_normal((n, dim)) @ factor.T)
-            moved_level = level_of(moved)
+            moved_level = _level(log_density, moved)
             accepted = np.log(generator.random(n)) < moved_level - level
             u, level = np.where(accepted[:, None], moved, u), np.where(accepted, moved_level, level)
         with np.errstate(invalid="ignore"):  # chains at impossible positions: the comparison is false
             settled = np.mean(level) - np.mean(before) <= 2 * np.std(level) * (2 / n) ** 0.5
         if round_ and settled:
             break
-        if n >= 10 * dim:
-            _, factor = whitening(u, np.full(n, 1 / n))
     return u
+
+
+def _level(log_density, u):
+    """Log densities of positions, -inf where they are NaN."""
+    found = np.asarray(log_density(u), np.float64)
+    return np.where(np.isnan(found), -np.inf, found)
 
 
 def annealed(
@@ -137,15 +138,9 @@ def annealed(
         generator: random generator.
         moves: number of Metropolis steps after each change of b.
     """
-
-    def level_of(u):
-        found = np.asarray(log_likelihood(u), np.float64)
-        return np.where(np.isnan(found), -np.inf, found)
-
     u, power = particles, 0.0
     while power < 1:
-        level = level_of(u)
-        rest = (1 - power) * level
+        rest = (1 - power) * _level(log_likelihood, u)
         change = tempering(rest, len(u) / 2)
         power = 1.0 if change == 1 else power + change * (1 - power)
         kept = np.isfinite(rest)
@@ -153,7 +148,7 @@ def annealed(
         equal = np.full(len(u), 1 / len(u))
 
         def log_density(u, power=power):
-            return power * level_of(u) - 0.5 * np.sum(u**2, axis=-1)
+            return power * np.asarray(log_likelihood(u), np.float64) - 0.5 * np.sum(u**2, axis=-1)
 
         rounds = {"moves": 4 * moves, "most": 4} if power == 1 else {"moves": moves, "most": 1}
         u = metropolis(log_density, u, whitening(u, equal)[1], generator, **rounds)
