@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from flowknife._types import Constant, Shape
+from flowknife._xla import precise
 from flowknife.bijections import Bijection
 from flowknife.bijections._linear import shrunk_covariance
 from flowknife.errors import InputError
@@ -230,11 +231,13 @@ class ClassMixture(Law):
             tuple(jnp.asarray(a, self.means.dtype) for a in (means, whitening, log_weights)),
         )
 
+    @precise
     def residual(self, block: Array, shape: Shape, label: Array) -> Array:
         """The whitened residual of a block given its class, of shape `(*batch, D)`: W_k (z - mu_k)."""
         difference = self._flat(block, shape) - self.means[label]
         return jnp.einsum("...ij,...j->...i", self.whitening.value[label], difference)
 
+    @precise
     def class_log_probs(self, block: Array, shape: Shape) -> Array:
         """Log w_k + log N(z; mu_k, ...) for every class, of shape `(*batch, K)`."""
         flat = self._flat(block, shape)
@@ -254,6 +257,7 @@ class ClassMixture(Law):
         own = jnp.take_along_axis(terms, jnp.maximum(given, 0)[..., None], axis=-1)[..., 0]
         return jnp.where(given < 0, mixture, own)
 
+    @precise
     def sample(self, key, batch, shape, given=None, temperature=1.0):
         label_key, key = jax.random.split(key)
         drawn = jax.random.categorical(label_key, self.log_weights, shape=batch)

@@ -51,6 +51,7 @@ from flowknife.bijections import (
     Tanh,
 )
 from flowknife.errors import InputError
+from flowknife.laws import ClassMixture
 from tests.catalogue import CONV, MLP, ROWS, classes_in, perturbed, quick_jit
 
 NAMES = [row.name for row in ROWS]
@@ -254,6 +255,31 @@ def test_products_are_in_float32_on_every_device(row):
         precision for method, shape in calls for precision in _products(partial(total, method), jnp.ones((2, *shape)))
     ]
     assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
+
+
+@pytest.mark.parametrize("net", [nets.MLP, nets.ResidualMLP, nets.ConvNet, nets.PatchMLP, nets.ConvResNet, nets.ViT])
+def test_products_of_networks_are_in_float32_on_every_device(net):
+    shape = (4,) if net in (nets.MLP, nets.ResidualMLP) else (4, 4, 3)
+    if net is nets.ConvResNet:
+        run, cond = net(shape, 4, key=0), None
+    else:
+        run, cond = net(shape, shape, shape, key=0), jnp.ones((2, *shape))
+    found = _products(lambda x: jnp.sum(run(x, cond)), jnp.ones((2, *shape)))
+    assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
+
+
+def test_products_of_slopes_and_classes_are_in_float32_on_every_device():
+    coupling = Coupling(Channels(4), ShiftScale(), MLP, key=0)
+    law, x = ClassMixture(3, 4), jnp.ones((2, 4))
+    sample = lambda x: jnp.sum(law.sample(jax.random.key(0), (2,), (4,)) * x)  # noqa: E731
+    for function in (
+        lambda x: jnp.sum(coupling.encode_each(x)[1]),
+        lambda x: jnp.sum(law.log_prob(x, (4,))),
+        lambda x: jnp.sum(law.residual(x, (4,), jnp.zeros(2, int))),
+        sample,
+    ):
+        found = _products(function, x)
+        assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
 
 
 def test_the_precision_of_products_that_the_user_chooses_is_kept():
@@ -802,17 +828,47 @@ def test_what_cannot_be_built_says_so_in_one_line(make):
     assert "expected" in str(caught.value)
 
 
-def test_regression_finds_what_is_linear_and_ignores_what_is_noise():
-    """Against least squares where it is well posed, and with more conditions than rows."""
+def test_regression_is_least_squares_where_there_are_many_rows():
     rng = np.random.default_rng(0)
     cond, slope = rng.normal(size=(500, 3)), rng.normal(size=(3, 2))
     x = 1.0 + cond @ slope + 0.1 * rng.normal(size=(500, 2))
     fitted, residual = Regression(2, 3).initialise(jnp.asarray(x), jnp.asarray(cond))
     np.testing.assert_allclose(fitted.matrix.value, slope, atol=0.03)
     np.testing.assert_allclose(np.std(residual, axis=0), 0.1, atol=0.02)
-    few = Regression(2, 40).initialise(jnp.asarray(x[:20]), jnp.asarray(rng.normal(size=(20, 40))))[0]
-    assert np.all(np.isfinite(few.matrix.value))
-    assert np.abs(few.matrix.value).max() < 0.5
+
+
+@pytest.mark.parametrize(("rows", "conditions"), [(20, 40), (20, 20), (50, 40), (30, 28)])
+@pytest.mark.parametrize("seed", range(3))
+def test_regression_has_the_ridge_of_smallest_leave_one_out_error(rows, conditions, seed):
+    """Against refits without each row, for what conditions do not explain."""
+    rng = np.random.default_rng(seed)
+    cond, x = rng.normal(size=(rows, conditions)), rng.normal(size=(rows, 2))
+
+    def solved(cond, x, ridge):
+        square = cond.T @ cond + ridge * np.eye(conditions)
+        return np.linalg.solve(square, cond.T @ x)
+
+    def error(ridge):
+        left = 0.0
+        for i in range(rows):
+            others = np.arange(rows) != i
+            mean, middle = cond[others].mean(axis=0), x[others].mean(axis=0)
+            matrix = solved(cond[others] - mean, x[others] - middle, ridge)
+            left += np.sum((x[i] - middle - (cond[i] - mean) @ matrix) ** 2)
+        return left
+
+    centred = cond - cond.mean(axis=0)
+    ridges = np.sum(centred**2) / conditions * np.logspace(-6, 2, 9)
+    best = ridges[np.argmin([error(ridge) for ridge in ridges])]
+    fitted = Regression(2, conditions).initialise(jnp.asarray(x, jnp.float32), jnp.asarray(cond, jnp.float32))[0]
+    np.testing.assert_allclose(fitted.matrix.value, solved(centred, x - x.mean(axis=0), best), rtol=1e-3, atol=1e-5)
+
+
+def test_regression_on_constant_conditions_is_the_mean():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)), jnp.float32)
+    fitted, residual = Regression(2, 3).initialise(x, jnp.ones((20, 3)))
+    np.testing.assert_array_equal(fitted.matrix.value, 0.0)
+    np.testing.assert_allclose(residual, x - x.mean(axis=0), atol=1e-6)
 
 
 def test_a_linear_gaussian_condition_is_standard_normal_before_training():

@@ -96,6 +96,7 @@ def test_products_of_matrices_are_as_precise_as_asked(monkeypatch):
         traced.append(jax.config.jax_default_matmul_precision)
         return train._fit.nll(model, batch, key)
 
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     with pytest.raises(InputError, match=r"got train\.matmul='bfloat16' on a CPU"):
         fit(affine(), rows(), steps=2, matmul="bfloat16")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # XLA's products on a CPU stay in float32

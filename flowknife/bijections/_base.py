@@ -60,7 +60,7 @@ class BlockParts(NamedTuple):
     own: tuple[tuple[Any, ...], ...]
 
 
-_PRECISE = ("encode", "decode", "initialise", "encode_blocks", "encode_coarsest", "encode_local")
+_PRECISE = ("encode", "decode", "initialise", "encode_blocks", "encode_coarsest", "encode_local", "encode_each")
 
 
 class Bijection(eqx.Module):

@@ -344,23 +344,31 @@ class Regression(Bijection):
 
 
 def _ridge(c: Float[Array, "n k"], x: Float[Array, "n d"]) -> tuple[Float[Array, "k d"], Float[Array, " d"]]:
-    """(A, b) of x = b + A^T c, with the ridge of smallest leave-one-out error."""
+    """(A, b) of x = b + A^T c, with the ridge r of smallest leave-one-out error, sum_i |e_i / (1 - h_i)|^2.
+
+    With the singular values s_j of the centred conditions, U S V^T, the residuals e and the leverages h are
+
+        e = (I - U U^T) x + sum_j u_j r / (s_j^2 + r) u_j^T x,    1 - h_i = 1 - 1/n - sum_j u_ij^2 s_j^2 / (s_j^2 + r)
+
+    Both vanish with r where there are as many conditions as rows, and are summed such that their ratio does not.
+    """
     rows = len(c)
     c_mean, x_mean = jnp.mean(c, axis=0), jnp.mean(x, axis=0)
-    centred, target = c - c_mean, x - x_mean
-    values, axes = jnp.linalg.eigh(centred.T @ centred)
-    values = jnp.maximum(values, 0.0)
-    scores = centred @ axes  # (n, k), orthogonal columns
-    projected = scores.T @ target  # (k, d)
+    target = x - x_mean
+    left, values, right = jnp.linalg.svd(c - c_mean, full_matrices=False)
+    rounding = values[0] * max(c.shape) * jnp.finfo(c.dtype).eps
+    values = jnp.where(values > rounding, values, 0.0)
+    projected = left.T @ target  # (m, d)
+    unexplained, free = target - left @ projected, (1 - 1 / rows) - jnp.sum(left**2, axis=1)
 
     def solve(ridge):
-        shrunk = 1 / (values + ridge)
-        leverage = 1 / rows + jnp.sum(scores**2 * shrunk, axis=1)
-        coefficients = shrunk[:, None] * projected
-        residual = (target - scores @ coefficients) / jnp.maximum(1 - leverage, 1e-3)[:, None]
-        return jnp.sum(residual**2), axes @ coefficients
+        damped = ridge / (values**2 + ridge)
+        residual = unexplained + left @ (damped[:, None] * projected)
+        kept = jnp.maximum(free + left**2 @ damped, 1e-7)
+        error = jnp.sum((residual / kept[:, None]) ** 2)
+        return error, right.T @ ((values / (values**2 + ridge))[:, None] * projected)
 
-    level = jnp.maximum(jnp.mean(values), jnp.finfo(x.dtype).tiny)
-    errors, matrices = jax.lax.map(solve, level * jnp.logspace(-6, 2, 9, dtype=x.dtype))
+    level = jnp.sum(values**2) / c.shape[1]
+    errors, matrices = jax.lax.map(solve, jnp.where(level > 0, level, 1.0) * jnp.logspace(-6, 2, 9, dtype=x.dtype))
     best = matrices[jnp.argmin(errors)]
     return best, x_mean - c_mean @ best

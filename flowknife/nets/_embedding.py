@@ -9,6 +9,7 @@ from scipy.special import ndtr, ndtri
 
 from flowknife._split import rounded
 from flowknife._types import Constant, Key, as_key, built
+from flowknife._xla import precise
 from flowknife.nets._vectors import MLP
 
 
@@ -56,6 +57,7 @@ class Embedding(eqx.Module):
         fixed = len(self.mean.value) if self.axes is None else self.axes.value.shape[1]
         return fixed + (0 if self.net is None else self.net.out_shape[0])
 
+    @precise
     def __call__(self, y: Float[Array, "... m"]) -> Float[Array, "... k"]:
         scores = _scores(y, self.knots.value, self.scores.value) - self.mean.value
         fixed = scores if self.axes is None else scores @ self.axes.value

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key
+from flowknife._xla import precise
 from flowknife.errors import InputError
 from flowknife.nets._vectors import Cond, Dense, _activation, _join_vectors
 
@@ -54,6 +55,7 @@ class Conv(eqx.Module):
     def __check_init__(self):
         _require_side(self.size, self.dense)
 
+    @precise
     def __call__(self, x: Float[Array, "... h w inputs"]) -> Float[Array, "... h w outputs"]:
         weight, size = self.dense.weight, self.size
         if size == 1:
@@ -136,6 +138,7 @@ class ConvNet(eqx.Module):
             Conv(width, out_shape[-1], zero=True, key=keys[2]),
         )
 
+    @precise
     @eqx.filter_checkpoint
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         x = join_images(x, cond, self.cond_shape)
@@ -179,6 +182,7 @@ class PatchMLP(eqx.Module):
         self.fc1 = Dense(width, width, key=fc1)
         self.fc2 = Dense(width, out_shape[-1], zero=True, key=fc2)
 
+    @precise
     @eqx.filter_checkpoint
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         act = _activation(self.activation)
@@ -265,6 +269,7 @@ class ConvResNet(eqx.Module):
         channels = self.conv_in.dense.weight.shape[-2] // self.conv_in.size**2 // self.squeeze**2
         return (height * self.squeeze, width * self.squeeze, channels)
 
+    @precise
     def __call__(self, x: Float[Array, "... h w c"], cond: Cond = None) -> Float[Array, "... k l f"]:
         act = _activation(self.activation)
         n = self.squeeze

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowknife._types import Constant, Key, Shape, as_key
+from flowknife._xla import precise
 from flowknife.errors import InputError
 from flowknife.nets._images import Conv
 from flowknife.nets._vectors import MLP, Dense
@@ -170,6 +171,7 @@ class ObservationEmbedding(eqx.Module):
             seen = seen.reshape(*y.shape[:-1], -1)
         return jnp.concatenate([fixed, seen], axis=-1)
 
+    @precise
     def __call__(self, y: Float[Array, "... m"]) -> Float[Array, "... k"]:
         fixed = self._fixed(*self._standard(y))
         return jnp.concatenate([fixed, self.head(self._summary(y))], axis=-1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key
+from flowknife._xla import precise
 from flowknife.errors import InputError
 from flowknife.nets._images import check_grid, join_images
 from flowknife.nets._vectors import Cond, Dense
@@ -82,6 +83,7 @@ class ViT(eqx.Module):
         self.blocks = tuple(AttentionBlock(width, keys=inner[2 * i : 2 * i + 2]) for i in range(depth))
         self.proj_out = Dense(width, out_shape[-1], zero=True, key=last)
 
+    @precise
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         x = join_images(x, cond, self.cond_shape)
         grid = x.shape[:-1]

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowknife._types import Key, Shape, as_key
+from flowknife._xla import precise
 from flowknife.errors import InputError
 
 Cond = Any
@@ -42,6 +43,7 @@ class Dense(eqx.Module):
         self.weight = scale * jax.random.normal(as_key(key), (inputs, outputs))
         self.bias = jnp.zeros(outputs)
 
+    @precise
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         # as one matrix of rows: on a CPU, XLA computes the gradient of a product over several batch axes at half the
         # speed
@@ -107,6 +109,7 @@ class MLP(eqx.Module):
             Dense(sizes[i], sizes[i + 1], zero=zero and i == depth, key=keys[i]) for i in range(depth + 1)
         )
 
+    @precise
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         x = _join_vectors(x, self.in_shape, cond, self.cond_shape)
         for layer in self.layers[:-1]:
@@ -152,6 +155,7 @@ class ResidualMLP(eqx.Module):
             for i in range(depth)
         )
 
+    @precise
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         act = _activation(self.activation)
         x = self.proj_in(_join_vectors(x, self.in_shape, cond, self.cond_shape))
@@ -205,6 +209,7 @@ class MaskedMLP(eqx.Module):
         orders = [inputs, *[hidden] * (len(self.layers) - 1), outputs]
         return [orders[i][:, None] <= orders[i + 1][None, :] for i in range(len(self.layers))]
 
+    @precise
     def __call__(self, x: Float[Array, "..."], cond: Cond = None) -> Float[Array, "..."]:
         if self.cond_dim:
             x = jnp.concatenate([jnp.broadcast_to(cond, (*x.shape[:-1], self.cond_dim)), x], axis=-1)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from flowknife._xla import precise
 from flowknife.priors import Prior
 from flowknife.sampling import nuts_chains, require_blackjax
 
@@ -50,6 +51,7 @@ def nuts_posterior(
     return np.asarray(theta).swapaxes(0, 1).reshape(-1, prior.dim)[:n]
 
 
+@precise
 @eqx.filter_jit
 def sample_chains(key: Array, prior: Prior, forward: Any, y: Array, noise: Array, draws: int) -> Array:
     """Draws of theta, shape (4 chains, draws, dim)."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flowknife._xla import precise
 from flowknife.errors import InputError
 from flowknife.sampling._importance import Weighted, tempering
 
@@ -186,6 +187,7 @@ class Target(eqx.Module):
         return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
 
+@precise
 @eqx.filter_jit
 def posterior_chains(target: Target, centre: Array, factor: Array, starts: Array, key: Array, draws: int) -> Array:
     """Draws of parameters, shape (chains, draws, d): NUTS in (u - centre) / factor, from `starts` of u."""
