@@ -28,7 +28,8 @@ def exact(y):
 @pytest.fixture(scope="module", params=["conditional", pytest.param("partitioned", marks=pytest.mark.slow)])
 def linear(request):
     prior = fk.Normal(np.zeros(DIM), np.ones(DIM), names=["a", "b", "c"])
-    settings = {"form": request.param, "noise": NOISE, "num_simulations": 2000, "train": {"steps": 300}}
+    more = 5 if request.param == "partitioned" else 1
+    settings = {"form": request.param, "noise": NOISE, "num_simulations": 2000 * more, "train": {"steps": 300 * more}}
     return fk.invert(forward, prior, **settings, **QUICK)
 
 
@@ -270,7 +271,7 @@ def test_few_pairs_choose_their_weight_decay():
     """Who leaves the length of training open gets several candidates; held-out pairs choose."""
     posterior = fk.invert(pairs=(X, X + 0.1), train={"minutes": 0.01}, **QUICK)
     assert posterior.used.train.weight_decay in (0.0, 1.0, 5.0)
-    assert posterior.used.train.minutes == pytest.approx(0.01 / 3)
+    assert posterior.used.train.minutes == 0.01  # of all candidates
 
 
 def test_an_observation_with_names_counts_by_name(linear):
