@@ -22,6 +22,7 @@ class InvertConfig(Settings):
     applies: ClassVar[Applies] = {
         "independence": ("form", ("partitioned",)),
         "embedding": ("form", ("conditional",)),
+        "emulate": ("form", ("conditional",)),
     }
     chosen: ClassVar[Mapping[str, str]] = {
         "train.steps": "20 sqrt(pairs), at least 500; 40 sqrt(pairs) for more than 50,000 pairs, at most 20,000; "
@@ -68,6 +69,11 @@ class InvertConfig(Settings):
     )
     ensemble: int = pydantic.Field(
         1, ge=1, le=100, description="fits from different seeds that are averaged; each takes as long as one"
+    )
+    emulate: bool | None = pydantic.Field(
+        None,
+        description="continue training with pairs of an emulator, for simulators with noise of their own; default: if "
+        "there are few pairs, no end of training is set, and held-out pairs confirm that it helps",
     )
     matching: float = pydantic.Field(
         0.0, ge=0, description="weight of MMD terms on (y, z) and on x, added to the likelihood"

@@ -8,7 +8,7 @@ density p(x | y): *conditional*, x <-> z with y fed to every coupling, and *part
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from flowknife._threads import in_threads
 from flowknife._types import Key, as_generator, as_key, as_seed, keys_of
 from flowknife.apps._track import tracked
 from flowknife.apps.invert._config import TASK, InvertConfig
+from flowknife.apps.invert._emulator import emulated, emulated_count, emulator_settings, further_settings, overfitted
 from flowknife.apps.invert._gaps import filled, masked
 from flowknife.apps.invert._models import conditional_model, objective_of, partitioned_model
 from flowknife.apps.invert._pairs import (
@@ -45,7 +46,7 @@ from flowknife.apps.invert._task import Task, task_of
 from flowknife.data import Simulations, fingerprint, simulate, takes_key
 from flowknife.data.sets import is_set
 from flowknife.diagnostics import Flagging
-from flowknife.errors import InputError
+from flowknife.errors import InputError, Interrupted, TrainingError
 from flowknife.tracking import Track
 from flowknife.train import Checkpoints, FitResult, Part, StoredRows, Training, about_fit, fit, take
 
@@ -213,10 +214,10 @@ def invert(
     candidates = _candidates(training, len(whole["x"]))
     trained: list[FitResult] = []
 
-    def train_one(model, training, key, share, which, part, rival=None):
+    def train_one(model, training, key, share, which, part, *, rival=None, pairs=whole):
         return fit(
             model,
-            whole,
+            pairs,
             training.left(kept.began, share=share).model_copy(update={"validation": 0.0}),  # pairs are held out above
             objective=objective_of(used, prior.inner, noise_at),
             held_out=stopping if len(parts.stopping) else None,
@@ -228,12 +229,16 @@ def invert(
             checkpoints=kept.part(part),
         )
 
+    emulating = _emulating(
+        config, candidates, _why_not_emulated(config, task, data, noise, whole, len(parts.stopping), unlike)
+    )
+
     def train_candidate(i, training):
         # share of the remaining time, since earlier candidates may not have used theirs
-        share = 1 / (len(candidates) - i + config.ensemble - 1)
+        share = 1 / (len(candidates) - i + 2 * emulating + (1 + emulating) * (config.ensemble - 1))
         which = f", {i + 1} of {len(candidates)}: weight decay {training.weight_decay:g}" if len(candidates) > 1 else ""
         rival = min(trained, key=lambda result: result.loss, default=None)
-        trained.append(train_one(model, training, keys[5], share, which, f"candidate-{i + 1}", rival))
+        trained.append(train_one(model, training, keys[5], share, which, f"candidate-{i + 1}", rival=rival))
         return trained[-1]
 
     calls = [partial(train_candidate, i, training) for i, training in enumerate(candidates)]
@@ -243,18 +248,66 @@ def invert(
         raise KeyboardInterrupt
     best = min(reached, key=lambda i: results[i].loss)
     result, training = results[best], candidates[best]
+    stages = len(candidates) + emulating
+
+    def train_emulator(model, pairs, key):
+        settings = emulator_settings(training.left(kept.began, share=0.5 / config.ensemble))
+        part = kept.part("emulator")
+        try:
+            return fit(
+                model,
+                pairs,
+                settings,
+                key=key,
+                label=part.name,
+                show_progress=show_progress,
+                throw=True,
+                checkpoints=part,
+            ).model
+        except Interrupted:  # its result is no posterior
+            raise Interrupted(None) from None
+
+    @cache
+    def emulated_pairs():
+        key, sizes = jax.random.fold_in(keys[5], 0), {"width": used.width, "depth": used.depth}
+        found = emulated(whole["x"], whole["y"][:, : frame.dim], prior.inner, key=key, train=train_emulator, **sizes)
+        return found | {"y": masked(found["y"])} if gaps else found
+
+    def train_more(model, key, share, which, part):
+        """Continue with emulated pairs; the model so far is the first candidate for the best weights."""
+        which = f"{which}, emulated pairs"
+        return train_one(model, further_settings(training), key, share, which, part, pairs=emulated_pairs())
+
+    emulate = False
+    if emulating and not interrupted and (config.emulate or overfitted(result.history)):
+        share, key = 1 / (2 * config.ensemble - 1), jax.random.fold_in(keys[5], config.ensemble)
+        try:
+            more, interrupted = until_interrupted(partial(train_more, result.model, key, share, "", "emulated"))
+        except TrainingError as error:
+            note(f"emulated pairs were not used: {error}", show_progress)
+            more = None
+        reached.append(stages - 1)
+        emulate = more is not None and more.loss < result.loss
+        result = more if emulate else result
     went = result.record
     members = []
     for i in range(1, 1 if interrupted else config.ensemble):
         model_key, fit_key = keys_of(jax.random.fold_in(keys[5], i), 2)
         share, which = 1 / (config.ensemble - i), f", {i + 1} of an ensemble of {config.ensemble}"
-        call = partial(train_one, started(model_key), training, fit_key, share, which, f"member-{i + 1}")
-        member, interrupted = until_interrupted(call)
+
+        def train_member(key=fit_key, model_key=model_key, share=share, which=which, i=i):
+            first = share / 2 if emulate else share
+            member = train_one(started(model_key), training, key, first, which, f"member-{i + 1}")
+            if not emulate:
+                return member
+            return train_more(member.model, key, share / (2 - share), which, f"member-{i + 1}-emulated")
+
+        member, interrupted = until_interrupted(train_member)
         members += [member.model] if member is not None and member.steps else []
         if interrupted:
             break
-    if interrupted and len(candidates) > 1:
-        went = went.model_copy(update={"stopped": Stopped.INTERRUPTED, "part": (reached[-1] + 1, len(candidates))})
+    if interrupted and stages > 1:
+        went = went.model_copy(update={"stopped": Stopped.INTERRUPTED, "part": (reached[-1] + 1, stages)})
     room = _NUMBERS // (held_out["x"].shape[1] + held_noisy.shape[1])
     calibrating = min(len(held_noisy), max(_KEPT, min(_CALIBRATING, room)))
     Flagging(calibrating, config.alpha, "pairs").warn()
@@ -269,7 +322,7 @@ def invert(
         record=Record[InvertConfig](
             application="invert",
             config=config,
-            used=used.model_copy(update={"train": training}),
+            used=used.model_copy(update={"train": training, "emulate": emulate if emulating else config.emulate}),
             data=DataRecord(
                 kind="pairs",
                 rows=len(x),
@@ -330,6 +383,39 @@ def _candidates(training: Training, rows: int) -> list[Training]:
     if training.validation == 0:
         return [training.model_copy(update={"weight_decay": 1.0})]
     return [training.model_copy(update={"weight_decay": pull}) for pull in pulls]
+
+
+def _why_not_emulated(config, task, data, noise, pairs, held_out, unlike) -> str:
+    """Why an emulator cannot help; "" if it can."""
+    if task.stored is not None:
+        return "pairs on disk"
+    x, y = pairs["x"], pairs["y"]
+    reasons = {
+        "form=partitioned": config.form != "conditional",
+        "data without noise of the simulator": data.exact or bool(np.any(noise)),
+        "parameters that are no draws of a given prior": task.estimated or bool(unlike),
+        "failed simulations": data.failed > 0,
+        "several processes": many_processes(),
+        "no held-out pairs": not held_out,
+        "missing numbers": config.embedding is not None and not np.all(y[:, y.shape[1] // 2 :]),
+        "too many numbers": emulated_count(x, y) < 2 * len(x),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _emulating(config, candidates, why_not) -> bool:
+    """Whether an emulator may be trained: if it was asked for, or if the length of training is open for few pairs.
+
+    Raises:
+        InputError: it was asked for where it cannot help.
+    """
+    if config.emulate and why_not:
+        raise InputError(
+            f"got emulate=True with {why_not}; expected pairs of a noisy simulator, in memory, and their prior; try "
+            "leaving emulate out"
+        )
+    is_open = len(candidates) > 1 and config.train.minutes is None
+    return not why_not and (is_open if config.emulate is None else config.emulate)
 
 
 class _Converted:

@@ -55,7 +55,7 @@ def focus(
             log_likelihood=posterior.log_likelihood,
             key=int(generator.integers(2**31)),
             show_progress=False,
-            **{**own, **own_noise, **settings},
+            **{**own, "emulate": False, **own_noise, **settings},  # an emulator would draw from the box
         )
         # they are draws of the region, which is part of the box that represents the prior
         notes = tuple(line for line in fitted.record.notes if not line.startswith(UNLIKE_PRIOR))
