@@ -226,7 +226,12 @@ _PROBITS = [
     Row("PixelsToNormal", lambda key: PixelsToNormal((2, 2, 1), 5), left="unit"),
     Row("PixelsToNormal, counted", _counted_pixels, left="unit"),
     Row("TruncatedToNormal", lambda key: TruncatedToNormal([-1.0, 0.3, 4.0], 1.0, 0.0, 1.0), left="unit"),
-    Row("TruncatedToNormal, one bound", lambda key: TruncatedToNormal([0.5, -3.0], 5.0, 0.0, np.inf), left="positive"),
+    Row(
+        "TruncatedToNormal, one bound",
+        lambda key: TruncatedToNormal([0.5, -3.0], 5.0, 0.0, np.inf),
+        left="positive",
+        slow=True,
+    ),
     Row("TruncatedToNormal, no bound", lambda key: TruncatedToNormal([0.5, -3.0], 2.0, -np.inf, np.inf)),
     Row("Concatenate", lambda key: Concatenate([LU(2, key=key), Elementwise(ShiftScale(), 1), ActNorm(2)])),
 ]
@@ -269,21 +274,21 @@ _LINEAR = [
 
 _COUPLINGS = [
     Row("Coupling(Shift)", _couple(Channels(3), Shift(), MLP)),
-    Row("Coupling(ShiftScale), swapped", _couple(Channels(5, swap=True), ShiftScale(), RESIDUAL)),
-    Row("Coupling(Spline), conditional", _couple(Channels(3), SPLINE, MLP, (2,)), (2,)),
+    Row("Coupling(ShiftScale), swapped", _couple(Channels(5, swap=True), ShiftScale(), RESIDUAL), slow=True),
+    Row("Coupling(Spline), conditional", _couple(Channels(3), SPLINE, MLP, (2,)), (2,), slow=True),
     Row("Coupling(Composed)", _couple(Channels(4, kept=3), AFFINE_SPLINE, MLP)),
     Row("Coupling, all moved by the condition", _couple(Channels(2, kept=0), AFFINE_SPLINE, MLP, (2,)), (2,)),
     Row("Coupling, image, channels", _couple(Channels(IMAGE), ShiftScale(), CONV)),
-    Row("Coupling, image, checkerboard", _couple(Checkerboard(IMAGE), ShiftScale(), CONV)),
+    Row("Coupling, image, checkerboard", _couple(Checkerboard(IMAGE), ShiftScale(), CONV), slow=True),
     Row("Coupling, image, swapped", _couple(Checkerboard(IMAGE, swap=True), ShiftScale(), PATCH)),
     Row("Coupling, image, MLP", _couple(Checkerboard((2, 2, 2)), Shift(), MLP)),
-    Row("Coupling, image given a vector", _couple(Channels(IMAGE), ShiftScale(), CONV, (3,)), (3,)),
+    Row("Coupling, image given a vector", _couple(Channels(IMAGE), ShiftScale(), CONV, (3,)), (3,), slow=True),
     Row("Coupling, image given an image", _couple(Channels(IMAGE), ShiftScale(), CONV, (4, 4, 2)), (4, 4, 2)),
     Row("Coupling, transformer given a vector", _couple(Channels(IMAGE), SigmoidScale(), VIT, (3,)), (3,)),
     Row(
         "Coupling, transformer given an image", _couple(Channels(IMAGE), Shift(), VIT, (4, 4, 2)), (4, 4, 2), slow=True
     ),
-    Row("Coupling, patches given a vector", _couple(Channels(IMAGE), ShiftScale(), PATCH, (3,)), (3,)),
+    Row("Coupling, patches given a vector", _couple(Channels(IMAGE), ShiftScale(), PATCH, (3,)), (3,), slow=True),
     Row(
         "Coupling, patches given an image", _couple(Channels((2, 2, 2)), SPLINE, PATCH, (2, 2, 2)), (2, 2, 2), slow=True
     ),
@@ -295,13 +300,14 @@ _AUTOREGRESSIVE = [
         "MaskedAutoregressive, one",
         lambda key: MaskedAutoregressive(1, ShiftScale(), width=4, key=key),
         idle=("weight",),
+        slow=True,
     ),
     Row(
         "MaskedAutoregressive, conditional",
         lambda key: MaskedAutoregressive(4, ShiftScale(), width=9, depth=1, cond_dim=2, key=key),
         (2,),
     ),
-    Row("Inverse autoregressive", lambda key: Inverse(MaskedAutoregressive(3, SPLINE, width=9, key=key))),
+    Row("Inverse autoregressive", lambda key: Inverse(MaskedAutoregressive(3, SPLINE, width=9, key=key)), slow=True),
 ]
 
 _COMPOSED = [
@@ -317,7 +323,7 @@ _COMPOSED = [
     Row("Haar", lambda key: Haar((2, 4, 2))),
     Row("CoarseToFine", _coarse_to_fine),
     Row("Split, vector", lambda key: Split(Channels(5), LU(2, key=key))),
-    Row("Split, checkerboard", lambda key: _factor_out(key, Checkerboard(IMAGE))),
+    Row("Split, checkerboard", lambda key: _factor_out(key, Checkerboard(IMAGE)), slow=True),
     Row("Split, learned prior", lambda key: _factor_out(key, Channels(IMAGE), prior=True)),
     Row("Split, context", lambda key: _factor_out(key, Channels((4, 4, 3)), prior=True, context=True)),
     Row(
@@ -344,6 +350,7 @@ _ARCHITECTURES = [
         "coupling_flow, 5, additive, conditional",
         lambda key: coupling_flow(5, cond_dim=3, **_SMALL, scalar="additive", mixing="orthogonal", key=key),
         (3,),
+        slow=True,
     ),
     Row("realnvp, 1", lambda key: realnvp(1, layers=2, width=8, key=key), slow=True),
     Row("realnvp, 5, conditional", lambda key: realnvp(5, layers=4, width=8, cond_dim=2, key=key), (2,), slow=True),

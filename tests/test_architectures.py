@@ -246,6 +246,7 @@ def test_the_coarsest_latent_of_a_wavelet_comes_first_and_knows_no_details():
     assert np.all(np.abs(other_coarse[:16] - z[:16]) > 1e-4)
 
 
+@pytest.mark.slow
 def test_the_closed_form_start_of_a_wavelet_is_far_better_than_none():
     shape = (8, 8, 1)
     flow = quick_jit(lambda: wavelet(shape, levels=1, width=6, features=6, depth=1, key=0))()

@@ -120,7 +120,7 @@ JOBS = {"density": _density, "classify": _classify, "invert": _invert, "images":
 ENGINES = {
     "density": "apps.density._fit",
     "classify": "apps.classify._training",
-    "invert": "apps.invert._fit",
+    "invert": "apps.invert._training",
     "images": "stages",
 }
 DATA = {"density": "x", "classify": "x", "invert": "x", "images": "image"}

@@ -124,6 +124,7 @@ def test_score_and_check_take_the_table_of_training(tmp_path, animals, table, mo
     assert judged[0][0].shape == (200, 2) and set(judged[0][1]) == {"cat", "dog", ""}
 
 
+@pytest.mark.slow
 def test_images_are_classified(tmp_path, images, folder):
     text = call("info", images).stdout
     assert re.search(r"left end +image 8 x 8 x 1", text)

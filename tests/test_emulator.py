@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import flowknife as fk
-from flowknife.apps.invert import _fit
+from flowknife.apps.invert import _training
 from flowknife.apps.invert._emulator import emulated, overfitted
 from flowknife.errors import InputError, Interrupted
 from flowknife.train import fit
@@ -70,7 +70,7 @@ def test_an_interrupted_emulator_leaves_the_posterior_of_the_pairs(plain, monkey
     def interrupted(*_, **__):
         raise Interrupted(None)
 
-    monkeypatch.setattr(_fit, "emulated", interrupted)
+    monkeypatch.setattr(_training, "emulated", interrupted)
     with pytest.raises(Interrupted) as stop:
         fk.invert(noisy, PRIOR, num_simulations=300, emulate=True, train={"steps": 30}, **QUICK)
     kept = stop.value.result
@@ -111,13 +111,25 @@ def test_a_simulator_without_noise_has_no_emulator():
         fk.invert(lambda x: x @ jnp.asarray(MATRIX[:, :2]), PRIOR, num_simulations=100, emulate=True, **QUICK)
 
 
-def test_few_noisy_pairs_are_emulated_unless_training_has_an_end(monkeypatch):
-    tried = []
-    monkeypatch.setattr(_fit, "_emulating", lambda *a: tried.append(_emulating(*a)) or False)
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [({}, True), ({"steps": 2}, False), ({"minutes": 1.0}, False), ({"weight_decay": 1.0}, False)],
+)
+def test_few_noisy_pairs_are_emulated_unless_training_has_an_end(train, expected, monkeypatch):
+    seen = []
+
+    def run(trainings, model_key):
+        seen.append(trainings.emulating)
+        raise Stop
+
+    monkeypatch.setattr(_training.Trainings, "run", run)
     x, y = simulated(100, 1)
-    for train in ({}, {"steps": 2}, {"minutes": 0.001}):
-        fk.invert(pairs=(x, y), prior=PRIOR, train=train | {"patience": 1}, **QUICK)
-    assert tried == [True, False, False]
-
-
-_emulating = _fit._emulating
+    failed = np.where(np.arange(100)[:, None] == 3, np.nan, y)
+    for data in (y, failed):
+        with pytest.raises(Stop):
+            fk.invert(pairs=(x, data), prior=PRIOR, train=train, **QUICK)
+    assert seen == [expected, False]

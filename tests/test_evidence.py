@@ -34,6 +34,7 @@ def test_the_likelihood_is_the_density_with_the_ends_exchanged(learned):
     np.testing.assert_allclose(drawn.std(axis=0), NOISE, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_it_stands_in_for_a_likelihood_that_is_not_known(learned):
     x = RNG.normal(size=(800, 2))
     pairs = x, x + NOISE * RNG.normal(size=x.shape)

@@ -261,11 +261,12 @@ PRIOR = fk.priors.Product(
     "settings",
     [
         {"features": 4},
-        pytest.param({"form": "partitioned"}, marks=pytest.mark.slow),
-        pytest.param({"form": "partitioned", "noise": 0.1, "features": 4}, marks=pytest.mark.slow),
+        {"form": "partitioned"},
+        {"form": "partitioned", "noise": 0.1, "features": 4},
     ],
     ids=["conditional", "partitioned", "noisy"],
 )
+@pytest.mark.slow
 def test_invert(tmp_path, settings):
     posterior = moved(fk.invert(_blurred, PRIOR, num_simulations=300, train=TRAIN, **settings, **TINY))
     page = page_of(posterior, tmp_path)

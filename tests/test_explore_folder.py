@@ -99,6 +99,7 @@ def test_a_model_of_classes_takes_them_from_subfolders(tmp_path):
         Folder(tmp_path, read, SIZE, known, classes=("dog", "cow"), conditional=True)
 
 
+@pytest.mark.slow
 def test_a_model_of_images_judges_a_folder_as_its_page_does(tmp_path):
     model = fk.load(RUNS / "images")
     live = model._live(written(tmp_path, 9))

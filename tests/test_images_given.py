@@ -114,6 +114,7 @@ def run(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_the_shell_takes_the_classes_of_a_folder(run, tmp_path):
     record = json.loads((run / "run" / "run.json").read_text())
     assert record["data"]["classes"] == ["bright", "dark"]

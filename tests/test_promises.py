@@ -60,6 +60,7 @@ def test_false_discoveries_stay_below_the_rate_under_the_shift():
     assert np.mean(found) > 0.6
 
 
+@pytest.mark.slow
 def test_a_detector_finds_anomalies_among_rows_of_a_new_condition():
     pytest.importorskip("sklearn")
     generator = np.random.default_rng(0)

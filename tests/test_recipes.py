@@ -149,6 +149,7 @@ def test_smoke_mode_runs_and_says_what_to_expect(tmp_path, framed):
     assert record["config"]["train"]["steps"] == 2 and record["config"]["train"].get("minutes") is None
 
 
+@pytest.mark.slow
 def test_a_run_cuts_everything_as_its_training_images(tmp_path, framed):
     place, images, inside = framed
     settings = {**TINY, "crop": 0.5, "train": {"steps": 2, "batch_size": 16}, "show_progress": False, "key": 0}

@@ -78,6 +78,7 @@ def test_posterior_regions_hold_the_truth_at_the_rate_promised(posterior, local)
         assert not local or inside[half].mean() > 0.8 - 3.5 * (0.16 / 50 + 0.16 / 80) ** 0.5
 
 
+@pytest.mark.slow
 def test_intervals_hold_each_parameter_at_the_rate_promised(posterior):
     x, y = fresh(100)
     low, high = np.moveaxis(posterior.intervals(y, 0.8), 1, 0)

@@ -92,6 +92,7 @@ def digits():
     return fk.images(fk.data.digits()[0][:80], train={"steps": 5, "batch_size": 16}, show_progress=False, **settings)
 
 
+@pytest.mark.slow
 def test_report_of_an_image_model_shows_what_one_does_with_it(tmp_path, digits):
     known = replace(digits, neighbours=Neighbours.fit(fk.data.digits()[0][:80], mirrored=False))
     grey = np.full((3, 8, 8), 90, np.uint8)

@@ -191,6 +191,7 @@ def test_a_fit_from_disk_is_that_from_memory(tmp_path, monkeypatch):
     assert streamed.metrics["nll"] == pytest.approx(in_memory.metrics["nll"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     (tmp_path / "mine20.py").write_text(
         "import flowknife as fk\nprior = fk.Uniform(low=[1, 1], high=[2, 2])\n"

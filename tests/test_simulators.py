@@ -83,6 +83,7 @@ def test_a_row_has_the_observation_it_has_alone(rows, dim):
         np.testing.assert_allclose(predicted(function, theta[finite]), expected, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_shares_have_the_mean_that_shares_have():
     settings = {"noise": 0.01, "num_simulations": 200, "features": 0, **QUICK}
     posterior = fk.invert(OF_ONE_ROW["share"], fk.Uniform([1] * 3, [2] * 3), **settings)

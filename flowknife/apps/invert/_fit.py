@@ -8,25 +8,22 @@ density p(x | y): *conditional*, x <-> z with y fed to every coupling, and *part
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import cache, partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from flowknife import priors
 from flowknife._cluster import many_processes
 from flowknife._frame import LocalSpread, plain_frame
-from flowknife._interrupts import finish, until_interrupted
+from flowknife._interrupts import finish
 from flowknife._progress import note, progress
-from flowknife._record import DataRecord, Record, Stopped, described
+from flowknife._record import DataRecord, Record, described
 from flowknife._settings import asked, require_applicable
 from flowknife._split import split, split_sizes
-from flowknife._threads import in_threads
 from flowknife._types import Key, as_generator, as_key, as_seed, keys_of
 from flowknife.apps._track import tracked
 from flowknife.apps.invert._config import TASK, InvertConfig
-from flowknife.apps.invert._emulator import emulated, emulated_count, emulator_settings, further_settings, overfitted
+from flowknife.apps.invert._emulator import emulated_count
 from flowknife.apps.invert._gaps import filled, masked
 from flowknife.apps.invert._models import conditional_model, objective_of, partitioned_model
 from flowknife.apps.invert._pairs import (
@@ -43,12 +40,13 @@ from flowknife.apps.invert._pairs import (
 )
 from flowknife.apps.invert._result import Posterior
 from flowknife.apps.invert._task import Task, task_of
+from flowknife.apps.invert._training import Trainings
 from flowknife.data import Simulations, fingerprint, simulate, takes_key
 from flowknife.data.sets import is_set
 from flowknife.diagnostics import Flagging
-from flowknife.errors import InputError, Interrupted, TrainingError
+from flowknife.errors import InputError
 from flowknife.tracking import Track
-from flowknife.train import Checkpoints, FitResult, Part, StoredRows, Training, about_fit, fit, take
+from flowknife.train import Checkpoints, Part, StoredRows, about_fit, take
 
 _KEPT = 1000  # training pairs kept with the run
 _CALIBRATING, _NUMBERS = 4000, 1_000_000  # calibration pairs, at most, and numbers in those beyond the first 1000
@@ -58,8 +56,6 @@ _HELD_OUT, _FIRST = 20_000, 200_000  # for pairs on disk: held-out pairs, and pa
 _START_ROWS = 20_000  # pairs to which the closed-form layers are fitted, at most
 
 _SHARP = 0.01  # noise added to noise-free data, in standard deviations
-
-_FEW = 50_000  # pairs; beyond this, weight decay does not help
 
 
 @tracked
@@ -210,119 +206,34 @@ def invert(
         model = make(used, prior.inner, noisy, noise, model_key)
         return model.initialised(train["x"][:_START_ROWS], key=keys[4], y=start_y[:_START_ROWS])
 
-    model = started(keys[3])
-    candidates = _candidates(training, len(whole["x"]))
-    trained: list[FitResult] = []
-
-    def train_one(model, training, key, share, which, part, *, rival=None, pairs=whole):
-        return fit(
-            model,
-            pairs,
-            training.left(kept.began, share=share).model_copy(update={"validation": 0.0}),  # pairs are held out above
-            objective=objective_of(used, prior.inner, noise_at),
-            held_out=stopping if len(parts.stopping) else None,
-            key=key,
-            label=f"posterior{which}",
-            show_progress=show_progress,
-            throw=True,
-            rival=rival,
-            checkpoints=kept.part(part),
-        )
-
-    emulating = _emulating(
-        config, candidates, _why_not_emulated(config, task, data, noise, whole, len(parts.stopping), unlike)
-    )
-
-    def train_candidate(i, training):
-        # share of the remaining time, since earlier candidates may not have used theirs
-        share = 1 / (len(candidates) - i + 2 * emulating + (1 + emulating) * (config.ensemble - 1))
-        which = f", {i + 1} of {len(candidates)}: weight decay {training.weight_decay:g}" if len(candidates) > 1 else ""
-        rival = min(trained, key=lambda result: result.loss, default=None)
-        trained.append(train_one(model, training, keys[5], share, which, f"candidate-{i + 1}", rival=rival))
-        return trained[-1]
-
-    calls = [partial(train_candidate, i, training) for i, training in enumerate(candidates)]
-    results, interrupted = until_interrupted(partial(in_threads, calls, threads=1))
-    reached = [i for i, result in enumerate(results) if result is not None and result.steps]
-    if not reached:
-        raise KeyboardInterrupt
-    best = min(reached, key=lambda i: results[i].loss)
-    result, training = results[best], candidates[best]
-    stages = len(candidates) + emulating
-
-    def train_emulator(model, pairs, key):
-        settings = emulator_settings(training.left(kept.began, share=0.5 / config.ensemble))
-        part = kept.part("emulator")
-        try:
-            return fit(
-                model,
-                pairs,
-                settings,
-                key=key,
-                label=part.name,
-                show_progress=show_progress,
-                throw=True,
-                checkpoints=part,
-            ).model
-        except Interrupted:  # its result is no posterior
-            raise Interrupted(None) from None
-
-    @cache
-    def emulated_pairs():
-        key, sizes = jax.random.fold_in(keys[5], 0), {"width": used.width, "depth": used.depth}
-        found = emulated(whole["x"], whole["y"][:, : frame.dim], prior.inner, key=key, train=train_emulator, **sizes)
-        return found | {"y": masked(found["y"])} if gaps else found
-
-    def train_more(model, key, share, which, part):
-        """Continue with emulated pairs; the model so far is the first candidate for the best weights."""
-        which = f"{which}, emulated pairs"
-        return train_one(model, further_settings(training), key, share, which, part, pairs=emulated_pairs())
-
-    emulate = False
-    if emulating and not interrupted and (config.emulate or overfitted(result.history)):
-        share, key = 1 / (2 * config.ensemble - 1), jax.random.fold_in(keys[5], config.ensemble)
-        try:
-            more, interrupted = until_interrupted(partial(train_more, result.model, key, share, "", "emulated"))
-        except TrainingError as error:
-            note(f"emulated pairs were not used: {error}", show_progress)
-            more = None
-        reached.append(stages - 1)
-        emulate = more is not None and more.loss < result.loss
-        result = more if emulate else result
-    went = result.record
-    members = []
-    for i in range(1, 1 if interrupted else config.ensemble):
-        model_key, fit_key = keys_of(jax.random.fold_in(keys[5], i), 2)
-        share, which = 1 / (config.ensemble - i), f", {i + 1} of an ensemble of {config.ensemble}"
-
-        def train_member(key=fit_key, model_key=model_key, share=share, which=which, i=i):
-            first = share / 2 if emulate else share
-            member = train_one(started(model_key), training, key, first, which, f"member-{i + 1}")
-            if not emulate:
-                return member
-            return train_more(member.model, key, share / (2 - share), which, f"member-{i + 1}-emulated")
-
-        member, interrupted = until_interrupted(train_member)
-        members += [member.model] if member is not None and member.steps else []
-        if interrupted:
-            break
-    if interrupted and stages > 1:
-        went = went.model_copy(update={"stopped": Stopped.INTERRUPTED, "part": (reached[-1] + 1, stages)})
+    trained = Trainings(
+        config=config,
+        used=used,
+        pairs=whole,
+        stopping=stopping if len(parts.stopping) else None,
+        start=started,
+        objective=objective_of(used, prior.inner, noise_at),
+        prior=prior.inner,
+        no_emulator=_why_not_emulated(config, task, data, noise, whole, len(parts.stopping), unlike),
+        kept=kept,
+        key=keys[5],
+        show_progress=show_progress,
+    ).run(keys[3])
     room = _NUMBERS // (held_out["x"].shape[1] + held_noisy.shape[1])
     calibrating = min(len(held_noisy), max(_KEPT, min(_CALIBRATING, room)))
     Flagging(calibrating, config.alpha, "pairs").warn()
     posterior = Posterior(
-        model=result.model,
+        model=trained.result.model,
         prior=prior,
         held_out={"x": held_out["x"][:calibrating], "y": held_noisy[:calibrating]},
         frame=frame,
         reference={"x": train["x"][:_KEPT], "y": noisy[:_KEPT]},
         noise=tuple(float(value) for value in user_noise),
-        history=result.history,
+        history=trained.result.history,
         record=Record[InvertConfig](
             application="invert",
             config=config,
-            used=used.model_copy(update={"train": training, "emulate": emulate if emulating else config.emulate}),
+            used=used.model_copy(update={"train": trained.settings, "emulate": trained.emulate}),
             data=DataRecord(
                 kind="pairs",
                 rows=len(x),
@@ -336,15 +247,15 @@ def invert(
                 prior_estimated=task.estimated,
                 exact=sharp,
             ),
-            training=went,
+            training=trained.record,
             notes=tuple(filter(None, (tails, added, unlike))),
         ),
-        members=tuple(members),
+        members=trained.members,
         forward=task.forward_without_noise(data),
         simulator=task.simulator,
         log_likelihood=log_likelihood,
     )
-    return finish(lambda: posterior, interrupted)
+    return finish(lambda: posterior, trained.interrupted)
 
 
 def _used(config: InvertConfig, task: Task) -> InvertConfig:
@@ -364,27 +275,6 @@ def _used(config: InvertConfig, task: Task) -> InvertConfig:
     return config.completed(**own)
 
 
-def _candidates(training: Training, rows: int) -> list[Training]:
-    """Training settings by the number of pairs; among several candidates, held-out pairs choose.
-
-    With few pairs and many parameters, strong weight decay towards the linear-Gaussian start helps; for posteriors with
-    fine structure it hurts. There is only one candidate if steps, epochs or weight decay are set, or if no pairs are
-    held out.
-    """
-    few, asked_for = rows <= _FEW, (training.weight_decay, training.steps, training.epochs)
-    # half the steps at twice the rate reach the same held-out density: two moons, gaussian_linear
-    steps = int(np.clip((20 if few else 40) * rows**0.5, 500, 20_000))
-    training = training.completed(
-        steps=steps, batch_size=256, learning_rate=4e-3 if few else 1e-3, patience=15
-    ).with_defaults()
-    if not few or any(value is not None for value in asked_for):
-        return [training]
-    pulls = (0.0, 1.0, 5.0)
-    if training.validation == 0:
-        return [training.model_copy(update={"weight_decay": 1.0})]
-    return [training.model_copy(update={"weight_decay": pull}) for pull in pulls]
-
-
 def _why_not_emulated(config, task, data, noise, pairs, held_out, unlike) -> str:
     """Why an emulator cannot help; "" if it can."""
     if task.stored is not None:
@@ -401,21 +291,6 @@ def _why_not_emulated(config, task, data, noise, pairs, held_out, unlike) -> str
         "too many numbers": emulated_count(x, y) < 2 * len(x),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-def _emulating(config, candidates, why_not) -> bool:
-    """Whether an emulator may be trained: if it was asked for, or if the length of training is open for few pairs.
-
-    Raises:
-        InputError: it was asked for where it cannot help.
-    """
-    if config.emulate and why_not:
-        raise InputError(
-            f"got emulate=True with {why_not}; expected pairs of a noisy simulator, in memory, and their prior; try "
-            "leaving emulate out"
-        )
-    is_open = len(candidates) > 1 and config.train.minutes is None
-    return not why_not and (is_open if config.emulate is None else config.emulate)
 
 
 class _Converted:

@@ -36,6 +36,7 @@ def focus(
     generator = as_generator(posterior.config.seed if key is None else key)
     count = num_simulations or posterior.used.num_simulations or posterior.record.data.rows
     own = {name: value for name, value in given(posterior.config).items() if name not in ("num_simulations", "noise")}
+    own["emulate"] = False  # an emulator would draw from the box around a region
     noise = None if posterior.record.data.exact else posterior.noise
     x, data = np.zeros((0, posterior.prior.dim)), np.zeros((0, len(posterior.y_names)))
     found = posterior
@@ -55,7 +56,7 @@ def focus(
             log_likelihood=posterior.log_likelihood,
             key=int(generator.integers(2**31)),
             show_progress=False,
-            **{**own, "emulate": False, **own_noise, **settings},  # an emulator would draw from the box
+            **{**own, **own_noise, **settings},
         )
         # they are draws of the region, which is part of the box that represents the prior
         notes = tuple(line for line in fitted.record.notes if not line.startswith(UNLIKE_PRIOR))
