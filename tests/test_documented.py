@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import flowknife as fk
@@ -104,8 +105,13 @@ def quick(tmp_path, monkeypatch):
     """A folder with data where the pages have theirs, and fits of two steps; returns the names that pages use."""
     monkeypatch.chdir(tmp_path)
     images = digits()[0][:80]
-    for folder in ("data/train", "data/val", "data/new", "data/other", "data/open-eyes", "data/shut-eyes", "data/cats"):
+    for folder in ("data/train", "data/new", "data/new-tabbies", "data/other", "data/open-eyes", "data/shut-eyes"):
         write_folder(images, tmp_path / folder)
+    for folder in ("data/breeds", "data/val"):
+        write_folder(images, tmp_path / folder, ["tabby", "siamese"] * 40)
+    harvest = np.random.default_rng(0).normal(size=(200, 4))
+    pd.DataFrame(harvest, columns=["rain", "soil", "wheat", "maize"]).to_csv("harvest.csv", index=False)
+    Path("new.csv").write_bytes(Path("harvest.csv").read_bytes())
     write_folder(images[:2], tmp_path)
     (tmp_path / "000000.png").rename("mine.png")
     (tmp_path / "000001.png").rename("yours.png")

@@ -8,6 +8,7 @@ from scipy import stats
 
 import flowknife as fk
 from flowknife.apps.invert import _refine
+from flowknife.apps.invert._focus import _truncated
 from flowknife.errors import InputError
 
 NOISE = 0.4
@@ -118,8 +119,8 @@ def test_check_reports_promises_sharpness_and_what_to_do(posterior):
 def test_rounds_sharpen_the_posterior_of_one_observation():
     prior = fk.Uniform([-5.0, -5.0], [5.0, 5.0])
     mix = np.array([[1.0, 0.3], [0.5, 1.0]])
-    settings = {**QUICK, "width": 16, "train": {"steps": 200}}
-    wide = fk.invert(lambda x: x @ mix, prior, noise=0.2, num_simulations=1000, **settings)
+    settings = {**QUICK, "width": 16, "train": {"steps": 600}}
+    wide = fk.invert(lambda x: x @ mix, prior, noise=0.2, num_simulations=4000, **settings)
     y = np.array([1.0, -0.5])
     covariance = 0.04 * np.linalg.inv(mix @ mix.T)
     law = stats.multivariate_normal(y @ np.linalg.inv(mix), covariance)
@@ -128,5 +129,8 @@ def test_rounds_sharpen_the_posterior_of_one_observation():
     np.testing.assert_allclose(drawn.std(axis=0), np.sqrt(np.diag(covariance)), rtol=0.1)
     x = law.rvs(200, random_state=0)
     assert np.mean(np.abs(focused.log_prob(x, y) - law.logpdf(x))) < 0.1  # still normalised
+    cut, inside = _truncated(wide, y, np.random.default_rng(0))  # a region may leave the box around its draws
+    rows = np.asarray(fk.Uniform([0.0, -2.0], [3.0, 1.0]).sample(20_000, key=3), np.float64)
+    assert inside(rows).any() and np.isfinite(cut.log_prob(rows[inside(rows)])).all()
     with pytest.raises(InputError, match="without its simulator"):
         fk.invert(pairs=(x, x), prior=prior, **settings).focus(y)

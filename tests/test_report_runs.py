@@ -50,7 +50,7 @@ def test_report_of_pairs_whose_simulator_nobody_knows(tmp_path, arm):
     data = arm.record.data.model_copy(update={"problem": None})
     record = arm.record.model_copy(update={"data": data})
     _, figures = page(replace(arm, record=record, forward=None, history={}).report(tmp_path))
-    assert figures == {"corner", "calibration", "coverage", "p_values"}
+    assert figures == {"corner", "calibration", "coverage", "p_values", "recovery", "contraction", "promised"}
 
 
 def test_report_of_a_classifier(tmp_path, rows):
@@ -83,7 +83,7 @@ def test_report_of_noisy_data_shows_the_noise(tmp_path):
     settings = {"num_simulations": 200, "form": "partitioned", "train": TRAIN}
     posterior = fk.invert(fk.problems.gravity(noise=0.2), **settings, **TINY)
     text, figures = page(posterior.report(tmp_path))
-    assert "noise" in figures and "standard deviation was 0.2" in text
+    assert "noise" in figures and "standard deviation of the noise is 0.2" in text
 
 
 @pytest.fixture(scope="module")

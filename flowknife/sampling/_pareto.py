@@ -37,7 +37,9 @@ def pareto_smoothed(log_weight: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarr
     if not np.isfinite(shape):
         return raw, np.inf
     share = (np.arange(count) + 0.5) / count
-    expected = -scale * np.log1p(-share) if abs(shape) < 1e-12 else scale * np.expm1(-shape * np.log1p(-share)) / shape
+    with np.errstate(over="ignore"):  # beyond the largest raw weight, where it is truncated
+        curve = -np.log1p(-share) if abs(shape) < 1e-12 else np.expm1(-shape * np.log1p(-share)) / shape
+        expected = scale * curve
     smoothed = raw.copy()
     smoothed[tail] = top + np.minimum(np.log(expected + np.exp(below)), 0.0)
     return smoothed, shape

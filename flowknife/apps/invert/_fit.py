@@ -219,6 +219,7 @@ def invert(
         key=keys[5],
         show_progress=show_progress,
     ).run(keys[3])
+    chosen = {"emulate": trained.emulate} if config.form == "conditional" else {}
     room = _NUMBERS // (held_out["x"].shape[1] + held_noisy.shape[1])
     calibrating = min(len(held_noisy), max(_KEPT, min(_CALIBRATING, room)))
     Flagging(calibrating, config.alpha, "pairs").warn()
@@ -233,7 +234,7 @@ def invert(
         record=Record[InvertConfig](
             application="invert",
             config=config,
-            used=used.model_copy(update={"train": trained.settings, "emulate": trained.emulate}),
+            used=used.model_copy(update={"train": trained.settings, **chosen}),
             data=DataRecord(
                 kind="pairs",
                 rows=len(x),

@@ -66,7 +66,7 @@ def focus(
 
 
 def _truncated(posterior, y, generator):
-    """The prior truncated to a box around the region of y, and a test whether parameters are inside the region."""
+    """The prior truncated to a box around the region of y, and a test whether parameters are inside of both."""
     level = min(_LEVEL, 1 - 1.5 / (posterior.flagging.rows + 1))
     region: Region = posterior.region(y, level)
     prior = posterior.prior
@@ -91,7 +91,8 @@ def _truncated(posterior, y, generator):
             units=prior.units,
             frame=prior.frame,
         )
-    return cut, region.contains
+    # the box holds draws of the region, not all of it
+    return cut, lambda rows: region.contains(rows) & np.isfinite(np.asarray(cut.log_prob(rows)))
 
 
 def _bounds(inner, low, high):

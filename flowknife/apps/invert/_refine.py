@@ -125,7 +125,8 @@ def known_likelihood(posterior: Any) -> Likelihood:
     noise = np.asarray(posterior.noise, np.float64)
     forward = posterior.forward
     rows = GaussianLikelihood(forward, noise)
-    plain = [forward, *getattr(forward, "args", ())]  # the wrapped simulator, of one row or of many
+    # and the wrapped simulator, of one row or of many
+    plain = [forward, *filter(callable, getattr(forward, "args", ()))]
     single = jnp.asarray(noise, float)
     ones = [make(GaussianLikelihood(each, single)) for each in plain for make in (lambda f: f, OfOneRow)]
     return Likelihood(rows, _differentiable(ones, rows, start, y))
