@@ -100,6 +100,9 @@ class Block(eqx.Module):
         return self.law.given_shape(self.shape) if isinstance(self.law, Law) else self.shape
 
 
+_ARGUMENTS = ("x", "z", "key", "n", "temperature")  # of the methods of `INN`, which take conditions by name too
+
+
 def _with_default(blocks, kind, default):
     filled = tuple(block if block.law is not None else Block(block.name, block.shape, default) for block in blocks)
     for block in filled:
@@ -137,6 +140,10 @@ class Partition(eqx.Module):
                     f"got {type(block.law).__name__} as the law of the condition {block.name!r}; expected none, since "
                     f'a condition is given as it is; try Block("{block.name}", {block.shape})'
                 )
+        if taken := [block.name for block in self.cond if block.name in _ARGUMENTS]:
+            raise InputError(
+                f"got a condition named {taken[0]!r}; expected another name, since methods have such an argument"
+            )
         names = [block.name for block in (*self.left, *self.right, *self.cond)]
         if len(set(names)) != len(names):
             raise InputError(f"got block names {names}; expected each name once")

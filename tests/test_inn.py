@@ -383,3 +383,9 @@ def test_errors_say_in_one_line_what_was_got_and_expected(make):
     assert "\n" not in message
     assert message.startswith("got ")
     assert "expected" in message
+
+
+@pytest.mark.parametrize("name", ["x", "z", "key", "n", "temperature"])
+def test_a_condition_is_not_named_like_an_argument(name):
+    with pytest.raises(InputError, match=f"got a condition named '{name}'; expected another name"):
+        Partition([Block("rows", 2)], [Block("latent", 2)], cond=[Block(name, 1)])
