@@ -36,11 +36,11 @@ def test_emulated_pairs_have_the_law_of_the_pairs():
         return fit(model, pairs, key=key, show_progress=False, **settings).model
 
     drawn = emulated(x, y, PRIOR.inner, 32, 1, jax.random.key(0), train)
-    assert drawn["x"].shape == (20_000, 2) and drawn["y"].shape == (20_000, 3)
+    assert drawn["x"].shape == (200_000, 2) and drawn["y"].shape == (200_000, 3)
     assert np.all((drawn["x"] >= [-1.0, 0.0]) & (drawn["x"] <= [1.0, 3.0]))
     uniform = (drawn["x"] - [-1.0, 0.0]) / [2.0, 3.0]
     assert all(stats.kstest(column, "uniform").pvalue > 1e-3 for column in uniform.T)
-    design = np.column_stack([drawn["x"], np.ones(20_000)])
+    design = np.column_stack([drawn["x"], np.ones(200_000)])
     slopes, *_ = np.linalg.lstsq(design, drawn["y"], rcond=None)
     np.testing.assert_allclose(slopes[:2], MATRIX, atol=0.05)
     residuals = drawn["y"] - drawn["x"] @ MATRIX
@@ -62,7 +62,7 @@ def test_training_goes_on_and_never_gets_worse_on_held_out_pairs(plain):
     posterior = fk.invert(noisy, PRIOR, num_simulations=300, emulate=True, train={"steps": 30}, **QUICK)
     assert plain.used.emulate is False and posterior.used.emulate is True
     assert min(posterior.history["validation"]) < min(plain.history["validation"])
-    assert max(posterior.history["step"]) == 90
+    assert max(posterior.history["step"]) == 60
     assert posterior.config.emulate is True
 
 

@@ -25,7 +25,7 @@ from flowknife.priors import Prior
 from flowknife.train import Training
 
 _NEEDED = 0.05  # nats
-_TIMES, _MOST, _NUMBERS = 10, 200_000, 20_000_000  # emulated pairs: for each pair, in all, and numbers in them
+_TIMES, _MOST, _NUMBERS = 100, 1_000_000, 20_000_000  # emulated pairs: for each pair, in all, and numbers in them
 _FURTHEST = 8.0  # largest |u|, and largest log of a scale
 
 
@@ -37,7 +37,7 @@ def emulator_settings(training: Training) -> Training:
 def further_settings(training: Training) -> Training:
     """How a posterior continues on emulated pairs: longer and with smaller steps, but free, since there are many."""
     rate = 0.5 * (training.learning_rate or 0.0)  # chosen by now
-    return _of_length(training, 3).model_copy(update={"learning_rate": rate, "weight_decay": 0.0})
+    return _of_length(training, 2).model_copy(update={"learning_rate": rate, "weight_decay": 0.0})
 
 
 def _of_length(training, times):
@@ -64,7 +64,7 @@ def emulated(
     key: jax.Array,
     train: Callable[[INN, dict[str, np.ndarray], jax.Array], INN],
 ) -> dict[str, np.ndarray]:
-    """Pairs of new parameters from the prior and emulated data, about ten times as many as the given pairs.
+    """Pairs of new parameters from the prior and emulated data, up to a hundred times as many as the given pairs.
 
     Args:
         x: parameters in the units of the model.
