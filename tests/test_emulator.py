@@ -8,7 +8,7 @@ from scipy import stats
 
 import flowknife as fk
 from flowknife.apps.invert import _training
-from flowknife.apps.invert._emulator import emulated, overfitted
+from flowknife.apps.invert._emulator import _emulator, emulated, overfitted
 from flowknife.errors import InputError, Interrupted
 from flowknife.train import fit
 
@@ -45,6 +45,14 @@ def test_emulated_pairs_have_the_law_of_the_pairs():
     np.testing.assert_allclose(slopes[:2], MATRIX, atol=0.05)
     residuals = drawn["y"] - drawn["x"] @ MATRIX
     np.testing.assert_allclose(np.cov(residuals.T), SPREADS.T @ SPREADS, atol=0.02)
+
+
+def test_an_emulator_starts_from_standardised_data():
+    y = np.random.default_rng(0).normal([5.0, -1.0], [30.0, 0.01], (500, 2)).astype(np.float32)
+    model = _emulator(y, 2, 4, 1, jax.random.key(0))
+    residuals = np.asarray(model.bijection.encode(jnp.asarray(y), jnp.zeros((500, 2)))[0])
+    np.testing.assert_allclose(residuals.mean(axis=0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(residuals.std(axis=0), 1.0, rtol=1e-3)
 
 
 def test_more_pairs_help_where_the_loss_of_held_out_pairs_is_above_that_of_training_pairs():

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from flowknife import nets
 from flowknife._batches import ROWS_AT_ONCE, map_batches
 from flowknife._types import as_generator, keys_of
-from flowknife.bijections import Affine, Bijection, Chain, Channels, Composed, Coupling, Shift, ShiftScale
+from flowknife.bijections import Affine, Chain, Channels, Composed, Coupling, Shift, ShiftScale
 from flowknife.inn import INN, Block
 from flowknife.priors import Prior
 from flowknife.train import Training
@@ -31,17 +31,17 @@ _FURTHEST = 8.0  # largest |u|, and largest log of a scale
 
 def emulator_settings(training: Training) -> Training:
     """How the emulator trains, by the settings for posteriors: it needs longer, and a tenth of the pairs to stop."""
-    return _of_length(training, 2).model_copy(update={"weight_decay": 0.1, "validation": None})
+    return _longer(training).model_copy(update={"weight_decay": 0.1, "validation": None})
 
 
 def further_settings(training: Training) -> Training:
     """How a posterior continues on emulated pairs: longer and with smaller steps, but free, since there are many."""
     rate = 0.5 * (training.learning_rate or 0.0)  # chosen by now
-    return _of_length(training, 2).model_copy(update={"learning_rate": rate, "weight_decay": 0.0})
+    return _longer(training).model_copy(update={"learning_rate": rate, "weight_decay": 0.0})
 
 
-def _of_length(training, times):
-    steps, epochs = (None if end is None else times * end for end in (training.steps, training.epochs))
+def _longer(training):
+    steps, epochs = (None if end is None else 2 * end for end in (training.steps, training.epochs))
     return training.model_copy(update={"steps": steps, "epochs": epochs})
 
 
@@ -95,9 +95,9 @@ def _mapped(function, rows):
 
 def _emulator(y, parameters, width, depth, key):
     """The network y <-> e, with u as its condition."""
-    size, spread = y.shape[1], Affine.standardise(y)
-    standard: Bijection = Affine(-spread.loc.value / spread.scale.value, 1 / spread.scale.value)
+    size = y.shape[1]
     net = Partial(nets.ResidualMLP, width=width, depth=depth)
     moved = Composed([Shift(), ShiftScale(bound=_FURTHEST)])
     coupling = Coupling(Channels(size, 0), moved, net, cond_shape=parameters, key=key)
-    return INN([Block("y", size)], [Block("z", size)], Chain([standard, coupling]), [Block("parameters", parameters)])
+    bijection = Chain([Affine.standardise(y), coupling])
+    return INN([Block("y", size)], [Block("z", size)], bijection, [Block("parameters", parameters)])
