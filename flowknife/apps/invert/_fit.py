@@ -207,8 +207,7 @@ def invert(
         return model.initialised(train["x"][:_START_ROWS], key=keys[4], y=start_y[:_START_ROWS])
 
     trained = Trainings(
-        config=config,
-        used=used,
+        config=used,
         pairs=whole,
         stopping=stopping if len(parts.stopping) else None,
         start=started,

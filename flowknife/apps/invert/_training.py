@@ -51,8 +51,7 @@ class Trainings:
     """What the trainings of a fit have in common.
 
     Attributes:
-        config: the settings that were asked for.
-        used: these settings, completed.
+        config: the settings, completed for the data.
         pairs: training pairs {"x", "y"}, in the units of the model.
         stopping: held-out pairs for early stopping; None without.
         start: `key -> model`, a model with fitted closed-form layers.
@@ -65,7 +64,6 @@ class Trainings:
     """
 
     config: InvertConfig
-    used: InvertConfig
     pairs: Mapping[str, Any]
     stopping: Mapping[str, Any] | None
     start: Callable[[jax.Array], INN]
@@ -190,7 +188,7 @@ class Trainings:
         """Emulated pairs, in the units of the model."""
         x, y, gaps = self.pairs["x"], self.pairs["y"], self.config.embedding is not None
         y = y[:, : y.shape[1] // 2] if gaps else y  # no number is missing
-        key, sizes = jax.random.fold_in(self.key, 0), {"width": self.used.width, "depth": self.used.depth}
+        key, sizes = jax.random.fold_in(self.key, 0), {"width": self.config.width, "depth": self.config.depth}
         found = emulated(x, y, self.prior, key=key, train=self._emulator_trained, **sizes)
         return found | {"y": masked(found["y"])} if gaps else found
 
