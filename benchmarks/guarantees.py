@@ -2,7 +2,7 @@
 
 PARTS="sharp coverage refine discoveries alarms evidence" PROBLEMS="decay,gravity" python -m benchmarks guarantees
 
-`TRAIN_SECONDS` is the time of each fit, `PAIRS` the number of new pairs, `OBSERVATIONS` how many are compared with the
+`TRAIN_SECONDS` is the time of each fit, in `coverage` 0 for the default, `PAIRS` the number of new pairs, `OBSERVATIONS` how many are compared with the
 exact posterior, `REPEATS` how often rows are drawn again, `NOISE` whether the simulator adds the noise of the curves
 ("inside") or `fk.invert(noise=...)` does ("given").
 """
@@ -198,7 +198,8 @@ COVERED = ("two_moons", "gaussian_linear", "kinematics", "ballistics", "gravity"
 
 def _covered(name: str, count: int) -> tuple[Any, np.ndarray, np.ndarray]:
     """A posterior that was trained for some seconds, and new pairs."""
-    settings = {"train": {"minutes": float(os.environ.get("TRAIN_SECONDS", "10")) / 60}, **QUIET}
+    seconds = float(os.environ.get("TRAIN_SECONDS", "10"))
+    settings = {"train": {"minutes": seconds / 60} if seconds else {}, **QUIET}
     noise = {"gravity": 0.1, "dispersion": 0.01, "kinematics": 0.01, "ballistics": 0.01}.get(name)
     if name == "dispersion":  # its simulations are stored
         theta, clean = (np.asarray(part, np.float64) for part in fk.problems.pairs())

@@ -18,6 +18,10 @@ PRIOR = fk.Uniform([-1.0, 0.0], [1.0, 3.0])
 QUICK = {"layers": 2, "width": 16, "depth": 1, "features": 4, "show_progress": False, "seed": 0}
 
 
+class Stop(Exception):
+    pass
+
+
 def simulated(count, seed):
     x = np.asarray(PRIOR.sample(count, key=seed), np.float32)
     noise = np.random.default_rng(seed).normal(size=(count, 3)) @ SPREADS
@@ -31,9 +35,11 @@ def noisy(x, key):
 def test_emulated_pairs_have_the_law_of_the_pairs():
     x, y = simulated(2000, 0)
 
-    def train(model, pairs, key):
+    def train(models, pairs, key):
+        narrow, wide = (sum(leaf.size for leaf in jax.tree.leaves(model)) for model in models)
+        assert narrow < wide
         settings = {"steps": 600, "batch_size": 256, "learning_rate": 4e-3}
-        return fit(model, pairs, key=key, show_progress=False, **settings).model
+        return fit(models[1], pairs, key=key, show_progress=False, **settings).model
 
     drawn = emulated(x, y, PRIOR.inner, 32, 1, jax.random.key(0), train)
     assert drawn["x"].shape == (200_000, 2) and drawn["y"].shape == (200_000, 3)
@@ -87,6 +93,20 @@ def test_an_interrupted_emulator_leaves_the_posterior_of_the_pairs(plain, monkey
         np.testing.assert_array_equal(a, b)
 
 
+def test_held_out_pairs_choose_the_emulator(monkeypatch):
+    def chosen(x, y, prior, width, depth, key, train):
+        near, far = (_emulator(y + shift, 2, 4, 1, key) for shift in (0.0, 100.0))
+        for models in ([near, far], [far, near]):
+            best = train(models, {"y": y, "parameters": x}, key)
+            residuals = best.bijection.encode(jnp.asarray(y), jnp.asarray(x))[0]
+            assert np.abs(residuals).max() < 10
+        raise Stop
+
+    monkeypatch.setattr(_training, "emulated", chosen)
+    with pytest.raises(Stop):
+        fk.invert(noisy, PRIOR, num_simulations=300, emulate=True, train={"steps": 2}, **QUICK)
+
+
 @pytest.mark.slow
 def test_an_ensemble_and_a_series_go_on_too():
     settings = {"embedding": "series", "ensemble": 2, "emulate": True, "train": {"steps": 30}}
@@ -117,10 +137,6 @@ def test_it_says_where_an_emulator_cannot_help(reason, settings):
 def test_a_simulator_without_noise_has_no_emulator():
     with pytest.raises(InputError, match="got emulate=True with data without noise of the simulator"):
         fk.invert(lambda x: x @ jnp.asarray(MATRIX[:, :2]), PRIOR, num_simulations=100, emulate=True, **QUICK)
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize(

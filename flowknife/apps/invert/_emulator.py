@@ -5,8 +5,9 @@ parameters, since they often are a smooth function of them with noise:
 
     y = m(u) + s(u) e,    u = parameters in the coordinates in which the prior is N(0, I)
 
-A network computes m and s; e are residuals of the pairs, drawn with replacement, so that they keep their correlations
-and tails. Held-out pairs of the simulator decide whether training on emulated pairs made the posterior better.
+A network computes m and s; held-out pairs choose between a narrow and a wide one. e are residuals of the pairs, drawn
+with replacement, so that they keep their correlations and tails. Held-out pairs also decide whether emulated pairs made
+the posterior better.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,17 +32,17 @@ _FURTHEST = 8.0  # largest |u|, and largest log of a scale
 
 def emulator_settings(training: Training) -> Training:
     """How the emulator trains, by the settings for posteriors: it needs longer, and a tenth of the pairs to stop."""
-    return _longer(training).model_copy(update={"weight_decay": 0.1, "validation": None})
+    return _longer(training, 4).model_copy(update={"weight_decay": 0.1, "validation": None})
 
 
 def further_settings(training: Training) -> Training:
     """How a posterior continues on emulated pairs: longer and with smaller steps, but free, since there are many."""
     rate = 0.5 * (training.learning_rate or 0.0)  # chosen by now
-    return _longer(training).model_copy(update={"learning_rate": rate, "weight_decay": 0.0})
+    return _longer(training, 2).model_copy(update={"learning_rate": rate, "weight_decay": 0.0})
 
 
-def _longer(training):
-    steps, epochs = (None if end is None else 2 * end for end in (training.steps, training.epochs))
+def _longer(training, times):
+    steps, epochs = (None if end is None else times * end for end in (training.steps, training.epochs))
     return training.model_copy(update={"steps": steps, "epochs": epochs})
 
 
@@ -62,7 +63,7 @@ def emulated(
     width: int,
     depth: int,
     key: jax.Array,
-    train: Callable[[INN, dict[str, np.ndarray], jax.Array], INN],
+    train: Callable[[list[INN], dict[str, np.ndarray], jax.Array], INN],
 ) -> dict[str, np.ndarray]:
     """Pairs of new parameters from the prior and emulated data, up to a hundred times as many as the given pairs.
 
@@ -70,15 +71,17 @@ def emulated(
         x: parameters in the units of the model.
         y: their data.
         prior: prior of x in the units of the model.
-        width: hidden units of the network.
-        depth: its residual blocks.
+        width: hidden units of the networks of the posterior.
+        depth: their residual blocks; emulators have twice as many.
         key: JAX key.
-        train: `(model, pairs, key) -> model` trains the emulator.
+        train: `(models, pairs, key) -> model` trains several emulators and returns the best one.
     """
     model_key, train_key, draw_key = keys_of(key, 3)
     (u,) = _mapped(lambda rows: prior.bijection.encode(rows)[:1], x)
     u = np.clip(u, -_FURTHEST, _FURTHEST)  # infinite at the end of a support
-    model = train(_emulator(y, u.shape[1], width, depth, model_key), {"y": y, "parameters": u}, train_key)
+    # a narrow network fits less of the noise; a simulator with much structure needs the wide one
+    models = [_emulator(y, u.shape[1], size, 2 * depth, model_key) for size in (max(1, 3 * width // 8), width)]
+    model = train(models, {"y": y, "parameters": u}, train_key)
     (residuals,) = _mapped(lambda rows: model.bijection.encode(*rows)[:1], (y, u))
     count = emulated_count(x, y)
     generator = as_generator(draw_key)
