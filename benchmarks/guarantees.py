@@ -2,9 +2,9 @@
 
 PARTS="sharp coverage refine discoveries alarms evidence" PROBLEMS="decay,gravity" python -m benchmarks guarantees
 
-`TRAIN_SECONDS` is the time of each fit, in `coverage` 0 for the default, `PAIRS` the number of new pairs, `OBSERVATIONS` how many are compared with the
-exact posterior, `REPEATS` how often rows are drawn again, `NOISE` whether the simulator adds the noise of the curves
-("inside") or `fk.invert(noise=...)` does ("given").
+`TRAIN_SECONDS` is the time of each fit (`coverage`: 0 for the default), `PAIRS` the number of new pairs, `OBSERVATIONS`
+how many are compared with the exact posterior, `REPEATS` how often rows are drawn again, `NOISE` whether the simulator
+adds the noise of the curves ("inside") or `fk.invert(noise=...)` does ("given").
 """
 
 import os
