@@ -105,8 +105,8 @@ def quick(tmp_path, monkeypatch):
     """A folder with data where the pages have theirs, and fits of two steps; returns the names that pages use."""
     monkeypatch.chdir(tmp_path)
     images = digits()[0][:80]
-    for folder in ("data/train", "data/cats", "data/new", "data/new-tabbies", "data/other", "data/open-eyes", "data/shut-eyes"):
-        write_folder(images, tmp_path / folder)
+    for name in ("cats", "train", "new", "new-tabbies", "other", "open-eyes", "shut-eyes"):
+        write_folder(images, tmp_path / "data" / name)
     for folder in ("data/breeds", "data/val"):
         write_folder(images, tmp_path / folder, ["tabby", "siamese"] * 40)
     harvest = np.random.default_rng(0).normal(size=(200, 4))
