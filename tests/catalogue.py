@@ -277,13 +277,17 @@ _COUPLINGS = [
     Row("Coupling(ShiftScale), swapped", _couple(Channels(5, swap=True), ShiftScale(), RESIDUAL), slow=True),
     Row("Coupling(Spline), conditional", _couple(Channels(3), SPLINE, MLP, (2,)), (2,), slow=True),
     Row("Coupling(Composed)", _couple(Channels(4, kept=3), AFFINE_SPLINE, MLP)),
-    Row("Coupling, all moved by the condition", _couple(Channels(2, kept=0), AFFINE_SPLINE, MLP, (2,)), (2,)),
+    Row(
+        "Coupling, all moved by the condition", _couple(Channels(2, kept=0), AFFINE_SPLINE, MLP, (2,)), (2,), slow=True
+    ),
     Row("Coupling, image, channels", _couple(Channels(IMAGE), ShiftScale(), CONV)),
     Row("Coupling, image, checkerboard", _couple(Checkerboard(IMAGE), ShiftScale(), CONV), slow=True),
-    Row("Coupling, image, swapped", _couple(Checkerboard(IMAGE, swap=True), ShiftScale(), PATCH)),
+    Row("Coupling, image, swapped", _couple(Checkerboard(IMAGE, swap=True), ShiftScale(), PATCH), slow=True),
     Row("Coupling, image, MLP", _couple(Checkerboard((2, 2, 2)), Shift(), MLP)),
     Row("Coupling, image given a vector", _couple(Channels(IMAGE), ShiftScale(), CONV, (3,)), (3,), slow=True),
-    Row("Coupling, image given an image", _couple(Channels(IMAGE), ShiftScale(), CONV, (4, 4, 2)), (4, 4, 2)),
+    Row(
+        "Coupling, image given an image", _couple(Channels(IMAGE), ShiftScale(), CONV, (4, 4, 2)), (4, 4, 2), slow=True
+    ),
     Row("Coupling, transformer given a vector", _couple(Channels(IMAGE), SigmoidScale(), VIT, (3,)), (3,)),
     Row(
         "Coupling, transformer given an image", _couple(Channels(IMAGE), Shift(), VIT, (4, 4, 2)), (4, 4, 2), slow=True
@@ -324,7 +328,7 @@ _COMPOSED = [
     Row("CoarseToFine", _coarse_to_fine),
     Row("Split, vector", lambda key: Split(Channels(5), LU(2, key=key))),
     Row("Split, checkerboard", lambda key: _factor_out(key, Checkerboard(IMAGE)), slow=True),
-    Row("Split, learned prior", lambda key: _factor_out(key, Channels(IMAGE), prior=True)),
+    Row("Split, learned prior", lambda key: _factor_out(key, Channels(IMAGE), prior=True), slow=True),
     Row("Split, context", lambda key: _factor_out(key, Channels((4, 4, 3)), prior=True, context=True)),
     Row(
         "Split, conditional",
