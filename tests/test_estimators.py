@@ -79,13 +79,8 @@ def test_every_setting_is_an_argument():
         "FlowDensity": set(),
         "FlowTransformer": {"alpha"},
         "FlowClassifier": {"classes", "image_size", "bits", "augment"},  # those that occur; images
-        "FlowRegressor": {
-            "alpha",
-            "num_simulations",
-            "embedding",
-            "observation",
-            "emulate",
-        },  # rows of numbers, no prior
+        # rows of numbers, no prior
+        "FlowRegressor": {"alpha", "num_simulations", "embedding", "observation", "emulate"},
     }
     configs = [fk.DensityConfig] * 3 + [fk.ClassifyConfig, fk.InvertConfig]
     for (name, without), config in zip(elsewhere.items(), configs, strict=True):

@@ -66,7 +66,7 @@ def focus(
 
 
 def _truncated(posterior, y, generator):
-    """The prior truncated to a box around the region of y, and a test whether parameters are inside of both."""
+    """The prior truncated to a box around the region of y, and a test whether parameters are inside both."""
     level = min(_LEVEL, 1 - 1.5 / (posterior.flagging.rows + 1))
     region: Region = posterior.region(y, level)
     prior = posterior.prior

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from flowknife.priors import Prior
 from flowknife.train import Checkpoints, FitResult, Training, fit
 
 _FEW = 50_000  # pairs; beyond this, weight decay does not help
+_loss = attrgetter("loss")
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Trainings:
             # share of the remaining time, since earlier candidates may not have used theirs
             share = 1 / (count - i + 2 * self.emulating + (1 + self.emulating) * others)
             which = f", {i + 1} of {count}: weight decay {settings.weight_decay:g}" if count > 1 else ""
-            rival = min(trained, key=lambda result: result.loss, default=None)
+            rival = min(trained, key=_loss, default=None)
             trained.append(self._train(model, settings, self.key, share, which, f"candidate-{i + 1}", rival=rival))
             return trained[-1]
 
@@ -194,26 +196,26 @@ class Trainings:
 
     def _emulator_trained(self, models, pairs, key) -> INN:
         """The best emulator after training; together they take half of the time of one member."""
-        best = None
-        for i, model in enumerate(models):
-            share = 1 / (2 * len(models) * self.config.ensemble - i)
-            try:
-                trained = fit(
+        trained: list[FitResult] = []
+        try:
+            for i, model in enumerate(models):
+                share = 1 / (2 * len(models) * self.config.ensemble - i)
+                settings = emulator_settings(self.candidates[0].left(self.kept.began, share=share))
+                result = fit(
                     model,
                     pairs,
-                    emulator_settings(self.candidates[0].left(self.kept.began, share=share)),
+                    settings,
                     key=key,
                     label=f"emulator, {i + 1} of {len(models)}",
                     show_progress=self.show_progress,
                     throw=True,
-                    rival=best,
+                    rival=min(trained, key=_loss, default=None),
                     checkpoints=self.kept.part(f"emulator-{i + 1}"),
                 )
-            except Interrupted:  # its result is no posterior
-                raise Interrupted(None) from None
-            best = trained if best is None or trained.loss < best.loss else best
-        assert best is not None
-        return best.model
+                trained.append(result)
+        except Interrupted:  # its result is no posterior
+            raise Interrupted(None) from None
+        return min(trained, key=_loss).model
 
     def _train_more(self, model, settings, key, share, which, part):
         """Continue with emulated pairs; the model so far is the first candidate for the best weights."""
