@@ -100,7 +100,7 @@ class Block(eqx.Module):
         return self.law.given_shape(self.shape) if isinstance(self.law, Law) else self.shape
 
 
-_ARGUMENTS = ("x", "z", "key", "n", "temperature")  # of the methods of `INN`, which take conditions by name too
+_ARGUMENTS = ("self", "x", "z", "key", "n", "temperature")  # of the methods of `INN`, which take conditions by name too
 
 
 def _with_default(blocks, kind, default):
@@ -441,7 +441,7 @@ class INN(eqx.Module):
             missing |= jnp.any(jnp.isnan(value), axis=tuple(range(value.ndim - len(shape), value.ndim)))
         return RightEnd(_unpack(self.partition.right, flat, batch), log_dets, missing)
 
-    def block_terms(self, right: RightEnd, **known: Any) -> Blocks:
+    def block_terms(self, right: RightEnd, /, **known: Any) -> Blocks:
         """`block_log_probs` of a right end, given known right-hand blocks by name."""
         terms = {}
         for block in self.partition.right:

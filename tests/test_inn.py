@@ -1,5 +1,6 @@
 """The model between two partitioned ends: densities, samples and posteriors against what is known in closed form."""
 
+import inspect
 from functools import partial
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from flowknife import nets
 from flowknife.architectures import coupling_flow
 from flowknife.bijections import ActNorm, Affine, Chain, Channels, Coupling, Matrix, Reshape, ShiftScale
 from flowknife.errors import InputError
-from flowknife.inn import INN, Block, Partition
+from flowknife.inn import _ARGUMENTS, INN, Block, Partition
 from flowknife.laws import ClassMixture, Data, Given, Noise, Normal, Pad, Padding, Pixels
 from tests.catalogue import MLP, perturbed, quick_jit
 
@@ -385,7 +386,15 @@ def test_errors_say_in_one_line_what_was_got_and_expected(make):
     assert "expected" in message
 
 
-@pytest.mark.parametrize("name", ["x", "z", "key", "n", "temperature"])
+def test_no_condition_hides_an_argument_of_a_method():
+    methods = [each for name, each in inspect.getmembers(INN, inspect.isfunction) if not name.startswith("__")]
+    found = [inspect.signature(method).parameters.values() for method in methods]
+    taking = [part for part in found if any(one.kind is one.VAR_KEYWORD for one in part)]
+    by_name = {one.name for part in taking for one in part if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    assert by_name == set(_ARGUMENTS) and len(taking) > 5
+
+
+@pytest.mark.parametrize("name", ["self", "x", "z", "key", "n", "temperature"])
 def test_a_condition_is_not_named_like_an_argument(name):
     with pytest.raises(InputError, match=f"got a condition named '{name}'; expected another name"):
         Partition([Block("rows", 2)], [Block("latent", 2)], cond=[Block(name, 1)])
