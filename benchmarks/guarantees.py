@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 import flowknife as fk
+from benchmarks import dispersion
 from flowknife._frame import plain_frame
 from flowknife.apps.invert._regions import bounds
 from flowknife.diagnostics import c2st, monitored
@@ -247,8 +248,10 @@ def refine() -> None:
     count, draws = int(os.environ.get("OBSERVATIONS", "20")), int(os.environ.get("DRAWS", "2000"))
     print(f"{'problem':<18}{'C2ST <= 0.52':>13}{'median':>8}{'worst':>8}{'before':>8}{'handed over':>13}{'s each':>8}")
     for name in _chosen(("gaussian_linear", "gravity", "dispersion")):
-        noise = {"gravity": 0.1, "dispersion": 0.01}.get(name)
-        problem = fk.problems.PROBLEMS[name]() if noise is None else fk.problems.PROBLEMS[name](noise=noise)
+        if name == "dispersion":
+            problem = dispersion.coarse(noise=0.01)
+        else:
+            problem = fk.problems.PROBLEMS[name](**({"noise": 0.1} if name == "gravity" else {}))
         settings = {**QUIET, "train": {"minutes": float(os.environ.get("TRAIN_SECONDS", "60")) / 60}}
         pairs = fk.problems.pairs() if name == "dispersion" else None
         posterior = fk.invert(problem, pairs=pairs, noise=problem.noise, **settings)

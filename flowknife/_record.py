@@ -113,6 +113,8 @@ class DataRecord(_Part):
         problem: name of the problem, if it is one of `flowknife.problems`.
         prior_estimated: whether the prior was estimated from the pairs.
         exact: whether the data had no noise, so that a little was added for the fit.
+        own_likelihood: whether the user gave a likelihood, which is not saved.
+        log_prior_mass: log of the share of the user's prior that is left after rounds for one observation, 0 for all.
     """
 
     kind: Literal["rows", "images", "pairs"]
@@ -135,6 +137,8 @@ class DataRecord(_Part):
     problem: str | None = None
     prior_estimated: bool = False
     exact: bool = False
+    own_likelihood: bool = False
+    log_prior_mass: float = pydantic.Field(0.0, le=0.0)
 
     @pydantic.field_serializer("white")
     def _by_name(self, white: White) -> dict[str, float]:

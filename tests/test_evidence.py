@@ -55,6 +55,51 @@ def test_several_observations_of_the_same_parameters_add_up(learned):
     np.testing.assert_allclose(drawn.std(axis=0), precision**-0.5, rtol=0.15)
 
 
+def test_names_of_parameters_and_data_count():
+    pandas, generator = pytest.importorskip("pandas"), np.random.default_rng(1)
+    x = generator.normal(size=(400, 2))
+    y = x * [1.0, 3.0] + NOISE * generator.normal(size=x.shape)
+    x, y = pandas.DataFrame(x, columns=["p", "q"]), pandas.DataFrame(y, columns=["u", "v"])
+    prior = fk.Normal([0, 0], [1, 1], names=["p", "q"])
+    settings = {"layers": 1, "width": 8, "depth": 1, "train": {"steps": 3}, "key": 0, "show_progress": False}
+    found, other = (fk.likelihood(pairs=pairs, prior=prior, **settings) for pairs in ((x, y), (x[["q", "p"]], y)))
+    one = found(x[:3], [0.5, -2.0])
+    for same in (found(x[["q", "p"]][:3], {"v": -2.0, "u": 0.5}), found(x.to_numpy()[:3], [0.5, -2.0])):
+        np.testing.assert_array_equal(one, same)
+    np.testing.assert_allclose(other(x[:3], [0.5, -2.0]), one, rtol=1e-4)
+    np.testing.assert_array_equal(found.log_prob(y[["v", "u"]][:3], x[:3]), found.log_prob(y.to_numpy()[:3], x[:3]))
+    for wrong in ([0.5], [0.5, -2.0, 7.0], y.rename(columns={"u": "w"})):
+        with pytest.raises(InputError, match="expected"):
+            found.posterior(wrong)
+    with pytest.raises(InputError, match="a prior of 1 parameters"):
+        found.posterior([0.5, -2.0], prior=fk.Normal([0], [1]))
+    with pytest.raises(InputError, match="one at a time"):
+        found(x[:3], y[:2])
+
+
+def test_columns_of_compared_data_are_matched_by_name():
+    pandas, generator = pytest.importorskip("pandas"), np.random.default_rng(1)
+    wide, high = (
+        pandas.DataFrame(generator.normal(size=(300, 2)) * scale, columns=["u", "v"]) for scale in ([3, 1], [1, 3])
+    )
+    settings = {"layers": 1, "width": 8, "depth": 1, "train": {"steps": 3}, "key": 0, "show_progress": False}
+    found, other = (fk.compare({"wide": wide, "high": rows}, **settings) for rows in (high, high[["v", "u"]]))
+    y = pandas.DataFrame({"u": [0.0], "v": [4.0]})
+    level = found.odds(y).probability
+    assert level[0, 1] > 0.8
+    for same in (y[["v", "u"]], {"v": 4.0, "u": 0.0}, [0.0, 4.0]):
+        np.testing.assert_array_equal(found.odds(same).probability, level)
+    np.testing.assert_allclose(other.odds(y).probability, level, rtol=1e-4)
+    with pytest.raises(InputError, match="without u"):
+        found.odds(y.rename(columns={"u": "w"}))
+    with pytest.raises(InputError, match="missing or infinite"):
+        found.odds([np.nan, 0.0])
+    with pytest.raises(InputError, match="expected one of wide, high"):
+        found.odds(y).log_bayes_factor("wide", "other")
+    with pytest.raises(InputError, match="equal names"):
+        fk.compare({"wide": wide, "high": high.rename(columns={"u": "w"})}, **settings)
+
+
 @pytest.fixture(scope="module")
 def compared():
     def make(mean):
@@ -86,5 +131,11 @@ def test_what_cannot_be_compared_is_refused():
         fk.compare({"one": data, "two": data[:, :1]})
     with pytest.raises(InputError, match="positive probability"):
         fk.compare({"one": data, "two": data}, prior={"one": 1})
+    with pytest.raises(InputError, match="positive probability"):
+        fk.compare({"one": data, "two": data}, prior={"one": float("nan"), "two": 1})
+    with pytest.raises(InputError, match="got list; expected at least two simulators, by name"):
+        fk.compare([data, data])
+    with pytest.raises(InputError, match="held-out data"):
+        fk.compare({"one": data, "two": data}, train={"validation": 0})
     with pytest.raises(InputError, match="neither a simulator nor pairs"):
         fk.likelihood()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flowknife as fk
-from flowknife.apps.invert._gaps import filled, masked, with_gaps
+from flowknife.apps.invert._gaps import filled, masked, set_in_order, with_gaps
 from flowknife.errors import InputError
 from flowknife.nets import ObservationEmbedding
 
@@ -59,6 +59,17 @@ def test_the_order_of_a_set_does_not_matter(rng):
     np.testing.assert_allclose(once, again, atol=2e-4)
 
 
+def test_sets_are_compared_with_simulations_in_any_order(rng):
+    rows = with_holes((5, 2))
+    turned = rows.reshape(-1, 5, 2)[:, rng.permutation(5)].reshape(-1, 10)
+    once, again = (set_in_order(masked(part), (5, 2)) for part in (rows, turned))
+    np.testing.assert_array_equal(once, again)
+    count = np.sum(~np.isnan(rows))
+    assert np.sum(once[:, 10:]) == count and np.sum(~np.isnan(with_gaps(once))) == count
+    plain = set_in_order(masked(np.array([[3.0, np.nan, 1.0]])), (3,))
+    np.testing.assert_array_equal(plain, [[1.0, 3.0, 0.0, 1.0, 1.0, 0.0]])
+
+
 def test_masks_are_told_and_taken_off():
     rows = with_holes((4,))
     np.testing.assert_array_equal(with_gaps(masked(rows)), rows)
@@ -80,6 +91,7 @@ def test_a_posterior_takes_observations_with_gaps_and_no_others(tmp_path, rng):
     assert found.shape == (2, 4, 1) and np.isfinite(found).all()
     assert np.isnan(posterior.held_out_pairs["y"]).any()
     assert np.isfinite(posterior.score(y[:5])["score"]).all()
+    np.testing.assert_allclose(posterior.score(y[:5, ::-1])["score"], posterior.score(y[:5])["score"])
     again = fk.load(posterior.save(tmp_path / "run"))
     np.testing.assert_array_equal(again.sample(3, y=y[0], key=1), posterior.sample(3, y=y[0], key=1))
     with pytest.raises(InputError, match="finite"):

@@ -80,6 +80,9 @@ def test_a_detector_finds_anomalies_among_rows_of_a_new_condition():
     rare, odd = own.score_samples(np.array([[3.5, 7.0], [0.0, 3.0]])), own.scores(np.array([[3.5, 7.0], [0.0, 3.0]]))
     assert rare.shape == (2,) and odd["score"][0] < odd["score"][1]
     np.testing.assert_array_equal(flagged, own.scores(new)["flag"])
+    for ask in (own.decision_function, own.monitor, own.false_discoveries):
+        with pytest.raises(InputError, match="a shifted detector"):
+            ask(new)
 
 
 def test_the_bound_on_false_discoveries_holds_as_often_as_it_says():

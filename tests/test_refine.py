@@ -9,6 +9,7 @@ from scipy import stats
 import flowknife as fk
 from flowknife.apps.invert import _refine
 from flowknife.apps.invert._focus import _truncated
+from flowknife.apps.invert._refine import GaussianLikelihood
 from flowknife.errors import InputError
 
 NOISE = 0.4
@@ -42,9 +43,10 @@ def close(drawn, y=Y):
     np.testing.assert_allclose(drawn.std(axis=0), spread, rtol=4.5 / (2 * len(drawn)) ** 0.5)
 
 
-def test_weights_make_draws_exact_and_give_the_evidence(posterior):
+def test_weights_make_draws_exact_and_give_the_evidence(posterior, capsys):
     # 1,000 draws take 2,000 proposals, as many as the evidences: few programs are compiled
-    found = posterior.refine(Y, 1000, key=1)
+    found = posterior.refine(Y, 1000, key=1, show_progress=True)
+    assert "refining: 100 %" in capsys.readouterr().err
     assert found.method == "weights" and found.k_hat < 0.7 and found.effective > 500
     close(found.draws)
     close(posterior.sample(1000, y=Y, key=2, refine=True))
@@ -52,6 +54,40 @@ def test_weights_make_draws_exact_and_give_the_evidence(posterior):
     assert evidence.log_evidence == pytest.approx(exact(Y)[2], abs=0.05)
     several = posterior.evidence(np.stack([Y, 0.5 * Y]), n=2000, key=3)
     assert several[1].log_evidence == pytest.approx(exact(0.5 * Y)[2], abs=0.1)
+
+
+def test_a_missing_number_is_left_out_of_the_likelihood(posterior):
+    likelihood = GaussianLikelihood(simulator, np.full(2, NOISE))
+    x = np.asarray(posterior.prior.sample(5, key=0), np.float64)
+    found = likelihood(x, np.array([Y[0], np.nan]))
+    np.testing.assert_allclose(found, stats.norm(2 * x[:, 0], NOISE).logpdf(Y[0]), rtol=1e-6)
+
+
+def test_a_likelihood_that_is_not_saved_is_missing_after_loading(posterior, tmp_path):
+    about = posterior.record.data.model_copy(update={"own_likelihood": True})
+    record = posterior.record.model_copy(update={"data": about})
+    run = replace(posterior, record=record, log_likelihood=lambda x, y: np.zeros(len(x))).save(tmp_path / "run")
+    # even where another likelihood is known
+    loaded = replace(fk.load(run), forward=posterior.forward)
+    with pytest.raises(InputError, match="log_likelihood of its fit"):
+        loaded.evidence(Y)
+    with pytest.raises(InputError, match="got int as log_likelihood"):
+        fk.invert(simulator, posterior.prior, log_likelihood=3)
+    with pytest.raises(InputError, match="two arguments"):
+        fk.invert(simulator, posterior.prior, log_likelihood=lambda x: x)
+
+
+def test_rounds_keep_the_evidence_of_the_whole_prior(posterior):
+    focused = posterior.focus(Y, rounds=1, num_simulations=600, key=0)
+    found = focused.evidence(Y, n=2000, key=3)
+    assert found.log_evidence == pytest.approx(exact(Y)[2], abs=0.06)
+    # the share of the prior inside of the box, by counting
+    _, inside, log_share = _truncated(posterior, Y, np.random.default_rng(0))
+    cut = _truncated(posterior, Y, np.random.default_rng(0))[0]
+    drawn = np.asarray(posterior.prior.sample(20_000, key=1), np.float64)
+    share = np.mean(np.isfinite(np.asarray(cut.log_prob(drawn))))
+    assert np.exp(log_share) == pytest.approx(share, abs=4 * (share / 20_000) ** 0.5)
+    assert focused.record.data.log_prior_mass < 0 and inside(Y[None] / 2).all()
 
 
 def test_an_observation_far_out_is_handed_to_chains(posterior, monkeypatch, capsys):
@@ -129,7 +165,7 @@ def test_rounds_sharpen_the_posterior_of_one_observation():
     np.testing.assert_allclose(drawn.std(axis=0), np.sqrt(np.diag(covariance)), rtol=0.1)
     x = law.rvs(200, random_state=0)
     assert np.mean(np.abs(focused.log_prob(x, y) - law.logpdf(x))) < 0.1  # still normalised
-    cut, inside = _truncated(wide, y, np.random.default_rng(0))  # a region may leave the box around its draws
+    cut, inside, _ = _truncated(wide, y, np.random.default_rng(0))  # a region may leave the box around its draws
     rows = np.asarray(fk.Uniform([0.0, -2.0], [3.0, 1.0]).sample(20_000, key=3), np.float64)
     assert inside(rows).any() and np.isfinite(cut.log_prob(rows[inside(rows)])).all()
     with pytest.raises(InputError, match="without its simulator"):

@@ -98,6 +98,38 @@ def test_regions_of_a_density_are_calibrated_too():
     assert region.contains(region.sample(50, key=0)).all()
 
 
+def test_values_that_were_constant_in_training_count_in_calibration():
+    """The last column is 0 in training, and 1 in half of the calibration rows and of the new rows."""
+    generator = np.random.default_rng(1)
+    rows = np.column_stack([generator.normal(size=(3000, 1)), generator.integers(0, 2, 3000)])
+    calibration, new, train = rows[:400], rows[400:2400], rows[2400:] * [1, 0]
+    quick = {"layers": 1, "width": 4, "depth": 1, "scalar": "affine", "train": {"steps": 3}, "alpha": 0.05}
+    flow = fk.density(train, calibration=calibration, key=0, show_progress=False, **quick)
+    assert flow.flagging.rows == 400 and len(flow.calibration_rows) == 400
+    assert np.mean(flow.score(new)["p_value"] < 0.05) <= 0.05
+    assert flow.region(0.9).contains(new).all()  # of which half are impossible
+    inside = flow.region(0.4).contains(new).mean()
+    assert inside == pytest.approx(0.4, abs=3.5 * (0.24 / 2000 + 0.24 / 400) ** 0.5)
+    with pytest.raises(InputError, match="rows of the same distribution"):
+        fk.density(train, calibration=calibration + np.array([0, 2]), key=0, show_progress=False, **quick)
+
+
+def test_levels_are_between_zero_and_one(posterior):
+    for ask in (posterior.region, posterior.intervals):
+        with pytest.raises(InputError, match="a number between 0 and 1"):
+            ask([0, 0], 90)
+    with pytest.raises(InputError, match="probabilities between 0 and 1"):
+        posterior.quantiles([0, 0], (5, 95))
+
+
+def test_a_region_of_a_table_with_categories_draws_such_a_table():
+    pandas, generator = pytest.importorskip("pandas"), np.random.default_rng(1)
+    table = pandas.DataFrame({"a": generator.normal(size=200), "b": generator.choice(["u", "v"], 200)})
+    flow = fk.density(table, categories="auto", layers=1, width=4, train={"steps": 3}, key=0, show_progress=False)
+    drawn = flow.region(0.9).sample(4, key=0)
+    assert list(drawn.columns) == ["a", "b"] and len(drawn) == 4 and set(drawn["b"]) <= {"u", "v"}
+
+
 def test_regions_need_calibration_and_one_observation(posterior):
     with pytest.raises(InputError, match="one at a time"):
         posterior.region([[0, 0], [1, 1]])

@@ -233,7 +233,7 @@ def _explain(posterior, observations, out, n, seed, drop_invalid=False, **option
     kind = kind_of(posterior)
     write = kind.writer(posterior, out, n)
     items = kind.read(posterior, observations, Choice(drop_invalid))
-    drawn = posterior.sample(n, y=items.values, key=seed, **options)
+    drawn = posterior.sample(n, y=items.values, key=seed, show_progress=True, **options)
     scores = numbered(posterior.score(items.values), items)
     rows = [np.repeat(scores["row"], n), drawn.reshape(-1, drawn.shape[-1])]
     as_text = "sv" in "".join(out.suffixes)  # keeps integers, and the short form of single precision

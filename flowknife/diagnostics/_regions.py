@@ -19,6 +19,16 @@ _AT_ONCE = 4000  # draws per batch
 _MOST = 1_000_000  # draws, after which at least a thousandth of the rows must have been found
 
 
+def require_level(level: float) -> None:
+    """Refuse a level out of range.
+
+    Raises:
+        InputError: it is not between 0 and 1.
+    """
+    if not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
+        raise InputError(f"got level={level!r}; expected a number between 0 and 1; try 0.9")
+
+
 def conformal_quantile(scores: Float[np.ndarray, " m"], level: float) -> float:
     """An upper bound for a new score that holds with a probability of at least `level`.
 
@@ -34,8 +44,7 @@ def conformal_quantile(scores: Float[np.ndarray, " m"], level: float) -> float:
     Raises:
         InputError: for a level out of range.
     """
-    if not 0 < level < 1:
-        raise InputError(f"got level={level}; expected a number between 0 and 1; try 0.9")
+    require_level(level)
     ordered = np.sort(np.nan_to_num(np.asarray(scores, float), nan=np.inf, posinf=np.inf))
     rank = math.ceil((len(ordered) + 1) * level - 1e-9)
     return float(ordered[rank - 1]) if rank <= len(ordered) else np.inf
@@ -134,8 +143,8 @@ class Region:
         """Whether each row of `x`, shape (n, d), lies in the region."""
         return self.log_prob(x) >= self.bound
 
-    def sample(self, n: int, *, key: Key = None) -> Float[np.ndarray, "n d"]:
-        """Draw `n` rows of the density, restricted to the region.
+    def sample(self, n: int, *, key: Key = None) -> Any:
+        """Draw `n` rows of the density, restricted to the region: (n, d), or a DataFrame where the density draws such.
 
         Raises:
             InputError: if hardly any draw lies in the region.
@@ -151,7 +160,7 @@ class Region:
                     f"got {sum(map(len, found))} of {drawn:,} draws inside of the region; expected more; its density "
                     "is far from the calibration items; try a larger level, or a longer training"
                 )
-        return np.concatenate(found)[:n]
+        return _joined(found)[:n]
 
     def volume(self, n: int = 20_000, *, key: Key = None) -> float:
         """The volume of the region, in the units of x, from `n` draws of the density.
@@ -165,3 +174,12 @@ class Region:
         log_prob = self.log_prob(self.draw(as_count(n, "draw"), as_generator(key).integers(2**32)))
         inside = log_prob >= self.bound
         return float(np.sum(np.exp(self.bound - log_prob[inside])) / n * np.exp(-self.bound))
+
+
+def _joined(parts):
+    """Arrays, or the DataFrames of a table with categories, one below the other."""
+    if not hasattr(parts[0], "iloc"):
+        return np.concatenate(parts)
+    import pandas
+
+    return pandas.concat(parts, ignore_index=True)

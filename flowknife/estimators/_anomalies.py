@@ -35,6 +35,10 @@ from flowknife.estimators._shift import Shift, Shifted
 _ROUNDING = 1e-9  # 0.1 x 300 must count as 30, despite rounding errors
 
 
+def _is_number(value):
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def _of_novelties(detector):
     if not detector.novelty:
         raise AttributeError("got novelty=False, which calibrates no p-values; try novelty=True")
@@ -97,13 +101,13 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         Raises:
             InputError: for a rate out of range, or too few rows for the rate.
         """
-        if not 0 < self.contamination <= 0.5:
-            raise InputError(f"got contamination={self.contamination}; expected more than 0, at most 0.5; try 0.01")
-        if not 0 < self.calibration < 1:
-            raise InputError(f"got calibration={self.calibration}; expected a share between 0 and 1; try 0.25")
-        if self.fdr is not None and not (0 < self.fdr < 1 and self.novelty):
+        if not (_is_number(self.contamination) and 0 < self.contamination <= 0.5):
+            raise InputError(f"got contamination={self.contamination!r}; expected more than 0, at most 0.5; try 0.01")
+        if not (_is_number(self.calibration) and 0 < self.calibration < 1):
+            raise InputError(f"got calibration={self.calibration!r}; expected a share between 0 and 1; try 0.25")
+        if self.fdr is not None and not (_is_number(self.fdr) and 0 < self.fdr < 1 and self.novelty):
             raise InputError(
-                f"got fdr={self.fdr} and novelty={self.novelty}; expected a rate between 0 and 1, of new rows; try "
+                f"got fdr={self.fdr!r} and novelty={self.novelty}; expected a rate between 0 and 1, of new rows; try "
                 "fdr=0.1"
             )
         X = self._rows(X, reset=True)
@@ -193,8 +197,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         Raises:
             InputError: for a detector that is `shifted`.
         """
-        if self.ratio_ is not None:
-            raise InputError("got a shifted detector; expected one of rows like the training rows; try fdr=0.1")
+        self._require_unshifted("fdr=0.1")
         judged = self._judged(self._rows(X))
         p_value, flagged = self._p_values(judged), self._flagged(judged)
         return false_discovery_bound(p_value, flagged, len(self.calibration_scores_), confidence, self._seed())
@@ -209,11 +212,15 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         Args:
             X: rows in the order in which they arrived.
             alpha: the probability of a false alarm.
+
+        Raises:
+            InputError: for a detector that is `shifted`, since weighted p-values are not independent of each other.
         """
+        self._require_unshifted("a detector fitted to rows of the new conditions")
         return monitored(-self.score_samples(X), -self.calibration_scores_, float(alpha), self._seed())
 
     @available_if(_of_novelties)
-    def shifted(self, X: Any, columns: Sequence[int | str] | None = None) -> "AnomalyDetector":
+    def shifted(self, X: Any, columns: int | str | Sequence[int | str] | None = None) -> "AnomalyDetector":
         """A copy of the detector for rows from shifted conditions, with weighted conformal p-values.
 
         Calibration rows are weighted by the ratio of two densities, of `X` and of the training rows, in the columns
@@ -224,7 +231,7 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
 
         Args:
             X: rows of the new conditions, at least a few hundred; they may contain anomalies.
-            columns: the columns that describe the conditions, by position or name; default all.
+            columns: the columns that describe the conditions, one or several, by position or name; default all.
 
         Raises:
             InputError: for an unknown column, or a detector of non-numeric tables.
@@ -235,11 +242,17 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         old = self.flow_.frame.from_model(self.flow_.reference)
         detector = copy(self)
         detector.ratio_ = Shift.fit(old, new, places, self._options(DensityConfig, self._seed()))
-        detector.held_out_ = detector._judged(self.flow_.frame.from_model(self.flow_.held_out))
+        detector.held_out_ = detector._judged(self.flow_.calibration_rows)
         return detector
+
+    def _require_unshifted(self, instead: str) -> None:
+        """Refuse a shifted detector, which judges rows by weighted p-values of another score."""
+        if getattr(self, "ratio_", None) is not None:
+            raise InputError(f"got a shifted detector; expected one of rows like the training rows; try {instead}")
 
     def _places(self, columns):
         names, count = list(getattr(self, "feature_names_in_", ())), len(self.flow_.names)
+        columns = [columns] if isinstance(columns, (int, np.integer, str)) else columns
         places = range(count) if columns is None else [names.index(c) if c in names else c for c in columns]
         odd = [place for place in places if not isinstance(place, (int, np.integer)) or not 0 <= place < count]
         if odd or not len(places):
@@ -250,7 +263,12 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         return np.array(places, int)
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
-        """Log density minus `offset_`: negative where a row is flagged, its p-value at most `contamination`."""
+        """Log density minus `offset_`: negative where the p-value is at most `contamination`.
+
+        Raises:
+            InputError: for a detector that is `shifted`, whose decision depends on weights.
+        """
+        self._require_unshifted("p_values")
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:

@@ -9,12 +9,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp, softmax
 
+from flowknife._settings import asked
 from flowknife._types import Key, as_key, keys_of
 from flowknife.apps import Density, DensityConfig, density
 from flowknife.apps.classify._training import fit_temperature
+from flowknife.data._read import names_in, some
 from flowknife.diagnostics import Check, Reliability, advised, reliability
 from flowknife.errors import InputError
-from flowknife.evidence._likelihood import pairs_of
+from flowknife.evidence._likelihood import pairs_of, read_rows
 from flowknife.problems import Problem
 
 
@@ -35,7 +37,14 @@ class Odds:
     log_evidence: Float[np.ndarray, "k n"] = field(repr=False)
 
     def log_bayes_factor(self, model: str, against: str) -> Float[np.ndarray, " k"]:
-        """Log p(y | model) - log p(y | against), in nats, one for each observation."""
+        """Log p(y | model) - log p(y | against), in nats, one for each observation.
+
+        Raises:
+            InputError: for an unknown model.
+        """
+        for name in (model, against):
+            if name not in self.names:
+                raise InputError(f"got the model {name!r}; expected one of {', '.join(self.names)}")
         first, second = (self.names.index(name) for name in (model, against))
         return self.log_evidence[:, first] - self.log_evidence[:, second]
 
@@ -63,9 +72,13 @@ class Comparison:
     def odds(self, y: Any) -> Odds:
         """Probabilities and evidences of all models, for observations (k, m) or one (m,).
 
-        For an observation that is impossible under all models, the probabilities are those of the prior.
+        For an observation that is impossible under all models, the probabilities are those of the prior. If the
+        simulated data have names, the columns of a DataFrame and the index of a Series are matched by name.
+
+        Raises:
+            InputError: for observations of another length, or with missing or infinite numbers.
         """
-        rows = np.atleast_2d(np.asarray(y, np.float64))
+        rows = read_rows(y, next(iter(self.densities.values())).names)
         evidence = np.stack([flow.log_prob(rows) for flow in self.densities.values()], axis=1).astype(np.float64)
         known = np.isfinite(evidence).any(axis=1, keepdims=True)
         level = np.where(known, evidence, 0.0) / self.temperature + np.log(self.prior)
@@ -125,19 +138,23 @@ def compare(
         >>> found.odds([[0.1], [5.0]]).probability.shape
         (2, 2)
     """
-    if len(simulators) < 2:
-        raise InputError(f"got {len(simulators)} simulator; expected at least two, by name")
+    if not isinstance(simulators, Mapping) or len(simulators) < 2:
+        count = f"{len(simulators)} simulator" if isinstance(simulators, Mapping) else type(simulators).__name__
+        raise InputError(f'got {count}; expected at least two simulators, by name; try {{"one": first, "two": second}}')
     names = tuple(map(str, simulators))
-    weights = dict.fromkeys(names, 1.0) if prior is None else {str(name): float(p) for name, p in prior.items()}
-    if set(weights) != set(names) or min(weights.values()) <= 0:
-        raise InputError(f"got prior={prior}; expected a positive probability for each of {', '.join(names)}")
+    weights = _weights(prior, names)
+    if asked(DensityConfig, config, settings).train.validation == 0:
+        raise InputError(
+            "got train.validation=0; expected held-out data, which calibrate the probabilities; try leaving it out"
+        )
     keys = keys_of(as_key(key), 2 * len(names))
     data = [_data(each, num_simulations, k) for each, k in zip(simulators.values(), keys[: len(names)], strict=True)]
-    lengths = {rows.shape[1] for rows in data}
+    lengths = {rows.shape[1] for rows, _ in data}
     if len(lengths) > 1:
         raise InputError(f"got data of {' and '.join(map(str, sorted(lengths)))} numbers; expected as many from each")
+    data, columns = _matched(data)
     flows = {
-        name: density(rows, config, key=k, show_progress=show_progress, **settings)
+        name: density(rows, config, names=columns, key=k, show_progress=show_progress, **settings)
         for name, rows, k in zip(names, data, keys[len(names) :], strict=True)
     }
     total = sum(weights.values())
@@ -150,16 +167,41 @@ def compare(
     return Comparison(flows, found.prior, float(fit_temperature(joint, made[usable])))
 
 
+def _weights(prior, names):
+    """The prior weight of each model."""
+    wanted = f"expected a positive probability for each of {', '.join(names)}"
+    if prior is None:
+        return dict.fromkeys(names, 1.0)
+    if not isinstance(prior, Mapping):
+        raise InputError(f"got prior={prior}; {wanted}; try {{{names[0]!r}: 0.5, ...}}")
+    weights = {str(name): float(p) for name, p in prior.items()}
+    if set(weights) != set(names) or not all(0 < weight < np.inf for weight in weights.values()):
+        raise InputError(f"got prior={prior}; {wanted}")
+    return weights
+
+
+def _matched(data):
+    """Data of all simulators with their columns in one order, and the names of these; None without names."""
+    named = [names for _, names in data if names]
+    if not named:
+        return [rows for rows, _ in data], None
+    for names in named:
+        if set(names) != set(named[0]):
+            raise InputError(f"got data of the columns {some(named[0])} and of {some(names)}; expected equal names")
+    places = [[names.index(name) for name in named[0]] if names else slice(None) for _, names in data]
+    return [rows[:, place] for (rows, _), place in zip(data, places, strict=True)], named[0]
+
+
 def _data(simulator, count, key):
-    """Simulated data (n, m) of one simulator."""
+    """Simulated data (n, m) of one simulator, and the names of the columns; () without names."""
     if isinstance(simulator, Problem):
-        return pairs_of(simulator, None, None, count, key)[1]
+        return pairs_of(simulator, None, None, count, key)[0].y, simulator.y_names
     if isinstance(simulator, tuple) and len(simulator) == 2 and callable(simulator[0]):
-        return pairs_of(*simulator, None, count, key)[1]
+        return pairs_of(*simulator, None, count, key)[0].y, ()
     rows = np.asarray(simulator, np.float64) if not callable(simulator) else np.zeros(0)
     if rows.ndim != 2:
         raise InputError(
             f"got {type(simulator).__name__} as a simulator; expected a problem, a pair (simulator, prior), or "
             "simulated data (n, m)"
         )
-    return rows
+    return rows, names_in(simulator) or ()

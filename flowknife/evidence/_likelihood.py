@@ -1,5 +1,6 @@
 """The likelihood p(y | x) learnt from pairs, as a conditional density."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from flowknife._types import Key, as_count, as_generator, as_key, keys_of
+from flowknife._types import Key, as_count, as_generator, as_key, as_numbers, keys_of
 from flowknife.apps import Density, DensityConfig, density
-from flowknife.data import simulate
-from flowknife.data._pairs import read_pairs
+from flowknife.data import load_table, simulate
+from flowknife.data._pairs import Pairs, is_table, read_pairs
+from flowknife.data._read import by_name, names_in, some
 from flowknife.errors import InputError
 from flowknife.priors import Prior
 from flowknife.problems import Problem
@@ -49,16 +51,19 @@ class LearnedLikelihood:
     prior: Prior | None = field(default=None, repr=False)
 
     def __call__(self, x: Any, y: Any) -> Any:
-        x = np.atleast_2d(np.asarray(x, np.float64))
-        return self.log_prob(np.broadcast_to(np.asarray(y, np.float64), (len(x), np.size(y))), x)
+        x, rows = read_rows(x, self.density.given_names), read_rows(y, self.density.names)
+        if len(rows) > 1:
+            raise InputError(f"got {len(rows)} observations; expected one at a time; try log_prob(y, x)")
+        return self.density.log_prob(np.broadcast_to(rows, (len(x), rows.shape[1])), given=x)
 
     def log_prob(self, y: Any, x: Any) -> Float[np.ndarray, " n"]:
         """Log p(y | x) in nats, for rows y (n, m) and one row of parameters or one for each."""
-        return self.density.log_prob(np.atleast_2d(np.asarray(y, np.float64)), given=x)
+        rows, x = read_rows(y, self.density.names), read_rows(x, self.density.given_names)
+        return self.density.log_prob(rows, given=x[0] if len(x) == 1 else x)
 
     def simulate(self, x: Any, *, key: Key = None) -> Float[np.ndarray, "n m"]:
         """Draw data for each row of parameters (n, d), as an emulator of the simulator."""
-        x = np.atleast_2d(np.asarray(x, np.float64))
+        x = read_rows(x, self.density.given_names)
         return np.asarray(self.density.sample(len(x), given=x, key=key), np.float64)
 
     @cached_property
@@ -81,14 +86,17 @@ class LearnedLikelihood:
             key: int, JAX key or None.
 
         Raises:
-            InputError: without a prior, or without blackjax.
+            InputError: without a prior or with one of other parameters, for observations of another length, or without
+                blackjax.
         """
-        prior = prior or self.prior
+        prior, names = prior or self.prior, self.density.given_names
         if prior is None:
             raise InputError("got no prior; expected that of the parameters; try prior=fk.Uniform(low, high)")
+        if prior.dim != len(names):
+            raise InputError(f"got a prior of {prior.dim} parameters; expected one of {len(names)}: {some(names)}")
+        rows = read_rows(y, self.density.names)
         require_blackjax("draws this posterior")
         n, generator = as_count(n, "draw"), as_generator(key)
-        rows = np.atleast_2d(np.asarray(y, np.float64))
         target = Target(prior, _Sum(self.row), jnp.asarray(rows, float))
         u = generator.standard_normal((_STARTS, prior.inner.dim))
         level = np.asarray(eqx.filter_jit(eqx.filter_vmap(target))(jnp.asarray(u, float)), np.float64)
@@ -150,17 +158,35 @@ def likelihood(
         ((3,), (3, 1))
     """
     simulate_key, fit_key = keys_of(as_key(key), 2)
-    x, y, prior = pairs_of(simulator, prior, pairs, num_simulations, simulate_key)
+    found, prior = pairs_of(simulator, prior, pairs, num_simulations, simulate_key)
     fitted = density(
-        y, config, given=x, key=key if pairs is not None else fit_key, show_progress=show_progress, **settings
+        np.concatenate([found.y, found.x], axis=1),
+        config,
+        names=(*found.y_names, *found.names),
+        given=found.names,
+        key=key if pairs is not None else fit_key,
+        show_progress=show_progress,
+        **settings,
     )
     return LearnedLikelihood(fitted, prior)
 
 
-def pairs_of(
-    simulator: Any, prior: Prior | None, pairs: Any, count: int, key: Any
-) -> tuple[np.ndarray, np.ndarray, Prior | None]:
-    """Parameters, data and the prior, from pairs or from a simulator.
+def read_rows(source: Any, names: Sequence[str]) -> Float[np.ndarray, "n k"]:
+    """Rows of finite numbers with these names: from one row (k,), rows, a table, or by name from a mapping or Series.
+
+    Raises:
+        InputError: for rows of another length or with other names, or numbers that are missing or infinite.
+    """
+    found = by_name(source, names)
+    if found is not None:
+        source = [found]
+    elif not is_table(source) and np.ndim(source) < 2:
+        source = np.reshape(as_numbers(source, "numbers"), (1, -1) if len(names) > 1 else (-1, 1))
+    return load_table(source, columns=names, min_rows=1).values.astype(np.float64)
+
+
+def pairs_of(simulator: Any, prior: Prior | None, pairs: Any, count: int, key: Any) -> tuple[Pairs, Prior | None]:
+    """Parameters and data with their names, and the prior, from pairs or from a simulator.
 
     Raises:
         InputError: for neither or both, or a simulator without a prior.
@@ -170,17 +196,31 @@ def pairs_of(
         raise InputError(f"got {got}; expected one of them; try pairs=(x, y)")
     if pairs is not None:
         found = read_pairs(pairs, prior.names if prior is not None else None)
-        x, y = (np.asarray(part, np.float64) for part in (found.x, found.y))
-        return x.reshape(len(x), -1), y.reshape(len(y), -1), prior
+        x, y = _columns(found.x, found.names), _columns(found.y, found.y_names)
+        return _named(x, y, found.names, found.y_names), prior
     if isinstance(simulator, Problem):
         prior = prior or simulator.prior
         draw_key, noise_key = keys_of(key, 2)
         x = np.asarray(prior.sample(count, key=draw_key), np.float64)
         y = np.asarray(simulator.simulate(x, key=noise_key), np.float64)
         usable = np.isfinite(y).all(axis=1)
-        return x[usable], y[usable], prior
+        return _named(x[usable], y[usable], prior.names, simulator.y_names), prior
     if prior is None:
         raise InputError("got a simulator without a prior; expected both; try prior=fk.Uniform(low, high)")
     draw_key, noise_key = keys_of(key, 2)
     made = simulate(simulator, np.asarray(prior.sample(count, key=draw_key), np.float64), key=noise_key)
-    return made.theta, made.y, prior
+    return _named(made.theta, made.y, prior.names, ()), prior
+
+
+def _columns(part, names):
+    """Numbers (n, k); the columns of a DataFrame in the order of `names`."""
+    if names_in(part) is not None:
+        return load_table(part, columns=names or None, min_rows=1).values
+    numbers = as_numbers(part, "pairs")
+    return numbers.reshape(len(numbers), -1)
+
+
+def _named(x, y, names, y_names) -> Pairs:
+    """Pairs whose columns all have names: those of the parameters, then y1, y2, ..."""
+    names = names or tuple(f"x{i + 1}" for i in range(x.shape[1]))
+    return Pairs(x, y, names, y_names or tuple(f"y{i + 1}" for i in range(y.shape[1])))

@@ -25,7 +25,7 @@ from flowknife.apps.density._result import Density, ends
 from flowknife.architectures import coupling_flow, flow_given
 from flowknife.bijections import Affine, Chain, PrincipalRotation
 from flowknife.data import fingerprint, load_table
-from flowknife.diagnostics import Flagging, kept_rows
+from flowknife.diagnostics import kept_rows
 from flowknife.errors import InputError
 from flowknife.inn import INN, Block
 from flowknife.objectives import Dequantised, Noisy, nll
@@ -137,8 +137,15 @@ def density(
     alpha = config.alpha if calibration is None else None
     parts = split(len(rows), split_sizes(len(rows), training.validation, alpha), split_key)
     train_rows, stopping, held_out = (rows[part] for part in parts)
+    impossible = None
     if calibration is not None:
-        held_out = joint.to_model(calibration)
+        possible = frame.possible(calibration[:, : len(names)])
+        if not possible.any():
+            raise InputError(
+                "got calibration rows that all have another value of a column that is constant in training; expected "
+                "rows of the same distribution"
+            )
+        held_out, impossible = joint.to_model(calibration[possible]), calibration[~possible]
 
     dim = frame.dim
     train_x, train_y = np.split(train_rows, [dim], axis=1)
@@ -201,7 +208,6 @@ def density(
         members += [member.model] if member.steps else []
         if interrupted:
             break
-    Flagging(len(held_out), config.alpha).warn()
     fitted = Density(
         model=result.model,
         members=tuple(members),
@@ -210,6 +216,7 @@ def density(
         mixed=mixed,
         reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
         held_out=held_out,
+        impossible=impossible if impossible is not None and len(impossible) else None,
         history=result.history,
         record=Record[DensityConfig](
             application="density",
@@ -229,6 +236,7 @@ def density(
             notes=(tails,) if tails else (),
         ),
     )
+    fitted.flagging.warn()
     return finish(lambda: fitted, interrupted)
 
 

@@ -61,7 +61,7 @@ def read_joined(x: Any, given: Any, names: Sequence[str] | None, drop_invalid: b
     Args:
         x: the table, as for `load_table`.
         given: names of its columns, or a separate table (n, k) or (n,); None for no conditions.
-        names: names of the columns of `x` to model; default all but the conditions.
+        names: names of the columns of `x` to model, or of all columns of an array; default all but the conditions.
         drop_invalid: leave out rows with missing or infinite values in either table.
 
     Raises:
@@ -72,6 +72,8 @@ def read_joined(x: Any, given: Any, names: Sequence[str] | None, drop_invalid: b
     found = read_columns(x)
     named = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
     if named and all(isinstance(name, str) for name in named):
+        if names is not None and not any(found.labels) and len(names) == len(found.names):  # of an array
+            found, names = replace(found, labels=tuple(names), names=tuple(names)), None
         rest = tuple(names or (name for name in found.names if name not in named))
         if len(set(named)) < len(named):
             raise InputError(f"got the conditions {', '.join(named)}; expected different columns; try each once")

@@ -91,6 +91,8 @@ class Density(Result[DensityConfig]):
         held_out: calibration rows, in the units of the model, used neither for training nor for early stopping; none
             with `train.validation=0`.
         given_frame: origin and scale of each condition.
+        impossible: further calibration rows, in their units, with another value of a column that is constant in
+            training; the model has no density for them.
         mixed: the discrete columns of rows of the model; None if there are none.
         members: the other models of an ensemble, trained from other seeds; the density is the average of all. `encode`
             and `decode` use `model` alone.
@@ -103,13 +105,22 @@ class Density(Result[DensityConfig]):
     application: ClassVar[str] = "density"
     title: ClassVar[str] = "density"
     settings: ClassVar[type[Settings]] = DensityConfig
-    kept: ClassVar[tuple[str, ...]] = ("frame", "given_frame", "reference", "held_out", "mixed", "members")
-    later: ClassVar[Mapping[str, Any]] = {"members": ()}
+    kept: ClassVar[tuple[str, ...]] = (
+        "frame",
+        "given_frame",
+        "reference",
+        "held_out",
+        "impossible",
+        "mixed",
+        "members",
+    )
+    later: ClassVar[Mapping[str, Any]] = {"members": (), "impossible": None}
     parts: ClassVar[Mapping[str, Any]] = {"mixed": Mixed}
 
     frame: Frame = field(repr=False)
     reference: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
+    impossible: np.ndarray | None = field(default=None, repr=False)
     given_frame: Frame = field(default=Frame((), ()), repr=False)
     mixed: Mixed | None = field(default=None, repr=False)
     members: tuple[INN, ...] = field(default=(), repr=False)
@@ -276,7 +287,7 @@ class Density(Result[DensityConfig]):
             InputError: without calibration rows.
         """
         self.flagging.require_held_out()
-        bound = -conformal_quantile(-self._held_out_log_prob, level)
+        bound = -conformal_quantile(-self._calibration_log_prob, level)
         return Region(
             level,
             bound,
@@ -301,7 +312,7 @@ class Density(Result[DensityConfig]):
     @property
     def flagging(self) -> Flagging:
         """How rows are flagged; if none can be flagged, its `note` gives the reason."""
-        return Flagging(len(self.held_out), self.config.alpha)
+        return Flagging(len(self.held_out) + self._impossible_rows, self.config.alpha)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -309,15 +320,30 @@ class Density(Result[DensityConfig]):
 
         Without held-out rows: `training_nll`, the same for training rows.
         """
-        log_prob = self._held_out_log_prob if self.flagging.rows else self._log_prob_of(self.reference)
+        log_prob = self._held_out_log_prob if len(self.held_out) else self._log_prob_of(self.reference)
         return self.flagging.named({"nll": float(-np.mean(log_prob))})
 
     @cached_property
     def _held_out_log_prob(self):
         return self._log_prob_of(self.held_out)
 
+    @cached_property
+    def _calibration_log_prob(self):
+        """Log densities of all calibration rows; -inf for impossible ones."""
+        return np.concatenate([self._held_out_log_prob, np.full(self._impossible_rows, -np.inf)])
+
+    @property
+    def _impossible_rows(self) -> int:
+        return 0 if self.impossible is None else len(self.impossible)
+
+    @property
+    def calibration_rows(self) -> Float[np.ndarray, "n d"]:
+        """All calibration rows as numbers, in their units, the conditions last."""
+        rows = self.joint_frame.from_model(self.held_out)
+        return rows if self.impossible is None else np.concatenate([rows, self.impossible])
+
     def _p_values(self, log_prob):
-        return conformal_p_values(-log_prob, -self._held_out_log_prob)
+        return conformal_p_values(-log_prob, -self._calibration_log_prob)
 
     def _checks(self, x, given, /):
         """The worst round trip of a row, the latents, the likelihood against simple densities, and the flags of `x`."""

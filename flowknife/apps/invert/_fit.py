@@ -38,6 +38,7 @@ from flowknife.apps.invert._pairs import (
     shape_of,
     tails_note,
 )
+from flowknife.apps.invert._refine import require_likelihood
 from flowknife.apps.invert._result import Posterior
 from flowknife.apps.invert._task import Task, task_of
 from flowknife.apps.invert._training import Trainings
@@ -123,6 +124,8 @@ def invert(
     """
     began = time.monotonic()
     config = asked(InvertConfig, config, settings, as_seed(key))
+    if log_likelihood is not None:
+        require_likelihood(log_likelihood)
     key = as_key(config.seed if key is None else key)
     keys = keys_of(key, 6)
     task = task_of(simulator, prior, pairs, config, names, y_names)
@@ -246,6 +249,7 @@ def invert(
                 problem=task.name or None,
                 prior_estimated=task.estimated,
                 exact=sharp,
+                own_likelihood=log_likelihood is not None,
             ),
             training=trained.record,
             notes=tuple(filter(None, (tails, added, unlike))),

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import ndtr
 
 from flowknife._frame import plain_frame
 from flowknife._settings import given
@@ -39,9 +40,10 @@ def focus(
     own["emulate"] = False  # an emulator would draw from the box around a region
     noise = None if posterior.record.data.exact else posterior.noise
     x, data = np.zeros((0, posterior.prior.dim)), np.zeros((0, len(posterior.y_names)))
-    found = posterior
+    found, log_mass = posterior, posterior.record.data.log_prior_mass
     for _ in range(rounds):
-        prior, inside = _truncated(found, y, generator)
+        prior, inside, log_share = _truncated(found, y, generator)
+        log_mass += log_share
         kept = inside(x) if len(x) else np.zeros(0, bool)
         drawn = _proposals(prior, inside, max(count - int(kept.sum()), count // 2), generator)
         made = simulate(posterior.simulator, drawn, key=int(generator.integers(2**32)), gaps=posterior.gaps)
@@ -60,13 +62,18 @@ def focus(
         )
         # they are draws of the region, which is part of the box that represents the prior
         notes = tuple(line for line in fitted.record.notes if not line.startswith(UNLIKE_PRIOR))
-        record = fitted.record.model_copy(update={"notes": notes})
+        about = fitted.record.data.model_copy(update={"log_prior_mass": log_mass})
+        record = fitted.record.model_copy(update={"notes": notes, "data": about})
         found = replace(fitted, record=record, forward=posterior.forward, simulator=posterior.simulator)
     return found
 
 
 def _truncated(posterior, y, generator):
-    """The prior truncated to a box around the region of y, and a test whether parameters are inside both."""
+    """The prior truncated to a box around the region of y.
+
+    Returns:
+        the prior, a test whether parameters are inside both box and region, and the log of the prior's mass in the box.
+    """
     level = min(_LEVEL, 1 - 1.5 / (posterior.flagging.rows + 1))
     region: Region = posterior.region(y, level)
     prior = posterior.prior
@@ -91,8 +98,14 @@ def _truncated(posterior, y, generator):
             units=prior.units,
             frame=prior.frame,
         )
-    # the box holds draws of the region, not all of it
-    return cut, lambda rows: region.contains(rows) & np.isfinite(np.asarray(cut.log_prob(rows)))
+    # the distribution function is exact to many digits below zero only
+    upper = low > 0
+    share = ndtr(np.where(upper, -low, high)) - ndtr(np.where(upper, -high, low))
+
+    def inside(rows):  # the box holds draws of the region, not all of it
+        return region.contains(rows) & np.isfinite(np.asarray(cut.log_prob(rows)))
+
+    return cut, inside, float(np.sum(np.log(share)))
 
 
 def _bounds(inner, low, high):

@@ -1,7 +1,8 @@
 """Exact posterior draws for a known likelihood: importance sampling first, MCMC where it fails."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ _TAIL = 6.0  # degrees of freedom of the Student t proposal for the evidence
 
 
 class GaussianLikelihood(eqx.Module):
-    """log N(y; f(x), noise^2) of parameters x, where f is the noise-free simulator.
+    """log N(y; f(x), noise^2) of parameters x, where f is the noise-free simulator; missing numbers (NaN) are left out.
 
     Args:
         forward: the simulator f, for rows or for one row.
@@ -35,8 +36,9 @@ class GaussianLikelihood(eqx.Module):
 
     def __call__(self, x: Any, y: Any) -> Any:
         module = np if isinstance(x, np.ndarray) else jnp
-        residual = (y - module.asarray(self.forward(x))) / self.noise
-        constant = module.sum(module.log(self.noise)) + 0.5 * len(self.noise) * np.log(2 * np.pi)
+        missing = module.isnan(module.asarray(y))
+        residual = module.where(missing, 0.0, y - module.asarray(self.forward(x))) / self.noise
+        constant = module.sum(module.where(missing, 0.0, module.log(self.noise) + 0.5 * np.log(2 * np.pi)))
         return -0.5 * module.sum(residual**2, axis=-1) - constant
 
 
@@ -112,6 +114,11 @@ def known_likelihood(posterior: Any) -> Likelihood:
         InputError: it is not known.
     """
     own = posterior.log_likelihood
+    if own is None and posterior.record.data.own_likelihood:
+        raise InputError(
+            "got a posterior that was loaded without the log_likelihood of its fit, which is not saved; expected it; "
+            "try dataclasses.replace(posterior, log_likelihood=f)"
+        )
     start = np.asarray(posterior.example_pairs["x"][0], np.float64)
     y = np.asarray(posterior.example_pairs["y"][0], np.float64)
     if own is not None:
@@ -130,6 +137,23 @@ def known_likelihood(posterior: Any) -> Likelihood:
     single = jnp.asarray(noise, float)
     ones = [make(GaussianLikelihood(each, single)) for each in plain for make in (lambda f: f, OfOneRow)]
     return Likelihood(rows, _differentiable(ones, rows, start, y))
+
+
+def require_likelihood(function: Any) -> None:
+    """Refuse anything but a function of parameters and an observation.
+
+    Raises:
+        InputError: it is none, or takes other arguments.
+    """
+    wanted = "expected a function f(x, y) -> log p(y | x) of parameters (n, d) and one observation (m,)"
+    if not callable(function):
+        raise InputError(f"got {type(function).__name__} as log_likelihood; {wanted}")
+    try:
+        inspect.signature(function).bind(None, None)
+    except ValueError:  # a function whose arguments are unknown
+        return
+    except TypeError as error:
+        raise InputError(f"got a log_likelihood that cannot be called with two arguments ({error}); {wanted}") from None
 
 
 def _checked(function, x, y):
@@ -155,9 +179,12 @@ def _differentiable(candidates, rows, x, y):
     return None
 
 
-def refine(posterior: Any, y: np.ndarray, n: int, key: Key) -> Refined:
-    """Draws of the exact posterior of one observation (m,); see `Posterior.refine`."""
-    likelihood = posterior.likelihood
+def refine(posterior: Any, y: np.ndarray, n: int, key: Key, tell: Callable[[str], None]) -> Refined:
+    """Draws of the exact posterior of one observation (m,); see `Posterior.refine`.
+
+    `tell` receives a short text while the likelihood is evaluated.
+    """
+    likelihood = _told(posterior.likelihood, tell)
     generator = as_generator(key)
     propose = partial(_propose, posterior, likelihood, y)
     weighted = Weighted.proposed(propose, generator, max(4 * n, _FEWEST))
@@ -170,8 +197,23 @@ def refine(posterior: Any, y: np.ndarray, n: int, key: Key) -> Refined:
     found = {"k_hat": weighted.k_hat, "effective": weighted.effective, "proposals": weighted.count}
     if enough and weighted.k_hat <= TRUSTED and weighted.effective >= n / 2:
         return Refined(weighted.smoothed.draw(generator, n), "weights", **found)
+    tell("running Markov chains")
     method, draws = _chains(posterior, likelihood, y, weighted, generator, n)
     return Refined(draws, method, **found)
+
+
+def _told(likelihood, tell):
+    """The likelihood, which tells how many parameters it was evaluated for."""
+    total = 0
+
+    def rows(x, y):
+        nonlocal total
+        found = likelihood.rows(x, y)
+        total += len(x)
+        tell(f"{total:,} likelihoods")
+        return found
+
+    return replace(likelihood, rows=rows)
 
 
 def weighed(posterior: Any, y: np.ndarray, n: int, key: Key) -> Weighted:
@@ -252,7 +294,8 @@ def evidence(posterior: Any, y: np.ndarray, n: int, key: Key) -> Evidence:
     if not len(weighted.theta):
         return Evidence(-np.inf, np.inf, np.inf)
     smoothed = weighted.smoothed
-    return Evidence(smoothed.log_evidence, smoothed.log_evidence_error, weighted.k_hat)
+    log_evidence = smoothed.log_evidence + posterior.record.data.log_prior_mass
+    return Evidence(log_evidence, smoothed.log_evidence_error, weighted.k_hat)
 
 
 def _propose_mixed(posterior, likelihood, y, drawn, generator, count):

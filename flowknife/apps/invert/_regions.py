@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowknife.diagnostics import Cells, Region, conformal_quantile
+from flowknife.diagnostics._regions import require_level
 
 LOCAL = 2000  # calibration pairs of local regions, at most: each needs its own draws
 
@@ -96,6 +97,7 @@ def _drawn(posterior, y):
 
 def intervals(posterior: Any, y: np.ndarray, level: float) -> Float[np.ndarray, "k 2 d"]:
     """Lower and upper ends of the intervals for observations (k, m); see `Posterior.intervals`."""
+    require_level(level)
     pairs = posterior.held_out_pairs
     least = _SPREAD * np.ptp(pairs["x"], axis=0)
     low, high, width = _central(posterior, pairs["y"], level, least)

@@ -14,13 +14,13 @@ from scipy.special import ndtri
 
 from flowknife._batches import bucket, map_batches
 from flowknife._frame import Frame, plain_frame
-from flowknife._progress import note
+from flowknife._progress import note, progress
 from flowknife._settings import Settings
-from flowknife._types import Key, as_count, as_key, sizes_agree
+from flowknife._types import Key, as_count, as_key, as_numbers, sizes_agree
 from flowknife.apps._result import Result
 from flowknife.apps.invert import _checks, _programs
 from flowknife.apps.invert._config import InvertConfig
-from flowknife.apps.invert._gaps import masked, with_gaps
+from flowknife.apps.invert._gaps import masked, set_in_order, with_gaps
 from flowknife.apps.invert._refine import Evidence, Likelihood, Refined, evidence, known_likelihood, refine
 from flowknife.apps.invert._regions import LOCAL, cells, intervals, region, scores
 from flowknife.data import load_table
@@ -146,6 +146,7 @@ class Posterior(Result[InvertConfig]):
         temperature: float | int = 1.0,
         common: bool = False,
         refine: bool = False,
+        show_progress: bool = False,
     ) -> Float[np.ndarray, "*k n d"]:
         """Draw `n` parameters that explain an observation: shape (n, d), or (k, n, d) for k observations.
 
@@ -158,6 +159,7 @@ class Posterior(Result[InvertConfig]):
                 others, and differences between observations are less noisy.
             refine: draw from the exact posterior, if the likelihood is known, see `refine`; a note reports for how many
                 observations MCMC was needed.
+            show_progress: show a progress bar with `refine`, which can take minutes.
 
         Raises:
             InputError: for an observation of another length, or with a number that is not finite; with `refine`,
@@ -166,7 +168,7 @@ class Posterior(Result[InvertConfig]):
         rows, single = self._observations(y)
         n = as_count(n, "draw")
         if refine:
-            return self._sample_refined(n, rows, single, key, temperature, common)
+            return self._sample_refined(n, rows, single, key, temperature, common, show_progress)
         scale, rows = jnp.asarray(as_temperature(temperature)), self._given(rows)
         draw = self._draw_common if common else self._draw
         (found,) = _programs.pooled(self.models, n, as_key(key), partial(draw, rows, scale))
@@ -191,19 +193,19 @@ class Posterior(Result[InvertConfig]):
 
         return map_batches(draw, rows, most)
 
-    def _sample_refined(self, n, rows, single, key, temperature, common):
+    def _sample_refined(self, n, rows, single, key, temperature, common, show_progress):
         if common or temperature != 1:
             raise InputError(
                 "got refine=True with common or a temperature; expected one of them; try refine=True alone"
             )
-        found = self.refine(rows, n, key=key)
+        found = self.refine(rows, n, key=key, show_progress=show_progress)
         handed = [one for one in found if one.method != "weights"]
         if handed:
             which = handed[0].verdict if single else f"{len(handed)} of {len(found)} observations: {handed[0].verdict}"
             note(which)
         return _plain(np.stack([one.draws for one in found]), single)
 
-    def refine(self, y: Any, n: int = 1000, *, key: Key = None) -> Any:
+    def refine(self, y: Any, n: int = 1000, *, key: Key = None, show_progress: bool = False) -> Any:
         """Draw `n` parameters from the exact posterior of an observation, if the likelihood is known.
 
         Draws x of the flow are resampled with the importance weights p(y | x) p(x) / q(x | y), after Pareto smoothing
@@ -219,6 +221,7 @@ class Posterior(Result[InvertConfig]):
             y: one observation (m,), or several (k, m).
             n: number of draws for each.
             key: int, JAX key or None.
+            show_progress: show a progress bar.
 
         Returns:
             the draws, k-hat, the effective sample size, and the method; a list for several observations.
@@ -229,13 +232,20 @@ class Posterior(Result[InvertConfig]):
         rows, single = self._observations(y)
         n = as_count(n, "draw")
         keys = jax.random.split(as_key(key), len(rows))
-        found: list[Refined] = [refine(self, row, n, k) for row, k in zip(rows, keys, strict=True)]
+        found: list[Refined] = []
+        with progress("refining", show_progress) as report:
+            for row, k in zip(rows, keys, strict=True):
+                share = len(found) / len(rows)
+                found.append(refine(self, row, n, k, lambda text, share=share: report(share, text)))
+            report(1.0, "")
         return found[0] if single else found
 
     def evidence(self, y: Any, n: int = 4000, *, key: Key = None) -> Any:
         """Log p(y), the log of the mean likelihood over the prior, from `n` weighted draws; see `refine`.
 
         If k-hat is above 0.7, MCMC is run first, and half of the proposals come from a Student t fitted to its draws.
+        The prior is that of the simulations. After `focus` it is still the original one, so that evidences remain
+        comparable, for the observation of the focus.
 
         Returns:
             log_evidence in nats, its standard error and k-hat; a list for several observations.
@@ -326,14 +336,8 @@ class Posterior(Result[InvertConfig]):
                 each.
             y: one observation (m,), or (k, m).
         """
-        x = np.asarray(self._named(x), np.float64)
+        x = self._parameters(x)
         rows, single = self._observations(y)
-        if x.ndim < 1 or x.shape[-1] != self.prior.dim:
-            raise InputError(
-                f"got parameters of shape {x.shape}; expected (..., {self.prior.dim}): {', '.join(self.names)}"
-            )
-        if np.isnan(x).any():
-            raise InputError(f"got {np.isnan(x).sum()} parameters that are NaN; expected numbers")
         rows = self._given(rows)
         if single:
             rows = np.broadcast_to(rows[0], (*x.shape[:-1], rows.shape[-1]))
@@ -352,8 +356,15 @@ class Posterior(Result[InvertConfig]):
     def quantiles(
         self, y: Any, q: Sequence[float] = (0.05, 0.5, 0.95), n: int = 4000, *, key: Key = None
     ) -> Float[np.ndarray, "*k q d"]:
-        """Quantiles of each parameter, shape (len(q), d), or (k, len(q), d) for k observations, from `n` draws."""
-        return np.moveaxis(np.quantile(self.sample(n, y=y, key=key), q, axis=-2), 0, -2)
+        """Quantiles of each parameter, shape (len(q), d), or (k, len(q), d) for k observations, from `n` draws.
+
+        Raises:
+            InputError: for probabilities `q` out of range.
+        """
+        wanted = np.atleast_1d(as_numbers(q, "q"))
+        if wanted.ndim != 1 or not len(wanted) or not np.all((wanted >= 0) & (wanted <= 1)):
+            raise InputError(f"got q={q}; expected probabilities between 0 and 1; try q=(0.05, 0.5, 0.95)")
+        return np.moveaxis(np.quantile(self.sample(n, y=y, key=key), wanted, axis=-2), 0, -2)
 
     def map(self, y: Any, n: int = 200, *, key: Key = None) -> Float[np.ndarray, "*k d"]:
         """The maximum a posteriori (MAP) parameters, (d,) or (k, d), by gradient ascent from the best of `n` draws."""
@@ -372,9 +383,9 @@ class Posterior(Result[InvertConfig]):
 
         Raises:
             InputError: for a conditional model, which has no forward direction, unless a deterministic simulator is
-                known.
+                known; or for parameters of another length.
         """
-        x = np.asarray(self._named(x), np.float64)
+        x = self._parameters(x)
         if self.config.form == "partitioned":
             inside = self.prior_frame.to_model(x)
             return self.frame.from_model(np.mean([_programs.forward(model, inside) for model in self.models], axis=0))
@@ -463,7 +474,7 @@ class Posterior(Result[InvertConfig]):
         quantiles, Romano et al. 2019, arXiv 1905.03222), within the support of the prior.
 
         Raises:
-            InputError: without calibration pairs.
+            InputError: without calibration pairs, or for a level out of range.
         """
         self.flagging.require_held_out()
         rows, single = self._observations(y)
@@ -622,6 +633,8 @@ class Posterior(Result[InvertConfig]):
             rows = rows.reshape(*rows.shape[: -len(shape)], length)
         single = rows.ndim <= 1
         rows = rows.reshape(1, -1) if single else rows
+        if not len(rows):
+            raise InputError("got no observation; expected at least one")
         if rows.ndim != 2 or rows.shape[1] != length:
             raise InputError(
                 f"got observations of shape {np.shape(y)}; expected ({length},), or (k, {length}) for k of them: "
@@ -642,22 +655,41 @@ class Posterior(Result[InvertConfig]):
         return masked(inside) if self.gaps else inside
 
     def _named(self, x):
-        """Parameters as an array; the columns of a DataFrame are matched by name."""
-        return x if names_in(x) is None else load_table(x, columns=self.names, min_rows=1).values
+        """Parameters as an array; the columns of a DataFrame, and the index of a Series, are matched by name."""
+        if names_in(x) is not None:
+            return load_table(x, columns=self.names, min_rows=1).values
+        return x if (found := by_name(x, self.names)) is None else found
+
+    def _parameters(self, x):
+        """Parameters (..., d) in double precision."""
+        x = as_numbers(self._named(x), "parameters")
+        if x.ndim < 1 or x.shape[-1] != self.prior.dim:
+            raise InputError(
+                f"got parameters of shape {x.shape}; expected (..., {self.prior.dim}): {', '.join(self.names)}"
+            )
+        if np.isnan(x).any():
+            raise InputError(f"got {np.isnan(x).sum()} parameters that are NaN; expected numbers")
+        return x
 
     @cached_property
     def ordered_data(self) -> tuple[Float[np.ndarray, "n m"], Float[np.ndarray, " m"]]:
         """Each datum of the training pairs in ascending order, and its standard deviation, in units of the model."""
-        ordered = np.sort(self.reference["y"], axis=0)  # not of calibration pairs, whose ranks would be fixed
+        ordered = np.sort(self._in_order(self.reference["y"]), axis=0)  # calibration pairs would have fixed ranks
         return ordered, np.maximum(ordered.std(axis=0), 1e-12)
 
     def _features(self, y):
         """Normal scores of observations, in which distances are meaningful."""
+        y = self._in_order(y)
         ordered, spread = self.ordered_data
         count = len(ordered)
         below = np.stack([np.interp(c, o, np.arange(1, count + 1)) for c, o in zip(y.T, ordered.T, strict=True)], 1)
         beyond = np.maximum(y - ordered[-1], 0) / spread - np.maximum(ordered[0] - y, 0) / spread
         return ndtri((below - 0.5) / count) + beyond
+
+    def _in_order(self, y):
+        """Observations in the units of the model, with the elements of a set in ascending order."""
+        shape = self.used.observation
+        return set_in_order(y, shape) if self.config.embedding == "set" and shape else y
 
 
 def _plain(values, single):
