@@ -77,6 +77,7 @@ def test_names_of_parameters_and_data_count():
         found(x[:3], y[:2])
 
 
+@pytest.mark.slow
 def test_columns_of_compared_data_are_matched_by_name():
     pandas, generator = pytest.importorskip("pandas"), np.random.default_rng(1)
     wide, high = (

@@ -77,6 +77,7 @@ def test_a_likelihood_that_is_not_saved_is_missing_after_loading(posterior, tmp_
         fk.invert(simulator, posterior.prior, log_likelihood=lambda x: x)
 
 
+@pytest.mark.slow
 def test_rounds_keep_the_evidence_of_the_whole_prior(posterior):
     focused = posterior.focus(Y, rounds=1, num_simulations=600, key=0)
     found = focused.evidence(Y, n=2000, key=3)

@@ -107,6 +107,7 @@ def test_values_that_were_constant_in_training_count_in_calibration():
     flow = fk.density(train, calibration=calibration, key=0, show_progress=False, **quick)
     assert flow.flagging.rows == 400 and len(flow.calibration_rows) == 400
     assert np.mean(flow.score(new)["p_value"] < 0.05) <= 0.05
+    assert flow.check(new)[-1].value == np.mean(flow.score(new)["p_value"] < 0.05)
     assert flow.region(0.9).contains(new).all()  # of which half are impossible
     inside = flow.region(0.4).contains(new).mean()
     assert inside == pytest.approx(0.4, abs=3.5 * (0.24 / 2000 + 0.24 / 400) ** 0.5)
@@ -122,6 +123,7 @@ def test_levels_are_between_zero_and_one(posterior):
         posterior.quantiles([0, 0], (5, 95))
 
 
+@pytest.mark.slow
 def test_a_region_of_a_table_with_categories_draws_such_a_table():
     pandas, generator = pytest.importorskip("pandas"), np.random.default_rng(1)
     table = pandas.DataFrame({"a": generator.normal(size=200), "b": generator.choice(["u", "v"], 200)})

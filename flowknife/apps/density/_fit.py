@@ -66,7 +66,8 @@ def density(
     Args:
         x: array (n, d), DataFrame, or path of a .csv, .parquet or .npy file.
         config: settings; default `DensityConfig()`.
-        names: names for the columns of an array, or the columns of a table to use; default all.
+        names: names for the columns of an array (with its conditions, if `given` names them), or the columns of a table
+            to use; default all.
         given: conditions, to learn p(x | given): names of columns of `x`, or a separate array (n, k) or (n,). Training
             starts at the linear-Gaussian solution.
         calibration: a table with the same columns (conditions last, if columns have no names), used only to calibrate

@@ -375,7 +375,7 @@ class Density(Result[DensityConfig]):
             Check("distance of the latents from N(0, 1)", ks_normal(z), float(limit)),
             reference_check("nll in nats", -self._log_prob_of(rows), simple, _AS_GOOD * (1 + dim)),
             *apart,
-            *self.flagging.checks_of(None if x is None else self._p_values(self._log_prob_of(rows))),
+            *self.flagging.checks_of(None if x is None else self._p_values(self._log_prob_at(self._values(x, given)))),
         ]
 
     def _encoded(self, rows):
