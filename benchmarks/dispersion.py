@@ -8,9 +8,11 @@ core), so that annealing is fast.
 
 import sys
 import time
+import warnings
 from dataclasses import replace
 from functools import cache, partial
 
+import jax.numpy as jnp
 import numpy as np
 
 import flowknife as fk
@@ -26,15 +28,20 @@ TRUNCATED = 0.9975  # quantile of the weights above which all are kept; the larg
 def coarse(noise: float) -> fk.problems.Problem:
     """The problem with the coarse search, and these draws as its reference."""
     problem = fk.problems.dispersion(noise=noise)
-    return replace(problem, forward=_velocities, reference=partial(_reference, noise))
+    return replace(problem, forward=_forward, reference=partial(_reference, noise))
 
 
 _velocities = partial(phase_velocities, step=STEP)
 
 
+def _forward(theta):
+    return jnp.asarray(_velocities(theta), float)
+
+
 @cache
 def _emulator():
     """Function of u, the parameters in units of the prior."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPRegressor
 
     start, prior = time.perf_counter(), fk.problems.dispersion().prior
@@ -48,7 +55,8 @@ def _emulator():
     network = MLPRegressor(**settings, warm_start=True, random_state=0)
     for rate, epochs in ((2e-3, 20), (1e-3, 20), (3e-4, 20), (1e-4, 10)):
         network.set_params(learning_rate_init=rate, max_iter=epochs)
-        network.fit(u.astype(np.float32), ((y - loc) / scale).astype(np.float32))
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # it ends after these epochs
+            network.fit(u.astype(np.float32), ((y - loc) / scale).astype(np.float32))
     sys.stderr.write(f"emulator of dispersion: {time.perf_counter() - start:.0f} s\n")
     return lambda rows: loc + scale * network.predict(rows.astype(np.float32))
 
