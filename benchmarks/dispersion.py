@@ -12,15 +12,13 @@ import warnings
 from dataclasses import replace
 from functools import cache, partial
 
-import jax.numpy as jnp
 import numpy as np
 
 import flowknife as fk
 from flowknife._types import as_generator
-from flowknife.problems._dispersion import phase_velocities
+from flowknife.problems._dispersion import _COARSE, _forward, phase_velocities
 from flowknife.sampling import annealed
 
-STEP = 1e-3  # km/s; the forward model is four times as fast, and differs for 1 in 1,000 models of the prior
 SIMULATIONS, PARTICLES = 160_000, 8000
 TRUNCATED = 0.9975  # quantile of the weights above which all are kept; the largest weight would leave few particles
 
@@ -28,14 +26,11 @@ TRUNCATED = 0.9975  # quantile of the weights above which all are kept; the larg
 def coarse(noise: float) -> fk.problems.Problem:
     """The problem with the coarse search, and these draws as its reference."""
     problem = fk.problems.dispersion(noise=noise)
-    return replace(problem, forward=_forward, reference=partial(_reference, noise))
+    return replace(problem, forward=partial(_forward, step=_COARSE), reference=partial(_reference, noise))
 
 
-_velocities = partial(phase_velocities, step=STEP)
-
-
-def _forward(theta):
-    return jnp.asarray(_velocities(theta), float)
+# four times as fast, and different for 1 in 1,000 models of the prior
+_velocities = partial(phase_velocities, step=_COARSE)
 
 
 @cache

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -243,15 +244,19 @@ def coverage() -> None:
 # -- refinement -------------------------------------------------------------------------------------------------------
 
 
+REFINED = {
+    "gaussian_linear": fk.problems.gaussian_linear,
+    "gravity": partial(fk.problems.gravity, noise=0.1),
+    "dispersion": partial(dispersion.coarse, noise=0.01),
+}
+
+
 def refine() -> None:
     """C2ST of refined draws against the exact posterior, or a reference."""
     count, draws = int(os.environ.get("OBSERVATIONS", "20")), int(os.environ.get("DRAWS", "2000"))
     print(f"{'problem':<18}{'C2ST <= 0.52':>13}{'median':>8}{'worst':>8}{'before':>8}{'handed over':>13}{'s each':>8}")
-    for name in _chosen(("gaussian_linear", "gravity", "dispersion")):
-        if name == "dispersion":
-            problem = dispersion.coarse(noise=0.01)
-        else:
-            problem = fk.problems.PROBLEMS[name](**({"noise": 0.1} if name == "gravity" else {}))
+    for name in _chosen(REFINED):
+        problem = REFINED[name]()
         settings = {**QUIET, "train": {"minutes": float(os.environ.get("TRAIN_SECONDS", "60")) / 60}}
         pairs = fk.problems.pairs() if name == "dispersion" else None
         posterior = fk.invert(problem, pairs=pairs, noise=problem.noise, **settings)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from flowknife.explore import Live
 
-_DATA = ("reference", "held_out")  # attributes that are data
+_DATA = ("reference", "held_out", "impossible")  # attributes that are data
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -176,7 +176,7 @@ class Result(ABC, Generic[Config]):
             if not accepts(declared[name], value):
                 raise TypeError(f"a {type(value).__name__} as {name}")
             shown = value.values() if isinstance(value, dict) else (value,)
-            for array in shown if name in _DATA else ():
+            for array in shown if name in _DATA and value is not None else ():
                 if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
                     raise ValueError(f"{name} that are not finite numbers")
 

@@ -268,9 +268,7 @@ class TruncatedToNormal(_ToNormal):
             raise InputError(f"got mean={mean}, scale={scale}; expected finite numbers and positive scales")
         if not np.all(low < high):
             raise InputError(f"got low={low}, high={high}; expected low < high")
-        # mirrored if the interval lies above the mean, so that small tails do not round to zero
-        ends = np.where(low > mean, [mean - high, mean - low], [low - mean, high - mean]) / scale
-        if not np.all(np.diff(special.ndtr(ends), axis=0) > 1e-25):
+        if not np.all(_mass_within(mean, scale, low, high) > 1e-25):
             raise InputError(
                 f"got bounds {low} to {high} with less than 1e-25 of N({mean}, {scale}^2) between them; expected more; "
                 "try a mean nearer to the bounds"
@@ -283,6 +281,12 @@ class TruncatedToNormal(_ToNormal):
     def interval(self) -> tuple[Array, Array]:
         """The bounds."""
         return self.low.value, self.high.value
+
+    @property
+    def log_mass(self) -> float:
+        """Log of the probability of N(mean, scale^2) within the bounds of all components, in double precision."""
+        parts = (np.asarray(part.value, np.float64) for part in (self.mean, self.scale, self.low, self.high))
+        return float(np.sum(np.log(_mass_within(*parts))))
 
     def _standard(self, x):
         return (x - self.mean.value) / self.scale.value
@@ -304,6 +308,13 @@ class TruncatedToNormal(_ToNormal):
             ndtr(self._standard(self.low.value)) + below * mass, ndtr(-self._standard(self.high.value)) + above * mass
         )
         return self.mean.value + self.scale.value * z, self._log_density(z)
+
+
+def _mass_within(mean, scale, low, high):
+    """P(low <= x <= high) of N(mean, scale^2), for NumPy arrays."""
+    # mirrored if the interval lies above the mean, so that small tails do not round to zero
+    ends = np.where(low > mean, [mean - high, mean - low], [low - mean, high - mean]) / scale
+    return np.diff(special.ndtr(ends), axis=0)[0]
 
 
 def _between(a: Values, b: Values) -> Values:

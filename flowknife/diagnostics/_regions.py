@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def require_level(level: float) -> None:
     Raises:
         InputError: it is not between 0 and 1.
     """
-    if not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
+    if not isinstance(level, Real) or not 0 < level < 1:
         raise InputError(f"got level={level!r}; expected a number between 0 and 1; try 0.9")
 
 

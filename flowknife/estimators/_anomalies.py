@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,6 @@ from flowknife.estimators._density import DensityEstimator
 from flowknife.estimators._shift import Shift, Shifted
 
 _ROUNDING = 1e-9  # 0.1 x 300 must count as 30, despite rounding errors
-
-
-def _is_number(value):
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _of_novelties(detector):
@@ -101,15 +98,14 @@ class AnomalyDetector(OutlierMixin, DensityEstimator):
         Raises:
             InputError: for a rate out of range, or too few rows for the rate.
         """
-        if not (_is_number(self.contamination) and 0 < self.contamination <= 0.5):
+        if not (isinstance(self.contamination, Real) and 0 < self.contamination <= 0.5):
             raise InputError(f"got contamination={self.contamination!r}; expected more than 0, at most 0.5; try 0.01")
-        if not (_is_number(self.calibration) and 0 < self.calibration < 1):
+        if not (isinstance(self.calibration, Real) and 0 < self.calibration < 1):
             raise InputError(f"got calibration={self.calibration!r}; expected a share between 0 and 1; try 0.25")
-        if self.fdr is not None and not (_is_number(self.fdr) and 0 < self.fdr < 1 and self.novelty):
-            raise InputError(
-                f"got fdr={self.fdr!r} and novelty={self.novelty}; expected a rate between 0 and 1, of new rows; try "
-                "fdr=0.1"
-            )
+        if self.fdr is not None and not self.novelty:
+            raise InputError(f"got fdr={self.fdr!r} with novelty=False, which has no p-values; try novelty=True")
+        if self.fdr is not None and not (isinstance(self.fdr, Real) and 0 < self.fdr < 1):
+            raise InputError(f"got fdr={self.fdr!r}; expected a false discovery rate between 0 and 1; try 0.1")
         X = self._rows(X, reset=True)
         self.ratio_: Shift | None = None
         self.held_out_: Shifted | None = None

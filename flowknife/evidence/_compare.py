@@ -72,8 +72,8 @@ class Comparison:
     def odds(self, y: Any) -> Odds:
         """Probabilities and evidences of all models, for observations (k, m) or one (m,).
 
-        For an observation that is impossible under all models, the probabilities are those of the prior. If the
-        simulated data have names, the columns of a DataFrame and the index of a Series are matched by name.
+        If every model gives an observation a density of zero, its probabilities are the prior ones. If the simulated
+        data have names, the columns of a DataFrame and the index of a Series are matched by name.
 
         Raises:
             InputError: for observations of another length, or with missing or infinite numbers.

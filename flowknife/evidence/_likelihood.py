@@ -17,6 +17,7 @@ from flowknife.data._pairs import Pairs, is_table, read_pairs
 from flowknife.data._read import by_name, names_in, some
 from flowknife.errors import InputError
 from flowknife.priors import Prior
+from flowknife.priors._prior import default_names
 from flowknife.problems import Problem
 from flowknife.sampling import Target, posterior_chains, require_blackjax, whitening
 
@@ -58,8 +59,7 @@ class LearnedLikelihood:
 
     def log_prob(self, y: Any, x: Any) -> Float[np.ndarray, " n"]:
         """Log p(y | x) in nats, for rows y (n, m) and one row of parameters or one for each."""
-        rows, x = read_rows(y, self.density.names), read_rows(x, self.density.given_names)
-        return self.density.log_prob(rows, given=x[0] if len(x) == 1 else x)
+        return self.density.log_prob(read_rows(y, self.density.names), given=x)
 
     def simulate(self, x: Any, *, key: Key = None) -> Float[np.ndarray, "n m"]:
         """Draw data for each row of parameters (n, d), as an emulator of the simulator."""
@@ -215,12 +215,11 @@ def pairs_of(simulator: Any, prior: Prior | None, pairs: Any, count: int, key: A
 def _columns(part, names):
     """Numbers (n, k); the columns of a DataFrame in the order of `names`."""
     if names_in(part) is not None:
-        return load_table(part, columns=names or None, min_rows=1).values
+        return load_table(part, columns=names, min_rows=1).values
     numbers = as_numbers(part, "pairs")
     return numbers.reshape(len(numbers), -1)
 
 
 def _named(x, y, names, y_names) -> Pairs:
-    """Pairs whose columns all have names: those of the parameters, then y1, y2, ..."""
-    names = names or tuple(f"x{i + 1}" for i in range(x.shape[1]))
-    return Pairs(x, y, names, y_names or tuple(f"y{i + 1}" for i in range(y.shape[1])))
+    """Pairs with a name for every column; default x1, x2, ... for parameters and y1, y2, ... for data."""
+    return Pairs(x, y, names or default_names(x.shape[1]), y_names or tuple(f"y{i + 1}" for i in range(y.shape[1])))

@@ -73,7 +73,7 @@ class Folder:
         self._left_out = max(len(found.candidates) - most, 0)
 
     def added_to(self, parts: Mapping[str, Any], calls: Mapping[str, Call]) -> tuple[dict[str, Any], dict[str, Call]]:
-        """Add the data and the functions of the gallery to those of a page."""
+        """Return the data and functions of a page together with those of the image gallery."""
         own = {"gallery": self.gallery, "gallery_images": self.gallery_images}
         return {**parts, "folder": self.about}, {**calls, **own}
 

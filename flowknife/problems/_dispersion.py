@@ -26,7 +26,7 @@ HIGH = np.array([0.63, 0.79, 0.88, 0.95, 1.05, 1.20, 1.28, 1.36, 1.36, 1.40])
 
 _MEAN, _SCALE = (LOW + HIGH) / 2, (HIGH - LOW) / 4
 _PARTICLES = 2000  # at least: with fewer, modes are lost
-_COARSE = 1e-3  # km/s
+_FINE, _COARSE = 1e-4, 1e-3  # steps of the search, in km/s
 _FILE = "dispersion.npz"
 
 
@@ -85,7 +85,7 @@ def _phase_dispersion():
     return PhaseDispersion, DispersionError
 
 
-def phase_velocities(theta: np.ndarray, step: float = 1e-4) -> np.ndarray:
+def phase_velocities(theta: np.ndarray, step: float = _FINE) -> np.ndarray:
     """Noiseless data of shear velocities, shape (*batch, 10) -> (*batch, 14), model by model; NaN if there are none.
 
     Args:
@@ -109,13 +109,13 @@ def phase_velocities(theta: np.ndarray, step: float = 1e-4) -> np.ndarray:
     return found.reshape(*np.shape(theta)[:-1], len(PERIODS))
 
 
-def _forward(theta):
+def _forward(theta, step=_FINE):
     if not isinstance(theta, Tracer):
-        return jnp.asarray(phase_velocities(np.asarray(theta)), float)
+        return jnp.asarray(phase_velocities(np.asarray(theta), step), float)
     dtype = jnp.zeros(()).dtype
     shape = jax.ShapeDtypeStruct((*theta.shape[:-1], len(PERIODS)), dtype)
     return jax.pure_callback(
-        lambda value: phase_velocities(np.asarray(value)).astype(dtype), shape, theta, vmap_method="expand_dims"
+        lambda value: phase_velocities(np.asarray(value), step).astype(dtype), shape, theta, vmap_method="expand_dims"
     )
 
 

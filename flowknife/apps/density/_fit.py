@@ -217,7 +217,7 @@ def density(
         mixed=mixed,
         reference=train_rows[kept_rows(train_rows, _KEPT_ROWS)],
         held_out=held_out,
-        impossible=impossible if impossible is not None and len(impossible) else None,
+        impossible=impossible,
         history=result.history,
         record=Record[DensityConfig](
             application="density",

@@ -179,8 +179,11 @@ class Density(Result[DensityConfig]):
 
     def _log_prob_at(self, values):
         """Log density of rows in the user's units."""
-        possible = self.frame.possible(values[:, : len(self.columns)])
-        return np.where(possible, self._log_prob_of(self.joint_frame.to_model(values)), -np.inf)
+        return self._where_possible(values, self._log_prob_of(self.joint_frame.to_model(values)))
+
+    def _where_possible(self, values, log_prob):
+        """Log densities of rows in the user's units; -inf for another value of a constant column."""
+        return np.where(self.frame.possible(values[:, : len(self.columns)]), log_prob, -np.inf)
 
     def _log_prob_of(self, rows, draws=POINTS, most=ROWS_AT_ONCE):
         """Log density, in the user's units, of rows in the units of the model."""
@@ -312,7 +315,7 @@ class Density(Result[DensityConfig]):
     @property
     def flagging(self) -> Flagging:
         """How rows are flagged; if none can be flagged, its `note` gives the reason."""
-        return Flagging(len(self.held_out) + self._impossible_rows, self.config.alpha)
+        return Flagging(len(self.held_out) + len(self._impossible), self.config.alpha)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -330,17 +333,17 @@ class Density(Result[DensityConfig]):
     @cached_property
     def _calibration_log_prob(self):
         """Log densities of all calibration rows; -inf for impossible ones."""
-        return np.concatenate([self._held_out_log_prob, np.full(self._impossible_rows, -np.inf)])
+        return np.concatenate([self._held_out_log_prob, np.full(len(self._impossible), -np.inf)])
 
     @property
-    def _impossible_rows(self) -> int:
-        return 0 if self.impossible is None else len(self.impossible)
+    def _impossible(self):
+        """The impossible calibration rows; an empty array if there are none."""
+        return np.zeros((0, len(self.joint_frame.origin))) if self.impossible is None else self.impossible
 
     @property
     def calibration_rows(self) -> Float[np.ndarray, "n d"]:
         """All calibration rows as numbers, in their units, the conditions last."""
-        rows = self.joint_frame.from_model(self.held_out)
-        return rows if self.impossible is None else np.concatenate([rows, self.impossible])
+        return np.concatenate([self.joint_frame.from_model(self.held_out), self._impossible])
 
     def _p_values(self, log_prob):
         return conformal_p_values(-log_prob, -self._calibration_log_prob)
@@ -348,16 +351,19 @@ class Density(Result[DensityConfig]):
     def _checks(self, x, given, /):
         """The worst round trip of a row, the latents, the likelihood against simple densities, and the flags of `x`."""
         frame, dim, columns = self.joint_frame, self.frame.dim, len(self.columns)
-        rows = self.held_out if x is None else self._to_model(x, given)
+        new = None if x is None else self._values(x, given)
+        rows = self.held_out if new is None else frame.to_model(new)
         (filled, weight), (reference, _) = self._filled(rows), self._filled(self.reference)
-        every = np.concatenate([filled, reference]) if x is None else filled
-        values = frame.from_model(every) if x is None or self.mixed else self._values(x, given)
+        every = np.concatenate([filled, reference]) if new is None else filled
+        values = frame.from_model(every) if new is None or self.mixed else new
         z = self._encoded(filled)
         known = {name: part for name, part in ends(every, dim).items() if name != "x"}
         back = self.frame.from_model(_decode(self.model, self._encoded(every), known))
         # a Kolmogorov-Smirnov distance of 0.05 is visible in a histogram; few rows have more sampling noise than that
         limit = 0.05 + 1.5 / np.sqrt(z.size)
         units = self._log_units(rows) + weight
+        log_prob = self._held_out_log_prob if new is None else self._log_prob_of(rows)
+        p_value = None if new is None else self._p_values(self._where_possible(new, log_prob))
         simple = {
             # log p(x, y) - log p(y) of a joint Gaussian
             "a Gaussian": gaussian_losses(reference, filled)
@@ -373,9 +379,9 @@ class Density(Result[DensityConfig]):
         return [
             Check.of_round_trip(values[:, :columns], back, self.columns, frame.from_model(reference)[:, :columns]),
             Check("distance of the latents from N(0, 1)", ks_normal(z), float(limit)),
-            reference_check("nll in nats", -self._log_prob_of(rows), simple, _AS_GOOD * (1 + dim)),
+            reference_check("nll in nats", -log_prob, simple, _AS_GOOD * (1 + dim)),
             *apart,
-            *self.flagging.checks_of(None if x is None else self._p_values(self._log_prob_at(self._values(x, given)))),
+            *self.flagging.checks_of(p_value),
         ]
 
     def _encoded(self, rows):
@@ -389,7 +395,17 @@ class Density(Result[DensityConfig]):
         ends = self.model.partition
         sizes = [sum(block.size for block in end) for end in (ends.left, ends.cond)]
         seen = sizes == [self.frame.dim, self.given_frame.dim] and len(ends.left) == 1
-        return named and seen and sizes_agree(("m d", self.reference), ("n d", self.held_out), d=sum(sizes))
+        return (
+            named
+            and seen
+            and sizes_agree(
+                ("m d", self.reference),
+                ("n d", self.held_out),
+                ("i c", self._impossible),
+                d=sum(sizes),
+                c=len(self.joint_frame.origin),
+            )
+        )
 
     def _figure(self):
         from flowknife import plots

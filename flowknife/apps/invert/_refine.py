@@ -179,12 +179,12 @@ def _differentiable(candidates, rows, x, y):
     return None
 
 
-def refine(posterior: Any, y: np.ndarray, n: int, key: Key, tell: Callable[[str], None]) -> Refined:
+def refine(posterior: Any, y: np.ndarray, n: int, key: Key, report: Callable[[str], None]) -> Refined:
     """Draws of the exact posterior of one observation (m,); see `Posterior.refine`.
 
-    `tell` receives a short text while the likelihood is evaluated.
+    `report` is called with a short text on the progress.
     """
-    likelihood = _told(posterior.likelihood, tell)
+    likelihood = _reported(posterior.likelihood, report)
     generator = as_generator(key)
     propose = partial(_propose, posterior, likelihood, y)
     weighted = Weighted.proposed(propose, generator, max(4 * n, _FEWEST))
@@ -197,20 +197,20 @@ def refine(posterior: Any, y: np.ndarray, n: int, key: Key, tell: Callable[[str]
     found = {"k_hat": weighted.k_hat, "effective": weighted.effective, "proposals": weighted.count}
     if enough and weighted.k_hat <= TRUSTED and weighted.effective >= n / 2:
         return Refined(weighted.smoothed.draw(generator, n), "weights", **found)
-    tell("running Markov chains")
+    report("running Markov chains")
     method, draws = _chains(posterior, likelihood, y, weighted, generator, n)
     return Refined(draws, method, **found)
 
 
-def _told(likelihood, tell):
-    """The likelihood, which tells how many parameters it was evaluated for."""
+def _reported(likelihood, report):
+    """A copy of the likelihood that reports its number of evaluations so far."""
     total = 0
 
     def rows(x, y):
         nonlocal total
         found = likelihood.rows(x, y)
         total += len(x)
-        tell(f"{total:,} likelihoods")
+        report(f"{total:,} evaluations of the likelihood")
         return found
 
     return replace(likelihood, rows=rows)

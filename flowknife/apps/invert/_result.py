@@ -234,10 +234,9 @@ class Posterior(Result[InvertConfig]):
         keys = jax.random.split(as_key(key), len(rows))
         found: list[Refined] = []
         with progress("refining", show_progress) as report:
-            for row, k in zip(rows, keys, strict=True):
-                share = len(found) / len(rows)
-                found.append(refine(self, row, n, k, lambda text, share=share: report(share, text)))
-            report(1.0, "")
+            for i, (row, k) in enumerate(zip(rows, keys, strict=True)):
+                found.append(refine(self, row, n, k, partial(report, i / len(rows))))
+            report(1.0)
         return found[0] if single else found
 
     def evidence(self, y: Any, n: int = 4000, *, key: Key = None) -> Any:
@@ -516,7 +515,10 @@ class Posterior(Result[InvertConfig]):
         if pairs is not None:
             if is_table(pairs):
                 pairs = read_pairs(pairs, self.names, self.y_names)
-            x, y = self.prior_frame.to_model(self._named(pairs[0])), self._given(self._observations(pairs[1])[0])
+            x, y = (
+                self.prior_frame.to_model(_matched(pairs[0], self.names)),
+                self._given(self._observations(pairs[1])[0]),
+            )
             judged = replace(self, held_out={"x": x, "y": y})
         return [*_checks.checks(judged), *self.flagging.checks_of()]
 
@@ -620,10 +622,7 @@ class Posterior(Result[InvertConfig]):
 
     def _observations(self, y) -> tuple[np.ndarray, bool]:
         """Observations as rows (k, m), and whether a single one was passed, as (m,)."""
-        if names_in(y) is not None:
-            y = load_table(y, columns=self.y_names, min_rows=1).values
-        elif (found := by_name(y, self.y_names)) is not None:
-            y = found
+        y = _matched(y, self.y_names)
         try:
             rows = np.asarray(y, np.float64)
         except (TypeError, ValueError):
@@ -654,15 +653,9 @@ class Posterior(Result[InvertConfig]):
         inside = np.clip(self.frame.to_model(rows), -_FARTHEST, _FARTHEST)
         return masked(inside) if self.gaps else inside
 
-    def _named(self, x):
-        """Parameters as an array; the columns of a DataFrame, and the index of a Series, are matched by name."""
-        if names_in(x) is not None:
-            return load_table(x, columns=self.names, min_rows=1).values
-        return x if (found := by_name(x, self.names)) is None else found
-
     def _parameters(self, x):
         """Parameters (..., d) in double precision."""
-        x = as_numbers(self._named(x), "parameters")
+        x = as_numbers(_matched(x, self.names), "parameters")
         if x.ndim < 1 or x.shape[-1] != self.prior.dim:
             raise InputError(
                 f"got parameters of shape {x.shape}; expected (..., {self.prior.dim}): {', '.join(self.names)}"
@@ -690,6 +683,13 @@ class Posterior(Result[InvertConfig]):
         """Observations in the units of the model, with the elements of a set in ascending order."""
         shape = self.used.observation
         return set_in_order(y, shape) if self.config.embedding == "set" and shape else y
+
+
+def _matched(source, names):
+    """The values of a DataFrame, a Series or a mapping in the order of `names`; anything else as it is."""
+    if names_in(source) is not None:
+        return load_table(source, columns=names, min_rows=1).values
+    return source if (found := by_name(source, names)) is None else found
 
 
 def _plain(values, single):
